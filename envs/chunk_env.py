@@ -1,0 +1,152 @@
+"""TorchRL environment in which one step is one action chunk.
+
+The bookkeeping is exact: an environment that ends inside a chunk stops there, the rest of its chunk
+is neither executed nor rewarded, its last observation is the true last one, and it is reset before
+the next decision. A chunk is a step of a semi-Markov process, so its `duration` is recorded for the
+discount, and its rewards are kept one by one: discounting them belongs to the algorithm.
+
+Letters: E envs, h executed actions per chunk, A action dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from envs.checked import Checked
+from envs.seeding import EpisodeSeeds
+from envs.vector_env import Observation
+
+
+class ChunkEnv(EnvBase):
+    """E simulators that execute chunks (E, h, A) [robot units].
+
+    Besides the observation, a step writes under `next`: `reward` (E, 1), the plain sum;
+    `reward_steps` and `live` (E, h), the reward of each executed step and whether it was executed;
+    `duration` (E, 1), how many were; `success` and `invalid` (E, 1); `terminated`, `truncated`,
+    `done` (E, 1). `elapsed` (E, 1) is the used fraction of the episode's time.
+
+    Args:
+        env: The checked simulator.
+        execution_horizon: h.
+        seeds: Which seed starts which episode; also the place to ask for groups.
+    """
+
+    def __init__(self, env: Checked, execution_horizon: int, seeds: EpisodeSeeds) -> None:
+        spec = env.spec
+        super().__init__(device=spec.device, batch_size=torch.Size([spec.num_envs]))
+        self.env, self.execution_horizon, self.seeds = env, execution_horizon, seeds
+        self.num_env_steps = 0
+        """Simulator steps executed so far, over all environments."""
+        self._steps = torch.zeros(spec.num_envs, dtype=torch.int64, device=spec.device)
+        self._obs: Observation = {}
+        self._make_specs()
+
+    def _make_specs(self) -> None:
+        spec, h = self.env.spec, self.execution_horizon
+        n, device = spec.num_envs, spec.device
+        flag = Categorical(2, shape=(n, 1), dtype=torch.bool, device=device)
+        observation = {
+            "state": Unbounded((n, spec.state_dim), device=device),
+            "task_id": Unbounded((n,), dtype=torch.int64, device=device),
+            "elapsed": Unbounded((n, 1), device=device),
+            "reward_steps": Unbounded((n, h), device=device),
+            "live": Categorical(2, shape=(n, h), dtype=torch.bool, device=device),
+            "duration": Unbounded((n, 1), dtype=torch.int64, device=device),
+            "success": flag.clone(),
+            "invalid": flag.clone(),
+        }
+        for camera, shape in spec.cameras.items():
+            observation[f"image/{camera}"] = Unbounded(
+                (n, *shape), dtype=torch.uint8, device=device
+            )
+        self.observation_spec = Composite(observation, shape=(n,))
+        low, high = self.env.low.expand(n, h, -1), self.env.high.expand(n, h, -1)
+        self.action_spec = Bounded(low, high, shape=low.shape, device=device)
+        self.reward_spec = Unbounded((n, 1), device=device)
+        self.done_spec = Composite(
+            {key: flag.clone() for key in ("done", "terminated", "truncated")}, shape=(n,)
+        )
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is None:
+            env_idx = torch.arange(self.batch_size[0], device=self.device)
+        else:
+            env_idx = mask.flatten().nonzero().flatten()
+        seeds = self.seeds.next(env_idx).to(env_idx.device)
+        self._obs = self.env.reset(seeds, env_idx)
+        self._steps[env_idx] = 0
+        n, h = self.batch_size[0], self.execution_horizon
+        nothing = {
+            "reward_steps": torch.zeros(n, h, device=self.device),
+            "live": torch.zeros(n, h, dtype=torch.bool, device=self.device),
+            "duration": torch.zeros(n, 1, dtype=torch.int64, device=self.device),
+        }
+        flags = ("success", "invalid", "terminated", "truncated", "done")
+        no = {key: torch.zeros(n, 1, dtype=torch.bool, device=self.device) for key in flags}
+        return self._tensordict({**self._observation(), **nothing, **no})
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        chunk = tensordict["action"]
+        n, h = self.batch_size[0], self.execution_horizon
+        if tuple(chunk.shape) != (n, h, self.env.spec.action_dim):
+            raise ValueError(
+                f"action chunk of shape {tuple(chunk.shape)} must be "
+                f"{(n, h, self.env.spec.action_dim)}: environments, execution_horizon, action dim"
+            )
+        active = torch.ones(n, dtype=torch.bool, device=self.device)
+        ended = {key: torch.zeros_like(active) for key in ("terminated", "truncated")}
+        marks = {key: torch.zeros_like(active) for key in ("success", "invalid")}
+        rewards, live = [], []
+        for j in range(h):
+            live.append(active)
+            if active.any():
+                obs, reward, terminated, truncated, info = self.env.step(chunk[:, j], active)
+                self._obs = obs
+                self._steps += active
+                rewards.append(torch.where(active, reward, torch.zeros_like(reward)))
+                ended["terminated"] = ended["terminated"] | (terminated & active)
+                ended["truncated"] = ended["truncated"] | (truncated & active)
+                for key in marks:
+                    marks[key] = marks[key] | (info[key] & active)
+                active = active & ~(terminated | truncated)
+            else:
+                rewards.append(torch.zeros(n, device=self.device))
+        return self._booked(torch.stack(rewards, 1), torch.stack(live, 1), {**ended, **marks})
+
+    def _booked(self, reward_steps: Tensor, live: Tensor, flags: dict[str, Tensor]) -> TensorDict:
+        """Return what a step writes, from per-step rewards and live mask (E, h) and flags (E,)."""
+        self.num_env_steps += int(live.sum())
+        done = flags["terminated"] | flags["truncated"]
+        return self._tensordict(
+            {
+                **self._observation(),
+                "reward_steps": reward_steps,
+                "live": live,
+                "duration": live.sum(1, keepdim=True),
+                "reward": reward_steps.sum(1, keepdim=True),
+                "done": done[:, None],
+                **{key: flag[:, None] for key, flag in flags.items()},
+            }
+        )
+
+    def _observation(self) -> dict[str, Tensor]:
+        elapsed = self._steps[:, None].float() / self.env.spec.max_episode_steps
+        return {**self._obs, "elapsed": elapsed}
+
+    def _tensordict(self, values: dict[str, Tensor]) -> TensorDict:
+        return TensorDict(values, batch_size=self.batch_size, device=self.device)
+
+    def _set_seed(self, seed: int | None) -> None:
+        """Start the seed stream anew, for TorchRL's `set_seed`."""
+        if seed is not None:
+            old = self.seeds
+            self.seeds = EpisodeSeeds(self.batch_size[0], seed, old.split, old.group_size)
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        self.env.close()
+        super().close(raise_if_closed=raise_if_closed)

@@ -1,0 +1,200 @@
+"""The tabletop scene as MuJoCo XML: a gripper on three slides, cubes, a table, lights and cameras.
+
+Physics and looks are kept apart: what collides has a mass and friction, and what is only there for
+the pictures belongs to the class `visual`, which neither collides nor weighs anything. So the looks
+can change without changing any result.
+
+World frame: z up, the table's surface at z = 0, lengths in metres, masses in kilograms.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+PHYSICS_STEP = 0.005
+"""Duration of one physics step [s]."""
+SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 20, 10
+"""Limits of MuJoCo's contact solver. These do not always suffice when the gripper hits a cube hard:
+it may then fly off at several m/s. MuJoCo's own limits, 100 and 50, cost no speed and prevent it,
+but they change what happens, so results are only comparable between runs that share these."""
+CUBE_HALF_SIZE = 0.02
+"""Half the edge of a cube [m]; also the height of its centre when it lies on the table."""
+CUBE_MASS = 0.06
+"""Mass of a cube [kg]."""
+TOOL_HOME_HEIGHT = 0.25
+"""Height of the tool centre point, between the fingertips, where the slides stand at 0 [m]."""
+SLIDE_LOW = (-0.3, -0.3, -0.235)
+"""Lowest targets of the x, y and z slides [m]; at the lowest z the fingers clear the table."""
+SLIDE_HIGH = (0.3, 0.3, 0.15)
+"""Highest targets of the x, y and z slides [m]."""
+FINGER_OPEN = 0.04
+"""Target of a finger's slide when the gripper is open [m]: half the gap between the fingers."""
+FINGER_CLOSED = -0.01
+"""Target when it closes [m]: beyond touching, which sets the force of the grasp."""
+CUBE_COLOURS = ("0.85 0.16 0.13 1", "0.16 0.38 0.78 1")
+"""Red and blue, in the order of the cubes (RGBA)."""
+CAMERAS = ("front", "wrist")
+"""`front` looks at the whole table; `wrist` rides on the gripper and looks at its fingertips."""
+RENDER_CAMERA = "beauty"
+"""The camera of the pictures for people; wider than `front`, and no policy sees through it."""
+
+GOAL_MARKERS = {
+    "sphere": 'type="sphere" size="0.024"',
+    "disc": 'type="cylinder" size="0.025 0.001"',
+}
+"""Shapes of the goal's marker; a site, so nothing collides with it."""
+
+
+def build_model(num_cubes: int, goal_marker: str | None) -> mujoco.MjModel:
+    """Compile the scene.
+
+    Positions (qpos) are the x, y and z slides, the left and the right finger, and then 7 numbers
+    for each cube (position, quaternion w x y z); velocities (qvel) are 5 and 6 for each cube.
+
+    Args:
+        num_cubes: How many cubes there are, at most 2.
+        goal_marker: A key of `GOAL_MARKERS`, or None for no marker.
+    """
+    return mujoco.MjModel.from_xml_string(scene_xml(num_cubes, goal_marker))
+
+
+def scene_xml(num_cubes: int, goal_marker: str | None) -> str:
+    """Return the MJCF of the scene; arguments as in `build_model`."""
+    marker = ""
+    if goal_marker is not None:
+        marker = f'<site name="goal" {GOAL_MARKERS[goal_marker]} rgba="0.15 0.85 0.35 0.45"/>'
+    return f"""
+    <mujoco model="tabletop">
+      <option timestep="{PHYSICS_STEP}" integrator="implicitfast" cone="elliptic" impratio="5"
+              iterations="{SOLVER_ITERATIONS}" ls_iterations="{LINE_SEARCH_ITERATIONS}"/>
+      <default>
+        <geom friction="1.0 0.02 0.0001" condim="4" solref="0.01 1"/>
+        <default class="visual"><geom contype="0" conaffinity="0" mass="0"/></default>
+      </default>
+      {looks_xml()}
+      <worldbody>
+        {room_xml()}
+        <geom name="table" type="plane" size="1 1 0.1" group="3"/>
+        {marker}
+        {gripper_xml()}
+        {"".join(cube_xml(index) for index in range(num_cubes))}
+      </worldbody>
+      <actuator>
+        <position joint="x" kp="600" kv="40" ctrlrange="-0.3 0.3"/>
+        <position joint="y" kp="600" kv="40" ctrlrange="-0.3 0.3"/>
+        <position joint="z" kp="1500" kv="60" ctrlrange="-0.25 0.15"/>
+        <position joint="left_finger" kp="400" kv="10" ctrlrange="-0.01 0.045"/>
+        <position joint="right_finger" kp="400" kv="10" ctrlrange="-0.01 0.045"/>
+      </actuator>
+    </mujoco>"""
+
+
+def gripper_xml() -> str:
+    """Return the gripper: three slides in series, a palm, and two fingers that slide along y."""
+    slide_inertia = '<inertial pos="0 0 0" mass="1" diaginertia="0.01 0.01 0.01"/>'
+    return f"""
+    <body name="x_slide" pos="0 0 {TOOL_HOME_HEIGHT}">
+      <joint name="x" type="slide" axis="1 0 0" range="-0.3 0.3" damping="20"/>
+      {slide_inertia}
+      <body name="y_slide">
+        <joint name="y" type="slide" axis="0 1 0" range="-0.3 0.3" damping="20"/>
+        {slide_inertia}
+        <body name="palm" gravcomp="1">
+          <joint name="z" type="slide" axis="0 0 1" range="-0.25 0.15" damping="20"/>
+          <geom name="palm" type="box" size="0.03 0.07 0.015" pos="0 0 0.06" mass="0.5"
+                material="shell"/>
+          {wrist_xml()}
+          {finger_xml("left", 1)}
+          {finger_xml("right", -1)}
+        </body>
+      </body>
+    </body>"""
+
+
+def finger_xml(name: str, side: int) -> str:
+    """Return one finger with its rubber pad.
+
+    Args:
+        name: `left` or `right`.
+        side: 1 for the finger that opens towards +y, -1 for the other.
+    """
+    return f"""
+    <body name="{name}_finger" gravcomp="1">
+      <joint name="{name}_finger" type="slide" axis="0 {side} 0" range="0 0.045" damping="5"/>
+      <geom name="{name}_finger" type="box" size="0.012 0.008 0.03" pos="0 {0.008 * side} 0.012"
+            mass="0.1" friction="2 0.05 0.0001" material="metal"/>
+      <geom class="visual" type="box" size="0.0122 0.002 0.011" pos="0 {0.0019 * side} -0.0072"
+            material="rubber"/>
+    </body>"""
+
+
+def cube_xml(index: int) -> str:
+    """Return cube number `index`, free to move."""
+    return f"""
+    <body name="cube{index}" pos="{0.15 * index} 0 {CUBE_HALF_SIZE}">
+      <freejoint/>
+      <geom name="cube{index}" type="box" mass="{CUBE_MASS}" material="cube{index}"
+            size="{CUBE_HALF_SIZE} {CUBE_HALF_SIZE} {CUBE_HALF_SIZE}"/>
+    </body>"""
+
+
+def wrist_xml() -> str:
+    """Return what is mounted on the palm for the eye only: mast, collar and the wrist camera."""
+    return f"""
+    <geom class="visual" type="cylinder" size="0.026 0.008" pos="0 0 0.083" material="accent"/>
+    <geom class="visual" type="cylinder" size="0.018 0.25" pos="0 0 0.34" material="shell"/>
+    <camera name="wrist" pos="0.1 0 0.11" {look_at((0.1, 0, 0.11), (0, 0, -0.02))} fovy="60"/>"""
+
+
+def room_xml() -> str:
+    """Return the table top, the floor below it, the lights and the fixed cameras."""
+    front, beauty = (0.52, 0.0, 0.42), (0.66, 0.36, 0.42)
+    return f"""
+    <light directional="true" pos="0.6 0.8 2" dir="-0.35 -0.42 -1" diffuse="0.55 0.54 0.5"
+           specular="0.25 0.25 0.25"/>
+    <light directional="true" pos="0.5 -1 1.5" dir="-0.3 0.7 -0.8" diffuse="0.16 0.17 0.2"
+           castshadow="false"/>
+    <camera name="front" pos="{_vector(front)}" {look_at(front, (0, 0, 0.08))} fovy="45"/>
+    <camera name="{RENDER_CAMERA}" pos="{_vector(beauty)}" {look_at(beauty, (0, 0, 0.12))}
+            fovy="38"/>
+    <geom class="visual" type="box" size="0.34 0.34 0.015" pos="0 0 -0.0152" material="wood"/>
+    <geom class="visual" type="box" size="0.05 0.05 0.3" pos="0 0 -0.33" material="shell"/>
+    <geom class="visual" type="plane" size="6 6 0.1" pos="0 0 -0.6" material="tiles"/>"""
+
+
+def looks_xml() -> str:
+    """Return the textures, materials and rendering quality."""
+    return f"""
+    <visual>
+      <global offwidth="1280" offheight="960"/>
+      <quality shadowsize="4096" offsamples="8"/>
+      <headlight ambient="0.42 0.42 0.44" diffuse="0.22 0.22 0.22" specular="0 0 0"/>
+      <map znear="0.02" zfar="40" shadowclip="0.6"/>
+    </visual>
+    <asset>
+      <texture type="skybox" builtin="gradient" rgb1="0.80 0.86 0.92" rgb2="0.42 0.50 0.60"
+               width="64" height="384"/>
+      <texture name="tiles" type="2d" builtin="checker" rgb1="0.60 0.64 0.69"
+               rgb2="0.50 0.54 0.60" width="256" height="256"/>
+      <material name="tiles" texture="tiles" texrepeat="3 3" texuniform="true" specular="0.1"/>
+      <material name="wood" rgba="0.80 0.64 0.45 1" specular="0.2" shininess="0.3"/>
+      <material name="shell" rgba="0.92 0.92 0.94 1" specular="0.5" shininess="0.6"/>
+      <material name="metal" rgba="0.55 0.57 0.60 1" specular="0.8" shininess="0.8"/>
+      <material name="rubber" rgba="0.12 0.12 0.13 1" specular="0.1"/>
+      <material name="accent" rgba="0.95 0.55 0.12 1" specular="0.4"/>
+      <material name="cube0" rgba="{CUBE_COLOURS[0]}" specular="0.3" shininess="0.4"/>
+      <material name="cube1" rgba="{CUBE_COLOURS[1]}" specular="0.3" shininess="0.4"/>
+    </asset>"""
+
+
+def look_at(position: tuple[float, float, float], target: tuple[float, float, float]) -> str:
+    """Return the `xyaxes` attribute of a camera at `position` that looks at `target` [m]."""
+    backward = np.subtract(position, target)
+    right = np.cross((0.0, 0.0, 1.0), backward)
+    up = np.cross(backward, right)
+    return f'xyaxes="{_vector(right)} {_vector(up)}"'
+
+
+def _vector(values: tuple[float, ...] | np.ndarray) -> str:
+    return " ".join(f"{value:.9g}" for value in values)

@@ -1,0 +1,320 @@
+"""Flow matching and its likelihoods: mathematics only, nothing of robots or learning.
+
+**Flow time runs from 1 (noise) to 0 (action)**, as in openpi's code and every published checkpoint;
+the π0 paper counts the other way. It is stated here, tested, and converted nowhere else:
+
+    x_t = t * noise + (1 - t) * action,      velocity = noise - action,      x <- x - dt * velocity
+
+Letters: B rows, M points of flow time per row, K flow steps, H action horizon, A action dim.
+All points are normalised actions; chains and densities are float32.
+
+A *transition kernel* turns one flow step into a Gaussian, and the same function samples and scores
+it: a sampler and a scorer that disagree is this field's commonest defect.
+Sources: Black et al. 2024 (π0); Liu et al. 2025 (Flow-GRPO, Flow-SDE); Chen et al. 2025 (πRL);
+Zhang et al. 2025 (ReinFlow, learned noise).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Solver = Literal["euler", "midpoint", "heun"]
+
+
+class FlowOutput(NamedTuple):
+    """What the network says at some points of flow time."""
+
+    velocity: Tensor
+    """(B, M, H, A)."""
+    hidden: Tensor | None = None
+    """Features of the action tokens (B, M, H, D), for a learned noise; None if there are none."""
+
+
+VelocityField = Callable[[Tensor, Tensor], FlowOutput]
+"""`(x (B, M, H, A), flow_time (B, M)) -> FlowOutput`, for a fixed observation per row."""
+
+
+def interpolate(action: Tensor, noise: Tensor, flow_time: Tensor) -> Tensor:
+    """Return the point x_t between noise (t = 1) and action (t = 0); `flow_time` broadcasts."""
+    return flow_time * noise + (1 - flow_time) * action
+
+
+def target_velocity(action: Tensor, noise: Tensor) -> Tensor:
+    """Return the velocity that the network regresses, noise - action."""
+    return noise - action
+
+
+def predicted_action(x: Tensor, velocity: Tensor, flow_time: Tensor) -> Tensor:
+    """Return the end of the straight line through x_t at flow time 0."""
+    return x - flow_time * velocity
+
+
+def predicted_noise(x: Tensor, velocity: Tensor, flow_time: Tensor) -> Tensor:
+    """Return the end of the straight line through x_t at flow time 1."""
+    return x + (1 - flow_time) * velocity
+
+
+def score(x: Tensor, velocity: Tensor, flow_time: Tensor) -> Tensor:
+    """Return the gradient of log p_t(x); infinite at flow time 0, where there is no noise."""
+    return -predicted_noise(x, velocity, flow_time) / flow_time
+
+
+def sample_flow_time(num: int, device: torch.device | None = None) -> Tensor:
+    """Return training times (num,): 0.999 * Beta(1.5, 1) + 0.001, with more mass near the noise.
+
+    Beta(1.5, 1) has the distribution function t^1.5, so it is a power of a uniform variable.
+    Source: openpi, `Pi0.compute_loss`.
+    """
+    return torch.rand(num, device=device).pow(2 / 3) * 0.999 + 0.001
+
+
+@dataclass(frozen=True)
+class TimeGrid:
+    """The flow times that K steps visit: 1, 1 - 1/K, ..., 0. One grid samples and scores."""
+
+    flow_steps: int
+    """K."""
+
+    def __post_init__(self) -> None:
+        if self.flow_steps < 1:
+            raise ValueError(f"flow_steps={self.flow_steps} must be at least 1")
+
+    def times(self, device: torch.device | None = None) -> Tensor:
+        """Return the K + 1 times, from 1 to 0 (K + 1,); computed, not accumulated."""
+        steps = torch.arange(self.flow_steps + 1, device=device, dtype=torch.float32)
+        return 1 - steps / self.flow_steps
+
+    @property
+    def dt(self) -> float:
+        """Length of a step [flow time]."""
+        return 1 / self.flow_steps
+
+
+class Transition(NamedTuple):
+    """One flow step as a Gaussian. A standard deviation of 0 means that the entry is not random."""
+
+    mean: Tensor
+    """(B, M, H, A)."""
+    std: Tensor
+    """Broadcasts to `mean`."""
+
+
+class Kernel(Protocol):
+    """`(x, output, step, grid) -> Transition`; `step` (B, M) int64 counts from the noise end."""
+
+    def __call__(
+        self, x: Tensor, output: FlowOutput, step: Tensor, grid: TimeGrid
+    ) -> Transition: ...
+
+
+def ode_step(x: Tensor, output: FlowOutput, step: Tensor, grid: TimeGrid) -> Transition:
+    """The deterministic kernel: one Euler step, standard deviation 0."""
+    return Transition(x - grid.dt * output.velocity, x.new_zeros(()))
+
+
+@dataclass(frozen=True)
+class FlowSDE:
+    """Euler-Maruyama step of the SDE that has the same marginals as the ODE, whatever its noise.
+
+    The diffusion is g(t) = noise_level * sqrt(t / (1 - t)); at t = 1, where that is infinite, the
+    denominator is that of the next time. `mask` (H, A), 1 where there is noise, keeps the noise
+    out of entries that are not executed; the marginals stay those of the ODE, because the drift
+    is masked with it. Source: Flow-GRPO eq. 9, in πRL's weight form.
+    """
+
+    noise_level: float
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise_level <= 0:
+            raise ValueError(
+                f"noise_level={self.noise_level} must be above 0; without noise there is no "
+                "likelihood, use ode_step"
+            )
+
+    def __call__(self, x: Tensor, output: FlowOutput, step: Tensor, grid: TimeGrid) -> Transition:
+        times = grid.times(x.device)
+        t, next_t = times[step][..., None, None], times[step + 1][..., None, None]
+        latest = times[1] if grid.flow_steps > 1 else times.new_tensor(0.0)
+        g = self.noise_level * (t / (1 - torch.minimum(t, latest))).sqrt()
+        if self.mask is not None:
+            g = g * self.mask
+        action = predicted_action(x, output.velocity, t)
+        noise = predicted_noise(x, output.velocity, t)
+        noise_weight = next_t - g.square() * grid.dt / (2 * t)
+        return Transition((1 - next_t) * action + noise_weight * noise, g * math.sqrt(grid.dt))
+
+
+@dataclass(frozen=True)
+class FlowNoise:
+    """Euler step plus noise of a learned, bounded standard deviation.
+
+    Unlike Flow-SDE this changes the marginals, so the policy is deployed without it, and its size
+    is tied to the number of flow steps that it was trained with. Source: πRL (Flow-Noise), ReinFlow.
+    """
+
+    std: Callable[[FlowOutput, Tensor], Tensor]
+    """`(output, flow_time (B, M)) -> (B, M, H, A)`, the standard deviation [normalised action]."""
+    mask: Tensor | None = None
+
+    def __call__(self, x: Tensor, output: FlowOutput, step: Tensor, grid: TimeGrid) -> Transition:
+        std = self.std(output, grid.times(x.device)[step])
+        if self.mask is not None:
+            std = std * self.mask
+        return Transition(x - grid.dt * output.velocity, std)
+
+
+def log_prob(transition: Transition, x_next: Tensor) -> Tensor:
+    """Return the log-density of each entry (B, M, H, A); 0 where the entry is not random.
+
+    Source: the normal density; the entries without noise are deterministic given x and carry none.
+    """
+    std = transition.std.expand_as(transition.mean)
+    random = std > 0
+    safe = torch.where(random, std, torch.ones_like(std))
+    z = (x_next - transition.mean) / safe
+    density = -0.5 * z.square() - safe.log() - 0.5 * math.log(2 * math.pi)
+    return torch.where(random, density, torch.zeros_like(density))
+
+
+def sample_chain(
+    field: VelocityField,
+    noise: Tensor,
+    grid: TimeGrid,
+    kernel: Kernel = ode_step,
+    stochastic_step: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the chain from noise to action (B, K + 1, H, A), float32, and the log-density of its
+    random entries (B, M, H, A): M = K, or 1 with `stochastic_step`.
+
+    Args:
+        field: Velocity field of the rows' observations.
+        noise: Starting points (B, H, A). An argument, never drawn here: steering, paired
+            evaluation and reproducible tests need it.
+        grid: The flow times.
+        kernel: How a step becomes random.
+        stochastic_step: The only step that is random, one per row (B,); every step by default.
+    """
+    x = noise.float()[:, None]  # (B, 1, H, A)
+    chain, entries = [x], []
+    for k in range(grid.flow_steps):
+        step = torch.full(x.shape[:2], k, dtype=torch.int64, device=x.device)
+        output = _float32(field(x, grid.times(x.device)[step]))
+        transition = kernel(x, output, step, grid)
+        if stochastic_step is not None:
+            here = (stochastic_step == k)[:, None, None, None]
+            transition = Transition(
+                torch.where(here, transition.mean, ode_step(x, output, step, grid).mean),
+                torch.where(here, transition.std, torch.zeros_like(transition.std)),
+            )
+        x = transition.mean + transition.std * torch.randn_like(transition.mean)
+        chain.append(x)
+        entries.append(log_prob(transition, x))
+    scored = torch.cat(entries, dim=1)
+    if stochastic_step is not None:  # the other steps are deterministic and score 0
+        scored = scored.sum(1, keepdim=True)
+    return torch.cat(chain, dim=1), scored
+
+
+def score_chain(
+    field: VelocityField,
+    chain: Tensor,
+    grid: TimeGrid,
+    kernel: Kernel,
+    stochastic_step: Tensor | None = None,
+) -> tuple[Tensor, Transition]:
+    """Return the log-density of every random entry of a chain (B, M, H, A), and the transitions.
+
+    All M scored steps are one batched call of the field: M = K, or 1 with `stochastic_step`.
+
+    Raises:
+        ValueError: the kernel has no noise (its density would be infinite), or the chain does not
+            have the grid's K + 1 points.
+    """
+    num_steps = grid.flow_steps
+    if chain.ndim != 4 or chain.shape[1] != num_steps + 1:
+        raise ValueError(
+            f"chain of shape {tuple(chain.shape)} must be (B, {num_steps + 1}, H, A): "
+            f"flow_steps={num_steps} plus one points"
+        )
+    if kernel is ode_step:
+        raise ValueError("the ODE has no transition density; score with FlowSDE or FlowNoise")
+    batch = torch.arange(len(chain), device=chain.device)[:, None]
+    if stochastic_step is None:
+        step = torch.arange(num_steps, device=chain.device).expand(len(chain), -1)
+    else:
+        step = stochastic_step[:, None]
+    x, x_next = chain[batch, step], chain[batch, step + 1]  # (B, M, H, A)
+    output = _float32(field(x, grid.times(chain.device)[step]))
+    transition = kernel(x, output, step, grid)
+    return log_prob(transition, x_next), transition
+
+
+def integrate(
+    field: VelocityField, noise: Tensor, grid: TimeGrid, solver: Solver = "euler"
+) -> Tensor:
+    """Return the ODE's action (B, H, A) from its noise (B, H, A).
+
+    The pretrained policies were deployed with Euler; midpoint and Heun cost two evaluations a step.
+    """
+    x = noise.float()[:, None]
+    times = grid.times(x.device)
+    for k in range(grid.flow_steps):
+        t = times[k].expand(x.shape[:2])
+        velocity = field(x, t).velocity.float()
+        if solver == "midpoint":
+            half = x - 0.5 * grid.dt * velocity
+            velocity = field(half, t - 0.5 * grid.dt).velocity.float()
+        elif solver == "heun":
+            end = field(x - grid.dt * velocity, times[k + 1].expand_as(t)).velocity.float()
+            velocity = 0.5 * (velocity + end)
+        elif solver != "euler":
+            raise ValueError(f"unknown solver={solver!r}; valid: euler, midpoint, heun")
+        x = x - grid.dt * velocity
+    return x[:, 0]
+
+
+def ode_log_likelihood(
+    field: VelocityField, action: Tensor, flow_steps: int = 100
+) -> tuple[Tensor, Tensor]:
+    """Return the exact log-likelihood of actions (B,) and their noise (B, H, A).
+
+    Integrates log p(action) = log N(noise; 0, 1) + integral over [0, 1] of div(velocity) dt, from
+    the action up to the noise, by Heun's rule, with the full divergence: H * A backward passes per
+    evaluation, for small actions, tests and reports. Double precision if `action` is.
+    """
+    x = action[:, None]
+    total = x.new_zeros(len(x))
+    dt = 1 / flow_steps
+    for k in range(flow_steps):
+        velocity, divergence = _divergence(field, x, k * dt)
+        end_velocity, end_divergence = _divergence(field, x + dt * velocity, (k + 1) * dt)
+        x = x + 0.5 * dt * (velocity + end_velocity)
+        total = total + 0.5 * dt * (divergence + end_divergence)
+    noise = x[:, 0]
+    prior = -0.5 * (noise.square() + math.log(2 * math.pi)).flatten(1).sum(-1)
+    return prior + total, noise
+
+
+def _divergence(field: VelocityField, x: Tensor, flow_time: float) -> tuple[Tensor, Tensor]:
+    """Return the velocity (B, 1, H, A) and its divergence (B,) at one flow time."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        velocity = field(x, x.new_full(x.shape[:2], flow_time)).velocity
+        rows = velocity.flatten(1)
+        divergence = torch.zeros_like(rows[:, 0])
+        for i in range(rows.shape[1]):
+            (gradient,) = torch.autograd.grad(rows[:, i].sum(), x, retain_graph=True)
+            divergence = divergence + gradient.flatten(1)[:, i]
+    return velocity.detach(), divergence.detach()
+
+
+def _float32(output: FlowOutput) -> FlowOutput:
+    """A bfloat16 network's velocity in float32: densities are never computed in less."""
+    return output._replace(velocity=output.velocity.float())

@@ -1,0 +1,35 @@
+"""Learning: algorithms, advantages, critics, rollouts, evaluation. The imports are what exists."""
+
+from rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from rl.behaviour_cloning import BCConfig, BehaviourCloning
+from rl.demonstrations import Demonstrations, collect_demonstrations
+from rl.evaluate import Evaluation, evaluate
+from rl.filtered_bc import FilteredBC, FilteredBCConfig
+from rl.ppo import PPO, PPOConfig
+from rl.registry import make, name_of, preset, presets, register
+from rl.rollout import Rollouts, check_fit, check_needs, rollout_metrics
+
+__all__ = [
+    "PPO",
+    "Algorithm",
+    "AlgorithmConfig",
+    "BCConfig",
+    "BehaviourCloning",
+    "Demonstrations",
+    "Evaluation",
+    "FilteredBC",
+    "FilteredBCConfig",
+    "Needs",
+    "PPOConfig",
+    "Rollouts",
+    "check_fit",
+    "check_needs",
+    "collect_demonstrations",
+    "evaluate",
+    "make",
+    "name_of",
+    "preset",
+    "presets",
+    "register",
+    "rollout_metrics",
+]

@@ -1,0 +1,92 @@
+"""What an algorithm is: an actor that gathers experience, and an update that learns from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from tensordict import TensorDictBase
+from torch import nn
+
+from policies import FlowActor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """Settings of an algorithm. Subclasses give every field a default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What an algorithm asks of the environment; checked when the two are put together."""
+
+    rollouts: bool = True
+    """Whether it learns from the environment at all; behaviour cloning does not."""
+    group_size: int = 1
+    """Neighbouring environments that must start alike."""
+    success_signal: bool = False
+    """Whether it must be told which episodes succeeded."""
+
+
+ConfigType = TypeVar("ConfigType", bound=AlgorithmConfig)
+
+
+class Algorithm(ABC, Generic[ConfigType]):
+    """Owns the actor, its critics, optimizers and memory, and all state that resuming needs.
+
+    Subclasses enter every network besides the policy in `networks`, every optimizer in
+    `optimizers`, and anything else in `extra_state`: what is not there is lost on resuming.
+
+    Args:
+        config: Settings.
+        actor: The policy behind TorchRL's actor interface.
+    """
+
+    needs = Needs()
+
+    def __init__(self, config: ConfigType, actor: FlowActor) -> None:
+        self.config, self.actor = config, actor
+        self.networks: dict[str, nn.Module] = {}
+        if actor.noise_network is not None:
+            self.networks["noise_network"] = actor.noise_network
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.num_updates = 0
+
+    @abstractmethod
+    def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        """Learn from a rollout (E, T) and return metrics. The rollout is not changed."""
+
+    def training_state(self) -> dict[str, Any]:
+        """Return what resuming needs besides the policy's weights, which are saved apart."""
+        return {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
+            "num_updates": self.num_updates,
+            "extra": self.extra_state(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restore what `training_state` returned; the policy's weights are loaded by the caller.
+
+        Raises:
+            ValueError: the state is another algorithm's.
+        """
+        for kind, own in (("networks", self.networks), ("optimizers", self.optimizers)):
+            if state[kind].keys() != own.keys():
+                raise ValueError(
+                    f"the saved training state has {kind} {sorted(state[kind])}, "
+                    f"{type(self).__name__} has {sorted(own)}; resume with the algorithm that saved"
+                )
+            for name, part in own.items():
+                part.load_state_dict(state[kind][name])
+        self.num_updates = state["num_updates"]
+        self.load_extra_state(state["extra"])
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return further state that is neither a network nor an optimizer (tensors, numbers)."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state` returned."""

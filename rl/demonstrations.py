@@ -1,0 +1,125 @@
+"""Demonstrations: recorded episodes, as one flat table of steps.
+
+Letters: N steps, H action horizon, S state dim, d robot action dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tensordict import TensorDict
+from torch import Tensor
+
+from envs import Checked, EpisodeSeeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstrations:
+    """Steps of successful episodes, one after another."""
+
+    obs: dict[str, Tensor]
+    """Observations before each step (N, ...)."""
+    action: Tensor
+    """Executed actions (N, d) [robot units]."""
+    episode: Tensor
+    """Number of the episode that each step belongs to (N,) int64, not falling."""
+
+    @property
+    def num_episodes(self) -> int:
+        """How many episodes there are."""
+        return len(self.episode.unique())
+
+    def chunks(self, action_horizon: int) -> TensorDict:
+        """Return one training example per step (N): its observation and the next H actions.
+
+        Past an episode's end its last action is repeated, as the references' data loaders do.
+        """
+        num = len(self.action)
+        last = torch.searchsorted(self.episode, self.episode, right=True) - 1
+        ahead = torch.arange(num)[:, None] + torch.arange(action_horizon)
+        action = self.action[torch.minimum(ahead, last[:, None])]
+        return TensorDict({**self.obs, "action": action}, batch_size=[num])
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        tensors = {f"obs.{key}": value.contiguous() for key, value in self.obs.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({**tensors, "action": self.action, "episode": self.episode}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Demonstrations:
+        """Read a file that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged or holds something else.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no demonstrations at {path}; experiments.pretrain collects them, pass its "
+                "demonstrations.safetensors"
+            )
+        try:
+            tensors = load_file(path)
+            return cls(
+                obs={k.removeprefix("obs."): v for k, v in tensors.items() if k.startswith("obs.")},
+                action=tensors["action"],
+                episode=tensors["episode"],
+            )
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} does not hold demonstrations ({error!r})") from error
+
+
+def collect_demonstrations(env: Checked, num_episodes: int, seed: int) -> Demonstrations:
+    """Let the environment's expert act, and keep its first `num_episodes` successes.
+
+    "First" is by round and environment, not by time: keeping what finishes first would keep the
+    short episodes.
+
+    Raises:
+        RuntimeError: the expert fails too often to ever get there.
+    """
+    seeds = EpisodeSeeds(env.spec.num_envs, seed, "demonstrations")
+    kept: list[TensorDict] = []
+    played = 0
+    while len(kept) < num_episodes:
+        kept += _expert_round(env, seeds)
+        played += env.spec.num_envs
+        if played >= 20 * max(num_episodes, env.spec.num_envs) and len(kept) < num_episodes:
+            raise RuntimeError(
+                f"the expert of {env.spec.id} succeeded in {len(kept)} of {played} episodes; "
+                f"{num_episodes} were asked for"
+            )
+    kept = kept[:num_episodes]
+    steps = torch.cat(kept)
+    lengths = torch.tensor([len(episode) for episode in kept])
+    return Demonstrations(
+        obs={key: steps[key] for key in steps.keys() if key != "action"},
+        action=steps["action"],
+        episode=torch.arange(num_episodes).repeat_interleave(lengths),
+    )
+
+
+def _expert_round(env: Checked, seeds: EpisodeSeeds) -> list[TensorDict]:
+    """Play one episode in every environment and return the successful ones, in order."""
+    num_envs = env.spec.num_envs
+    env_idx = torch.arange(num_envs, device=env.spec.device)
+    obs = env.reset(seeds.next(env_idx).to(env_idx.device))
+    expert = env.expert()
+    active = torch.ones(num_envs, dtype=torch.bool, device=env.spec.device)
+    solved = torch.zeros_like(active)
+    steps, lived = [], []
+    while active.any():
+        action = torch.maximum(torch.minimum(expert.act(), env.high), env.low)
+        steps.append(TensorDict({**obs, "action": action}, batch_size=[num_envs]).cpu())
+        lived.append(active.cpu())
+        result = env.step(action, active)
+        obs = result.obs
+        solved = solved | (result.info["success"] & active)
+        active = active & ~(result.terminated | result.truncated)
+    table, live = torch.stack(steps), torch.stack(lived)  # (steps, E)
+    return [table[live[:, i], i] for i in range(num_envs) if solved[i]]

@@ -1,0 +1,122 @@
+"""Experience: an actor in an environment, as rollouts (E, T) of TorchRL's in-process collector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensordict import TensorDict, TensorDictBase
+from torchrl.collectors import Collector
+from torchrl.envs import ExplorationType
+
+from envs import Checked, ChunkEnv, EnvSpec, EpisodeSeeds
+from policies import FlowPolicy
+from rl.algorithm import Algorithm
+
+
+def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
+    """Refuse a policy that cannot act in an environment.
+
+    Raises:
+        ValueError: their state or action widths differ, or the policy needs cameras that the
+            environment does not have.
+    """
+    pairs = (
+        ("state", policy.preprocessor.state_dim, spec.state_dim),
+        ("action", policy.preprocessor.action_dim, spec.action_dim),
+    )
+    for name, wanted, given in pairs:
+        if wanted != given:
+            raise ValueError(
+                f"the checkpoint's {name} has {wanted} dimensions, {spec.id} has {given}; it was "
+                "trained for another robot or task, pass its environment with --env.id"
+            )
+    cameras = [key.removeprefix("image/") for key in policy.obs_keys if key.startswith("image/")]
+    missing = sorted(set(cameras) - set(spec.cameras))
+    if missing:
+        raise ValueError(
+            f"the checkpoint needs cameras {missing}, {spec.id} was made with {list(spec.cameras)}; "
+            "pass --env.cameras"
+        )
+
+
+def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
+    """Refuse an environment that lacks what an algorithm declares to need.
+
+    Raises:
+        ValueError: names both sides.
+    """
+    name, needs = type(algorithm).__name__, algorithm.needs
+    if needs.success_signal and not spec.success_signal:
+        raise ValueError(f"{name} needs a success signal, {spec.id} has none")
+    if needs.group_size > 1 and not spec.deterministic_reset:
+        raise ValueError(
+            f"{name} needs groups of {needs.group_size} equal starts, but a seed does not fix the "
+            f"start of {spec.id}"
+        )
+
+
+class Rollouts:
+    """Collects rollouts with an algorithm's actor.
+
+    Args:
+        env: The checked simulator.
+        algorithm: Whose actor acts (in exploration mode), and whose needs count.
+        num_chunks: T, decisions per environment and rollout.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, env: Checked, algorithm: Algorithm[Any], num_chunks: int, seed: int) -> None:
+        check_fit(algorithm.actor.policy, env.spec)
+        check_needs(algorithm, env.spec)
+        self.env, self.algorithm, self.num_chunks, self.seed = env, algorithm, num_chunks, seed
+        self.num_env_steps = 0
+        self.restart(0)
+
+    def restart(self, iteration: int) -> None:
+        """Begin new episodes, whose seeds are a function of the run's seed and the iteration.
+
+        Called wherever a checkpoint is written, and when one is resumed from: so both go on with
+        the same episodes, on every simulator, without its state having to be saved.
+        """
+        spec = self.env.spec
+        seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", self.algorithm.needs.group_size)
+        seeds.episodes += iteration * 1_000_000  # no episode number is used twice in a run
+        horizon = self.algorithm.actor.policy.sampler.execution_horizon
+        self._chunk_env = ChunkEnv(self.env, horizon, seeds)
+        self._collector = iter(())
+        if self.algorithm.needs.rollouts:
+            self._collector = iter(
+                Collector(
+                    self._chunk_env,
+                    self.algorithm.actor,
+                    frames_per_batch=spec.num_envs * self.num_chunks,
+                    total_frames=-1,
+                    exploration_type=ExplorationType.RANDOM,
+                    use_buffers=False,
+                    track_traj_ids=False,
+                )
+            )
+
+    def collect(self) -> TensorDictBase:
+        """Return the next rollout (E, T); empty if the algorithm does not learn from any."""
+        if not self.algorithm.needs.rollouts:
+            return TensorDict(batch_size=(self.env.spec.num_envs, 0))
+        before = self._chunk_env.num_env_steps
+        rollout: TensorDictBase = next(self._collector)  # type: ignore[arg-type]
+        self.num_env_steps += self._chunk_env.num_env_steps - before
+        return rollout
+
+
+def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
+    """Return what a rollout (E, T) tells by itself: success and length of the episodes that ended."""
+    if rollout.numel() == 0:
+        return {}
+    after = rollout["next"]
+    counted = after["done"] & ~after["invalid"]
+    num = int(counted.sum())
+    metrics = {"train/episodes": float(num), "train/invalid": float(after["invalid"].sum())}
+    if num:
+        metrics["train/success_rate"] = float((after["success"] & counted).sum()) / num
+    metrics["train/reward_per_step"] = float(after["reward"].sum() / after["duration"].sum())
+    return metrics
+
