@@ -10,6 +10,8 @@ Letters: E envs, h executed actions per chunk, A action dim.
 
 from __future__ import annotations
 
+import time
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -41,6 +43,8 @@ class ChunkEnv(EnvBase):
         self.env, self.execution_horizon, self.seeds = env, execution_horizon, seeds
         self.num_env_steps = 0
         """Simulator steps executed so far, over all environments."""
+        self.simulator_seconds = 0.0
+        """Time spent inside the simulator so far [s]; on a GPU, only until its work is queued."""
         self._steps = torch.zeros(spec.num_envs, dtype=torch.int64, device=spec.device)
         self._obs: Observation = {}
         self._make_specs()
@@ -78,7 +82,9 @@ class ChunkEnv(EnvBase):
         else:
             env_idx = mask.flatten().nonzero().flatten()
         seeds = self.seeds.next(env_idx).to(env_idx.device)
+        start = time.perf_counter()
         self._obs = self.env.reset(seeds, env_idx)
+        self.simulator_seconds += time.perf_counter() - start
         self._steps[env_idx] = 0
         n, h = self.batch_size[0], self.execution_horizon
         nothing = {
@@ -105,7 +111,9 @@ class ChunkEnv(EnvBase):
         for j in range(h):
             live.append(active)
             if active.any():
+                start = time.perf_counter()
                 obs, reward, terminated, truncated, info = self.env.step(chunk[:, j], active)
+                self.simulator_seconds += time.perf_counter() - start
                 self._obs = obs
                 self._steps += active
                 rewards.append(torch.where(active, reward, torch.zeros_like(reward)))

@@ -1,60 +1,29 @@
 """Several copies of one Gymnasium environment behind numpy arrays.
 
-`WorkerEnv` (`envs/workers.py`) talks to one `Copies` per process. A copy that raises is thrown away
-and made anew at its next reset, and its traceback travels back as text: one bad episode must not
-end a run of days, and an exception object of a user's simulator may not survive pickling.
+`WorkerEnv` (`envs/workers.py`) has one `Copies` per process. A copy that raises is thrown away and
+made anew at its next reset, and its traceback travels back as text: one bad episode must not end a
+run of days, and an exception object of a user's simulator may not survive pickling.
 
-Letters: E envs, n rows asked about, S state dim, A action dim, C, Y, X image channels and pixels.
+Letters: n rows asked about, S state dim, A action dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import platform
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
+
+from envs.gymnasium_spaces import Arrays, CopySpec, empty_obs, read_spaces, success_of, write_row
 
 Factory = Callable[[], gymnasium.Env]
 """Makes one copy. It must be picklable, for it is called inside the worker."""
-
-Arrays = dict[str, np.ndarray]
-"""An observation of n rows: `state` (n, S), `image/<camera>` (n, C, Y, X), `task_id` (n,)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CopySpec:
-    """What one copy says about itself."""
-
-    state_dim: int
-    """S."""
-    cameras: Mapping[str, tuple[int, int, int]]
-    """Camera name -> (C, Y, X)."""
-    action_low: tuple[float, ...]
-    """(A) [robot units]."""
-    action_high: tuple[float, ...]
-    """(A) [robot units]."""
-    max_episode_steps: int | None
-    """Time limit that the copy applies itself; None if it has none."""
-    control_hz: float | None
-    """Steps per simulated second [Hz]; None if the copy does not say."""
-    success_signal: bool
-    """Whether `info` holds `success` or `is_success`."""
-    expert: bool
-    """Whether the copy has an `expert_action` method."""
-
-    def empty_obs(self, num_rows: int) -> Arrays:
-        """Return an observation of zeros for `num_rows` rows."""
-        images = {f"image/{name}": shape for name, shape in self.cameras.items()}
-        return {
-            "state": np.zeros((num_rows, self.state_dim), np.float32),
-            **{key: np.zeros((num_rows, *shape), np.uint8) for key, shape in images.items()},
-            "task_id": np.zeros(num_rows, np.int64),
-        }
 
 
 @dataclass
@@ -76,52 +45,10 @@ class Rows:
     @classmethod
     def empty(cls, spec: CopySpec, num_rows: int) -> Rows:
         """Return n rows of zeros."""
-        flags = [np.zeros(num_rows, bool) for _ in range(3)]
-        return cls(spec.empty_obs(num_rows), np.zeros(num_rows, np.float32), *flags, failed={})
-
-
-def read_spaces(env_id: str, observation: spaces.Space, action: spaces.Space) -> dict[str, Any]:
-    """Return the `CopySpec` fields that follow from the spaces of one environment.
-
-    Raises:
-        ValueError: the observation or the action space is not one that a policy here can use.
-    """
-    parts = observation.spaces if isinstance(observation, spaces.Dict) else {"state": observation}
-    cameras: dict[str, tuple[int, int, int]] = {}
-    for key, part in parts.items():
-        if key.startswith("image/") and isinstance(part, spaces.Box) and len(part.shape) == 3:
-            height, width, channels = part.shape
-            cameras[key.removeprefix("image/")] = (channels, height, width)
-            known = part.dtype == np.uint8
-        else:
-            known = key == "task_id" or (key == "state" and isinstance(part, spaces.Box))
-        if not known:
-            raise ValueError(
-                f"{env_id}: observation {key!r} is {part}, but a Box, or a Dict of `state` (Box) "
-                "and `image/<camera>` (uint8 Box Y,X,C) is needed; wrap the environment with "
-                "gymnasium.wrappers.FlattenObservation or TransformObservation"
-            )
-    if not isinstance(action, spaces.Box):
-        raise ValueError(
-            f"{env_id}: action_space={action} is not continuous; only a bounded Box is supported, "
-            "choose a continuous variant of the environment"
-        )
-    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
-        raise ValueError(
-            f"{env_id}: action_space={action} has infinite bounds; finite ones are needed, "
-            "wrap the environment with gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)"
-        )
-    return {
-        "state_dim": int(np.prod(parts["state"].shape or (1,))) if "state" in parts else 0,
-        "cameras": cameras,
-        "action_low": tuple(float(bound) for bound in action.low.ravel()),
-        "action_high": tuple(float(bound) for bound in action.high.ravel()),
-    }
-
-
-def success_of(info: Mapping[str, Any]) -> Any:
-    """Return what `info` says about success under either of its two usual names, or None."""
-    return info.get("success", info.get("is_success"))
+        terminated, truncated, success = np.zeros((3, num_rows), bool)
+        obs = empty_obs(spec.state_dim, spec.cameras, num_rows)
+        reward = np.zeros(num_rows, np.float32)
+        return cls(obs, reward, terminated, truncated, success, failed={})
 
 
 class Copies:
@@ -157,21 +84,15 @@ class Copies:
         )
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> Rows:
-        """Start an episode in each of `rows`, with one seed each.
-
-        A copy whose reset raises is made anew and tried once more.
-        """
+        """Start an episode in each of `rows`, with one seed each."""
         reply = Rows.empty(self.spec, len(rows))
         for position, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
-            for last_try in (False, True):
-                try:
-                    self._write(reply.obs, position, self._alive(row).reset(seed=int(seed))[0])
-                    self.started[row] = True
-                    break
-                except Exception:
-                    self._discard(row)
-                    if last_try:
-                        reply.failed[position] = traceback.format_exc()
+            try:
+                self._write(reply.obs, position, self._alive(row).reset(seed=int(seed))[0])
+                self.started[row] = True
+            except Exception:
+                self._discard(row)
+                reply.failed[position] = traceback.format_exc()
         return reply
 
     def step(self, rows: Sequence[int], action: np.ndarray) -> Rows:
@@ -196,15 +117,27 @@ class Copies:
 
     def render(self) -> list[np.ndarray | None]:
         """Return a picture (Y, X, 3) uint8 of every copy, None for those without an episode."""
-        pictures: list[np.ndarray | None] = []
-        for env, started in zip(self.envs, self.started, strict=True):
-            picture = env.render() if env is not None and started else None
-            if started and not isinstance(picture, np.ndarray):
-                raise RuntimeError(
-                    f"{self.env_id} returned no picture; make it with render_mode='rgb_array'"
-                )
-            pictures.append(picture if isinstance(picture, np.ndarray) else None)
-        return pictures
+        return [
+            self._render_one(env) if env is not None and started else None
+            for env, started in zip(self.envs, self.started, strict=True)
+        ]
+
+    def _render_one(self, env: gymnasium.Env) -> np.ndarray:
+        """Return a picture (Y, X, 3) uint8 of one copy."""
+        try:
+            with off_screen():
+                picture = env.render()
+        except Exception as error:  # what a missing library raises differs from one to the next
+            raise RuntimeError(
+                f"{self.env_id} cannot render: {error}; if it is drawn by OpenGL, install libegl1 "
+                "or libosmesa6 and choose with MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+            ) from error
+        if not isinstance(picture, np.ndarray):
+            raise RuntimeError(
+                f"{self.env_id} cannot render: render() returned {type(picture).__name__} instead "
+                "of a picture; make it with render_mode='rgb_array'"
+            )
+        return picture
 
     def expert(self) -> np.ndarray:
         """Return the expert's action (n, A) [robot units]; zeros for copies without an episode."""
@@ -238,11 +171,24 @@ class Copies:
                 env.close()
 
     def _write(self, obs: Arrays, position: int, raw: Any) -> None:
-        """Copy one raw observation into its row: many environments reuse their buffer."""
-        parts = raw if isinstance(raw, Mapping) else {"state": raw}
-        for key in obs.keys() & parts.keys():
-            part = np.asarray(parts[key])
-            row = part.transpose(2, 0, 1) if key.startswith("image/") else part
-            obs[key][position] = row.reshape(obs[key].shape[1:])
+        """Copy one raw observation into its row."""
+        write_row(obs, position, raw)
         if not np.isfinite(obs["state"][position]).all():
             raise FloatingPointError(f"{self.env_id} returned a state that is not finite")
+
+
+@contextlib.contextmanager
+def off_screen() -> Iterator[None]:
+    """Let Gymnasium's MuJoCo renderer, if it starts meanwhile, take a backend without a screen.
+
+    It would take GLFW, and fail only when it draws. The choice is undone because other MuJoCo
+    code in this process may have made its own.
+    """
+    before = os.environ.get("MUJOCO_GL")
+    if before is None and platform.system() == "Linux":
+        os.environ["MUJOCO_GL"] = os.environ.get("PYOPENGL_PLATFORM", "egl").lower()
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("MUJOCO_GL", None)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
-import os
 from typing import Any, Literal
 
 import gymnasium
@@ -59,7 +58,7 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
         sawyer.max_path_length = max(sawyer.max_path_length, max_episode_steps)
         self._sawyer, self._reset_model = sawyer, sawyer.reset_model
         sawyer.reset_model = self._draw_once
-        self._reward = reward
+        self._reward, self._camera = reward, camera
         self._expert = ENV_POLICY_MAP[task]()
         self._obs = np.zeros(STATE_DIM)
         self.dt = float(sawyer.dt)
@@ -88,9 +87,7 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
         self._obs, _ = self._sawyer.reset()
         return self._obs.astype(np.float32), {"success": False}
 
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one step of 12.5 ms."""
         self._obs, dense, _, _, info = self._sawyer.step(action)
         success = bool(info["success"])
@@ -103,7 +100,9 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def render(self) -> Any:
         """Return a picture (Y, X, 3) uint8."""
-        return self._sawyer.render()
+        picture = self._sawyer.render()
+        # These cameras hang head down.
+        return picture[::-1, ::-1].copy() if self._camera.startswith("corner") else picture
 
     def close(self) -> None:
         """Free the renderer."""

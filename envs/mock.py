@@ -1,9 +1,9 @@
 """Environments without a simulator: a task with a known optimum, and scripted episode ends.
 
-`mock/Reach` is a point that must come near a goal in the plane; with the full step the optimum takes
-ceil((distance - radius) / step) steps. It can show itself to cameras and, with two goals, takes its
-instruction from the prompt. `mock/Script` shows (environment, episode seed, time) as its state and
-ends when its script says so: it exists to trace frames through the bookkeeping.
+`mock/Reach` is a point that must come near a goal in the plane; with full steps the optimum takes
+ceil((distance - radius) / step) of them. It can show itself to cameras and, with two goals, takes
+its instruction from the prompt. `mock/Script` shows (environment, episode seed, time) as its state
+and ends when its script says so: it exists to trace frames through the bookkeeping.
 
 Letters: E envs, C, Y, X image channels and pixels.
 """
@@ -97,8 +97,7 @@ class Reach:
         """Nothing to free."""
 
     def optimal_steps(self) -> Tensor:
-        """Return how many steps the best policy needs from here (E,) int64, for goals away from
-        the border and actions along the straight line."""
+        """Return how many steps along the straight line the goal needs from here (E,) int64."""
         offset = (self._goal() - self.point).abs()
         straight = offset.norm(dim=-1)
         longest = STEP * straight / offset.max(dim=-1).values  # a full step in the goal's direction

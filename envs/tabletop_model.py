@@ -41,9 +41,9 @@ RENDER_CAMERA = "beauty"
 
 GOAL_MARKERS = {
     "sphere": 'type="sphere" size="0.024"',
-    "disc": 'type="cylinder" size="0.025 0.001"',
+    "disc": 'type="cylinder" size="0.025 0.001" pos="0 0 -0.019"',
 }
-"""Shapes of the goal's marker; a site, so nothing collides with it."""
+"""Shapes of the goal's marker, a site that nothing collides with; `pos` is relative to the goal."""
 
 
 def build_model(num_cubes: int, goal_marker: str | None) -> mujoco.MjModel:
@@ -56,7 +56,12 @@ def build_model(num_cubes: int, goal_marker: str | None) -> mujoco.MjModel:
         num_cubes: How many cubes there are, at most 2.
         goal_marker: A key of `GOAL_MARKERS`, or None for no marker.
     """
-    return mujoco.MjModel.from_xml_string(scene_xml(num_cubes, goal_marker))
+    model = mujoco.MjModel.from_xml_string(scene_xml(num_cubes, goal_marker))
+    texture = model.texture("wood").id
+    start = model.tex_adr[texture]
+    pixels = wood_pixels(model.tex_height[texture], model.tex_width[texture])
+    model.tex_data[start : start + pixels.size] = pixels.ravel()
+    return model
 
 
 def scene_xml(num_cubes: int, goal_marker: str | None) -> str:
@@ -144,20 +149,20 @@ def wrist_xml() -> str:
     return f"""
     <geom class="visual" type="cylinder" size="0.026 0.008" pos="0 0 0.083" material="accent"/>
     <geom class="visual" type="cylinder" size="0.018 0.25" pos="0 0 0.34" material="shell"/>
-    <camera name="wrist" pos="0.1 0 0.11" {look_at((0.1, 0, 0.11), (0, 0, -0.02))} fovy="60"/>"""
+    <camera name="wrist" pos="0.12 0 0.06" {look_at((0.12, 0, 0.06), (0, 0, -0.02))} fovy="60"/>"""
 
 
 def room_xml() -> str:
     """Return the table top, the floor below it, the lights and the fixed cameras."""
-    front, beauty = (0.52, 0.0, 0.42), (0.66, 0.36, 0.42)
+    front, beauty = (0.52, 0.0, 0.42), (0.72, 0.40, 0.50)
     return f"""
-    <light directional="true" pos="0.6 0.8 2" dir="-0.35 -0.42 -1" diffuse="0.55 0.54 0.5"
-           specular="0.25 0.25 0.25"/>
-    <light directional="true" pos="0.5 -1 1.5" dir="-0.3 0.7 -0.8" diffuse="0.16 0.17 0.2"
+    <light directional="true" pos="0.25 0.3 1.5" dir="-0.2 -0.22 -1" diffuse="0.6 0.59 0.56"
+           specular="0.3 0.3 0.3"/>
+    <light directional="true" pos="0.8 -0.6 1" dir="-0.8 0.6 -0.5" diffuse="0.22 0.23 0.26"
            castshadow="false"/>
-    <camera name="front" pos="{_vector(front)}" {look_at(front, (0, 0, 0.08))} fovy="45"/>
-    <camera name="{RENDER_CAMERA}" pos="{_vector(beauty)}" {look_at(beauty, (0, 0, 0.12))}
-            fovy="38"/>
+    <camera name="front" pos="{_vector(front)}" {look_at(front, (0, 0, 0.1))} fovy="38"/>
+    <camera name="{RENDER_CAMERA}" pos="{_vector(beauty)}" {look_at(beauty, (0, 0, 0.11))}
+            fovy="30"/>
     <geom class="visual" type="box" size="0.34 0.34 0.015" pos="0 0 -0.0152" material="wood"/>
     <geom class="visual" type="box" size="0.05 0.05 0.3" pos="0 0 -0.33" material="shell"/>
     <geom class="visual" type="plane" size="6 6 0.1" pos="0 0 -0.6" material="tiles"/>"""
@@ -168,7 +173,7 @@ def looks_xml() -> str:
     return f"""
     <visual>
       <global offwidth="1280" offheight="960"/>
-      <quality shadowsize="4096" offsamples="8"/>
+      <quality shadowsize="2048" offsamples="4"/>
       <headlight ambient="0.42 0.42 0.44" diffuse="0.22 0.22 0.22" specular="0 0 0"/>
       <map znear="0.02" zfar="40" shadowclip="0.6"/>
     </visual>
@@ -178,7 +183,8 @@ def looks_xml() -> str:
       <texture name="tiles" type="2d" builtin="checker" rgb1="0.60 0.64 0.69"
                rgb2="0.50 0.54 0.60" width="256" height="256"/>
       <material name="tiles" texture="tiles" texrepeat="3 3" texuniform="true" specular="0.1"/>
-      <material name="wood" rgba="0.80 0.64 0.45 1" specular="0.2" shininess="0.3"/>
+      <texture name="wood" type="2d" builtin="flat" width="512" height="512"/>
+      <material name="wood" texture="wood" specular="0.15" shininess="0.3"/>
       <material name="shell" rgba="0.92 0.92 0.94 1" specular="0.5" shininess="0.6"/>
       <material name="metal" rgba="0.55 0.57 0.60 1" specular="0.8" shininess="0.8"/>
       <material name="rubber" rgba="0.12 0.12 0.13 1" specular="0.1"/>
@@ -186,6 +192,19 @@ def looks_xml() -> str:
       <material name="cube0" rgba="{CUBE_COLOURS[0]}" specular="0.3" shininess="0.4"/>
       <material name="cube1" rgba="{CUBE_COLOURS[1]}" specular="0.3" shininess="0.4"/>
     </asset>"""
+
+
+def wood_pixels(height: int, width: int) -> np.ndarray:
+    """Return planks of light wood (Y, X, 3) uint8; a formula, so that no picture file is needed."""
+    row, column = np.mgrid[0:height, 0:width] / height
+    plank = np.floor(8 * row)
+    tone = np.sin(37.0 * plank) * 0.05
+    wave = 0.01 * np.sin(9 * column + 5 * plank) + 0.004 * np.sin(31 * column + 2 * plank)
+    grain = 0.035 * np.sin(2 * np.pi * 40 * (row + wave)) + 0.02 * np.sin(560 * (row + 0.5 * wave))
+    seam = np.where(np.abs(8 * row - np.round(8 * row)) < 0.015, -0.22, 0.0)
+    brightness = 1 + tone + grain + seam
+    colour = np.array([196, 158, 116]) * brightness[:, :, None]
+    return np.clip(colour, 0, 255).astype(np.uint8)
 
 
 def look_at(position: tuple[float, float, float], target: tuple[float, float, float]) -> str:

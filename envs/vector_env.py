@@ -7,7 +7,7 @@ on action chunks needs them:
 - **No auto-reset.** An ended environment waits until `reset` names it in `env_idx`.
 - **Partial steps.** `step(action, active)` leaves the environments that are not active untouched.
 - **Seeds per episode.** `reset` takes one seed for each environment that it resets, and the seed
-  alone fixes the initial state. Equal seeds are equal starts: that is how a group reset is asked for.
+  alone fixes the initial state. Equal seeds are equal starts: so a group reset is asked for.
 - **Fresh tensors.** What is returned is never written to again.
 
 Letters: E envs, S state dim, A action dim, C, Y, X image channels and pixels.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 Observation = dict[str, Tensor]
-"""`state` (E, S) float32 in robot units; `image/<camera>` (E, C, Y, X) uint8; `task_id` (E,) int64."""
+"""`state` (E, S) float32 [robot units]; `image/<camera>` (E, C, Y, X) uint8; `task_id` (E,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class EnvSpec:
     """Camera name -> (C, Y, X) of its picture."""
     simulator: str
     """Package and version of the simulator, for the record of a run."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where its tensors live."""
     deterministic_reset: bool = True
     """Whether a seed alone fixes the initial state. Group resets and exact resumption need it."""
@@ -64,8 +64,10 @@ class EnvSpec:
 
 
 class StepResult(NamedTuple):
-    """One step of E environments; unpacks in Gymnasium's order. Rows that were not active keep
-    their last observation, reward 0 and False everywhere."""
+    """One step of E environments; unpacks in Gymnasium's order.
+
+    Rows that were not active keep their last observation, reward 0 and False everywhere.
+    """
 
     obs: Observation
     reward: Tensor
@@ -75,8 +77,8 @@ class StepResult(NamedTuple):
     truncated: Tensor
     """(E,) bool: the time ran out."""
     info: dict[str, Tensor]
-    """`success` (E,) bool: solved at this step. `invalid` (E,) bool: the simulator broke down, and the
-    episode must not be counted (such a row is truncated)."""
+    """`success` (E,) bool: solved at this step. `invalid` (E,) bool: the simulator broke down, and
+    the episode must not be counted (such a row is truncated)."""
 
 
 class Expert(Protocol):

@@ -16,18 +16,13 @@ Letters: E envs, n rows asked about, S state dim, A action dim, C, Y, X image ch
 
 from __future__ import annotations
 
-import logging
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.copies import CopySpec, Factory, Rows
+from envs.copies import Factory
 from envs.vector_env import EnvSpec, Observation, StepResult
-from envs.worker_process import Failure, InProcess, Worker, WorkerDiedError
-
-logger = logging.getLogger(__name__)
+from envs.worker_pool import WorkerPool
 
 MAX_BREAKDOWNS = 3
 """Breakdowns in a row of one environment that end the run."""
@@ -77,9 +72,9 @@ class WorkerEnv:
     ) -> None:
         if num_envs < 1 or num_workers < 0:
             raise ValueError(f"{num_envs=} must be at least 1 and {num_workers=} at least 0")
-        self.workers: list[Worker | InProcess] = []
-        self._id, self._start_timeout, self._step_timeout = id, start_timeout, step_timeout
-        copy = self._start_workers(factory, num_envs, min(num_workers, num_envs))
+        num_workers = min(num_workers, num_envs)
+        self._pool = WorkerPool(factory, id, num_envs, num_workers, start_timeout, step_timeout)
+        copy = self._pool.spec
         limit = copy.max_episode_steps if max_episode_steps is None else max_episode_steps
         if limit is None or limit < 1:
             self.close()
@@ -101,14 +96,9 @@ class WorkerEnv:
             deterministic_reset=deterministic_reset,
             success_signal=copy.success_signal,
         )
-        self._copy = copy
-        self._obs = copy.empty_obs(num_envs)
         self._running = np.zeros(num_envs, bool)
         self._num_steps = np.zeros(num_envs, np.int64)
         self._num_breakdowns = np.zeros(num_envs, np.int64)
-        # Running environments that lost their worker while others were asked: why. Told when
-        # `step` next asks for them.
-        self._lost: dict[int, str] = {}
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         """Start new episodes and return the observation of all E environments.
@@ -125,17 +115,17 @@ class WorkerEnv:
         rows = np.arange(self.spec.num_envs) if env_idx is None else env_idx.numpy()
         seeds = seed.numpy()
         self._running[rows] = False
-        failed = self._exchange("reset", rows, seeds).failed
+        failed = self._pool.exchange("reset", rows, seeds).failed
         if failed:
-            # Copies that raised have had their second try; this is the one of worker processes.
+            # What failed is made anew by now, so a second try is worth it.
             again = np.isin(rows, list(failed))
-            failed = self._exchange("reset", rows[again], seeds[again]).failed
+            failed = self._pool.exchange("reset", rows[again], seeds[again]).failed
         for row, reason in failed.items():
-            raise RuntimeError(f"{self._id}: environment {row} failed to reset twice: {reason}")
+            raise RuntimeError(f"{self.spec.id}: environment {row} failed to reset twice: {reason}")
         self._running[rows] = True
         self._num_steps[rows] = 0
         for row in rows.tolist():
-            self._lost.pop(row, None)
+            self._pool.lost.pop(row, None)
         return self._fresh_obs()
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
@@ -153,15 +143,17 @@ class WorkerEnv:
         waiting = np.flatnonzero(wanted & ~self._running).tolist()
         if waiting:
             raise ValueError(
-                f"{self._id}: active environments {waiting} have no running episode; reset them "
-                "first, or leave them out of active"
+                f"{self.spec.id}: active environments {waiting} have no running episode; "
+                "reset them first, or leave them out of active"
             )
-        rows = np.array([row for row in np.flatnonzero(wanted) if row not in self._lost], np.int64)
-        reply = self._exchange("step", rows, action.numpy()[rows])
+        rows = np.array(
+            [row for row in np.flatnonzero(wanted) if row not in self._pool.lost], np.int64
+        )
+        reply = self._pool.exchange("step", rows, action.numpy()[rows])
         self._num_steps[rows] += 1
         for row in np.flatnonzero(wanted).tolist():
-            if row in self._lost:
-                reply.failed[row] = self._lost.pop(row)
+            if row in self._pool.lost:
+                reply.failed[row] = self._pool.lost.pop(row)
         invalid = np.zeros_like(wanted)
         invalid[list(reply.failed)] = True
         out_of_time = wanted & (self._num_steps >= self.spec.max_episode_steps)
@@ -172,7 +164,9 @@ class WorkerEnv:
         self._count_breakdowns(reply.failed)
         return StepResult(
             self._fresh_obs(),
-            *map(torch.from_numpy, (reply.reward, reply.terminated, reply.truncated)),
+            torch.from_numpy(reply.reward),
+            torch.from_numpy(reply.terminated),
+            torch.from_numpy(reply.truncated),
             {"success": torch.from_numpy(reply.success), "invalid": torch.from_numpy(invalid)},
         )
 
@@ -182,10 +176,10 @@ class WorkerEnv:
         Raises:
             RuntimeError: this machine or simulator cannot render, or nothing was reset yet.
         """
-        pictures = [picture for part in self._ask_all("render") for picture in part]
+        pictures = [picture for part in self._pool.ask_all("render") for picture in part]
         shown = next((picture for picture in pictures if picture is not None), None)
         if shown is None:
-            raise RuntimeError(f"{self._id} has nothing to render yet; reset it first")
+            raise RuntimeError(f"{self.spec.id} has nothing to render yet; reset it first")
         black = np.zeros_like(shown)
         stack = np.stack([black if picture is None else picture for picture in pictures])
         return torch.from_numpy(stack)
@@ -196,88 +190,16 @@ class WorkerEnv:
         Raises:
             ValueError: the environment has no `expert_action` method.
         """
-        if not self._copy.expert:
+        if not self._pool.spec.expert:
             raise ValueError(
-                f"{self._id} has no expert; give the environment a method expert_action() -> (A,)"
+                f"{self.spec.id} has no expert; give the environment a method "
+                "expert_action() -> (A,), or use an environment that has one"
             )
         return WorkerExpert(self)
 
     def close(self) -> None:
         """End the worker processes. Closing twice is the same as closing once."""
-        workers, self.workers = self.workers, []
-        for worker in workers:
-            worker.stop()
-
-    def _start_workers(self, factory: Factory, num_envs: int, num_workers: int) -> CopySpec:
-        """Start all workers, then wait for them: they make their copies at the same time."""
-        kind = Worker if num_workers else InProcess
-        try:
-            for rows in np.array_split(np.arange(num_envs), max(num_workers, 1)):
-                self.workers.append(kind(range(rows[0], rows[-1] + 1), factory, self._id))
-            return [self._await_copies(worker) for worker in self.workers][0]
-        except BaseException:
-            self.close()
-            raise
-
-    def _await_copies(self, worker: Worker | InProcess) -> CopySpec:
-        """Return what a worker that was just started says about its copies."""
-        try:
-            result = worker.answer(self._start_timeout)
-        except WorkerDiedError as error:
-            raise RuntimeError(
-                f"{self._id}: a worker process {error} while it made its environments; see what it "
-                "printed, guard the script with `if __name__ == '__main__':`, or raise start_timeout"
-            ) from error
-        if isinstance(result, Failure):
-            if result.wrong_value:
-                raise ValueError(result.message) from RuntimeError(result.traceback)
-            raise RuntimeError(f"{self._id}: no environment could be made: {result.traceback}")
-        return result
-
-    def _exchange(self, method: str, rows: np.ndarray, values: np.ndarray) -> Rows:
-        """Ask the workers of `rows` (n,), with one of `values` (n, ...) each.
-
-        Returns:
-            E rows, those that were not asked zero; `failed` is by environment.
-        """
-        if not self.workers:
-            raise RuntimeError(f"{self._id} is closed; make a new one")
-        result = Rows.empty(self._copy, self.spec.num_envs)
-        result.obs = self._obs
-        asked = []
-        for worker in self.workers:
-            mine = (rows >= worker.rows.start) & (rows < worker.rows.stop)
-            if mine.any():
-                worker.ask(method, rows[mine] - worker.rows.start, values[mine])
-                asked.append((worker, rows[mine]))
-        for worker, mine in asked:
-            try:
-                self._merge(result, mine, worker.answer(self._step_timeout))
-            except WorkerDiedError as error:
-                result.failed |= self._replace(worker, mine, str(error))
-        return result
-
-    def _merge(self, result: Rows, rows: np.ndarray, part: Rows) -> None:
-        """Write a worker's answer about `rows` into the result of all E."""
-        good = np.ones(len(rows), bool)
-        good[list(part.failed)] = False
-        for key, value in part.obs.items():
-            result.obs[key][rows[good]] = value[good]
-        for name in ("reward", "terminated", "truncated", "success"):
-            getattr(result, name)[rows[good]] = getattr(part, name)[good]
-        for position, reason in part.failed.items():
-            logger.warning("%s: environment %d broke down: %s", self._id, rows[position], reason)
-            result.failed[int(rows[position])] = reason
-
-    def _replace(self, worker: Worker | InProcess, rows: np.ndarray, error: str) -> dict[int, str]:
-        """Start a dead worker anew and return why the `rows` that it was asked about failed."""
-        held = f"environments {worker.rows.start} to {worker.rows.stop - 1}"
-        reason = f"the worker process of {held} {error}"
-        logger.warning("%s: %s; it is replaced, and their episodes end", self._id, reason)
-        worker.restart()
-        self._await_copies(worker)
-        self._lost |= {row: reason for row in worker.rows if self._running[row] and row not in rows}
-        return dict.fromkeys(rows.tolist(), reason)
+        self._pool.close()
 
     def _count_breakdowns(self, failed: dict[int, str]) -> None:
         """Raise when an environment breaks down too often in a row."""
@@ -285,28 +207,13 @@ class WorkerEnv:
             self._num_breakdowns[row] += 1
             if self._num_breakdowns[row] >= MAX_BREAKDOWNS:
                 raise RuntimeError(
-                    f"{self._id}: environment {row} broke down {MAX_BREAKDOWNS} times in a row, "
-                    f"the last time because: {reason}"
+                    f"{self.spec.id}: environment {row} broke down {MAX_BREAKDOWNS} times in a "
+                    f"row, the last time because: {reason}"
                 )
-
-    def _ask_all(self, method: str) -> list[Any]:
-        """Return every worker's answer to a question without arguments."""
-        if not self.workers:
-            raise RuntimeError(f"{self._id} is closed; make a new one")
-        for worker in self.workers:
-            worker.ask(method)
-        try:
-            results = [worker.answer(self._step_timeout) for worker in self.workers]
-        except WorkerDiedError as error:
-            raise RuntimeError(f"{self._id}: a worker process {error} in {method}()") from error
-        for result in results:
-            if isinstance(result, Failure):
-                raise RuntimeError(f"{self._id}: {method}() failed: {result.traceback}")
-        return results
 
     def _fresh_obs(self) -> Observation:
         """Return the last observation of all E environments in tensors that nobody else holds."""
-        return {key: torch.from_numpy(value.copy()) for key, value in self._obs.items()}
+        return {key: torch.from_numpy(value.copy()) for key, value in self._pool.obs.items()}
 
 
 class WorkerExpert:
@@ -321,5 +228,5 @@ class WorkerExpert:
 
     def act(self) -> Tensor:
         """Return the expert's action (E, A) [robot units]; zeros before an environment's reset."""
-        action = np.concatenate(self._env._ask_all("expert"))
+        action = np.concatenate(self._env._pool.ask_all("expert"))
         return torch.from_numpy(action)

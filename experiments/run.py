@@ -29,10 +29,19 @@ from policies.checkpoint import atomic_folder, load, write_policy
 from rl import Algorithm
 
 WandbMode = Literal["online", "offline", "off"]
-PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "mujoco", "mani-skill", "metaworld", "numpy")
+PACKAGES = (
+    "torch",
+    "torchrl",
+    "tensordict",
+    "gymnasium",
+    "mujoco",
+    "mani-skill",
+    "metaworld",
+    "numpy",
+)
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401 - any config value
+def plain(value: Any) -> Any:
     """Return a config as JSON values; paths become strings, infinities and nan become strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -62,7 +71,7 @@ def _commit() -> str | None:
         return None
     root = Path(__file__).parent
     command = [git, "describe", "--always", "--dirty", "--abbrev=10"]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)  # noqa: S603
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     return result.stdout.strip() or None
 
 
@@ -236,7 +245,7 @@ class Run:
             writer.writerows(self._rows)
         temporary.rename(self.folder / "metrics.csv")
 
-    def _start_wandb(self, mode: WandbMode) -> Any:  # noqa: ANN401 - wandb's run
+    def _start_wandb(self, mode: WandbMode) -> Any:
         import wandb
 
         return wandb.init(
@@ -245,13 +254,13 @@ class Run:
             dir=self.folder,
             id=self.folder.name,
             resume="allow" if mode == "online" else None,
-            mode=mode,
+            mode="online" if mode == "online" else "offline",
             config=self.config,
             settings=wandb.Settings(silent=True),
         )
 
 
-def _differences(saved: Any, asked: Any, path: str = "") -> list[str]:  # noqa: ANN401 - JSON
+def _differences(saved: Any, asked: Any, path: str = "") -> list[str]:
     """Return where two configs differ, as `path: saved -> asked`."""
     if isinstance(saved, dict) and isinstance(asked, dict):
         found: list[str] = []

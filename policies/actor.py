@@ -14,6 +14,7 @@ Letters: N rows, M scored steps (K, or 1), K flow steps, H action horizon, A act
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,8 +44,8 @@ class LikelihoodConfig:
 
     kernel: Literal["flow_sde", "flow_noise"] = "flow_sde"
     """Flow-SDE keeps the ODE's marginals; Flow-Noise learns the size of the noise."""
-    stochastic_steps: Literal["one", "all"] = "one"
-    """One random step per sample, drawn anew each time, or every step."""
+    stochastic_steps: Literal["one", "all"] = "all"
+    """Every step is random, or one per sample, drawn anew each time."""
     noise_level: float = 0.5
     """Flow-SDE's noise; see `FlowSDE` [-]."""
     noise_std_min: float = 0.08
@@ -53,8 +54,8 @@ class LikelihoodConfig:
     """Flow-Noise: greatest standard deviation; equal to the least for a constant noise."""
     reduction: Literal["sum", "mean"] = "sum"
     """A sum over a step's entries is its true log-density; a mean tempers the ratio."""
-    ratio: Literal["joint", "step"] = "joint"
-    """One ratio per decision (the sum over its steps), or one per scored step."""
+    ratio: Literal["joint", "step"] = "step"
+    """One ratio per scored step, each clipped by itself, or one per decision (their product)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.noise_std_min <= self.noise_std_max:
@@ -73,11 +74,11 @@ class NoiseNetwork(nn.Module):
     def __init__(self, width: int, action_dim: int, std_min: float, std_max: float) -> None:
         super().__init__()
         self.log_min, self.log_max = math.log(std_min), math.log(std_max)
-        self.net = nn.Sequential(
-            nn.Linear(width, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, action_dim)
-        )
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
+        head = nn.Linear(64, action_dim)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        layers = [nn.Linear(width, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh()]
+        self.net = nn.Sequential(*layers, head)
 
     def forward(self, output: FlowOutput, flow_time: Tensor) -> Tensor:
         """Return the standard deviation (N, M, H, A) [normalised action]."""
@@ -120,10 +121,12 @@ class FlowChain(Distribution):
             validate_args=False,
         )
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
         """Return chains (N, K + 1, H, A) from fresh noise."""
         if len(sample_shape):
-            raise ValueError(f"sample_shape={tuple(sample_shape)} is not supported; repeat the rows")
+            raise ValueError(
+                f"sample_shape={tuple(sample_shape)} is not supported; repeat the rows"
+            )
         device = self.stochastic_step.device if self.stochastic_step is not None else None
         return self.sample_from(torch.randn(self.shape, device=device))
 

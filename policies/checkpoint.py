@@ -99,8 +99,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"no {name} in {folder}; a checkpoint is a folder with {DESCRIPTION} and {WEIGHTS}, "
-                "experiments.pretrain makes one"
+                f"no {name} in {folder}; a checkpoint is a folder with {DESCRIPTION} and "
+                f"{WEIGHTS}, experiments.pretrain makes one"
             )
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
@@ -128,9 +128,11 @@ def _load_weights(policy: FlowPolicy, file: Path) -> None:
     found = {key: tuple(value.shape) for key, value in weights.items()}
     if expected != found:
         missing, surplus = sorted(expected.keys() - found), sorted(found.keys() - expected)
-        wrong = {k: (found[k], expected[k]) for k in expected.keys() & found if found[k] != expected[k]}
+        wrong = {
+            k: (found[k], expected[k]) for k in expected.keys() & found if found[k] != expected[k]
+        }
         raise ValueError(
-            f"{file} does not fit its {DESCRIPTION}: missing keys {missing}, surplus keys {surplus}, "
-            f"wrong shapes (found, expected) {wrong}"
+            f"{file} does not fit its {DESCRIPTION}: missing keys {missing}, surplus keys "
+            f"{surplus}, wrong shapes (found, expected) {wrong}"
         )
     policy.load_state_dict(weights)

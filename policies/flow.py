@@ -156,7 +156,7 @@ class FlowNoise:
     """Euler step plus noise of a learned, bounded standard deviation.
 
     Unlike Flow-SDE this changes the marginals, so the policy is deployed without it, and its size
-    is tied to the number of flow steps that it was trained with. Source: πRL (Flow-Noise), ReinFlow.
+    is tied to the number of flow steps that it was trained with. Source: πRL, ReinFlow.
     """
 
     std: Callable[[FlowOutput, Tensor], Tensor]
@@ -190,8 +190,9 @@ def sample_chain(
     kernel: Kernel = ode_step,
     stochastic_step: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the chain from noise to action (B, K + 1, H, A), float32, and the log-density of its
-    random entries (B, M, H, A): M = K, or 1 with `stochastic_step`.
+    """Return the chain from noise to action (B, K + 1, H, A), float32, and its log-density.
+
+    The density is that of each random entry (B, M, H, A): M = K, or 1 with `stochastic_step`.
 
     Args:
         field: Velocity field of the rows' observations.

@@ -135,8 +135,10 @@ def flow_time_embedding(flow_time: Tensor, width: int) -> Tensor:
 
 
 def _points_mask(m: int, horizon: int, before: int, device: torch.device) -> Tensor:
-    """Return which keys each action token sees (1, 1, M * H, before + M * H): the blocks before,
-    and the tokens of its own point of flow time."""
+    """Return which keys each action token sees (1, 1, M * H, before + M * H).
+
+    They are the blocks before, and the tokens of its own point of flow time.
+    """
     point = torch.arange(m, device=device).repeat_interleave(horizon)
     own = point[:, None] == point
     past = torch.ones(len(point), before, dtype=torch.bool, device=device)

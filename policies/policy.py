@@ -79,7 +79,7 @@ class FlowPolicy(nn.Module):
         return self.network.config.action_horizon, self.network.config.action_dim
 
     def executed_mask(self) -> Tensor:
-        """Return 1 where a chunk's entry reaches the robot, 0 in padding and unexecuted steps (H, A)."""
+        """Return 1 where an entry reaches the robot, 0 in padding and unexecuted steps (H, A)."""
         mask = torch.zeros(self.chunk_shape)
         mask[: self.sampler.execution_horizon, : self.preprocessor.action_dim] = 1
         return mask.to(self.network.action_out_proj.weight.device)
@@ -94,7 +94,9 @@ class FlowPolicy(nn.Module):
 
     def draw_noise(self, num: int) -> Tensor:
         """Return starting points from the standard normal (N, H, A)."""
-        return torch.randn(num, *self.chunk_shape, device=self.network.action_out_proj.weight.device)
+        return torch.randn(
+            num, *self.chunk_shape, device=self.network.action_out_proj.weight.device
+        )
 
     def executed(self, point: Tensor) -> Tensor:
         """Return the actions to execute (N, h, d) [robot units] of normalised chunks (N, H, A)."""
@@ -109,9 +111,7 @@ class FlowPolicy(nn.Module):
         """
         context = self.encode(obs)
         noise = self.draw_noise(len(obs)) if noise is None else noise
-        return self.executed(
-            integrate(self.field(context), noise, self.grid, self.sampler.solver)
-        )
+        return self.executed(integrate(self.field(context), noise, self.grid, self.sampler.solver))
 
     def loss(
         self,

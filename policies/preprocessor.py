@@ -1,7 +1,7 @@
-"""From robot units to the network's normalised space and back; its numbers travel in the checkpoint.
+"""From robot units to the network's normalised space and back.
 
 A policy evaluated with other statistics than it was trained with fails silently, so the statistics
-are part of the policy: stored in `policy.json`, never recomputed on load, buffers and not parameters.
+are part of the policy: stored in `policy.json`, never recomputed on load, and never trained.
 Letters: N rows, S state dim, A action dim, h executed actions.
 """
 
@@ -20,7 +20,7 @@ Normalization = Literal["zscore", "quantile"]
 
 @dataclass(frozen=True, kw_only=True)
 class NormStats:
-    """Statistics of one quantity over the demonstrations, one number per dimension [robot units]."""
+    """Statistics of one quantity over the demonstrations, per dimension [robot units]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -97,6 +97,10 @@ class Preprocessor(nn.Module):
         self, config: PreprocessorConfig, model_state_dim: int, model_action_dim: int
     ) -> None:
         super().__init__()
+        self.state_offset: Tensor
+        self.state_scale: Tensor
+        self.action_offset: Tensor
+        self.action_scale: Tensor
         self.config = config
         self.state_dim, self.action_dim = len(config.state.mean), len(config.action.mean)
         self.model_state_dim, self.model_action_dim = model_state_dim, model_action_dim

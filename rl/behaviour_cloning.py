@@ -29,7 +29,7 @@ class BCConfig(AlgorithmConfig):
     learning_rate: float = 1e-3
     """AdamW's step size at the start [-]."""
     decay_steps: int = 2000
-    """Gradient steps over which the step size falls to `final_fraction`, by a cosine; then constant."""
+    """Gradient steps in which the step size falls by a cosine to its final fraction."""
     final_fraction: float = 0.01
     """Step size at the end of the decay, as a share of that at the start [-]."""
     weight_decay: float = 1e-4
@@ -108,7 +108,7 @@ class BehaviourCloning(Algorithm[BCConfig]):
 
 
 def clone(step: CloningStep, chunks: TensorDict, num_steps: int) -> float:
-    """Take steps on random minibatches of chunks (N) with `action` (N, H, d); return the mean loss."""
+    """Take steps on random chunks (N) with `action` (N, H, d), and return the mean loss."""
     total = 0.0
     size = min(step.config.minibatch_size, len(chunks))
     for _ in range(num_steps):

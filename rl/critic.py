@@ -27,14 +27,17 @@ class ValueCritic(TensorDictModuleBase):
     def __init__(self, preprocessor: Preprocessor, hidden: tuple[int, ...] = (256, 256)) -> None:
         super().__init__()
         self.in_keys, self.out_keys = ["state", "elapsed"], ["state_value"]
-        self._preprocessor = [preprocessor]  # in a list: not a submodule, its buffers are the policy's
+        self._preprocessor = [
+            preprocessor
+        ]  # in a list: not a submodule, its buffers are the policy's
         widths = (preprocessor.model_state_dim + 1, *hidden)
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.SiLU()]
-        self.net = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
-        nn.init.normal_(self.net[-1].weight, std=0.02)  # first advantages: rewards, not the head's
-        nn.init.zeros_(self.net[-1].bias)
+        head = nn.Linear(widths[-1], 1)
+        nn.init.normal_(head.weight, std=0.02)  # first advantages: from rewards
+        nn.init.zeros_(head.bias)
+        self.net = nn.Sequential(*layers, head)
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         return td.set("state_value", self.value(td))
@@ -46,7 +49,7 @@ class ValueCritic(TensorDictModuleBase):
 
 
 def explained_variance(value: Tensor, target: Tensor) -> float:
-    """Return how much of the targets' variance the values explain: 1 all, 0 nothing, below 0 harm."""
+    """Return the share of the targets' variance that the values explain; below 0 they harm."""
     variance = target.var(correction=0)
     if variance < 1e-12:
         return float("nan")

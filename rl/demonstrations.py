@@ -95,7 +95,7 @@ def collect_demonstrations(env: Checked, num_episodes: int, seed: int) -> Demons
                 f"{num_episodes} were asked for"
             )
     kept = kept[:num_episodes]
-    steps = torch.cat(kept)
+    steps: TensorDict = torch.cat(kept)  # type: ignore[arg-type, assignment]
     lengths = torch.tensor([len(episode) for episode in kept])
     return Demonstrations(
         obs={key: steps[key] for key in steps.keys() if key != "action"},

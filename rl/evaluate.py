@@ -39,7 +39,7 @@ class Evaluation:
 
     @property
     def num_episodes(self) -> int:
-        """n."""
+        """N."""
         return len(self.success)
 
     @property

@@ -34,7 +34,7 @@ class PPOConfig(AlgorithmConfig):
 
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     """Which noise makes the policy stochastic, and what its log-probability sums."""
-    actor_learning_rate: float = 3e-4
+    actor_learning_rate: float = 1e-4
     """Adam's step size for the policy [-]."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the critic [-]."""
@@ -46,7 +46,7 @@ class PPOConfig(AlgorithmConfig):
     """How far the ratio may fall below 1 [-]."""
     clip_high: float = 0.2
     """How far the ratio may rise above 1 [-]."""
-    target_kl: float = 0.1
+    target_kl: float = 0.2
     """An update ends when the policy is this far from the one that gathered [nats per ratio]."""
     discount: float = 0.99
     """Per environment step, not per chunk [-]."""
@@ -144,7 +144,7 @@ class PPO(Algorithm[PPOConfig]):
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics."""
-        if self.config.scored_steps == "one":
+        if self.config.scored_steps == "one" and "stochastic_step" not in batch.keys():
             batch = self._with_one_step(batch)
         losses = self.loss(batch)
         loss = losses["loss_objective"]

@@ -1,4 +1,4 @@
-"""Which algorithms exist, by name. Adding one is a file with `@register("name", Config)` above a class."""
+"""Which algorithms exist, by name. A new one is a file with `@register("name", Config)` in it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ _REGISTRY: dict[str, tuple[type[AlgorithmConfig], type[Algorithm[Any]]]] = {}
 AlgorithmType = TypeVar("AlgorithmType", bound=type[Algorithm[Any]])
 
 
-def register(
-    name: str, config: type[AlgorithmConfig]
-) -> Callable[[AlgorithmType], AlgorithmType]:
+def register(name: str, config: type[AlgorithmConfig]) -> Callable[[AlgorithmType], AlgorithmType]:
     """Register the decorated class under `name`, built from a `config`.
 
     Raises:
@@ -67,4 +65,5 @@ def name_of(config: AlgorithmConfig) -> str:
 
 def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
     """Build the algorithm that takes this type of config, around a policy."""
-    return _REGISTRY[name_of(config)][1](config, policy)
+    build: Callable[..., Algorithm[Any]] = _REGISTRY[name_of(config)][1]
+    return build(config, policy)

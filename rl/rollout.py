@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
@@ -34,8 +35,8 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
     missing = sorted(set(cameras) - set(spec.cameras))
     if missing:
         raise ValueError(
-            f"the checkpoint needs cameras {missing}, {spec.id} was made with {list(spec.cameras)}; "
-            "pass --env.cameras"
+            f"the checkpoint needs cameras {missing}, {spec.id} was made with "
+            f"{list(spec.cameras)}; pass --env.cameras"
         )
 
 
@@ -70,6 +71,9 @@ class Rollouts:
         check_needs(algorithm, env.spec)
         self.env, self.algorithm, self.num_chunks, self.seed = env, algorithm, num_chunks, seed
         self.num_env_steps = 0
+        """Simulator steps so far."""
+        self.simulator_seconds = 0.0
+        """Time that the last rollout spent inside the simulator [s]."""
         self.restart(0)
 
     def restart(self, iteration: int) -> None:
@@ -83,7 +87,7 @@ class Rollouts:
         seeds.episodes += iteration * 1_000_000  # no episode number is used twice in a run
         horizon = self.algorithm.actor.policy.sampler.execution_horizon
         self._chunk_env = ChunkEnv(self.env, horizon, seeds)
-        self._collector = iter(())
+        self._collector: Iterator[TensorDictBase] = iter(())
         if self.algorithm.needs.rollouts:
             self._collector = iter(
                 Collector(
@@ -101,14 +105,15 @@ class Rollouts:
         """Return the next rollout (E, T); empty if the algorithm does not learn from any."""
         if not self.algorithm.needs.rollouts:
             return TensorDict(batch_size=(self.env.spec.num_envs, 0))
-        before = self._chunk_env.num_env_steps
-        rollout: TensorDictBase = next(self._collector)  # type: ignore[arg-type]
-        self.num_env_steps += self._chunk_env.num_env_steps - before
+        steps, seconds = self._chunk_env.num_env_steps, self._chunk_env.simulator_seconds
+        rollout: TensorDictBase = next(self._collector)
+        self.num_env_steps += self._chunk_env.num_env_steps - steps
+        self.simulator_seconds = self._chunk_env.simulator_seconds - seconds
         return rollout
 
 
 def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
-    """Return what a rollout (E, T) tells by itself: success and length of the episodes that ended."""
+    """Return what a rollout (E, T) tells by itself: how the episodes that ended in it fared."""
     if rollout.numel() == 0:
         return {}
     after = rollout["next"]
@@ -119,4 +124,3 @@ def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
         metrics["train/success_rate"] = float((after["success"] & counted).sum()) / num
     metrics["train/reward_per_step"] = float(after["reward"].sum() / after["duration"].sum())
     return metrics
-

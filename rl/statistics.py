@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 
 
 def wilson_interval(successes: int, num: int, confidence: float = 0.95) -> Interval:
-    """Return Wilson's interval of a success rate; (nan, nan) without episodes. For plots and tables."""
+    """Return Wilson's interval of a success rate, for plots; (nan, nan) without episodes."""
     if num == 0:
         return math.nan, math.nan
     interval = binomtest(successes, num).proportion_ci(confidence, method="wilson")

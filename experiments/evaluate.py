@@ -1,0 +1,74 @@
+"""Measure a checkpoint's success rate, with its interval.
+
+python -m experiments.evaluate --checkpoint runs/pick/pretrained --env.id mujoco/PickCube
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+
+import envs
+import policies
+import rl
+from experiments.errors import exit_with_message
+from experiments.run import plain, provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure a checkpoint's success rate."""
+
+    checkpoint: Path
+    """Folder of the policy."""
+    env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
+    episodes: int = 200
+    """Episodes; a multiple of the number of environments."""
+    seed: int = 0
+    """Seed of the starts and of the policy's noise."""
+    stochastic: bool = False
+    """Act as in training, with the likelihood below, instead of as deployed."""
+    likelihood: policies.LikelihoodConfig = field(default_factory=policies.LikelihoodConfig)
+    out: Path | None = None
+    """JSON file for the result."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the policy computes."""
+
+
+def evaluate(config: EvaluateConfig) -> rl.Evaluation:
+    """Evaluate, print, and write the result where that was asked for."""
+    policy = policies.load(config.checkpoint).to(config.device)
+    actor = policies.FlowActor(policy, config.likelihood)
+    env = envs.make(config.env)
+    result = rl.evaluate(
+        env, actor, config.episodes, seed=config.seed, stochastic=config.stochastic
+    )
+    console = Console()
+    kind = "stochastic" if config.stochastic else f"ODE, {policy.sampler.solver}"
+    sampler = f"{kind}, {policy.sampler.flow_steps} flow steps"
+    console.print(f"{config.env.id} ({env.spec.simulator}), {sampler}: success {result}")
+    for task, (successes, episodes) in result.by_task().items():
+        if len(env.spec.tasks) > 1:
+            console.print(f"  {env.spec.tasks[task]}: {successes}/{episodes}")
+    if config.out is not None:
+        record: dict[str, Any] = {"config": plain(config), "provenance": provenance()}
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps({**record, "result": result.summary()}, indent=2) + "\n")
+    env.close()
+    return result
+
+
+def main() -> None:
+    """Command line entry."""
+    with exit_with_message():
+        evaluate(tyro.cli(EvaluateConfig, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Settings that worked, per environment: a reproduced result is a function that returns a config.
+
+How they were found is in docs/quickstart.md. An environment without a recipe gets the defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import envs
+import rl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to clone a policy to a middling success rate and how long to fine-tune it."""
+
+    env: envs.EnvConfig
+    num_demonstrations: int = 12
+    gradient_steps: int = 1200
+    """Steps of cloning."""
+    num_chunks: int = 41
+    """Chunk decisions per environment in one rollout."""
+    num_iterations: int = 45
+    eval_every: int = 15
+    eval_episodes: int = 200
+    fast_iterations: int = 12
+    """Iterations of `--fast`."""
+    ppo: rl.PPOConfig = field(default_factory=rl.PPOConfig)
+    """PPO for this environment; other algorithms take their defaults."""
+
+
+def recipe(env_id: str) -> Recipe:
+    """Return the settings for an environment."""
+    prefix = env_id.partition("/")[0]
+    env = envs.EnvConfig(id=env_id)
+    if prefix == "maniskill":
+        # 450 steps/s a core: fewer copies, shorter rollouts, more learning from each
+        return Recipe(
+            env=replace(env, num_envs=20), num_demonstrations=20, num_chunks=50, num_iterations=60
+        )
+    if prefix == "metaworld":
+        return Recipe(
+            env=replace(env, num_envs=20), num_demonstrations=10, num_chunks=75, num_iterations=60
+        )
+    if prefix == "mock":
+        return Recipe(env=replace(env, num_workers=0), num_chunks=20, num_iterations=20)
+    return Recipe(env=env)

@@ -1,0 +1,253 @@
+"""Fine-tune a pretrained policy in simulation.
+
+    python -m experiments.train ppo --env.id mujoco/PickCube --checkpoint runs/pick/pretrained \
+        --seed 1 --num-iterations 100 --out runs/pick/ppo
+    python -m experiments.train filtered_bc --help
+
+Another word for `ppo` is another algorithm. `--resume` goes on with the run in `--out`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+import envs
+import policies
+import rl
+from experiments.errors import exit_with_message
+from experiments.report import TrainingBar, closing_table, learning_curve
+from experiments.run import Run, WandbMode, plain
+from experiments.video import record_video
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Fine-tune a pretrained policy in simulation."""
+
+    algorithm: rl.AlgorithmConfig
+    env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
+    checkpoint: Path = Path("runs/quickstart/pretrained")
+    """Folder of the pretrained policy."""
+    out: Path = Path("runs/latest")
+    """New folder for the config, the metrics and the checkpoints."""
+    seed: int = 0
+    """Seed of the policy's noise and of the environments' starts."""
+    num_iterations: int = 100
+    """Rollouts to collect and learn from."""
+    num_chunks: int = 41
+    """Chunk decisions per environment in one rollout."""
+    eval_every: int = 20
+    """Iterations between evaluations, each of which also saves a checkpoint."""
+    eval_episodes: int = 200
+    """Episodes per evaluation; a multiple of the number of environments."""
+    max_minutes: float = float("inf")
+    """Stop after the iteration in which this much time has gone into training [min]."""
+    wandb: WandbMode = "offline"
+    """Where Weights & Biases metrics go; `offline` writes them into --out."""
+    video: bool = True
+    """Whether to film the policy before and after, where the machine can render."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the policy computes."""
+    resume: bool = False
+    """Go on with the run in --out from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_iterations", "num_chunks", "eval_every", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes two runs the same run: everything but where it stops and reports."""
+        values: dict[str, Any] = plain(self)
+        for name in ("resume", "num_iterations", "max_minutes", "wandb", "video", "out"):
+            values.pop(name)
+        return {"algorithm_name": rl.name_of(self.algorithm), **values}
+
+
+class Trainer:
+    """One run: the loop between collecting and learning, and the state that resuming needs."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        torch.manual_seed(config.seed)
+        open_run = Run.resume if config.resume else Run.create
+        policy = policies.load(config.checkpoint).to(config.device)
+        self.algorithm = rl.make(config.algorithm, policy)
+        self.env = envs.make(config.env)
+        rl.check_fit(policy, self.env.spec)
+        rl.check_needs(self.algorithm, self.env.spec)
+        if config.eval_episodes % config.env.num_envs:
+            raise ValueError(
+                f"eval_episodes={config.eval_episodes} must be a multiple of "
+                f"num_envs={config.env.num_envs}"
+            )
+        self.run = open_run(config.out, config.identity(), config.wandb)
+        self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
+        self.iteration = 0
+        self.seconds = dict.fromkeys(("simulator", "policy", "update", "evaluation"), 0.0)
+        self.before: dict[str, Any] = {}
+        if config.resume:
+            self._restore()
+
+    def train(self) -> dict[str, Any]:
+        """Run to the end and return the summary, which is also in summary.json."""
+        config, start = self.config, time.monotonic()
+        if not self.before:
+            self.before = self._final_evaluation()
+            self._film("before")
+            self._checkpoint()
+        with TrainingBar(config.num_iterations, self.iteration) as bar:
+            while self.iteration < config.num_iterations:
+                metrics = self._iterate()
+                out_of_time = time.monotonic() - start > 60 * config.max_minutes
+                last = self.iteration == config.num_iterations or out_of_time
+                if last or self.iteration % config.eval_every == 0:
+                    metrics |= self._evaluate_and_save(metrics)
+                self.run.log(self.iteration, metrics)
+                bar.update(self.iteration, metrics, self.rollouts.num_env_steps, self.env.spec)
+                if last:
+                    break
+        return self._finish(time.monotonic() - start)
+
+    def _iterate(self) -> dict[str, float]:
+        """Collect a rollout, learn from it, and return the metrics of both."""
+        seconds, steps = dict(self.seconds), self.rollouts.num_env_steps
+        start = time.perf_counter()
+        rollout = self.rollouts.collect()
+        collected = time.perf_counter()
+        metrics = self.algorithm.update(rollout)
+        simulator = self.rollouts.simulator_seconds
+        self.seconds["simulator"] += simulator
+        self.seconds["policy"] += collected - start - simulator
+        self.seconds["update"] += time.perf_counter() - collected
+        self.iteration += 1
+        phases = {f"seconds/{key}": self.seconds[key] - seconds[key] for key in self.seconds}
+        metrics |= rl.rollout_metrics(rollout) | phases
+        metrics["env_steps"] = float(self.rollouts.num_env_steps)
+        metrics["env_steps_per_second"] = (self.rollouts.num_env_steps - steps) / (
+            collected - start
+        )
+        metrics["action_clip_fraction"] = self.env.num_clipped / max(1, self.env.num_entries)
+        return metrics
+
+    def _evaluate_and_save(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Evaluate on the validation starts and write a checkpoint; return the evaluation."""
+        start = time.perf_counter()
+        evaluation = rl.evaluate(
+            self.env,
+            self.algorithm.actor,
+            self.config.eval_episodes,
+            seed=self.config.seed,
+            split="validation",
+        )
+        seconds = time.perf_counter() - start
+        self.seconds["evaluation"] += seconds
+        low, high = evaluation.interval
+        self._checkpoint(evaluation.success_rate)
+        return {
+            "success_rate": evaluation.success_rate,
+            "success_rate_low": low,
+            "success_rate_high": high,
+            "seconds/evaluation": seconds,
+        }
+
+    def _checkpoint(self, success_rate: float | None = None) -> None:
+        """Save, and begin new episodes as a resumed run would."""
+        progress = {
+            "success_rate": self.before["ode"]["success_rate"]
+            if success_rate is None
+            else success_rate,
+            "env_steps": self.rollouts.num_env_steps,
+            "seconds": self.seconds,
+            "before": self.before,
+            "clipped": [self.env.num_clipped, self.env.num_entries],
+        }
+        self.run.save(self.iteration, self.algorithm, progress)
+        self.rollouts.restart(self.iteration)
+
+    def _restore(self) -> None:
+        progress = self.run.load_latest(self.algorithm)
+        self.iteration, self.seconds = progress["iteration"], progress["seconds"]
+        self.before = progress["before"]
+        self.env.num_clipped, self.env.num_entries = progress["clipped"]
+        self.rollouts.num_env_steps = progress["env_steps"]
+        self.rollouts.restart(self.iteration)
+
+    def _final_evaluation(self) -> dict[str, Any]:
+        """Evaluate on the test starts, as deployed and as it explores."""
+        start = time.perf_counter()
+        result = {
+            name: rl.evaluate(
+                self.env,
+                self.algorithm.actor,
+                self.config.eval_episodes,
+                seed=self.config.seed,
+                stochastic=name == "stochastic",
+            ).summary()
+            for name in ("ode", "stochastic")
+        }
+        self.seconds["evaluation"] += time.perf_counter() - start
+        return result
+
+    def _film(self, name: str) -> None:
+        if self.config.video:
+            file = self.config.out / f"{name}.mp4"
+            record_video(self.config.env, self.algorithm.actor, file, self.config.seed)
+
+    def _finish(self, seconds: float) -> dict[str, Any]:
+        """Evaluate, report and close; return the summary."""
+        after = self._final_evaluation()
+        self._film("after")
+        summary = {
+            "algorithm": rl.name_of(self.config.algorithm),
+            "env": self.config.env.id,
+            "seed": self.config.seed,
+            "iterations": self.iteration,
+            "env_steps": self.rollouts.num_env_steps,
+            "train_seconds": seconds,
+            "before": self.before,
+            "after": after,
+            "seconds": self.seconds,
+            "best_checkpoint": self.run.best_checkpoint().name,
+        }
+        learning_curve(self.run.rows, self.before["ode"], self.config.out / "learning_curve.png")
+        self.run.finish(summary)
+        self.env.close()
+        return summary
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run a training and return its summary."""
+    return Trainer(config).train()
+
+
+def parse(args: Sequence[str]) -> TrainConfig:
+    """Read the config from command line arguments: the algorithm's name, then any overrides.
+
+    Raises:
+        ValueError: no algorithm has this name.
+    """
+    if not args or args[0].startswith("-"):
+        names = ", ".join(sorted(rl.presets()))
+        raise ValueError(f"the first argument names the algorithm; registered: {names}")
+    default = TrainConfig(algorithm=rl.preset(args[0]))
+    return tyro.cli(TrainConfig, args=list(args[1:]), default=default, description=__doc__)
+
+
+def main() -> None:
+    """Command line entry."""
+    with exit_with_message():
+        config = parse(sys.argv[1:])
+        closing_table(train(config))
+
+
+if __name__ == "__main__":
+    main()
