@@ -184,7 +184,7 @@ class ManiSkillBatch:
         """Reset some rows (n,) with one seed per environment; return ManiSkill's observation."""
         simulation, options = self._simulation, {"env_idx": rows}
         if self.spec.num_envs > 1:
-            with without_contacts(simulation.scene, rows):
+            with without_contacts(simulation.scene, rows, self.spec.num_envs):
                 return simulation.reset(seed=seeds, options=options)[0]
         raw, info = simulation.reset(seed=seeds, options=options)
         if not info["reconfigure"]:
@@ -232,18 +232,21 @@ class ManiSkillBatch:
 
 
 @contextlib.contextmanager
-def without_contacts(scene: Any, rows: Tensor) -> Iterator[None]:
+def without_contacts(scene: Any, rows: Tensor, num_envs: int) -> Iterator[None]:
     """Let contact impulses that are asked for meanwhile be zero in some environments.
 
     Args:
         scene: ManiSkill's scene.
         rows: In which environments (n,) int64.
+        num_envs: E.
     """
     measure = scene.get_pairwise_contact_impulses
 
     def masked(*bodies: Any) -> Tensor:
         impulses = measure(*bodies).clone()
-        impulses[rows] = 0
+        # Bodies that only some environments have come without saying which.
+        if len(impulses) == num_envs:
+            impulses[rows] = 0
         return impulses
 
     scene.get_pairwise_contact_impulses = masked

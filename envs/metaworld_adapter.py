@@ -10,7 +10,8 @@ objects (14), these 18 numbers of the step before, goal position (3) [m]. Action
 displacement (3) [0.01 m] and gripper force (1), in [-1, 1]. 80 steps per second.
 
 Source: McLean et al. 2025, "Meta-World+". Differs: the starts, as above; the time limit is 150
-steps instead of 500, which every scripted expert that succeeds at all stays far below.
+steps instead of 500. That is ample for most of the scripted experts; the one of peg-insert-side
+solves 79 of 100 starts within it, and 90 within 500 steps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
+import warnings
 from typing import Any, Literal
 
 import gymnasium
@@ -96,7 +98,11 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def expert_action(self) -> np.ndarray:
         """Return the action (4,) of Meta-World's scripted policy."""
-        return np.clip(self._expert.get_action(self._obs), -1.0, 1.0).astype(np.float32)
+        with warnings.catch_warnings():
+            # It warns that it asks for more than 1, which it does by design.
+            warnings.simplefilter("ignore", UserWarning)
+            action = self._expert.get_action(self._obs)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def render(self) -> Any:
         """Return a picture (Y, X, 3) uint8."""

@@ -14,10 +14,9 @@ import numpy as np
 
 PHYSICS_STEP = 0.005
 """Duration of one physics step [s]."""
-SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 20, 10
-"""Limits of MuJoCo's contact solver. These do not always suffice when the gripper hits a cube hard:
-it may then fly off at several m/s. MuJoCo's own limits, 100 and 50, cost no speed and prevent it,
-but they change what happens, so results are only comparable between runs that share these."""
+SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 100, 50
+"""Limits of MuJoCo's contact solver, its own defaults. With lower ones it stops before it converges
+when the gripper hits a cube hard, and the cube flies off at several m/s: an exploit for a learner."""
 CUBE_HALF_SIZE = 0.02
 """Half the edge of a cube [m]; also the height of its centre when it lies on the table."""
 CUBE_MASS = 0.06

@@ -32,9 +32,9 @@ class PretrainConfig:
     """New folder for the demonstrations and the checkpoint."""
     num_demonstrations: int = 12
     """Successful episodes of the expert."""
-    gradient_steps: int = 1200
+    gradient_steps: int = 1000
     """Steps of cloning."""
-    minibatch_size: int = 256
+    minibatch_size: int = 128
     """Chunks per gradient step."""
     learning_rate: float = 1e-3
     """AdamW's step size at the start; it falls by a cosine [-]."""
@@ -43,6 +43,8 @@ class PretrainConfig:
     sampler: policies.SamplerConfig = field(default_factory=policies.SamplerConfig)
     expert: policies.GemmaConfig = field(default_factory=lambda: policies.LAPTOP_EXPERT)
     """Sizes of the transformer."""
+    torch_threads: int = 1
+    """Threads of PyTorch on the CPU; see `experiments.train`."""
     seed: int = 0
     """Seed of the expert's starts, the weights and the minibatches."""
 
@@ -57,6 +59,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; pass another --out or remove it")
     torch.manual_seed(config.seed)
+    torch.set_num_threads(config.torch_threads)
     console, start = Console(stderr=True), time.monotonic()
     env = envs.make(config.env)
     demonstrations = rl.collect_demonstrations(env, config.num_demonstrations, config.seed)

@@ -17,7 +17,7 @@ class Recipe:
 
     env: envs.EnvConfig
     num_demonstrations: int = 12
-    gradient_steps: int = 1200
+    gradient_steps: int = 1000
     """Steps of cloning."""
     num_chunks: int = 41
     """Chunk decisions per environment in one rollout."""
@@ -34,14 +34,16 @@ def recipe(env_id: str) -> Recipe:
     """Return the settings for an environment."""
     prefix = env_id.partition("/")[0]
     env = envs.EnvConfig(id=env_id)
-    if prefix == "maniskill":
-        # 450 steps/s a core: fewer copies, shorter rollouts, more learning from each
+    if prefix in ("maniskill", "metaworld"):
+        # slow simulators: fewer copies, shorter rollouts, and more learning from each step
+        frugal = rl.PPOConfig(minibatch_size=256, num_epochs=5)
         return Recipe(
-            env=replace(env, num_envs=20), num_demonstrations=20, num_chunks=50, num_iterations=60
-        )
-    if prefix == "metaworld":
-        return Recipe(
-            env=replace(env, num_envs=20), num_demonstrations=10, num_chunks=75, num_iterations=60
+            env=replace(env, num_envs=20),
+            num_demonstrations=20 if prefix == "maniskill" else 10,
+            num_chunks=50,
+            num_iterations=120,
+            eval_every=20,
+            ppo=frugal,
         )
     if prefix == "mock":
         return Recipe(env=replace(env, num_workers=0), num_chunks=20, num_iterations=20)

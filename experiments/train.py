@@ -56,11 +56,20 @@ class TrainConfig:
     """Whether to film the policy before and after, where the machine can render."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where the policy computes."""
+    torch_threads: int = 1
+    """Threads of PyTorch on the CPU; a small policy gains nothing from more, and with a fixed number
+    a run gives the same numbers on every machine of a kind. Raise it for large networks."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
 
     def __post_init__(self) -> None:
-        for name in ("num_iterations", "num_chunks", "eval_every", "eval_episodes"):
+        for name in (
+            "num_iterations",
+            "num_chunks",
+            "eval_every",
+            "eval_episodes",
+            "torch_threads",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
@@ -78,6 +87,7 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         torch.manual_seed(config.seed)
+        torch.set_num_threads(config.torch_threads)
         open_run = Run.resume if config.resume else Run.create
         policy = policies.load(config.checkpoint).to(config.device)
         self.algorithm = rl.make(config.algorithm, policy)

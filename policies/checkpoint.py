@@ -37,6 +37,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         raise FileExistsError(f"{path} exists already; pass another path or remove it")
     temporary = path.with_name(f"tmp_{path.name}_{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
     temporary.mkdir(parents=True)
     try:
         yield temporary

@@ -98,6 +98,7 @@ class Rollouts:
                     exploration_type=ExplorationType.RANDOM,
                     use_buffers=False,
                     track_traj_ids=False,
+                    auto_register_policy_transforms=False,
                 )
             )
 
@@ -114,7 +115,7 @@ class Rollouts:
 
 def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
     """Return what a rollout (E, T) tells by itself: how the episodes that ended in it fared."""
-    if rollout.numel() == 0:
+    if rollout.batch_size.numel() == 0:  # TensorDict's own numel() is never below 1
         return {}
     after = rollout["next"]
     counted = after["done"] & ~after["invalid"]

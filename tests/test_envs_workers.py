@@ -225,7 +225,7 @@ def test_picture_of_every_environment() -> None:
 def test_a_copy_without_pictures_or_expert_says_so() -> None:
     env = make(1, factory=Seeing)
     env.reset(seeds(0))
-    with pytest.raises(RuntimeError, match="toy/Clock cannot render"):
+    with pytest.raises(RuntimeError, match=r"toy/Clock cannot render: .* install libegl1"):
         env.render()
     with pytest.raises(ValueError, match=r"toy/Clock has no expert; .* expert_action"):
         env.expert()

@@ -1,0 +1,87 @@
+"""What many tests share: small policies, small settings of every algorithm, demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import envs
+import rl
+from policies import FlowPolicy, GemmaConfig, SamplerConfig, small_policy
+
+EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and the numbers are those of every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _tiny_policy(
+    state_dim: int = 4,
+    action_dim: int = 2,
+    *,
+    horizon: int = 2,
+    executed: int = 2,
+    flow_steps: int = 2,
+    seed: int = 0,
+) -> FlowPolicy:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return small_policy(
+            torch.rand(64, state_dim),
+            2 * torch.rand(64, action_dim) - 1,
+            action_horizon=horizon,
+            sampler=SamplerConfig(flow_steps=flow_steps, execution_horizon=executed),
+            expert=EXPERT,
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_policy() -> Callable[..., FlowPolicy]:
+    """Make an untrained policy; its sizes are those of `mock/Reach` by default."""
+    return _tiny_policy
+
+
+def _shrunk(config: Any, values: dict[str, Any]) -> Any:
+    """Return a config with every field that `values` names replaced, in nested configs too."""
+    changes = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in values:
+            changes[field.name] = values[field.name]
+        elif is_dataclass(value):
+            changes[field.name] = _shrunk(value, values)
+    return replace(config, **changes)
+
+
+@pytest.fixture(scope="session")
+def small_preset(demonstrations_file: Path) -> Callable[[str], rl.AlgorithmConfig]:
+    """Return the preset of an algorithm by name, with settings that take no time."""
+    values = {
+        "demonstrations": demonstrations_file,
+        "minibatch_size": 8,
+        "gradient_steps": 2,
+        "num_epochs": 2,
+        "critic_warmup": 1,
+        "group_size": 2,
+    }
+    return lambda name: _shrunk(rl.preset(name), values)
+
+
+@pytest.fixture(scope="session")
+def demonstrations_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file with six episodes of the expert of `mock/Reach`."""
+    file = tmp_path_factory.mktemp("demonstrations") / "demonstrations.safetensors"
+    env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=6, num_workers=0))
+    rl.collect_demonstrations(env, 6, seed=0).save(file)
+    return file
