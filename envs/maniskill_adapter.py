@@ -50,7 +50,7 @@ INSTRUCTIONS = {
 }
 """ManiSkill has no instructions in words; tasks that are not here are called by their name."""
 
-UNSEEDED = ("Empty-v1", "RotateSingleObjectInHand")
+UNSEEDED = ("RotateSingleObjectInHand",)
 """Beginnings of the names of tasks whose initial state was seen to depend on earlier episodes."""
 
 
@@ -212,7 +212,7 @@ def build_simulation(
         # ManiSkill asks on the terminal whether to download, and nobody answered or said yes.
         raise FileNotFoundError(
             f"maniskill/{task} needs files that are not on this machine; run "
-            f"python -m mani_skill.utils.download_asset {task}"
+            f"python -m mani_skill.utils.download_asset {task}, or with the robot's name instead"
         ) from error
     except (AssertionError, NotImplementedError) as error:
         raise ValueError(

@@ -48,7 +48,8 @@ class ManiSkillBatch:
         deterministic_reset: Whether the seed alone fixes an initial state; for the spec.
 
     Raises:
-        ValueError: there is no such camera, or the action space is not a Box.
+        ValueError: there is no such camera, the action space is not a Box, or the reward is to be
+            that of success and the task does not tell it.
     """
 
     def __init__(
@@ -71,6 +72,12 @@ class ManiSkillBatch:
                 f"maniskill/{task} has action_space={space}; only a Box is supported, choose a "
                 "task of one robot"
             )
+        tells_success = "success" in simulation.get_info()
+        if not (tells_success or dense_reward):
+            raise ValueError(
+                f"reward='sparse' needs a signal of success, which maniskill/{task} does not tell; "
+                "use 'dense'"
+            )
         raw = simulation.get_obs()
         _check_cameras(task, cameras, raw)
         self._cameras = cameras
@@ -89,7 +96,7 @@ class ManiSkillBatch:
             simulator=simulator_version(),
             device=state.device,
             deterministic_reset=deterministic_reset and (exact_seeds or len(state) == 1),
-            success_signal="success" in simulation.get_info(),
+            success_signal=tells_success,
         )
         self._running = torch.zeros(len(state), dtype=torch.bool, device=state.device)
         self._num_steps = torch.zeros(len(state), dtype=torch.int64, device=state.device)

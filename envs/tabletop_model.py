@@ -15,8 +15,8 @@ import numpy as np
 PHYSICS_STEP = 0.005
 """Duration of one physics step [s]."""
 SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 100, 50
-"""Limits of MuJoCo's contact solver, its own defaults. With lower ones it stops before it converges
-when the gripper hits a cube hard, and the cube flies off at several m/s: an exploit for a learner."""
+"""Limits of MuJoCo's contact solver, its own defaults. With lower ones it may stop too early when
+the gripper hits a cube hard, and the cube flies off at several m/s: an exploit for a learner."""
 CUBE_HALF_SIZE = 0.02
 """Half the edge of a cube [m]; also the height of its centre when it lies on the table."""
 CUBE_MASS = 0.06

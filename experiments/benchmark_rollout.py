@@ -1,5 +1,7 @@
-"""What the layers above a simulator cost: chunks through collector, chunk env and checks, against
-the bare simulator, both with a policy that does nothing.
+"""What the layers above a simulator cost.
+
+Chunks through collector, chunk env and checks, against the bare simulator, both with a policy that
+does nothing.
 
     python -m experiments.benchmark_rollout --env.id mujoco/PickCube
 """

@@ -56,7 +56,9 @@ class QuickstartConfig:
 
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Run all of it; return the summary of the fine-tuning."""
-    algorithm = _algorithm(config, settings := recipe(config.env.id))
+    settings = recipe(config.env.id)
+    settings = settings.fast() if config.fast else settings
+    algorithm = _algorithm(config, settings)
     pretrained = config.out / "pretrained"
     console = Console(stderr=True)
     if pretrained.is_dir():
@@ -71,7 +73,6 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
                 seed=config.seed,
             )
         )
-    iterations = settings.fast_iterations if config.fast else settings.num_iterations
     return train(
         TrainConfig(
             algorithm=algorithm,
@@ -79,9 +80,9 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
             checkpoint=pretrained,
             out=config.out / config.algorithm,
             seed=config.seed,
-            num_iterations=iterations,
+            num_iterations=settings.num_iterations,
             num_chunks=settings.num_chunks,
-            eval_every=min(settings.eval_every, iterations),
+            eval_every=settings.eval_every,
             eval_episodes=settings.eval_episodes,
             max_minutes=config.max_minutes,
             wandb=config.wandb,

@@ -88,6 +88,7 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
         f"{summary['env_steps']:,} environment steps in {summary['iterations']} iterations, "
         f"{summary['train_seconds']:.0f} s. Time: {shares}"
     )
+    console.print(f"fine-tuned policy: {summary['checkpoint']}")
 
 
 def learning_curve(rows: list[dict[str, Any]], before: dict[str, Any], file: Path) -> None:

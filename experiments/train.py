@@ -57,8 +57,8 @@ class TrainConfig:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where the policy computes."""
     torch_threads: int = 1
-    """Threads of PyTorch on the CPU; a small policy gains nothing from more, and with a fixed number
-    a run gives the same numbers on every machine of a kind. Raise it for large networks."""
+    """Threads of PyTorch on the CPU. A small policy gains nothing from more, and with a fixed number
+    the numbers do not depend on the machine's cores; raise it for large networks."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
 
@@ -119,9 +119,12 @@ class Trainer:
                 metrics = self._iterate()
                 out_of_time = time.monotonic() - start > 60 * config.max_minutes
                 last = self.iteration == config.num_iterations or out_of_time
-                if last or self.iteration % config.eval_every == 0:
-                    metrics |= self._evaluate_and_save(metrics)
+                evaluated = last or self.iteration % config.eval_every == 0
+                if evaluated:
+                    metrics |= self._evaluate()
                 self.run.log(self.iteration, metrics)
+                if evaluated:  # after its row: what is killed in between writes both again
+                    self._checkpoint(metrics["success_rate"])
                 bar.update(self.iteration, metrics, self.rollouts.num_env_steps, self.env.spec)
                 if last:
                     break
@@ -148,8 +151,8 @@ class Trainer:
         metrics["action_clip_fraction"] = self.env.num_clipped / max(1, self.env.num_entries)
         return metrics
 
-    def _evaluate_and_save(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Evaluate on the validation starts and write a checkpoint; return the evaluation."""
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate on the validation starts and return the metrics."""
         start = time.perf_counter()
         evaluation = rl.evaluate(
             self.env,
@@ -161,7 +164,6 @@ class Trainer:
         seconds = time.perf_counter() - start
         self.seconds["evaluation"] += seconds
         low, high = evaluation.interval
-        self._checkpoint(evaluation.success_rate)
         return {
             "success_rate": evaluation.success_rate,
             "success_rate_low": low,
@@ -226,7 +228,8 @@ class Trainer:
             "before": self.before,
             "after": after,
             "seconds": self.seconds,
-            "best_checkpoint": self.run.best_checkpoint().name,
+            "checkpoint": str(self.run.checkpoints()[-1]),
+            "best_checkpoint": str(self.run.best_checkpoint()),
         }
         learning_curve(self.run.rows, self.before["ode"], self.config.out / "learning_curve.png")
         self.run.finish(summary)

@@ -12,7 +12,8 @@ import torch
 
 import envs
 import rl
-from policies import FlowPolicy, GemmaConfig, SamplerConfig, small_policy
+from policies import FlowPolicy, GemmaConfig, SamplerConfig, save, small_policy
+from rl.behaviour_cloning import CloningStep, clone
 
 EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8)
 
@@ -80,8 +81,22 @@ def small_preset(demonstrations_file: Path) -> Callable[[str], rl.AlgorithmConfi
 
 @pytest.fixture(scope="session")
 def demonstrations_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file with six episodes of the expert of `mock/Reach`."""
+    """Return a file with thirty episodes of the expert of `mock/Reach`."""
     file = tmp_path_factory.mktemp("demonstrations") / "demonstrations.safetensors"
-    env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=6, num_workers=0))
-    rl.collect_demonstrations(env, 6, seed=0).save(file)
+    env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=10, num_workers=0))
+    rl.collect_demonstrations(env, 30, seed=0).save(file)
     return file
+
+
+@pytest.fixture(scope="session")
+def half_trained(demonstrations_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the checkpoint of a tiny policy that reaches about every second goal in 7 steps."""
+    folder = tmp_path_factory.mktemp("half_trained") / "policy"
+    policy = _tiny_policy()
+    chunks = rl.Demonstrations.load(demonstrations_file).chunks(policy.chunk_shape[0])
+    config = rl.BCConfig(learning_rate=3e-3, decay_steps=80, minibatch_size=64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clone(CloningStep(policy, config), chunks, 80)
+    save(policy, folder)
+    return folder

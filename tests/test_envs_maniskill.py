@@ -429,6 +429,19 @@ def test_unknown_cameras_are_answered_with_the_known_ones():
         make_fake(pictures=True, cameras=("front",))
 
 
+def test_a_task_that_does_not_tell_success_needs_a_dense_reward():
+    simulation = Simulation(3)
+    simulation.get_info = dict
+    with pytest.raises(ValueError, match=r"reward='sparse' .*Fake-v1 does not tell; use 'dense'"):
+        ManiSkillBatch(simulation, task="Fake-v1", max_episode_steps=4)
+    batch = ManiSkillBatch(simulation, task="Fake-v1", max_episode_steps=4, dense_reward=True)
+    assert not batch.spec.success_signal
+    batch.reset(torch.tensor([1, 2, 3]))
+    result = batch.step(torch.ones(3, 2), ALL)
+    assert result.terminated.all()
+    assert not result.info["success"].any()
+
+
 def test_several_robots_are_refused():
     simulation = Simulation(1)
     simulation.single_action_space = Dict({"left": Box(-1, 1, (2,))})

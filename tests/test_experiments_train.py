@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ import rl
 from experiments.report import learning_curve
 from experiments.run import Run
 from experiments.train import TrainConfig, Trainer, main, parse, train
-from rl.behaviour_cloning import CloningStep, clone
 
 NAMES = [*sorted(rl.presets()), "ppo with learned noise in one step"]
 NUM_ENVS, NUM_CHUNKS = 4, 4
@@ -44,20 +44,7 @@ def _no_curve() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pretrained(
-    tiny_policy: Callable, demonstrations_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Return the checkpoint of a policy that succeeds now and then."""
-    torch.manual_seed(0)
-    policy, folder = tiny_policy(), tmp_path_factory.mktemp("pretrained") / "policy"
-    chunks = rl.Demonstrations.load(demonstrations_file).chunks(policy.chunk_shape[0])
-    clone(CloningStep(policy, rl.BCConfig(decay_steps=200)), chunks, 200)
-    policies.save(policy, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config_of(small_preset: Callable, pretrained: Path) -> Callable[..., TrainConfig]:
+def config_of(small_preset: Callable, half_trained: Path) -> Callable[..., TrainConfig]:
     """Return the config of a short run of an algorithm on `mock/Reach`."""
 
     def make(name: str, out: Path, **changes: Any) -> TrainConfig:
@@ -70,7 +57,7 @@ def config_of(small_preset: Callable, pretrained: Path) -> Callable[..., TrainCo
             env=envs.EnvConfig(
                 id="mock/Reach", num_envs=NUM_ENVS, num_workers=0, max_episode_steps=7
             ),
-            checkpoint=pretrained,
+            checkpoint=half_trained,
             out=out,
             num_iterations=4,
             num_chunks=NUM_CHUNKS,
@@ -273,15 +260,15 @@ def test_resuming_with_another_config_names_the_difference(
         train(replace(config, algorithm=algorithm, resume=True))
     with pytest.raises(ValueError, match=r"algorithm_name: 'ppo' -> 'bc'"):
         train(config_of("bc", tmp_path, resume=True))
+    env = replace(config.env, max_episode_steps=8)
     with pytest.raises(ValueError, match=r"env\.max_episode_steps: 7 -> 8; seed: 0 -> 3"):
-        env = replace(config.env, max_episode_steps=8)
         train(replace(config, env=env, seed=3, resume=True))
 
 
 def test_resuming_needs_a_run_and_starting_needs_a_free_folder(
     config_of: Callable, tmp_path: Path
 ) -> None:
-    with pytest.raises(FileNotFoundError, match="no run in .* to resume; start it without"):
+    with pytest.raises(FileNotFoundError, match=r"no run in .* to resume; start it without"):
         train(config_of("bc", tmp_path, resume=True))
     train_until_killed(config_of("bc", tmp_path), Trainer, "_checkpoint", 1)
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from; remove it"):
@@ -323,7 +310,7 @@ def test_a_run_leaves_config_metrics_checkpoints_summary_and_curve(
     assert saved["config"]["algorithm_name"] == "ppo"
     assert saved["config"]["algorithm"]["critic_warmup"] == 1
     assert saved["config"]["env"]["max_episode_steps"] == 7
-    assert saved["provenance"]["packages"]["torch"] == torch.__version__
+    assert saved["provenance"]["packages"]["torch"] == version("torch")
     picture = (tmp_path / "learning_curve.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 5000
