@@ -16,8 +16,8 @@ class Recipe:
     """How to clone a policy to a middling success rate and how long to fine-tune it."""
 
     env: envs.EnvConfig
-    num_demonstrations: int = 12
-    gradient_steps: int = 1000
+    num_demonstrations: int = 16
+    gradient_steps: int = 1500
     """Steps of cloning."""
     num_chunks: int = 41
     """Chunk decisions per environment in one rollout."""

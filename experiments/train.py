@@ -57,8 +57,8 @@ class TrainConfig:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where the policy computes."""
     torch_threads: int = 1
-    """Threads of PyTorch on the CPU. A small policy gains nothing from more, and with a fixed number
-    the numbers do not depend on the machine's cores; raise it for large networks."""
+    """Threads of PyTorch on the CPU. A small policy gains nothing from more, and if it is fixed
+    the numbers do not depend on how many cores there are; raise it for large networks."""
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
 

@@ -34,13 +34,13 @@ class PPOConfig(AlgorithmConfig):
 
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     """Which noise makes the policy stochastic, and what its log-probability sums."""
-    actor_learning_rate: float = 1e-4
+    actor_learning_rate: float = 2e-4
     """Adam's step size for the policy [-]."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the critic [-]."""
     num_epochs: int = 4
     """Passes over each rollout."""
-    minibatch_size: int = 1024
+    minibatch_size: int = 512
     """Chunk decisions per gradient step; a ragged last one is dropped."""
     clip_low: float = 0.2
     """How far the ratio may fall below 1 [-]."""
