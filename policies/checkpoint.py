@@ -87,7 +87,7 @@ def load(path: Path | str) -> FlowPolicy:
             PreprocessorConfig.from_dict(description["preprocessor"]),
             SamplerConfig(**description["sampler"]),
         )
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / DESCRIPTION} does not describe a policy ({error!r}); it was damaged or "
             "written by another version, take a complete checkpoint"
@@ -105,11 +105,12 @@ def _read_description(folder: Path) -> dict[str, Any]:
             )
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
-    except json.JSONDecodeError as error:
+        written_by = (description.get("format"), description.get("version"))
+    except (ValueError, AttributeError) as error:  # no text, no JSON, or no JSON object
         raise ValueError(
-            f"{folder / DESCRIPTION} is not valid JSON ({error}); the checkpoint is damaged"
+            f"{folder / DESCRIPTION} is not a valid JSON object ({error}); the checkpoint is "
+            "damaged"
         ) from error
-    written_by = (description.get("format"), description.get("version"))
     if written_by != (FORMAT, VERSION):
         raise ValueError(
             f"{folder / DESCRIPTION} has format, version {written_by}; this pitune reads "

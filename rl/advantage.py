@@ -49,7 +49,9 @@ def generalized_advantage(
     discount^duration per decision.
     """
     after = rollout["next"]
-    ended = after["done"] if time_limit == "terminal" else after["terminated"]
+    # a simulator that broke down did not end the task, whatever the time limit means
+    over = after["done"] & ~after["invalid"]
+    ended = over if time_limit == "terminal" else after["terminated"]
     reward = chunk_reward(after["reward_steps"], after["live"], discount)
     return vec_generalized_advantage_estimate(
         gamma=discount ** after["duration"].float(),

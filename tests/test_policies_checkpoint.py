@@ -75,7 +75,7 @@ def test_a_path_may_be_text(policy: FlowPolicy, tmp_path: Path) -> None:
     assert load(str(tmp_path / "deep" / "down")).sampler == policy.sampler
 
 
-def test_loading_draws_no_random_numbers_that_training_would_miss(folder: Path) -> None:
+def test_loaded_weights_owe_nothing_to_the_random_state(folder: Path) -> None:
     # an untrained network is drawn before its weights are replaced; the weights must not show it
     torch.manual_seed(1)
     first = load(folder).state_dict()
@@ -98,10 +98,14 @@ def test_a_folder_that_exists_is_refused_and_left_alone(policy: FlowPolicy, fold
 def test_an_interrupted_writer_leaves_nothing(
     policy: FlowPolicy, tmp_path: Path, error: BaseException
 ) -> None:
-    with pytest.raises(type(error)), checkpoint.atomic_folder(tmp_path / "half") as folder:
-        checkpoint.write_policy(policy, folder)
-        assert not (tmp_path / "half").exists()  # a reader finds nothing until all is written
-        raise error
+    def write() -> None:
+        with checkpoint.atomic_folder(tmp_path / "half") as folder:
+            checkpoint.write_policy(policy, folder)
+            assert not (tmp_path / "half").exists()  # a reader finds nothing until all is written
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
     assert list(tmp_path.iterdir()) == []
     save(policy, tmp_path / "half")  # and the place is free again
     load(tmp_path / "half")
@@ -116,6 +120,15 @@ def test_a_writer_that_fails_between_the_files_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_rest_of_a_killed_writer_is_not_in_the_way(policy: FlowPolicy, tmp_path: Path) -> None:
+    rest = tmp_path / f"tmp_checkpoint_{os.getpid()}"  # a container gives the same id again
+    rest.mkdir()
+    (rest / "half.safetensors").write_bytes(b"half")
+    save(policy, tmp_path / "checkpoint")
+    names = {file.name for file in (tmp_path / "checkpoint").iterdir()}
+    assert names == {"policy.json", "policy.safetensors"}
+
+
 @pytest.mark.parametrize("kept", [0, 4, 100, -1, -1000])
 def test_weights_cut_short_are_refused(folder: Path, kept: int) -> None:
     file = folder / "policy.safetensors"
@@ -127,25 +140,25 @@ def test_weights_cut_short_are_refused(folder: Path, kept: int) -> None:
 @pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"no {name} in .*a checkpoint is a folder with"):
+    with pytest.raises(FileNotFoundError, match=rf"no {name} in .*a checkpoint is a folder with"):
         load(folder)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no policy.json in .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no policy\.json in .*nowhere"):
         load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": "pitune", "vers'])
 def test_a_description_cut_short_is_refused(folder: Path, text: str) -> None:
     (folder / "policy.json").write_text(text)
-    with pytest.raises(ValueError, match=r"policy.json is not valid JSON .* damaged"):
+    with pytest.raises(ValueError, match=r"policy.json is not a valid JSON object .* damaged"):
         load(folder)
 
 
 def test_a_description_that_is_not_text_is_refused(folder: Path) -> None:
     (folder / "policy.json").write_bytes(b"\xff\xfe\x00{")
-    with pytest.raises(ValueError, match=r"policy.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"policy.json is not a valid JSON object"):
         load(folder)
 
 
@@ -188,7 +201,7 @@ def test_renamed_and_misshapen_weights_are_named(folder: Path) -> None:
     weights["network.state_projection.weight"] = weights.pop("network.state_proj.weight")
     weights["network.action_out_proj.bias"] = torch.zeros(7)
     save_file(weights, file)
-    with pytest.raises(ValueError, match="does not fit its policy.json") as error:
+    with pytest.raises(ValueError, match=r"does not fit its policy\.json") as error:
         load(folder)
     assert "missing keys ['network.state_proj.weight']" in str(error.value)
     assert "surplus keys ['network.state_projection.weight']" in str(error.value)
@@ -198,7 +211,7 @@ def test_renamed_and_misshapen_weights_are_named(folder: Path) -> None:
 def test_weights_of_another_size_of_network_are_refused(folder: Path) -> None:
     description = json.loads((folder / "policy.json").read_text())
     change_description(folder, network={**description["network"], "action_dim": 4})
-    with pytest.raises(ValueError, match="network.action_in_proj.weight"):
+    with pytest.raises(ValueError, match=r"network\.action_in_proj\.weight"):
         load(folder)
 
 

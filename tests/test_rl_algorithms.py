@@ -253,12 +253,14 @@ def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class MyConfig(rl.AlgorithmConfig):
-    likelihood: LikelihoodConfig = LikelihoodConfig()
+    noise_level: float = 0.5
 
 
 class Mine(rl.Algorithm[MyConfig]):
     def __init__(self, config: MyConfig, policy: FlowPolicy) -> None:
-        super().__init__(config, FlowActor(policy, config.likelihood))
+        super().__init__(
+            config, FlowActor(policy, LikelihoodConfig(noise_level=config.noise_level))
+        )
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         self.num_updates += 1
