@@ -99,6 +99,7 @@ class FlowChain(Distribution):
         stochastic_step: The random step of each row (N,), or None if all are random.
         shape: (N, H, A).
         num_scored: Entries of a point that are executed, so random and scored.
+        device: Where the chains live.
     """
 
     arg_constraints = {}  # noqa: RUF012 - torch's own attribute
@@ -112,9 +113,11 @@ class FlowChain(Distribution):
         stochastic_step: Tensor | None,
         shape: tuple[int, int, int],
         num_scored: int,
+        device: torch.device,
     ) -> None:
         self.field, self.kernel, self.grid, self.config = field, kernel, grid, config
         self.stochastic_step, self.shape, self.num_scored = stochastic_step, shape, num_scored
+        self.device = device
         super().__init__(
             torch.Size(shape[:1]),
             torch.Size([grid.flow_steps + 1, *shape[1:]]),
@@ -127,8 +130,7 @@ class FlowChain(Distribution):
             raise ValueError(
                 f"sample_shape={tuple(sample_shape)} is not supported; repeat the rows"
             )
-        device = self.stochastic_step.device if self.stochastic_step is not None else None
-        return self.sample_from(torch.randn(self.shape, device=device))
+        return self.sample_from(torch.randn(self.shape, device=self.device))
 
     def sample_from(self, noise: Tensor) -> Tensor:
         """Return chains (N, K + 1, H, A) that start at the given noise (N, H, A)."""
@@ -189,7 +191,7 @@ class FlowActor(TensorDictModuleBase):
                 policy.network.config.action_dim,
                 config.noise_std_min,
                 config.noise_std_max,
-            )
+            ).to(policy.device)
         self.in_keys = list(policy.obs_keys)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]
         self.out_keys = ["action", "chain", "action_log_prob"]
@@ -211,6 +213,7 @@ class FlowActor(TensorDictModuleBase):
         """
         context = self.policy.encode(td)
         step = td.get("stochastic_step", None)
+        step = None if step is None else step.to(self.policy.device)
         shape = (len(td), *self.policy.chunk_shape)
         return FlowChain(
             self.policy.field(context),
@@ -220,6 +223,7 @@ class FlowActor(TensorDictModuleBase):
             step,
             shape,
             num_scored=int(self.policy.executed_mask().sum()),
+            device=self.policy.device,
         )
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:

@@ -64,6 +64,11 @@ class FlowPolicy(nn.Module):
         self.sampler = sampler
 
     @property
+    def device(self) -> torch.device:
+        """Where the policy computes; observations are moved there."""
+        return self.network.action_out_proj.weight.device
+
+    @property
     def grid(self) -> TimeGrid:
         """The flow times of the sampler."""
         return TimeGrid(self.sampler.flow_steps)
@@ -82,11 +87,11 @@ class FlowPolicy(nn.Module):
         """Return 1 where an entry reaches the robot, 0 in padding and unexecuted steps (H, A)."""
         mask = torch.zeros(self.chunk_shape)
         mask[: self.sampler.execution_horizon, : self.preprocessor.action_dim] = 1
-        return mask.to(self.network.action_out_proj.weight.device)
+        return mask.to(self.device)
 
     def encode(self, obs: TensorDictBase) -> Context:
         """Return the context of observations (N), computed once and shared by all flow steps."""
-        return self.network.encode(self.preprocessor.normalize_state(obs["state"]))
+        return self.network.encode(self.preprocessor.normalize_state(obs["state"].to(self.device)))
 
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations."""
@@ -95,7 +100,7 @@ class FlowPolicy(nn.Module):
     def draw_noise(self, num: int) -> Tensor:
         """Return starting points from the standard normal (N, H, A)."""
         return torch.randn(
-            num, *self.chunk_shape, device=self.network.action_out_proj.weight.device
+            num, *self.chunk_shape, device=self.device
         )
 
     def executed(self, point: Tensor) -> Tensor:
@@ -131,7 +136,7 @@ class FlowPolicy(nn.Module):
             noise: (N, H, A), drawn by default.
             flow_time: (N,), drawn from the training law by default.
         """
-        action = self.preprocessor.normalize_action(action)
+        action = self.preprocessor.normalize_action(action.to(self.device))
         noise = self.draw_noise(len(action)) if noise is None else noise
         if flow_time is None:
             flow_time = sample_flow_time(len(action), action.device)

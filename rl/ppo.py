@@ -80,7 +80,7 @@ class PPO(Algorithm[PPOConfig]):
 
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, FlowActor(policy, config.likelihood))
-        self.critic = ValueCritic(policy.preprocessor)
+        self.critic = ValueCritic(policy.preprocessor).to(policy.device)
         self.networks["critic"] = self.critic
         entropy = config.entropy_coefficient
         self.loss = ClipPPOLoss(
@@ -122,7 +122,7 @@ class PPO(Algorithm[PPOConfig]):
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
         """Return the valid decisions (B,) with advantages and value targets, and metrics."""
         config = self.config
-        rollout = rollout.copy()
+        rollout = rollout.to(self.actor.policy.device).copy()
         rollout["state_value"] = self.critic.value(rollout)
         rollout["next", "state_value"] = self.critic.value(rollout["next"])
         advantage, target = generalized_advantage(
@@ -172,7 +172,8 @@ class PPO(Algorithm[PPOConfig]):
 
     def _with_one_step(self, batch: TensorDictBase) -> TensorDictBase:
         """Return the rows (B,) with one random flow step each to score, and its old log-prob."""
-        step = torch.randint(self.actor.policy.grid.flow_steps, batch.shape)
+        device = self.actor.policy.device
+        step = torch.randint(self.actor.policy.grid.flow_steps, batch.shape, device=device)
         old = batch["action_log_prob"].gather(1, step[:, None])
         return batch.copy().update({"stochastic_step": step, "action_log_prob": old})
 

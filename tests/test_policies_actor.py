@@ -320,6 +320,7 @@ def test_only_the_joint_sum_is_an_importance_weight(reduction: str) -> None:
             None,
             (num, 1, 2),
             num_scored=2,
+            device=torch.device("cpu"),
         )
 
     old, new = chains(0.0), chains(shift)

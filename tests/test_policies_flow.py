@@ -517,18 +517,29 @@ def test_a_scorer_with_another_time_grid_is_seen(name: str) -> None:
     assert float((shifted - sampled).abs().max()) > 1e-2
 
 
-def test_a_half_precision_field_has_a_chain_and_a_density_in_float32() -> None:
-    single = random_field(3, 2)
+@pytest.mark.parametrize("name", ["flow_sde_masked", "flow_noise_constant"])
+def test_a_half_precision_field_has_a_chain_and_a_density_in_float32(name: str) -> None:
+    single, kernel, grid = random_field(3, 2), KERNELS[name], TimeGrid(3)
 
     def half(x: Tensor, flow_time: Tensor) -> FlowOutput:
         return FlowOutput(single(x.bfloat16().float(), flow_time).velocity.bfloat16())
 
-    chain, sampled = sample_chain(half, torch.randn(64, 3, 2).bfloat16(), TimeGrid(4), FlowSDE(0.5))
-    scored, _ = score_chain(half, chain, TimeGrid(4), FlowSDE(0.5))
+    def widened(x: Tensor, flow_time: Tensor) -> FlowOutput:
+        return FlowOutput(half(x, flow_time).velocity.float())
+
+    noise = torch.randn(64, 3, 2).bfloat16()
+    torch.manual_seed(5)
+    chain, sampled = sample_chain(half, noise, grid, kernel)
+    scored, _ = score_chain(half, chain, grid, kernel)
     assert chain.dtype == sampled.dtype == scored.dtype == torch.float32
     assert torch.allclose(scored, sampled, rtol=0, atol=1e-5)
+    # only the field rounds, and none of the arithmetic around it
+    torch.manual_seed(5)
+    assert torch.equal(chain, sample_chain(widened, noise, grid, kernel)[0])
+    assert torch.equal(scored, score_chain(widened, chain, grid, kernel)[0])
+    assert torch.equal(integrate(half, noise, grid), integrate(widened, noise, grid))
     # the control: a chain stored in bfloat16 is another chain
-    rounded, _ = score_chain(half, chain.bfloat16().float(), TimeGrid(4), FlowSDE(0.5))
+    rounded, _ = score_chain(half, chain.bfloat16().float(), grid, kernel)
     assert float((rounded - sampled).abs().max()) > 1e-2
 
 

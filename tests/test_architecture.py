@@ -1,0 +1,125 @@
+"""The shape of the repository: who may import whom, and what must not be there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOWED = {
+    "policies": {"policies"},
+    "envs": {"envs"},
+    "rl": {"policies", "envs", "rl"},
+    "experiments": {"policies", "envs", "rl", "experiments"},
+}
+SIMULATORS = {"mujoco", "gymnasium", "mani_skill", "metaworld", "sapien"}
+packages = pytest.mark.parametrize("package", ALLOWED)
+
+
+def modules(package: str) -> Iterator[tuple[Path, ast.Module]]:
+    """Yield every file of a package and its syntax tree."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files, package
+    for file in files:
+        yield file.relative_to(ROOT), ast.parse(file.read_text(), filename=str(file))
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Return the modules that a piece of code imports, wherever in it, as written."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import of {node.module}"
+            names.add(str(node.module))
+    return names
+
+
+def top(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+@packages
+def test_imports_point_one_way(package: str) -> None:
+    for file, tree in modules(package):
+        ours = top(imported(tree)) & ALLOWED.keys()
+        assert ours <= ALLOWED[package], file
+
+
+def test_the_packages_never_import_their_tests() -> None:
+    names = {file.stem for file in (ROOT / "tests").glob("*.py")} | {"tests", "conftest", "pytest"}
+    for package in ALLOWED:
+        for file, tree in modules(package):
+            assert not top(imported(tree)) & names, file
+
+
+def test_an_arrow_that_points_back_would_be_seen() -> None:
+    """Negative control: imports inside functions and of submodules count too."""
+    code = "def f():\n    from rl.ppo import PPO\n    import experiments.run as run\n"
+    assert top(imported(ast.parse(code))) == {"rl", "experiments"}
+
+
+@pytest.mark.parametrize("package", ["policies", "rl"])
+def test_learning_and_acting_know_no_simulator(package: str) -> None:
+    for file, tree in modules(package):
+        assert not top(imported(tree)) & SIMULATORS, file
+
+
+def test_a_simulator_is_imported_when_it_is_asked_for() -> None:
+    """What every user of `envs` imports must not need any simulator."""
+    needed, seen = {"envs"}, set()
+    while needed:
+        name = needed.pop()
+        seen.add(name)
+        path = ROOT / name.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        tree = ast.parse(file.read_text())
+        at_import = ast.Module(
+            [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], []
+        )
+        names = imported(at_import)
+        assert not top(names) & SIMULATORS, name
+        needed |= {other for other in names if other.startswith("envs")} - seen
+    assert {"envs.registry", "envs.chunk_env", "envs.checked"} <= seen
+    assert "envs.tabletop" not in seen
+
+
+@packages
+def test_the_packages_are_this_repositorys(package: str) -> None:
+    """Another installed `rl` or `envs` would be tested instead of ours."""
+    found = importlib.import_module(package).__file__
+    assert found is not None
+    assert Path(found).resolve() == ROOT / package / "__init__.py"
+
+
+@packages
+def test_errors_are_raised_and_not_asserted(package: str) -> None:
+    for file, tree in modules(package):
+        lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        assert not lines, f"{file}, lines {lines}"
+
+
+def test_no_file_is_named_for_nothing() -> None:
+    for package in (*ALLOWED, "tests"):
+        for file in (ROOT / package).rglob("*.py"):
+            assert file.stem not in {"utils", "common", "helpers", "base"}, file
+
+
+def test_tests_are_flat() -> None:
+    """A folder tests/rl with an __init__ would be found as `rl`."""
+    folders = {file.parent for file in (ROOT / "tests").rglob("*.py")}
+    assert folders == {ROOT / "tests"}
+    assert not (ROOT / "tests" / "__init__.py").exists()
+
+
+@packages
+def test_what_a_package_exports_exists(package: str) -> None:
+    module = importlib.import_module(package)
+    exported = getattr(module, "__all__", [])
+    assert len(set(exported)) == len(exported)
+    assert all(hasattr(module, name) for name in exported)
