@@ -51,6 +51,7 @@ def recipe(env_id: str) -> Recipe:
             num_chunks=50,
             num_iterations=120,
             eval_every=20,
+            eval_episodes=100,
             ppo=frugal,
         )
     if prefix == "mock":
