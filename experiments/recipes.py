@@ -16,12 +16,12 @@ class Recipe:
     """How to clone a policy to a middling success rate and how long to fine-tune it."""
 
     env: envs.EnvConfig
-    num_demonstrations: int = 20
+    num_demonstrations: int = 18
     gradient_steps: int = 1500
     """Steps of cloning."""
     num_chunks: int = 41
     """Chunk decisions per environment in one rollout."""
-    num_iterations: int = 75
+    num_iterations: int = 60
     eval_every: int = 15
     eval_episodes: int = 200
     ppo: rl.PPOConfig = field(default_factory=rl.PPOConfig)

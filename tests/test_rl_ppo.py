@@ -17,6 +17,7 @@ import envs
 import policies
 import rl
 from policies import FlowPolicy, LikelihoodConfig
+from rl.advantage import generalized_advantage
 
 MODES = {
     f"{kernel}, {steps} random, {ratio} ratio, {reduction}": LikelihoodConfig(
@@ -138,6 +139,24 @@ def test_one_flow_step_is_a_normal_policy_given_its_noise(tiny_policy: Callable)
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_advantages_are_those_of_the_rollout_under_the_present_critic(
+    tiny_policy: Callable,
+) -> None:
+    algorithm = new_ppo(tiny_policy(), discount=0.9, gae_lambda=0.8, time_limit="bootstrap")
+    rollout = gather(algorithm)
+    rollout["next", "reward_steps"] += torch.rand(4, 4, 2)
+    batch, metrics = algorithm.prepare(rollout)
+    with torch.no_grad():
+        rollout["state_value"] = algorithm.critic.value(rollout)
+        rollout["next", "state_value"] = algorithm.critic.value(rollout["next"])
+    advantage, target = generalized_advantage(rollout, 0.9, 0.8, "bootstrap")
+    centred = advantage - advantage.mean()
+    standard = centred / centred.square().mean().sqrt()
+    assert torch.allclose(batch["advantage"], standard.flatten(0, 1), atol=1e-3)
+    assert torch.allclose(batch["value_target"], target.flatten(0, 1))
+    assert metrics["advantage_std"] == pytest.approx(advantage.std().item())
+
+
 # The ratio
 
 
@@ -158,7 +177,7 @@ def dropout(algorithm: rl.PPO, rollout: TensorDictBase) -> None:
 
     def velocity(*args: Any) -> Any:
         output = original(*args)
-        return output._replace(velocity=torch.nn.functional.dropout(output.velocity, 0.1))
+        return output._replace(velocity=torch.nn.functional.dropout(output.velocity, 0.3))
 
     network.velocity = velocity
 
