@@ -128,7 +128,7 @@ class Trainer:
                 bar.update(self.iteration, metrics, self.rollouts.num_env_steps, self.env.spec)
                 if last:
                     break
-        return self._finish(time.monotonic() - start)
+        return self._finish()
 
     def _iterate(self) -> dict[str, float]:
         """Collect a rollout, learn from it, and return the metrics of both."""
@@ -214,7 +214,7 @@ class Trainer:
             file = self.config.out / f"{name}.mp4"
             record_video(self.config.env, self.algorithm.actor, file, self.config.seed)
 
-    def _finish(self, seconds: float) -> dict[str, Any]:
+    def _finish(self) -> dict[str, Any]:
         """Evaluate, report and close; return the summary."""
         after = self._final_evaluation()
         self._film("after")
@@ -224,7 +224,7 @@ class Trainer:
             "seed": self.config.seed,
             "iterations": self.iteration,
             "env_steps": self.rollouts.num_env_steps,
-            "train_seconds": seconds,
+            "train_seconds": sum(self.seconds.values()),
             "before": self.before,
             "after": after,
             "seconds": self.seconds,

@@ -13,15 +13,14 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from policies.flow import (
-    Solver,
     TimeGrid,
     VelocityField,
-    integrate,
     interpolate,
     sample_flow_time,
     target_velocity,
 )
 from policies.gemma import GemmaConfig
+from policies.ode import Solver, integrate
 from policies.pi0 import LAPTOP_EXPERT, Context, Pi0, Pi0Config
 from policies.preprocessor import NormStats, Preprocessor, PreprocessorConfig
 
@@ -99,9 +98,7 @@ class FlowPolicy(nn.Module):
 
     def draw_noise(self, num: int) -> Tensor:
         """Return starting points from the standard normal (N, H, A)."""
-        return torch.randn(
-            num, *self.chunk_shape, device=self.device
-        )
+        return torch.randn(num, *self.chunk_shape, device=self.device)
 
     def executed(self, point: Tensor) -> Tensor:
         """Return the actions to execute (N, h, d) [robot units] of normalised chunks (N, H, A)."""

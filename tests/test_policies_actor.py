@@ -27,7 +27,8 @@ from policies import (
     SamplerConfig,
 )
 from policies.actor import NoiseNetwork
-from policies.flow import FlowNoise, FlowOutput, FlowSDE, TimeGrid, integrate, ode_step
+from policies.flow import FlowNoise, FlowOutput, FlowSDE, TimeGrid, ode_step
+from policies.ode import integrate
 
 HORIZON, EXECUTED, MODEL_DIM, ROBOT_DIM = 4, 2, 3, 2
 EXPERT = GemmaConfig(width=16, depth=2, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8)

@@ -16,14 +16,11 @@ from policies.flow import (
     FlowOutput,
     FlowSDE,
     Kernel,
-    Solver,
     TimeGrid,
     Transition,
     VelocityField,
-    integrate,
     interpolate,
     log_prob,
-    ode_log_likelihood,
     ode_step,
     predicted_action,
     predicted_noise,
@@ -33,6 +30,7 @@ from policies.flow import (
     score_chain,
     target_velocity,
 )
+from policies.ode import Solver, integrate, ode_log_likelihood
 
 MEAN, STD = 0.6, 0.5
 """Of the Gaussian target."""

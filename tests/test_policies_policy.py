@@ -16,7 +16,8 @@ from policies import (
     SamplerConfig,
     small_policy,
 )
-from policies.flow import FlowOutput, Solver, integrate
+from policies.flow import FlowOutput
+from policies.ode import Solver, integrate
 from policies.pi0 import Context
 
 EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8)
