@@ -1,6 +1,6 @@
 """Make a policy to fine-tune: demonstrations from an expert in the simulator, then cloning.
 
-    python -m experiments.pretrain --env.id mujoco/PickCube --num-demonstrations 18 --out runs/pick
+    python -m experiments.pretrain --env.id mujoco/PickCube --num-demonstrations 14 --out runs/pick
 
 writes `demonstrations.safetensors` and the checkpoint folder `pretrained/` into --out.
 """
@@ -30,7 +30,7 @@ class PretrainConfig:
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     out: Path = Path("runs/pretrain")
     """New folder for the demonstrations and the checkpoint."""
-    num_demonstrations: int = 18
+    num_demonstrations: int = 14
     """Successful episodes of the expert."""
     gradient_steps: int = 1500
     """Steps of cloning."""

@@ -16,13 +16,13 @@ class Recipe:
     """How to clone a policy to a middling success rate and how long to fine-tune it."""
 
     env: envs.EnvConfig
-    num_demonstrations: int = 18
+    num_demonstrations: int = 14
     gradient_steps: int = 1500
     """Steps of cloning."""
     num_chunks: int = 41
     """Chunk decisions per environment in one rollout."""
-    num_iterations: int = 30
-    eval_every: int = 15
+    num_iterations: int = 50
+    eval_every: int = 10
     eval_episodes: int = 200
     ppo: rl.PPOConfig = field(default_factory=rl.PPOConfig)
     """PPO for this environment; other algorithms take their defaults."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs.utils import check_env_specs
 
-from envs import Checked, ChunkEnv, EpisodeSeeds, episode_seed
+from envs import Checked, ChunkEnv, EpisodeSeeds, StepResult, episode_seed
 from envs.mock import Reach, Script
 
 HORIZON = 3
@@ -213,6 +213,23 @@ def test_what_comes_after_an_end_inside_a_chunk_does_not_happen() -> None:
     assert after["truncated"].flatten().tolist() == [False, False]
     assert chunk_env.num_env_steps == 8
     assert after["elapsed"].flatten().tolist() == pytest.approx([3 / 20, 5 / 20])
+
+
+def test_what_a_simulator_says_of_waiting_environments_is_not_counted() -> None:
+    class Careless(Script):
+        def step(self, action: Tensor, active: Tensor) -> Any:
+            result = super().step(action, active)
+            yes = torch.ones_like(active)
+            info = {"success": yes, "invalid": ~active}
+            return StepResult(result.obs, result.reward + 5, result.terminated, ~active, info)
+
+    chunk_env = chunked(Careless(2, lengths=(1, 9), ends=("failure", "time")))
+    chunk_env.reset()
+    after = step_with(chunk_env, torch.zeros(2, HORIZON, 1))
+    assert after["reward_steps"].tolist() == [[6, 0, 0], [6, 7, 8]]
+    assert after["invalid"].flatten().tolist() == [False, False]
+    assert after["truncated"].flatten().tolist() == [False, False]
+    assert after["done"].flatten().tolist() == [True, False]
 
 
 def test_a_broken_simulator_marks_its_episode_invalid() -> None:

@@ -338,7 +338,7 @@ def test_a_ragged_last_minibatch_is_dropped_and_a_large_one_shrunk(tiny_policy: 
 @pytest.mark.parametrize("scored_steps", ["all", "one"])
 def test_an_update_does_not_touch_its_rollout(scored_steps: Any, tiny_policy: Callable) -> None:
     algorithm = new_ppo(tiny_policy(), scored_steps=scored_steps)
-    rollout = gather(algorithm)
+    rollout = gather(algorithm).to("cpu")  # from here on a move to the CPU is no copy
     before = rollout.clone().flatten_keys()
     algorithm.update(rollout)
     after = rollout.flatten_keys()
@@ -431,4 +431,4 @@ def test_ppo_improves_a_half_trained_policy(half_trained: Path) -> None:
         algorithm.update(rollouts.collect())
     after = rl.evaluate(env, algorithm.actor, 200)
     assert before.interval[1] < 0.7
-    assert after.interval[0] > before.interval[1] + 0.15
+    assert after.interval[0] > 0.8
