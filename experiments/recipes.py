@@ -21,7 +21,7 @@ class Recipe:
     """Steps of cloning."""
     num_chunks: int = 41
     """Chunk decisions per environment in one rollout."""
-    num_iterations: int = 50
+    num_iterations: int = 70
     eval_every: int = 10
     eval_episodes: int = 200
     ppo: rl.PPOConfig = field(default_factory=rl.PPOConfig)
