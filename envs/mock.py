@@ -1,9 +1,10 @@
 """Environments without a simulator: a task with a known optimum, and scripted episode ends.
 
-`mock/Reach` is a point that must come near a goal in the plane; with full steps the optimum takes
-ceil((distance - radius) / step) of them. It can show itself to cameras and, with two goals, takes
-its instruction from the prompt. `mock/Script` shows (environment, episode seed, time) as its state
-and ends when its script says so: it exists to trace frames through the bookkeeping.
+`mock/Reach` is a point that must come near a goal in the plane. Along the straight line that takes
+ceil((distance - radius) / step) steps; the corners of the action box save one now and then. It can
+show itself to cameras and, with two goals, takes its instruction from the prompt. `mock/Script`
+shows (environment, episode seed, time) as its state and ends when its script says so: it exists to
+trace frames through the bookkeeping.
 
 Letters: E envs, C, Y, X image channels and pixels.
 """

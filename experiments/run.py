@@ -181,7 +181,8 @@ class Run:
         """Return the checkpoint with the highest success rate in its own evaluation."""
 
         def rate(folder: Path) -> float:
-            return float(json.loads((folder / "progress.json").read_text())["success_rate"])
+            found = float(json.loads((folder / "progress.json").read_text())["success_rate"])
+            return -1.0 if math.isnan(found) else found  # every episode was invalid
 
         return max(self.checkpoints(), key=rate)
 

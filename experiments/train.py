@@ -41,7 +41,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of the policy's noise and of the environments' starts."""
     num_iterations: int = 100
-    """Rollouts to collect and learn from."""
+    """Rollouts to collect and learn from. After the last one new episodes begin, so a run that is
+    resumed beyond it equals an uninterrupted one only from a multiple of `eval_every`."""
     num_chunks: int = 41
     """Chunk decisions per environment in one rollout."""
     eval_every: int = 20

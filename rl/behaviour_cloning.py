@@ -71,7 +71,7 @@ class CloningStep:
         loss = self.policy.loss(obs, action).mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"flow-matching loss is {float(loss)} after {self.num_steps} steps; check the "
+                f"flow-matching loss is {loss.item()} after {self.num_steps} steps; check the "
                 "demonstrations' scale, or lower learning_rate"
             )
         self.optimizer.zero_grad(set_to_none=True)

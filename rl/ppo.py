@@ -193,7 +193,7 @@ class PPO(Algorithm[PPOConfig]):
         """
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"{name} loss is {float(loss)} in update {self.num_updates}; lower the learning "
+                f"{name} loss is {loss.item()} in update {self.num_updates}; lower the learning "
                 "rate or resume from the last checkpoint"
             )
         optimizer = self.optimizers[name]

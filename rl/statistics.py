@@ -65,11 +65,7 @@ def mcnemar_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:
     Raises:
         ValueError: the two did not play the same number of episodes.
     """
-    if len(first) != len(second):
-        raise ValueError(
-            f"the first policy has {len(first)} episodes, the second {len(second)}; a paired test "
-            "needs the same starts for both"
-        )
+    _check_paired(first, second)
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     discordant = sum(a != b for a, b in zip(first, second, strict=True))
     return 1.0 if discordant == 0 else float(binomtest(only_first, discordant).pvalue)
@@ -85,10 +81,22 @@ def paired_e_value(first: Sequence[bool], second: Sequence[bool], bet: float = 0
         first: Successes on shared starts.
         second: Successes of the other policy on the same starts.
         bet: Share of the stake on each discordant pair, in (0, 1).
+
+    Raises:
+        ValueError: the two did not play the same number of episodes.
     """
+    _check_paired(first, second)
     evidence, running = 1.0, []
     for a, b in zip(first, second, strict=True):
         if a != b:
             evidence *= 1 + bet * (1 if b else -1)
         running.append(evidence)
     return running
+
+
+def _check_paired(first: Sequence[bool], second: Sequence[bool]) -> None:
+    if len(first) != len(second):
+        raise ValueError(
+            f"the first policy has {len(first)} episodes, the second {len(second)}; a paired test "
+            "needs the same starts for both"
+        )
