@@ -172,7 +172,7 @@ def test_a_paired_test_needs_pairs() -> None:
         ValueError, match="first policy has 2 episodes, the second 3; a paired test"
     ):
         mcnemar_p_value([True, False], [True, False, True])
-    with pytest.raises(ValueError, match="argument 2 is longer"):
+    with pytest.raises(ValueError, match="the first policy has 1 episodes, the second 2"):
         paired_e_value([True], [True, False])
 
 
