@@ -39,6 +39,10 @@ LIKELIHOODS: dict[str, dict[str, Any]] = {
 }
 
 
+ROUNDING = 3e-5
+"""Of a log-ratio in float32: 1e-7 of a mean near 1, divided by a deviation of 0.1, over entries."""
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> Iterator[None]:
     torch.manual_seed(0)
@@ -149,10 +153,10 @@ def test_torchrls_ppo_loss_takes_the_actor_with_a_ratio_of_one(name: str, ratio:
     loss = ClipPPOLoss(actor, None, entropy_bonus=True, entropy_coeff=0.1, functional=False)
     loss.set_keys(action="chain", sample_log_prob="action_log_prob")
     losses = loss(td)
-    assert float(losses["mean_ratio"]) == pytest.approx(1, abs=1e-5)
+    assert float(losses["mean_ratio"]) == pytest.approx(1, abs=ROUNDING)
     assert float(losses["max_ratio"]) == pytest.approx(1, abs=1e-4)
     assert float(losses["clip_fraction"]) == 0
-    assert float(losses["loss_objective"]) == pytest.approx(
+    assert float(losses["loss_objective"].detach()) == pytest.approx(
         -float(td["advantage"].mean()), abs=1e-5
     )
 
@@ -162,29 +166,30 @@ def test_torchrls_ppo_loss_takes_the_actor_with_a_ratio_of_one(name: str, ratio:
 
 def test_the_random_step_is_drawn_anew_for_every_row() -> None:
     actor = make_actor(stochastic_steps="one")
-    step = actor(observations(400))["stochastic_step"]
+    td = actor(observations(400))
+    step = td["stochastic_step"].clone()
     counts = torch.bincount(step, minlength=4)
     assert len(counts) == 4
     assert int(counts.min()) > 60  # of 100 expected
-    assert not torch.equal(actor(observations(400))["stochastic_step"], step)
+    assert not torch.equal(actor(td)["stochastic_step"], step)
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 @pytest.mark.parametrize("steps", ["one", "all"])
 def test_noise_enters_executed_entries_of_random_steps_and_no_others(name: str, steps: str) -> None:
     actor = make_actor(**LIKELIHOODS[name], stochastic_steps=steps)
-    td = actor(observations())
+    td = actor(observations(64))
     policy, grid = actor.policy, actor.policy.grid
     field, chain = policy.field(policy.encode(td)), td["chain"]
     executed = torch.zeros(HORIZON, MODEL_DIM, dtype=torch.bool)
     executed[:EXECUTED, :ROBOT_DIM] = True
     assert torch.equal(policy.executed_mask() > 0, executed)
     for k in range(4):
-        x, step = chain[:, k : k + 1], torch.full((32, 1), k)
+        x, step = chain[:, k : k + 1], torch.full((64, 1), k)
         with torch.no_grad():
             straight = ode_step(x, field(x, grid.times()[step]), step, grid).mean[:, 0]
         moved = (chain[:, k + 1] - straight).abs()
-        random = td["stochastic_step"] == k if steps == "one" else torch.ones(32, dtype=torch.bool)
+        random = td["stochastic_step"] == k if steps == "one" else torch.ones(64, dtype=torch.bool)
         assert float(moved[:, ~executed].max()) < 1e-5
         assert float(moved[random][:, executed].amax(1).min()) > 1e-3
         if steps == "one":
@@ -221,7 +226,7 @@ def test_ratio_is_one_before_any_update(
     num_scored = 1 if steps == "one" else flow_steps
     assert td["action_log_prob"].shape == ((32,) if ratio == "joint" else (32, num_scored))
     for micro_batch in (32, 7, 1):
-        assert float(log_ratio(actor, td, micro_batch).abs().max()) < 1e-5
+        assert float(log_ratio(actor, td, micro_batch).abs().max()) < ROUNDING
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -231,10 +236,10 @@ def test_ratio_is_one_after_the_rollout_was_stored(name: str, tmp_path: Path) ->
     wide = td.clone()
     for key in ("state", "chain", "action_log_prob"):
         wide[key] = td[key].double().float()
-    assert float(log_ratio(actor, wide, 32).abs().max()) < 1e-5
+    assert float(log_ratio(actor, wide, 32).abs().max()) < ROUNDING
     td.memmap(tmp_path / "rollout")
     stored = TensorDict.load_memmap(tmp_path / "rollout")
-    assert float(log_ratio(actor, stored, 8).abs().max()) < 1e-5
+    assert float(log_ratio(actor, stored, 8).abs().max()) < ROUNDING
     # the control: half precision is not a place to keep a chain
     half = td.clone().set("chain", td["chain"].bfloat16().float())
     assert float(log_ratio(actor, half, 32).abs().max()) > 1e-3
@@ -290,7 +295,7 @@ def test_one_scored_step_of_a_random_chain_is_that_column_of_the_whole_score(nam
     td = actor(observations())
     step = torch.randint(4, (32,))
     one = actor.get_dist(td.clone().set("stochastic_step", step)).log_prob(td["chain"])
-    assert torch.allclose(one, td["action_log_prob"].gather(1, step[:, None]), atol=1e-5)
+    assert torch.allclose(one, td["action_log_prob"].gather(1, step[:, None]), atol=ROUNDING)
 
 
 def test_the_gradient_of_one_drawn_step_is_on_average_that_of_all() -> None:
@@ -361,7 +366,7 @@ def test_learned_noise_stays_inside_its_bounds_and_starts_in_the_middle() -> Non
     assert start.shape == (64, 2, 4, 3)
     assert torch.allclose(start, torch.tensor(math.sqrt(0.08 * 0.16)))
     torch.nn.init.normal_(network.net[-1].weight, std=30.0)
-    std = network(output, torch.zeros(64, 2))
+    std = network(output, torch.zeros(64, 2)).detach()
     assert float(std.min()) == pytest.approx(0.08, abs=1e-4)
     assert float(std.max()) == pytest.approx(0.16, abs=1e-4)
     assert float(std.min()) > 0.08 - 1e-6
@@ -395,13 +400,13 @@ def test_entropy_trains_the_learned_noise() -> None:
     td = actor(observations())
     dist = actor.get_dist(td)
     dist.log_prob(td["chain"])
-    (-dist.entropy().mean()).backward()
-    before = float(dist.entropy().mean())
+    before = dist.entropy().mean()
+    (-before).backward()
     with torch.no_grad():
         for parameter in actor.noise_network.parameters():
             parameter -= 0.1 * parameter.grad
-    dist.log_prob(td["chain"])
-    assert float(dist.entropy().mean()) > before
+        dist.log_prob(td["chain"])
+    assert bool(dist.entropy().mean() > before)
 
 
 def test_one_constant_flow_noise_step_is_gaussian_ppo_worked_by_hand() -> None:
@@ -456,7 +461,7 @@ def test_sampling_the_distribution_starts_from_fresh_or_given_noise() -> None:
     chain, log_prob = dist.sample_and_log_prob(noise)
     assert torch.equal(chain[:, 0], noise)
     assert torch.equal(dist.sample_from(noise)[:, 0], noise)
-    assert torch.allclose(dist.log_prob(chain), log_prob, atol=1e-5)
+    assert torch.allclose(dist.log_prob(chain), log_prob, atol=ROUNDING)
 
 
 def test_the_mean_of_many_sampled_first_steps_is_the_kernels() -> None:

@@ -30,7 +30,7 @@ def network() -> Pi0:
     network = Pi0(CONFIG)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return network
+    return network.requires_grad_(False)
 
 
 def inputs(num_rows: int = 6, num_points: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,6 +175,7 @@ def test_the_state_changes_the_velocity_of_its_row_only(network: Pi0) -> None:
 
 def test_the_gradient_reaches_every_parameter_that_the_velocity_depends_on(network: Pi0) -> None:
     state, x, flow_time = inputs()
+    network.requires_grad_(True)
     network.velocity(network.encode(state), x, flow_time).velocity.square().sum().backward()
     without = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert without == set()
