@@ -3,7 +3,8 @@
 from policies.actor import FlowActor, FlowChain, LikelihoodConfig
 from policies.checkpoint import load, save
 from policies.gemma import GemmaConfig
-from policies.pi0 import LAPTOP_EXPERT, Pi0, Pi0Config
+from policies.pi0 import Pi0
+from policies.pi0_config import LAPTOP_EXPERT, Pi0Config
 from policies.policy import FlowPolicy, SamplerConfig, small_policy
 from policies.preprocessor import NormStats, Preprocessor, PreprocessorConfig
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from policies.gemma import GemmaConfig
-from policies.pi0 import Pi0Config
+from policies.pi0_config import Pi0Config
 from policies.policy import FlowPolicy, SamplerConfig
 from policies.preprocessor import PreprocessorConfig
 

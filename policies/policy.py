@@ -21,7 +21,8 @@ from policies.flow import (
 )
 from policies.gemma import GemmaConfig
 from policies.ode import Solver, integrate
-from policies.pi0 import LAPTOP_EXPERT, Context, Pi0, Pi0Config
+from policies.pi0 import Context, Pi0
+from policies.pi0_config import LAPTOP_EXPERT, Pi0Config
 from policies.preprocessor import NormStats, Preprocessor, PreprocessorConfig
 
 
