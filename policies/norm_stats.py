@@ -51,6 +51,19 @@ class NormStats:
         """Statistics that leave `dim` dimensions as they are under z-scoring."""
         return cls(mean=(0.0,) * dim, std=(1.0,) * dim, q01=(-1.0,) * dim, q99=(1.0,) * dim)
 
+    @classmethod
+    def without_quantiles(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> NormStats:
+        """Statistics of which a source gives no quantiles: they are set to the mean.
+
+        Mapping by them is refused, as their range is zero.
+        """
+        return cls(mean=mean, std=std, q01=mean, q99=mean)
+
+    @property
+    def has_quantiles(self) -> bool:
+        """Whether some quantile differs from the mean."""
+        return self.q01 != self.mean or self.q99 != self.mean
+
     @property
     def dim(self) -> int:
         """How many dimensions there are."""

@@ -183,10 +183,19 @@ class FlowPolicy(nn.Module):
             obs: Observations (N).
             noise: Starting points (N, H, A); drawn from the standard normal by default.
         """
+        chunk = self._integrated(obs, noise)
+        return self.executed(chunk, obs)
+
+    def sample_chunk(self, obs: TensorDictBase, noise: Tensor | None = None) -> Tensor:
+        """Return all H predicted actions (N, H, d) [robot units], for a robot that chooses h."""
+        state = obs["state"].to(self.device)
+        return self.preprocessor.unnormalize_action(self._integrated(obs, noise), state)
+
+    def _integrated(self, obs: TensorDictBase, noise: Tensor | None) -> Tensor:
+        """Return normalised chunks (N, H, A) at the end of the ODE."""
         context = self.encode(obs)
         noise = self.draw_noise(len(obs)) if noise is None else noise
-        chunk = integrate(self.field(context), noise, self.grid, self.sampler.solver)
-        return self.executed(chunk, obs)
+        return integrate(self.field(context), noise, self.grid, self.sampler.solver)
 
     def loss(
         self,

@@ -58,6 +58,13 @@ class PreprocessorConfig:
                 f"delta_mask has {len(self.delta_mask)} entries, but the state has "
                 f"{self.state.dim} dimensions and the action {self.action.dim}"
             )
+        if self.normalization == "quantile" and not (
+            self.state.has_quantiles and self.action.has_quantiles
+        ):
+            raise ValueError(
+                "normalization='quantile' needs q01 and q99 in the norm stats, but they hold none; "
+                "recompute the stats from demonstrations"
+            )
         if self.joints == "aloha" and (self.state.dim, self.action.dim) != (aloha.DIM, aloha.DIM):
             raise ValueError(
                 f"joints='aloha' needs {aloha.DIM} state and action dimensions, the norm stats "
