@@ -214,6 +214,14 @@ def test_a_missing_and_a_surplus_leaf_are_named(folder: Path) -> None:
         read_orbax(folder)
 
 
+@pytest.mark.parametrize("leaf", ["state_proj.kernel", f"{LAYERS}attn.q_einsum_1.w"])
+def test_a_missing_leaf_is_named(folder: Path, leaf: str) -> None:
+    remove(folder, leaf)
+    named = leaf.replace(".", "/")
+    with pytest.raises(ValueError, match=rf"missing leaves \['{named}'\], surplus leaves \[\]"):
+        read_orbax(folder)
+
+
 def test_a_leaf_of_another_rank_is_refused(folder: Path) -> None:
     write_leaf(folder, f"{LAYERS}attn.q_einsum.w", np.zeros((2, 64, 128), np.float32))
     message = r"leaf PaliGemma/llm/layers/attn/q_einsum/w has shape \(2, 64, 128\); .* 3 axes after"
