@@ -3,8 +3,9 @@
     python -m experiments.verify_checkpoint CHECKPOINT --inputs inputs.safetensors \
         --outputs outputs.safetensors
 
-runs loss, velocity and sampled actions on given inputs, noise and flow times, and prints the greatest
-absolute error of each against the stored outputs; the exit status is 1 if one is above --tolerance.
+runs loss, velocity and sampled actions on given inputs, noise and flow times, and prints the
+greatest absolute error of each against the stored outputs; the exit status is 1 if one is above
+--tolerance.
 
 Inputs: `image_uint8.<camera>` (N, Y, X, 3), `image_mask.<camera>` (N,), `tokens` and `token_mask`
 (N, L), `state` (N, S), `actions` and `noise` (N, H, A), `time` (N,). Outputs, each of which may be

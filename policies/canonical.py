@@ -206,8 +206,13 @@ def check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], source: Pa
         )
 
 
+MAPPED_BYTES = 256 * 2**20
+"""Files from this size on stay mapped into memory. Smaller ones are copied: aligned memory gives
+the same last bits whatever file the numbers came from."""
+
+
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, mapped into memory, not copied.
+    """Return the tensors of a file; those of a large one are mapped into memory, not copied.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -216,16 +221,20 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(f"no weights at {file}")
     with file.open("rb") as opened:
-        start = opened.read(4)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+        start = opened.read(9)
+    # a safetensors file has "{" after its header's length, whose own bytes may be anything
+    if start[8:] != b"{" and (start.startswith(b"PK") or start.startswith(b"\x80")):
         raise ValueError(
             f"{file} is a pickle, which can run any code and is never loaded; convert it to "
             "safetensors with the program that wrote it"
         )
     try:
         with safe_open(file, framework="pt") as tensors:
-            return {key: tensors.get_tensor(key) for key in tensors.keys()}
+            found = {key: tensors.get_tensor(key) for key in tensors.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file} is damaged or cut short ({error}); take a complete checkpoint"
         ) from error
+    if file.stat().st_size < MAPPED_BYTES:
+        found = {key: value.clone() for key, value in found.items()}
+    return found

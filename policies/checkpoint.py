@@ -1,8 +1,8 @@
-"""Our checkpoint folders: `policy.safetensors` (weights) and `policy.json` (how to build the policy).
+"""Our checkpoint folders: `policy.safetensors` (weights) and `policy.json` (how to build it).
 
-A policy that reads a prompt has its tokenizer in `tokenizer/`. A folder is written beside its place
-and renamed, so a reader never finds half of one. Loading is strict, lean and never unpickles: the
-network is built without memory and takes over the mapped weights in the precision of the file.
+A policy that reads a prompt has its tokenizer in `tokenizer/`. A folder is written beside its
+place and renamed, so a reader never finds half of one. Loading is strict, lean and never
+unpickles: the network is built without memory and takes over the mapped weights as they are.
 Other formats are in `policies.formats`.
 """
 

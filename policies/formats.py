@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from policies import lerobot_format, lerobot_write, openpi_format
@@ -24,7 +23,6 @@ from policies.canonical import (
     Heads,
     build,
     canonical,
-    family_of,
     read_safetensors,
     sizes_of,
 )
@@ -207,9 +205,7 @@ def _load_lerobot(folder: Path, config: LoadConfig) -> FlowPolicy:
             f"{folder / 'config.json'} says type={files.config.get('type')!r}, but the weights are "
             f"{family}'s; only pi0 and pi05 are supported, and both files must agree"
         )
-    _, legacy = lerobot_format.split_legacy_stats(
-        read_safetensors(folder / "model.safetensors")
-    )
+    _, legacy = lerobot_format.split_legacy_stats(read_safetensors(folder / "model.safetensors"))
     stats = lerobot_format.read_norm_stats(folder, files, legacy)
     if config.norm_stats is not None:
         stats = openpi_format.read_norm_stats(config.norm_stats)

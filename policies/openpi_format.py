@@ -18,9 +18,9 @@ from torch import Tensor
 
 from policies.canonical import EMBEDDING, EXPERT_HEAD, LM_HEAD
 from policies.norm_stats import NormStats
-from policies.pictures import PicturesConfig
 from policies.pi0_config import Pi0Config
-from policies.preprocessor import PreprocessorConfig
+from policies.pictures import PicturesConfig
+from policies.preprocessor import Normalization, PreprocessorConfig
 from policies.prompt import PromptConfig
 from policies.published import CAMERAS, Pipeline
 
@@ -58,8 +58,7 @@ def read_norm_stats(file: Path) -> tuple[NormStats, NormStats]:
         state, action = (_stats(stats[key]) for key in ("state", "actions"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{file} does not hold norm stats of state and actions, with mean and std "
-            f"({error!r})"
+            f"{file} does not hold norm stats of state and actions, with mean and std ({error!r})"
         ) from error
     return state, action
 
@@ -75,6 +74,7 @@ def preprocessor_config(
 ) -> PreprocessorConfig:
     """Return openpi's preprocessing; without stats nothing is normalised."""
     state_dim, action_dim = pipeline.state_dim, pipeline.action_dim
+    normalization: Normalization
     if stats is None:
         stats = NormStats.identity(state_dim), NormStats.identity(action_dim)
         normalization = "none"
@@ -92,9 +92,7 @@ def preprocessor_config(
             missing=tuple(name for name in CAMERAS if name not in pipeline.cameras),
             size=network.vision.image_size if network.vision else 224,
         ),
-        prompt=PromptConfig(
-            max_tokens=pipeline.max_tokens, discrete_state=pipeline.discrete_state
-        ),
+        prompt=PromptConfig(max_tokens=pipeline.max_tokens, discrete_state=pipeline.discrete_state),
     )
 
 
@@ -113,9 +111,7 @@ def write(
     weights = dict(weights)
     embedding = weights.pop(EMBEDDING)
     weights[LM_HEAD] = embedding
-    weights[EXPERT_HEAD] = torch.zeros(
-        len(embedding), network.expert.width, dtype=embedding.dtype
-    )
+    weights[EXPERT_HEAD] = torch.zeros(len(embedding), network.expert.width, dtype=embedding.dtype)
     tensors = {key: value.contiguous() for key, value in weights.items()}
     save_file(tensors, folder / "model.safetensors", metadata={EMBEDDING: LM_HEAD})
     description = {
