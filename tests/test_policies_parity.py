@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from experiments.verify_checkpoint import VerifyConfig, compute, encoder_inputs, verify
+from experiments.verify_checkpoint import VerifyConfig, compute, encoder_inputs, main, verify
 from policies import gemma, pi0, siglip
 from policies.formats import load_network
 
@@ -256,38 +255,42 @@ def test_state_in_the_actions_block_is_noticed() -> None:
     assert (mistaken - truth).abs().max() > 3e-4
 
 
-def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.verify_checkpoint", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-        check=False,
-    )
+def run_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    """Return exit status, standard output and standard error of the script."""
+    monkeypatch.setattr(sys, "argv", ["verify_checkpoint", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    printed = capsys.readouterr()
+    return int(stop.value.code or 0), printed.out, printed.err
 
 
-def test_script_prints_lines_or_json_and_fails_above_the_tolerance(tmp_path: Path) -> None:
+def test_script_prints_lines_or_json_and_fails_above_the_tolerance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = openpi("pi0")
     arguments = [
         folder / "checkpoint",
         *("--inputs", folder / "inputs.safetensors"),
         *("--outputs", folder / "outputs.safetensors"),
     ]
-    passed = run_script(*arguments, "--json")
-    assert passed.returncode == 0
-    result = json.loads(passed.stdout)
+    status, out, _ = run_script(monkeypatch, capsys, *arguments, "--json")
+    assert status == 0
+    result = json.loads(out)
     assert result["passed"]
     assert result["errors"]["v_t_joint"] < 1e-4
     outputs = load_file(folder / "outputs.safetensors")
     changed: dict[str, Tensor] = {"v_t_joint": outputs["v_t_joint"] + 1e-3}
     save_file(changed, tmp_path / "outputs.safetensors")
-    failed = run_script(*arguments[:3], "--outputs", tmp_path / "outputs.safetensors")
-    assert failed.returncode == 1
-    assert "ABOVE" in failed.stdout
+    arguments[-1] = tmp_path / "outputs.safetensors"
+    status, out, _ = run_script(monkeypatch, capsys, *arguments)
+    assert status == 1
+    assert "ABOVE" in out
     shutil.copytree(folder / "checkpoint", tmp_path / "checkpoint")
-    refused = run_script(tmp_path / "checkpoint", *arguments[1:])
-    assert refused.returncode == 2
-    assert "arch.json" in refused.stderr  # 32 channels do not tell how many heads
+    status, _, error = run_script(monkeypatch, capsys, tmp_path / "checkpoint", *arguments[1:])
+    assert status == 2
+    assert "arch.json" in error  # 32 channels do not tell how many heads
 
 
 def test_text_embeddings_are_scaled_by_the_root_of_the_width() -> None:
