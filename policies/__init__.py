@@ -1,8 +1,10 @@
 """Acting: the π0 flow policy, its likelihoods, its checkpoints. Knows no RL and no simulator."""
 
-from policies.actor import FlowActor, FlowChain, LikelihoodConfig
+from policies.actor import FlowActor
 from policies.checkpoint import load, save
+from policies.distributions import FlowChain
 from policies.gemma import GemmaConfig
+from policies.likelihood import LikelihoodConfig
 from policies.pi0 import LAPTOP_EXPERT, Pi0, Pi0Config
 from policies.policy import FlowPolicy, SamplerConfig, small_policy
 from policies.preprocessor import NormStats, Preprocessor, PreprocessorConfig
