@@ -168,6 +168,19 @@ class FlowNoise:
         return Transition(x - grid.dt * output.velocity, std)
 
 
+def kl_divergence(transition: Transition, reference: Transition) -> Tensor:
+    """Return the divergence of each entry from a reference's step [nats] (B, M, H, A).
+
+    0 where the entry is not random: there the two steps are points, not densities.
+    """
+    std, other = (t.std.expand_as(t.mean) for t in (transition, reference))
+    random = std > 0
+    std, other = (torch.where(random, s, torch.ones_like(s)) for s in (std, other))
+    offset = transition.mean - reference.mean
+    divergence = (other / std).log() + (std.square() + offset.square()) / (2 * other.square()) - 0.5
+    return torch.where(random, divergence, torch.zeros_like(divergence))
+
+
 def log_prob(transition: Transition, x_next: Tensor) -> Tensor:
     """Return the log-density of each entry (B, M, H, A); 0 where the entry is not random.
 

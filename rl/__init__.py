@@ -5,11 +5,13 @@ from rl.behaviour_cloning import BCConfig, BehaviourCloning
 from rl.demonstrations import Demonstrations, collect_demonstrations
 from rl.evaluate import Evaluation, evaluate
 from rl.filtered_bc import FilteredBC, FilteredBCConfig
+from rl.grpo import GRPO, GRPOConfig
 from rl.ppo import PPO, PPOConfig
 from rl.registry import make, name_of, preset, presets, register
 from rl.rollout import Rollouts, check_fit, check_needs, rollout_metrics
 
 __all__ = [
+    "GRPO",
     "PPO",
     "Algorithm",
     "AlgorithmConfig",
@@ -19,6 +21,7 @@ __all__ = [
     "Evaluation",
     "FilteredBC",
     "FilteredBCConfig",
+    "GRPOConfig",
     "Needs",
     "PPOConfig",
     "Rollouts",

@@ -26,6 +26,9 @@ class Needs:
     """Whether it learns from the environment at all; behaviour cloning does not."""
     group_size: int = 1
     """Neighbouring environments that must start alike."""
+    whole_episodes: bool = False
+    """Whether every rollout begins new episodes and each environment plays equally many to their
+    end, as many as surely fit in; then it waits."""
     success_signal: bool = False
     """Whether it must be told which episodes succeeded."""
 

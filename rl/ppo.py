@@ -1,8 +1,8 @@
 """Flow PPO: the clipped policy gradient on the likelihood of the denoising chain.
 
 With Gaussian noise in one flow step (or in all), a chunk has a likelihood, and PPO applies. A
-decision is a whole chunk; its advantage is a semi-Markov one (`rl.advantage`). TorchRL's
-`ClipPPOLoss` is the loss.
+decision is a whole chunk; its advantage is a semi-Markov one (`rl.advantage`). The loss
+is `rl.surrogate`; the tests hold it to TorchRL's `ClipPPOLoss`, bit for bit.
 
 Left out of the papers: none of their reductions is hard-wired. `likelihood.reduction` and
 `likelihood.ratio` say what the ratio is, and `implied_clip` what the clip then means per entry.
@@ -12,20 +12,24 @@ Sources: Schulman et al. 2017; Ren et al. 2024 (DPPO); Chen et al. 2025 (πRL).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
-from torchrl.objectives import ClipPPOLoss
+from torch import Tensor
 
 from policies import FlowActor, FlowPolicy, LikelihoodConfig
 from rl.advantage import TimeLimit, generalized_advantage, standardize
 from rl.algorithm import Algorithm, AlgorithmConfig
 from rl.critic import ValueCritic, explained_variance
+from rl.descent import descend, minibatches
+from rl.policy_loss import PolicyLoss, with_one_step
 from rl.registry import register
+from rl.surrogate import clipped_surrogate, value_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +86,13 @@ class PPO(Algorithm[PPOConfig]):
         super().__init__(config, FlowActor(policy, config.likelihood))
         self.critic = ValueCritic(policy.preprocessor).to(policy.device)
         self.networks["critic"] = self.critic
-        entropy = config.entropy_coefficient
-        self.loss = ClipPPOLoss(
+        clip = (config.clip_low, config.clip_high)
+        self.loss = PolicyLoss(
             self.actor,
-            None,
-            clip_epsilon=(config.clip_low, config.clip_high),
-            entropy_bonus=entropy > 0,
-            entropy_coeff=entropy if entropy > 0 else None,
-            functional=False,
+            partial(clipped_surrogate, clip_low=clip[0], clip_high=clip[1]),
+            clip,
+            entropy_coefficient=config.entropy_coefficient,
         )
-        self.loss.set_keys(action="chain", sample_log_prob="action_log_prob")
         self.optimizers = {
             "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
             "critic": torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate),
@@ -101,7 +102,7 @@ class PPO(Algorithm[PPOConfig]):
         batch, metrics = self.prepare(rollout)
         train_actor = self.num_updates >= self.config.critic_warmup
         history: list[dict[str, float]] = []
-        for rows in self._minibatches(len(batch)):
+        for rows in minibatches(len(batch), self.config.minibatch_size, self.config.num_epochs):
             step = self.critic_step(batch[rows])
             if train_actor:
                 step |= self.actor_step(batch[rows])
@@ -144,62 +145,33 @@ class PPO(Algorithm[PPOConfig]):
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics."""
-        if self.config.scored_steps == "one" and "stochastic_step" not in batch.keys():
-            batch = self._with_one_step(batch)
-        losses = self.loss(batch)
-        loss = losses["loss_objective"]
-        if "loss_entropy" in losses.keys():
-            loss = loss + losses["loss_entropy"]
-        grad_norm = self._descend("actor", loss)
-        # k3: the mean of (ratio - 1 - log ratio), which is never negative
-        approx_kl = float(losses["mean_ratio"] - 1 + losses["kl_approx"])
-        metrics = {
-            "policy_loss": float(losses["loss_objective"].detach()),
-            "approx_kl": approx_kl,
-            "clip_fraction": float(losses["clip_fraction"]),
-            "ratio_deviation": float((losses["max_ratio"] - 1).abs()),
-            "grad_norm": grad_norm,
-        }
-        if "entropy" in losses.keys():
-            metrics["entropy"] = float(losses["entropy"])
-        return metrics
+        config = self.config
+        if config.scored_steps == "one" and "stochastic_step" not in batch.keys():
+            batch = with_one_step(batch, self.actor.policy.grid.flow_steps)
+        _, grad_norm = descend(
+            self.optimizers["actor"],
+            self.loss,
+            batch,
+            max_grad_norm=config.max_grad_norm,
+            name="actor",
+            update=self.num_updates,
+        )
+        return {**self.loss.metrics(), "grad_norm": grad_norm}
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the critic and return its metrics."""
-        loss = (self.critic.value(batch) - batch["value_target"]).square().mean()
-        self._descend("critic", loss)
-        return {"value_loss": float(loss.detach())}
+        loss, _ = descend(
+            self.optimizers["critic"],
+            self.critic_loss,
+            batch,
+            max_grad_norm=self.config.max_grad_norm,
+            name="critic",
+            update=self.num_updates,
+        )
+        return {"value_loss": loss}
 
-    def _with_one_step(self, batch: TensorDictBase) -> TensorDictBase:
-        """Return the rows (B,) with one random flow step each to score, and its old log-prob."""
-        device = self.actor.policy.device
-        step = torch.randint(self.actor.policy.grid.flow_steps, batch.shape, device=device)
-        old = batch["action_log_prob"].gather(1, step[:, None])
-        return batch.copy().update({"stochastic_step": step, "action_log_prob": old})
-
-    def _minibatches(self, num: int) -> list[Tensor]:
-        """Return the rows of each gradient step of all epochs, in order."""
-        size = min(self.config.minibatch_size, num)
-        rows: list[Tensor] = []
-        for _ in range(self.config.num_epochs):
-            rows += [part for part in torch.randperm(num).split(size) if len(part) == size]
-        return rows
-
-    def _descend(self, name: str, loss: Tensor) -> float:
-        """Take one optimizer step on a loss and return the gradient's norm before scaling.
-
-        Raises:
-            FloatingPointError: the loss is not finite.
-        """
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{name} loss is {loss.item()} in update {self.num_updates}; lower the learning "
-                "rate or resume from the last checkpoint"
-            )
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        optimizer.step()
-        return float(norm)
+    def critic_loss(self, batch: TensorDictBase) -> Tensor:
+        """Return the critic's loss on decisions (B)."""
+        return value_loss(
+            self.critic.value(batch), batch["state_value"], batch["value_target"], math.inf
+        )
