@@ -69,6 +69,19 @@ class FlowActor(TensorDictModuleBase):
         step = td.get("stochastic_step", None)
         return self._chains(td, None if step is None else step.to(self.policy.device))
 
+    @torch.no_grad()
+    def terminal_std(self, td: TensorDictBase) -> float:
+        """Return the standard deviation that the last flow step gives executed entries.
+
+        Averaged over decisions (N) with their chains [normalised action]. This jitter reaches the
+        robot whole; in most kernels it is not the level or bound that was configured.
+        """
+        last = torch.full((len(td),), self.policy.grid.flow_steps - 1, device=self.policy.device)
+        dist = self._chains(td, last)
+        dist.log_prob(td["chain"])
+        random = dist.scored_std > 0
+        return float(dist.scored_std[random].mean())
+
     def _chains(self, td: TensorDictBase, step: Tensor | None) -> FlowChain:
         """Return the distribution whose only random step is the given one (N,), or none."""
         context = self.policy.encode(td)

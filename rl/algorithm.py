@@ -61,6 +61,10 @@ class Algorithm(ABC, Generic[ConfigType]):
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         """Learn from a rollout (E, T) and return metrics. The rollout is not changed."""
 
+    def notes(self) -> list[str]:
+        """Return what a user should know of these settings, for a script to print at the start."""
+        return []
+
     def training_state(self) -> dict[str, Any]:
         """Return what resuming needs besides the policy's weights, which are saved apart."""
         return {

@@ -5,7 +5,7 @@ decision is a whole chunk; its advantage is a semi-Markov one (`rl.advantage`). 
 is `rl.surrogate`; the tests hold it to TorchRL's `ClipPPOLoss`, bit for bit.
 
 Left out of the papers: none of their reductions is hard-wired. `likelihood.reduction` and
-`likelihood.ratio` say what the ratio is, and `implied_clip` what the clip then means per entry.
+`likelihood.ratio` say what the ratio is, and a note at a run's start what the clip then means.
 Letters: E envs, T chunk decisions, B minibatch, M scored flow steps.
 Sources: Schulman et al. 2017; Ren et al. 2024 (DPPO); Chen et al. 2025 (πRL).
 """
@@ -23,13 +23,15 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from policies import FlowActor, FlowPolicy, LikelihoodConfig
-from rl.advantage import TimeLimit, generalized_advantage, standardize
+from rl.advantage import TimeLimit
 from rl.algorithm import Algorithm, AlgorithmConfig
-from rl.critic import ValueCritic, explained_variance
+from rl.critic import ValueCritic
+from rl.decisions import judged_decisions, rescored
 from rl.descent import descend, minibatches
 from rl.policy_loss import PolicyLoss, with_one_step
+from rl.reference import KLSpace
 from rl.registry import register
-from rl.surrogate import clipped_surrogate, value_loss
+from rl.surrogate import clipped_surrogate, implied_clip, value_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,13 @@ class PPOConfig(AlgorithmConfig):
     """How far the ratio may fall below 1 [-]."""
     clip_high: float = 0.2
     """How far the ratio may rise above 1 [-]."""
+    dual_clip: float = math.inf
+    """Where the advantage is negative the objective is at least this many times it [-]; 3 is
+    common, infinite is none."""
+    value_clip: float = math.inf
+    """How far a value may leave the one before the update [scaled returns]; infinite is free."""
+    normalize_returns: bool = False
+    """Whether the critic learns returns of mean 0 and deviation 1, whatever the reward's scale."""
     target_kl: float = 0.2
     """An update ends when the policy is this far from the one that gathered [nats per ratio]."""
     discount: float = 0.99
@@ -60,10 +69,21 @@ class PPOConfig(AlgorithmConfig):
     """Whether the time limit is part of the task, or only an interruption of it."""
     entropy_coefficient: float = 0.0
     """Weight of the entropy of a learned noise [-]."""
+    kl_coefficient: float = 0.0
+    """Weight of the divergence from the pretrained policy, per scored flow step [-]."""
+    kl_space: KLSpace = "kernel"
+    """Divergence of the flow steps' Gaussians [nats], or of their velocities."""
+    bc_coefficient: float = 0.0
+    """Weight of cloning the pretrained policy in the places that are visited [-]."""
     critic_warmup: int = 3
     """Updates in which only the critic learns; a fresh critic's advantages are noise."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm, for policy and critic apart [-]."""
+    num_parts: int = 1
+    """Parts that a minibatch is split into: less memory, the same gradient."""
+    rescore: bool = False
+    """Take old log-probabilities from the training forward instead of the sampler, and log how
+    far apart they are. For machines where the two differ by more than rounding."""
     scored_steps: Literal["all", "one"] = "all"
     """Of a chain whose steps are all random: score all of them in every gradient step, or one per
     row, drawn anew each time. The latter costs a K-th and has the same mean gradient."""
@@ -76,6 +96,10 @@ class PPOConfig(AlgorithmConfig):
                 "scored_steps='one' needs likelihood.stochastic_steps='all' and "
                 "likelihood.ratio='step': a joint ratio is not a mean over its steps"
             )
+        if self.num_parts < 1:
+            raise ValueError(f"num_parts={self.num_parts} must be at least 1")
+        if self.dual_clip <= 1:
+            raise ValueError(f"dual_clip={self.dual_clip} must be above 1; infinite is none")
 
 
 @register("ppo", PPOConfig)
@@ -89,9 +113,17 @@ class PPO(Algorithm[PPOConfig]):
         clip = (config.clip_low, config.clip_high)
         self.loss = PolicyLoss(
             self.actor,
-            partial(clipped_surrogate, clip_low=clip[0], clip_high=clip[1]),
+            partial(
+                clipped_surrogate,
+                clip_low=clip[0],
+                clip_high=clip[1],
+                dual_clip=config.dual_clip,
+            ),
             clip,
             entropy_coefficient=config.entropy_coefficient,
+            kl_coefficient=config.kl_coefficient,
+            kl_space=config.kl_space,
+            bc_coefficient=config.bc_coefficient,
         )
         self.optimizers = {
             "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
@@ -119,29 +151,30 @@ class PPO(Algorithm[PPOConfig]):
         }
         return {**metrics, **means, "gradient_steps": float(len(history))}
 
-    @torch.no_grad()
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
         """Return the valid decisions (B,) with advantages and value targets, and metrics."""
         config = self.config
-        rollout = rollout.to(self.actor.policy.device).copy()
-        rollout["state_value"] = self.critic.value(rollout)
-        rollout["next", "state_value"] = self.critic.value(rollout["next"])
-        advantage, target = generalized_advantage(
-            rollout, config.discount, config.gae_lambda, config.time_limit
+        batch, metrics = judged_decisions(
+            rollout,
+            self.actor,
+            self.critic,
+            discount=config.discount,
+            gae_lambda=config.gae_lambda,
+            time_limit=config.time_limit,
+            normalize_returns=config.normalize_returns,
         )
-        rollout["value_target"], rollout["advantage"] = target, advantage
-        keys = [*self.actor.in_keys, *self.critic.in_keys, "chain", "action_log_prob"]
-        keys += [key for key in ("stochastic_step",) if key in rollout.keys()]
-        keys += ["value_target", "advantage", "state_value"]
-        valid = ~rollout["next", "invalid"].squeeze(-1)
-        batch = rollout.select(*keys)[valid]
-        batch["advantage"] = standardize(batch["advantage"])
-        metrics = {
-            "value": float(batch["state_value"].mean()),
-            "explained_variance": explained_variance(batch["state_value"], batch["value_target"]),
-            "advantage_std": float(advantage[valid].std()),
-        }
+        if config.rescore:
+            batch, gaps = rescored(batch, self.actor, config.minibatch_size)
+            metrics |= gaps
         return batch, metrics
+
+    def notes(self) -> list[str]:
+        config, policy = self.config, self.actor.policy
+        joint = config.likelihood.ratio == "joint" and config.likelihood.stochastic_steps == "all"
+        num_steps = policy.grid.flow_steps if joint else 1
+        num_entries = int(policy.executed_mask().sum())
+        clip = (config.clip_low, config.clip_high)
+        return [implied_clip(*clip, config.likelihood.reduction, num_entries, num_steps)]
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics."""
@@ -155,6 +188,7 @@ class PPO(Algorithm[PPOConfig]):
             max_grad_norm=config.max_grad_norm,
             name="actor",
             update=self.num_updates,
+            num_parts=config.num_parts,
         )
         return {**self.loss.metrics(), "grad_norm": grad_norm}
 
@@ -172,6 +206,12 @@ class PPO(Algorithm[PPOConfig]):
 
     def critic_loss(self, batch: TensorDictBase) -> Tensor:
         """Return the critic's loss on decisions (B)."""
-        return value_loss(
-            self.critic.value(batch), batch["state_value"], batch["value_target"], math.inf
+        value, old, target = (
+            self.critic.scaled(value)
+            for value in (
+                self.critic.value(batch),
+                batch["state_value"],
+                batch["value_target"],
+            )
         )
+        return value_loss(value, old, target, self.config.value_clip)

@@ -60,6 +60,30 @@ def asymmetric_surrogate(
     return torch.where(advantage < 0, parabola, clipped)
 
 
+def implied_clip(
+    clip_low: float, clip_high: float, reduction: str, num_entries: int, num_steps: int
+) -> str:
+    """Return in words what a clip means: it is meaningless without what the ratio multiplies.
+
+    Args:
+        clip_low: How far a ratio may fall below 1 [-].
+        clip_high: How far it may rise above [-].
+        reduction: "sum" or "mean" over a step's entries.
+        num_entries: Executed entries of a chunk.
+        num_steps: Flow steps in one ratio.
+    """
+    low, high = 1 - clip_low, 1 + clip_high
+    total = num_entries * num_steps
+    entry = num_steps if reduction == "mean" else total
+    whole = num_entries if reduction == "mean" else 1
+    what = "product" if reduction == "sum" else "geometric mean over entries"
+    return (
+        f"ratio: {what}, {num_entries} entries x {num_steps} flow steps, clipped to "
+        f"[{low:.3g}, {high:.3g}]; that is [{low ** (1 / entry):.4g}, {high ** (1 / entry):.4g}] "
+        f"per entry and [{low**whole:.3g}, {high**whole:.3g}] for the likelihood of all {total}"
+    )
+
+
 def ratio_metrics(log_ratio: Tensor, clip_low: float, clip_high: float) -> dict[str, float]:
     """Return how far a batch of ratios is from 1.
 
