@@ -2,7 +2,7 @@
 
 from policies.actor import FlowActor
 from policies.checkpoint import load, save
-from policies.distributions import FlowChain
+from policies.distributions import ActionDistribution, FlowChain
 from policies.gemma import GemmaConfig
 from policies.likelihood import LikelihoodConfig
 from policies.pi0 import LAPTOP_EXPERT, Pi0, Pi0Config
@@ -11,6 +11,7 @@ from policies.preprocessor import NormStats, Preprocessor, PreprocessorConfig
 
 __all__ = [
     "LAPTOP_EXPERT",
+    "ActionDistribution",
     "FlowActor",
     "FlowChain",
     "FlowPolicy",

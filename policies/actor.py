@@ -19,9 +19,15 @@ from tensordict.nn import InteractionType, TensorDictModuleBase
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
-from policies.distributions import FlowChain
+from policies.distributions import ActionDistribution, ExactFlow, FlowChain, LossRatio
 from policies.flow import FlowNoise, FlowSDE, Kernel
-from policies.likelihood import LikelihoodConfig, NoiseNetwork
+from policies.likelihood import (
+    STEP_KERNELS,
+    LikelihoodConfig,
+    NoiseNetwork,
+    VelocityHead,
+    draw_flow_times,
+)
 from policies.policy import FlowPolicy
 
 
@@ -39,19 +45,21 @@ class FlowActor(TensorDictModuleBase):
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
         super().__init__()
         self.policy, self.config = policy, config
-        self.noise_network: NoiseNetwork | None = None
+        self.noise_network: NoiseNetwork | VelocityHead | None = None
+        sizes = (policy.network.config.expert.width, policy.network.config.action_dim)
         if config.kernel == "flow_noise":
-            self.noise_network = NoiseNetwork(
-                policy.network.config.expert.width,
-                policy.network.config.action_dim,
-                config.noise_std_min,
-                config.noise_std_max,
-            ).to(policy.device)
+            bounds = (config.noise_std_min, config.noise_std_max)
+            self.noise_network = NoiseNetwork(*sizes, *bounds).to(policy.device)
+        elif config.kernel == "velocity_gaussian":
+            head = VelocityHead(*sizes, config.head_std, policy.grid.dt)
+            self.noise_network = head.to(policy.device)
         self.in_keys = list(policy.obs_keys)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]
         self.out_keys = ["action", "chain", "action_log_prob"]
         if config.stochastic_steps == "one":
             self.out_keys.append("stochastic_step")
+        if config.kernel == "flow_matching":
+            self.out_keys += ["draw_noise", "draw_time"]
 
     def kernel(self) -> Kernel:
         """Return the transition kernel, with noise only in executed entries."""
@@ -60,22 +68,45 @@ class FlowActor(TensorDictModuleBase):
             return FlowNoise(self.noise_network, mask)
         return FlowSDE(self.config.noise_level, mask)
 
-    def get_dist(self, td: TensorDictBase) -> FlowChain:
+    def get_dist(self, td: TensorDictBase) -> ActionDistribution:
         """Return the distribution over chains, given observations (N).
 
         A `stochastic_step` (N,) in the input says which step of each row is random; for a chain
-        whose steps all are, it says which one to score.
+        whose steps all are, it says which one to score. A flow-matching loss is measured at the
+        input's `draw_noise` (N, M, H, A) and `draw_time` (N, M).
+
+        Raises:
+            ValueError: those draws are missing.
         """
+        if self.config.kernel == "flow_matching":
+            return self._loss_ratio(td)
+        if self.config.kernel == "ode":
+            shape = (len(td), *self.policy.chunk_shape)
+            field, device = self.policy.field(self.policy.encode(td)), self.policy.device
+            return ExactFlow(field, self.policy.grid, self.config, shape, device)
         step = td.get("stochastic_step", None)
         return self._chains(td, None if step is None else step.to(self.policy.device))
+
+    def _loss_ratio(self, td: TensorDictBase) -> LossRatio:
+        if "draw_noise" not in td.keys() or "draw_time" not in td.keys():
+            raise ValueError(
+                "kernel='flow_matching' scores at the draws that were made when acting; the input "
+                "has no draw_noise and draw_time, pass what the actor wrote"
+            )
+        field, mask = self.policy.field(self.policy.encode(td)), self.policy.executed_mask()
+        draws = td["draw_noise"].to(mask), td["draw_time"].to(mask)
+        return LossRatio(field, self.policy.grid, self.config, *draws, mask)
 
     @torch.no_grad()
     def terminal_std(self, td: TensorDictBase) -> float:
         """Return the standard deviation that the last flow step gives executed entries.
 
         Averaged over decisions (N) with their chains [normalised action]. This jitter reaches the
-        robot whole; in most kernels it is not the level or bound that was configured.
+        robot whole; in most kernels it is not the level or bound that was configured. 0 for
+        likelihoods that need no noise in the steps.
         """
+        if self.config.kernel not in STEP_KERNELS:
+            return 0.0
         last = torch.full((len(td),), self.policy.grid.flow_steps - 1, device=self.policy.device)
         dist = self._chains(td, last)
         dist.log_prob(td["chain"])
@@ -107,8 +138,15 @@ class FlowActor(TensorDictModuleBase):
         if self.config.stochastic_steps == "one":
             step = torch.randint(self.policy.grid.flow_steps, td.shape, device=noise.device)
             td.set("stochastic_step", step)
+        if self.config.kernel == "flow_matching":
+            shape = (len(td), self.config.num_draws)
+            td["draw_noise"] = torch.randn(*shape, *self.policy.chunk_shape, device=noise.device)
+            times = draw_flow_times(shape, self.config.draw_times, self.policy.grid)
+            td["draw_time"] = times.to(noise.device)
+        stepwise = self.config.kernel in STEP_KERNELS
         with torch.no_grad():
-            chain, log_prob = self._chains(td, step).sample_and_log_prob(noise)
+            dist = self._chains(td, step) if stepwise else self.get_dist(td)
+            chain, log_prob = dist.sample_and_log_prob(noise)
         td.set("chain", chain)
         td.set("action", self.policy.executed(chain[:, -1]))
         return td.set("action_log_prob", log_prob)

@@ -28,7 +28,7 @@ from rl.advantage import GroupScale, group_relative
 from rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from rl.descent import descend, minibatches
 from rl.episodes import Episodes, episodes, grouped, ungrouped
-from rl.policy_loss import PolicyLoss, log_ratios
+from rl.policy_loss import PolicyLoss, check_trainable, log_ratios
 from rl.reference import KLSpace
 from rl.registry import register
 from rl.surrogate import clipped_surrogate, trajectory_log_ratio
@@ -73,6 +73,7 @@ class GRPOConfig(AlgorithmConfig):
     """Gradients are scaled down to this norm [-]."""
 
     def __post_init__(self) -> None:
+        check_trainable(self.likelihood)
         if self.group_size < 2:
             raise ValueError(
                 f"group_size={self.group_size} must be at least 2: an episode is judged against "

@@ -11,7 +11,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from policies import FlowActor, FlowChain
+from policies import ActionDistribution, FlowActor, LikelihoodConfig
+from policies.likelihood import STEP_KERNELS
 from rl.reference import KLSpace, Reference
 from rl.surrogate import ratio_metrics
 
@@ -19,7 +20,20 @@ Surrogate = Callable[[Tensor, Tensor], Tensor]
 """`(log_ratio (B, M), advantage (B, 1)) -> objective (B, M)`."""
 
 
-def log_ratios(actor: FlowActor, batch: TensorDictBase) -> tuple[Tensor, FlowChain]:
+def check_trainable(likelihood: LikelihoodConfig) -> None:
+    """Refuse a likelihood that has no gradient.
+
+    Raises:
+        ValueError: says which have one.
+    """
+    if likelihood.kernel == "ode":
+        raise ValueError(
+            "likelihood.kernel='ode' is exact but has no gradient, for tests and reports; train "
+            f"with one of {', '.join((*STEP_KERNELS, 'flow_matching'))}"
+        )
+
+
+def log_ratios(actor: FlowActor, batch: TensorDictBase) -> tuple[Tensor, ActionDistribution]:
     """Return the log-ratios (B, M) of the present policy to the one that acted.
 
     Also the distribution, which has then scored the batch's chains.
@@ -81,7 +95,9 @@ class PolicyLoss:
         log_ratio, dist = log_ratios(self.actor, batch)
         return self.of_ratios(log_ratio, dist, batch)
 
-    def of_ratios(self, log_ratio: Tensor, dist: FlowChain, batch: TensorDictBase) -> Tensor:
+    def of_ratios(
+        self, log_ratio: Tensor, dist: ActionDistribution, batch: TensorDictBase
+    ) -> Tensor:
         """Return the loss of decisions whose log-ratios (B, M) are computed already."""
         gain = self.surrogate(log_ratio, batch["advantage"])
         weight = batch.get("weight", None)

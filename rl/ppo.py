@@ -28,7 +28,7 @@ from rl.algorithm import Algorithm, AlgorithmConfig
 from rl.critic import ValueCritic
 from rl.decisions import judged_decisions, rescored
 from rl.descent import descend, minibatches
-from rl.policy_loss import PolicyLoss, with_one_step
+from rl.policy_loss import PolicyLoss, check_trainable, with_one_step
 from rl.reference import KLSpace
 from rl.registry import register
 from rl.surrogate import clipped_surrogate, implied_clip, value_loss
@@ -96,6 +96,12 @@ class PPOConfig(AlgorithmConfig):
                 "scored_steps='one' needs likelihood.stochastic_steps='all' and "
                 "likelihood.ratio='step': a joint ratio is not a mean over its steps"
             )
+        if self.scored_steps == "one" and self.likelihood.kernel == "flow_matching":
+            raise ValueError(
+                "scored_steps='one' means nothing with likelihood.kernel='flow_matching', which "
+                "has no random steps; take fewer likelihood.num_draws"
+            )
+        check_trainable(self.likelihood)
         if self.num_parts < 1:
             raise ValueError(f"num_parts={self.num_parts} must be at least 1")
         if self.dual_clip <= 1:

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from policies import FlowActor, FlowChain
+from policies import ActionDistribution, FlowActor, FlowChain
 from policies.flow import kl_divergence
 from policies.ode import integrate
 
@@ -30,7 +30,7 @@ class Reference:
     def __init__(self, actor: FlowActor) -> None:
         self.actor = deepcopy(actor).requires_grad_(False)
 
-    def divergence(self, batch: TensorDictBase, dist: FlowChain, space: KLSpace) -> Tensor:
+    def divergence(self, batch: TensorDictBase, dist: ActionDistribution, space: KLSpace) -> Tensor:
         """Return how far a policy is from the reference at each scored flow step (B, M).
 
         In "kernel" space it is the Kullback-Leibler divergence of the Gaussian steps [nats]; in
@@ -41,14 +41,22 @@ class Reference:
             batch: Observations and chains (B).
             dist: The policy's distribution, after it has scored the batch's chains.
             space: What is compared.
+
+        Raises:
+            ValueError: the likelihood has no Gaussian steps to compare.
         """
         reference = self.actor.get_dist(batch)
         with torch.no_grad():
             reference.log_prob(batch["chain"])
         if space == "kernel":
+            if not isinstance(dist, FlowChain) or not isinstance(reference, FlowChain):
+                raise ValueError(
+                    f"kl_space='kernel' compares Gaussian flow steps, and "
+                    f"kernel={self.actor.config.kernel!r} has none; take kl_space='velocity'"
+                )
             return kl_divergence(dist.scored.transition, reference.scored.transition).sum((-2, -1))
         mask = self.actor.policy.executed_mask()
-        difference = (dist.scored.velocity - reference.scored.velocity).square() * mask
+        difference = (dist.velocity - reference.velocity).square() * mask
         return difference.sum((-2, -1)) / mask.sum()
 
     def cloning_loss(self, actor: FlowActor, batch: TensorDictBase) -> Tensor:

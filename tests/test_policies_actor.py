@@ -27,7 +27,7 @@ from policies import (
     SamplerConfig,
 )
 from policies.flow import FlowNoise, FlowOutput, FlowSDE, TimeGrid, ode_step
-from policies.likelihood import NoiseNetwork
+from policies.likelihood import NoiseNetwork, VelocityHead
 from policies.ode import integrate
 
 HORIZON, EXECUTED, MODEL_DIM, ROBOT_DIM = 4, 2, 3, 2
@@ -35,6 +35,7 @@ EXPERT = GemmaConfig(width=16, depth=2, mlp_dim=32, num_heads=2, num_kv_heads=1,
 LIKELIHOODS: dict[str, dict[str, Any]] = {
     "flow_sde": {"kernel": "flow_sde"},
     "flow_noise_learned": {"kernel": "flow_noise"},
+    "velocity_gaussian": {"kernel": "velocity_gaussian"},
     "flow_noise_constant": {"kernel": "flow_noise", "noise_std_min": 0.1, "noise_std_max": 0.1},
 }
 
@@ -63,7 +64,9 @@ def make_policy(flow_steps: int = 4) -> FlowPolicy:
 def make_actor(flow_steps: int = 4, **likelihood: Any) -> FlowActor:
     """An actor whose learned noise, if any, differs between entries."""
     actor = FlowActor(make_policy(flow_steps), LikelihoodConfig(**likelihood))
-    if actor.noise_network is not None:
+    if isinstance(actor.noise_network, VelocityHead):  # unbounded, so a little of it
+        torch.nn.init.normal_(actor.noise_network.head.weight, std=0.1)
+    elif actor.noise_network is not None:
         torch.nn.init.normal_(actor.noise_network.net[-1].weight)
     return actor
 

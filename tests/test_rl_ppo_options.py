@@ -250,3 +250,37 @@ def test_the_terminal_deviation_is_the_one_that_the_last_step_really_has(
 def test_options_that_mean_nothing_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rl.PPOConfig(**changes)
+
+
+def test_a_likelihood_without_gradient_is_refused_in_training() -> None:
+    for config in (rl.PPOConfig, rl.GRPOConfig):
+        with pytest.raises(ValueError, match="'ode' is exact but has no gradient"):
+            config(likelihood=LikelihoodConfig(kernel="ode"))
+    with pytest.raises(ValueError, match="scored_steps='one' means nothing with likelihood"):
+        rl.PPOConfig(likelihood=LikelihoodConfig(kernel="flow_matching"), scored_steps="one")
+
+
+@pytest.mark.parametrize("kernel", ["velocity_gaussian", "flow_matching"])
+@pytest.mark.parametrize("ratio", ["step", "joint"])
+def test_every_likelihood_trains_by_one_word(
+    kernel: Any, ratio: Any, tiny_policy: Callable
+) -> None:
+    algorithm = new_ppo(
+        tiny_policy(),
+        likelihood=LikelihoodConfig(kernel=kernel, ratio=ratio),
+        kl_coefficient=0.1,
+        kl_space="velocity",
+    )
+    before = weights(algorithm)
+    metrics = algorithm.update(gather(algorithm))
+    assert metrics["ratio_deviation"] < 1e-4
+    assert metrics["approx_kl"] > 0
+    assert (metrics["terminal_std"] > 0) == (kernel == "velocity_gaussian")
+    assert not torch.equal(weights(algorithm), before)
+
+
+def test_a_divergence_of_steps_needs_steps(tiny_policy: Callable) -> None:
+    likelihood = LikelihoodConfig(kernel="flow_matching")
+    algorithm = new_ppo(tiny_policy(), likelihood=likelihood, kl_coefficient=0.1)
+    with pytest.raises(ValueError, match="'flow_matching' has none; take kl_space='velocity'"):
+        algorithm.update(gather(algorithm))
