@@ -168,6 +168,7 @@ class LossRatio(ActionDistribution):
         loss = error.sum((-2, -1))
         if self.config.reduction == "mean":
             loss = loss / self.mask.sum()
+        loss = loss.clamp(max=self.config.loss_clamp)
         return -loss.mean(1) if self.config.ratio == "joint" else -loss
 
     def entropy(self) -> Tensor:

@@ -56,6 +56,8 @@ class LikelihoodConfig:
     """flow_matching: flow times as in cloning, on the sampler's grid, or uniform."""
     loss_space: LossSpace = "velocity"
     """flow_matching: measure the error of the velocity, or of the noise that it implies."""
+    loss_clamp: float = math.inf
+    """flow_matching: a draw's loss counts as at most this, so that no single one rules a ratio."""
     num_probes: int = 0
     """ode: probes of Hutchinson's divergence; 0 is the full one, H * A backward passes."""
     reduction: Reduction = "sum"

@@ -5,12 +5,14 @@ from rl.behaviour_cloning import BCConfig, BehaviourCloning
 from rl.demonstrations import Demonstrations, collect_demonstrations
 from rl.evaluate import Evaluation, evaluate
 from rl.filtered_bc import FilteredBC, FilteredBCConfig
+from rl.fpo import FPO, FPOConfig
 from rl.grpo import GRPO, GRPOConfig
 from rl.ppo import PPO, PPOConfig
 from rl.registry import make, name_of, preset, presets, register
 from rl.rollout import Rollouts, check_fit, check_needs, rollout_metrics
 
 __all__ = [
+    "FPO",
     "GRPO",
     "PPO",
     "Algorithm",
@@ -19,6 +21,7 @@ __all__ = [
     "BehaviourCloning",
     "Demonstrations",
     "Evaluation",
+    "FPOConfig",
     "FilteredBC",
     "FilteredBCConfig",
     "GRPOConfig",

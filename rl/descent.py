@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
 
 import torch
 from tensordict import TensorDictBase
@@ -22,6 +23,32 @@ def minibatches(num: int, size: int, num_epochs: int) -> list[Tensor]:
     for _ in range(num_epochs):
         rows += [part for part in torch.randperm(num).split(size) if len(part) == size]
     return rows
+
+
+def run_epochs(
+    batch: TensorDictBase,
+    rows: list[Tensor],
+    step: Callable[[TensorDictBase], dict[str, float]],
+    target_kl: float,
+) -> dict[str, float]:
+    """Take gradient steps until the policy is too far from the one that gathered.
+
+    Returns the mean of each metric over the steps, but `ratio_deviation` as before the first.
+
+    Args:
+        batch: Decisions (B).
+        rows: Of each gradient step.
+        step: Takes one, and returns its metrics.
+        target_kl: Greatest `approx_kl` after which another step is taken.
+    """
+    history: list[dict[str, float]] = []
+    for part in rows:
+        history.append(step(batch[part]))
+        if history[-1].get("approx_kl", 0.0) > target_kl:
+            break
+    first = {key: history[0].pop(key) for key in ("ratio_deviation",) if key in history[0]}
+    means = {key: fmean(taken[key] for taken in history) for key in history[0]}
+    return {**first, **means, "gradient_steps": float(len(history))}
 
 
 def descend(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor
 from policies import FlowActor, FlowPolicy, LikelihoodConfig
 from rl.advantage import GroupScale, group_relative
 from rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from rl.descent import descend, minibatches
+from rl.descent import descend, minibatches, run_epochs
 from rl.episodes import Episodes, episodes, grouped, ungrouped
 from rl.policy_loss import PolicyLoss, check_trainable, log_ratios
 from rl.reference import KLSpace
@@ -113,14 +112,8 @@ class GRPO(Algorithm[GRPOConfig]):
         if self.num_pending_groups < max(1, math.ceil(self.config.min_kept * num_groups)):
             return {**metrics, "gradient_steps": 0.0}
         rows = self._whole_batch()
-        history: list[dict[str, float]] = []
-        for part in self._minibatches(rows):
-            history.append(self.actor_step(rows[part]))
-            if history[-1]["approx_kl"] > self.config.target_kl:
-                break
-        metrics["ratio_deviation"] = history[0].pop("ratio_deviation")
-        means = {key: fmean(step[key] for step in history) for key in history[0]}
-        return {**metrics, **means, "gradient_steps": float(len(history))}
+        parts = self._minibatches(rows)
+        return metrics | run_epochs(rows, parts, self.actor_step, self.config.target_kl)
 
     @torch.no_grad()
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, int, dict[str, float]]:

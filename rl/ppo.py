@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import fmean
 from typing import Literal
 
 import torch
@@ -27,7 +26,7 @@ from rl.advantage import TimeLimit
 from rl.algorithm import Algorithm, AlgorithmConfig
 from rl.critic import ValueCritic
 from rl.decisions import judged_decisions, rescored
-from rl.descent import descend, minibatches
+from rl.descent import descend, minibatches, run_epochs
 from rl.policy_loss import PolicyLoss, check_trainable, with_one_step
 from rl.reference import KLSpace
 from rl.registry import register
@@ -138,24 +137,17 @@ class PPO(Algorithm[PPOConfig]):
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         batch, metrics = self.prepare(rollout)
-        train_actor = self.num_updates >= self.config.critic_warmup
-        history: list[dict[str, float]] = []
-        for rows in minibatches(len(batch), self.config.minibatch_size, self.config.num_epochs):
-            step = self.critic_step(batch[rows])
-            if train_actor:
-                step |= self.actor_step(batch[rows])
-            history.append(step)
-            if step.get("approx_kl", 0.0) > self.config.target_kl:
-                break
+        rows = minibatches(len(batch), self.config.minibatch_size, self.config.num_epochs)
+        metrics |= run_epochs(batch, rows, self.gradient_step, self.config.target_kl)
         self.num_updates += 1
-        if train_actor:
-            metrics["ratio_deviation"] = history[0]["ratio_deviation"]
-        means = {
-            key: fmean(step[key] for step in history if key in step)
-            for key in history[0]
-            if key != "ratio_deviation"
-        }
-        return {**metrics, **means, "gradient_steps": float(len(history))}
+        return metrics
+
+    def gradient_step(self, batch: TensorDictBase) -> dict[str, float]:
+        """Take one gradient step on the critic, and on the policy when it is its time."""
+        metrics = self.critic_step(batch)
+        if self.num_updates >= self.config.critic_warmup:
+            metrics |= self.actor_step(batch)
+        return metrics
 
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
         """Return the valid decisions (B,) with advantages and value targets, and metrics."""
