@@ -28,6 +28,7 @@ from policies.likelihood import (
     VelocityHead,
     draw_flow_times,
 )
+from policies.pi0 import Context
 from policies.policy import FlowPolicy
 
 
@@ -68,6 +69,10 @@ class FlowActor(TensorDictModuleBase):
             return FlowNoise(self.noise_network, mask)
         return FlowSDE(self.config.noise_level, mask)
 
+    def encode(self, td: TensorDictBase) -> Context:
+        """Return the encoded observations (N) that sampling and scoring share."""
+        return self.policy.encode(td)
+
     def get_dist(self, td: TensorDictBase) -> ActionDistribution:
         """Return the distribution over chains, given observations (N).
 
@@ -82,7 +87,7 @@ class FlowActor(TensorDictModuleBase):
             return self._loss_ratio(td)
         if self.config.kernel == "ode":
             shape = (len(td), *self.policy.chunk_shape)
-            field, device = self.policy.field(self.policy.encode(td)), self.policy.device
+            field, device = self.policy.field(self.encode(td)), self.policy.device
             return ExactFlow(field, self.policy.grid, self.config, shape, device)
         step = td.get("stochastic_step", None)
         return self._chains(td, None if step is None else step.to(self.policy.device))
@@ -93,7 +98,7 @@ class FlowActor(TensorDictModuleBase):
                 "kernel='flow_matching' scores at the draws that were made when acting; the input "
                 "has no draw_noise and draw_time, pass what the actor wrote"
             )
-        field, mask = self.policy.field(self.policy.encode(td)), self.policy.executed_mask()
+        field, mask = self.policy.field(self.encode(td)), self.policy.executed_mask()
         draws = td["draw_noise"].to(mask), td["draw_time"].to(mask)
         return LossRatio(field, self.policy.grid, self.config, *draws, mask)
 
@@ -115,7 +120,7 @@ class FlowActor(TensorDictModuleBase):
 
     def _chains(self, td: TensorDictBase, step: Tensor | None) -> FlowChain:
         """Return the distribution whose only random step is the given one (N,), or none."""
-        context = self.policy.encode(td)
+        context = self.encode(td)
         shape = (len(td), *self.policy.chunk_shape)
         return FlowChain(
             self.policy.field(context),

@@ -3,6 +3,7 @@
 from rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from rl.behaviour_cloning import BCConfig, BehaviourCloning
 from rl.demonstrations import Demonstrations, collect_demonstrations
+from rl.epo import EPO, EPOConfig
 from rl.evaluate import Evaluation, evaluate
 from rl.filtered_bc import FilteredBC, FilteredBCConfig
 from rl.fpo import FPO, FPOConfig
@@ -12,6 +13,7 @@ from rl.registry import make, name_of, preset, presets, register
 from rl.rollout import Rollouts, check_fit, check_needs, rollout_metrics
 
 __all__ = [
+    "EPO",
     "FPO",
     "GRPO",
     "PPO",
@@ -20,6 +22,7 @@ __all__ = [
     "BCConfig",
     "BehaviourCloning",
     "Demonstrations",
+    "EPOConfig",
     "Evaluation",
     "FPOConfig",
     "FilteredBC",

@@ -107,6 +107,30 @@ class PPOConfig(AlgorithmConfig):
             raise ValueError(f"dual_clip={self.dual_clip} must be above 1; infinite is none")
 
 
+def policy_loss(actor: FlowActor, config: PPOConfig) -> PolicyLoss:
+    """Return PPO's loss for an actor, with the config's clips and regularisation."""
+    clip = (config.clip_low, config.clip_high)
+    surrogate = partial(
+        clipped_surrogate, clip_low=clip[0], clip_high=clip[1], dual_clip=config.dual_clip
+    )
+    return PolicyLoss(
+        actor,
+        surrogate,
+        clip,
+        entropy_coefficient=config.entropy_coefficient,
+        kl_coefficient=config.kl_coefficient,
+        kl_space=config.kl_space,
+        bc_coefficient=config.bc_coefficient,
+    )
+
+
+def critic_loss(critic: ValueCritic, batch: TensorDictBase, clip: float) -> Tensor:
+    """Return a critic's loss on decisions (B), in the units that it learns in."""
+    values = (critic.value(batch), batch["state_value"], batch["value_target"])
+    value, old, target = (critic.scaled(v) for v in values)
+    return value_loss(value, old, target, clip)
+
+
 @register("ppo", PPOConfig)
 class PPO(Algorithm[PPOConfig]):
     """PPO whose action is a whole chunk and whose likelihood is that of its chain."""
@@ -115,21 +139,7 @@ class PPO(Algorithm[PPOConfig]):
         super().__init__(config, FlowActor(policy, config.likelihood))
         self.critic = ValueCritic(policy.preprocessor).to(policy.device)
         self.networks["critic"] = self.critic
-        clip = (config.clip_low, config.clip_high)
-        self.loss = PolicyLoss(
-            self.actor,
-            partial(
-                clipped_surrogate,
-                clip_low=clip[0],
-                clip_high=clip[1],
-                dual_clip=config.dual_clip,
-            ),
-            clip,
-            entropy_coefficient=config.entropy_coefficient,
-            kl_coefficient=config.kl_coefficient,
-            kl_space=config.kl_space,
-            bc_coefficient=config.bc_coefficient,
-        )
+        self.loss = policy_loss(self.actor, config)
         self.optimizers = {
             "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
             "critic": torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate),
@@ -194,22 +204,10 @@ class PPO(Algorithm[PPOConfig]):
         """Take one gradient step on the critic and return its metrics."""
         loss, _ = descend(
             self.optimizers["critic"],
-            self.critic_loss,
+            lambda part: critic_loss(self.critic, part, self.config.value_clip),
             batch,
             max_grad_norm=self.config.max_grad_norm,
             name="critic",
             update=self.num_updates,
         )
         return {"value_loss": loss}
-
-    def critic_loss(self, batch: TensorDictBase) -> Tensor:
-        """Return the critic's loss on decisions (B)."""
-        value, old, target = (
-            self.critic.scaled(value)
-            for value in (
-                self.critic.value(batch),
-                batch["state_value"],
-                batch["value_target"],
-            )
-        )
-        return value_loss(value, old, target, self.config.value_clip)

@@ -49,6 +49,11 @@ def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
     name, needs = type(algorithm).__name__, algorithm.needs
     if needs.success_signal and not spec.success_signal:
         raise ValueError(f"{name} needs a success signal, {spec.id} has none")
+    if spec.num_envs % needs.num_shares:
+        raise ValueError(
+            f"{name} splits the environments into {needs.num_shares} equal shares; "
+            f"num_envs={spec.num_envs} must be a multiple of that"
+        )
     if needs.group_size > 1 and not spec.deterministic_reset:
         raise ValueError(
             f"{name} needs groups of {needs.group_size} equal starts, but a seed does not fix the "
