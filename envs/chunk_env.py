@@ -35,9 +35,17 @@ class ChunkEnv(EnvBase):
         env: The checked simulator.
         execution_horizon: h.
         seeds: Which seed starts which episode; also the place to ask for groups.
+        num_episodes: Episodes per environment after which it waits until all are reset: nothing
+            is executed then, and `duration` is 0. None plays on for ever.
     """
 
-    def __init__(self, env: Checked, execution_horizon: int, seeds: EpisodeSeeds) -> None:
+    def __init__(
+        self,
+        env: Checked,
+        execution_horizon: int,
+        seeds: EpisodeSeeds,
+        num_episodes: int | None = None,
+    ) -> None:
         spec = env.spec
         super().__init__(device=spec.device, batch_size=torch.Size([spec.num_envs]))
         self.env, self.execution_horizon, self.seeds = env, execution_horizon, seeds
@@ -46,6 +54,8 @@ class ChunkEnv(EnvBase):
         self.simulator_seconds = 0.0
         """Time spent inside the simulator so far [s]; on a GPU, only until its work is queued."""
         self._steps = torch.zeros(spec.num_envs, dtype=torch.int64, device=spec.device)
+        self._num_episodes = num_episodes
+        self._played = torch.zeros_like(self._steps)
         self._obs: Observation = {}
         self._make_specs()
 
@@ -79,13 +89,15 @@ class ChunkEnv(EnvBase):
         mask = None if tensordict is None else tensordict.get("_reset", None)
         if mask is None:
             env_idx = torch.arange(self.batch_size[0], device=self.device)
+            self._played[:] = 0
         else:
-            env_idx = mask.flatten().nonzero().flatten()
-        seeds = self.seeds.next(env_idx).to(env_idx.device)
-        start = time.perf_counter()
-        self._obs = self.env.reset(seeds, env_idx)
-        self.simulator_seconds += time.perf_counter() - start
-        self._steps[env_idx] = 0
+            env_idx = (mask.flatten() & self._playing()).nonzero().flatten()
+        if len(env_idx):
+            seeds = self.seeds.next(env_idx).to(env_idx.device)
+            start = time.perf_counter()
+            self._obs = self.env.reset(seeds, env_idx)
+            self.simulator_seconds += time.perf_counter() - start
+            self._steps[env_idx] = 0
         n, h = self.batch_size[0], self.execution_horizon
         nothing = {
             "reward_steps": torch.zeros(n, h, device=self.device),
@@ -104,7 +116,7 @@ class ChunkEnv(EnvBase):
                 f"action chunk of shape {tuple(chunk.shape)} must be "
                 f"{(n, h, self.env.spec.action_dim)}: environments, execution_horizon, action dim"
             )
-        active = torch.ones(n, dtype=torch.bool, device=self.device)
+        active = self._playing()
         ended = {key: torch.zeros_like(active) for key in ("terminated", "truncated")}
         marks = {key: torch.zeros_like(active) for key in ("success", "invalid")}
         rewards, live = [], []
@@ -130,6 +142,7 @@ class ChunkEnv(EnvBase):
         """Return what a step writes, from per-step rewards and live mask (E, h) and flags (E,)."""
         self.num_env_steps += int(live.sum())
         done = flags["terminated"] | flags["truncated"]
+        self._played += done
         return self._tensordict(
             {
                 **self._observation(),
@@ -141,6 +154,12 @@ class ChunkEnv(EnvBase):
                 **{key: flag[:, None] for key, flag in flags.items()},
             }
         )
+
+    def _playing(self) -> Tensor:
+        """Return which environments have episodes left to play (E,)."""
+        if self._num_episodes is None:
+            return torch.ones_like(self._played, dtype=torch.bool)
+        return self._played < self._num_episodes
 
     def _observation(self) -> dict[str, Tensor]:
         elapsed = self._steps[:, None].float() / self.env.spec.max_episode_steps

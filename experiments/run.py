@@ -165,7 +165,7 @@ class Run:
         if (self.folder / name).exists():
             shutil.rmtree(self.folder / name)
         with atomic_folder(self.folder / name) as folder:
-            write_policy(algorithm.actor.policy, folder)
+            write_policy(algorithm.deployed_policy(), folder)
             state = {"training": algorithm.training_state(), "random": torch.get_rng_state()}
             if torch.cuda.is_available():
                 state["random_cuda"] = torch.cuda.get_rng_state_all()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import tyro
+from rich.console import Console
 
 import envs
 import policies
@@ -114,6 +115,8 @@ class Trainer:
         if not self.before:
             self.before = self._final_evaluation()
             self._film("before")
+            for note in self.algorithm.notes():
+                Console(stderr=True).print(note, markup=False, highlight=False)
             self._checkpoint()
         with TrainingBar(config.num_iterations, self.iteration) as bar:
             while self.iteration < config.num_iterations:

@@ -1,8 +1,10 @@
 """Acting: the π0 flow policy, its likelihoods, its checkpoints. Knows no RL and no simulator."""
 
-from policies.actor import FlowActor, FlowChain, LikelihoodConfig
+from policies.actor import FlowActor
+from policies.distributions import ActionDistribution, FlowChain
 from policies.formats import LoadConfig, load, save
 from policies.gemma import GemmaConfig
+from policies.likelihood import LikelihoodConfig
 from policies.norm_stats import NormStats
 from policies.pi0 import Pi0
 from policies.pi0_config import LAPTOP_EXPERT, Pi0Config
@@ -14,6 +16,7 @@ from policies.robots import infer
 __all__ = [
     "LAPTOP_EXPERT",
     "PIPELINES",
+    "ActionDistribution",
     "FlowActor",
     "FlowChain",
     "FlowPolicy",

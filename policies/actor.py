@@ -13,161 +13,23 @@ Letters: N rows, M scored steps (K, or 1), K flow steps, H action horizon, A act
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import InteractionType, TensorDictModuleBase
 from tensordict.nn.probabilistic import interaction_type
-from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch import Tensor
 
-from policies.flow import (
-    FlowNoise,
-    FlowOutput,
-    FlowSDE,
-    Kernel,
-    TimeGrid,
-    VelocityField,
-    sample_chain,
-    score_chain,
+from policies.distributions import ActionDistribution, ExactFlow, FlowChain, LossRatio
+from policies.flow import FlowNoise, FlowSDE, Kernel
+from policies.likelihood import (
+    STEP_KERNELS,
+    LikelihoodConfig,
+    NoiseNetwork,
+    VelocityHead,
+    draw_flow_times,
 )
+from policies.pi0 import Context
 from policies.policy import FlowPolicy
-
-
-@dataclass(frozen=True, kw_only=True)
-class LikelihoodConfig:
-    """Which noise makes the flow's steps random, and what is summed into a log-probability."""
-
-    kernel: Literal["flow_sde", "flow_noise"] = "flow_sde"
-    """Flow-SDE keeps the ODE's marginals; Flow-Noise learns the size of the noise."""
-    stochastic_steps: Literal["one", "all"] = "all"
-    """Every step is random, or one per sample, drawn anew each time."""
-    noise_level: float = 0.5
-    """Flow-SDE's noise; see `FlowSDE` [-]."""
-    noise_std_min: float = 0.08
-    """Flow-Noise: least standard deviation [normalised action]."""
-    noise_std_max: float = 0.16
-    """Flow-Noise: greatest standard deviation; equal to the least for a constant noise."""
-    reduction: Literal["sum", "mean"] = "sum"
-    """A sum over a step's entries is its true log-density; a mean tempers the ratio."""
-    ratio: Literal["joint", "step"] = "step"
-    """One ratio per scored step, each clipped by itself, or one per decision (their product)."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.noise_std_min <= self.noise_std_max:
-            raise ValueError(
-                f"noise_std_min={self.noise_std_min} must be above 0 and at most "
-                f"noise_std_max={self.noise_std_max}"
-            )
-
-
-class NoiseNetwork(nn.Module):
-    """Standard deviation of Flow-Noise from the expert's features, inside fixed bounds.
-
-    Starts in the (geometric) middle of its bounds. Source: πRL; the bounds are on the log-variance.
-    """
-
-    def __init__(self, width: int, action_dim: int, std_min: float, std_max: float) -> None:
-        super().__init__()
-        self.log_min, self.log_max = math.log(std_min), math.log(std_max)
-        head = nn.Linear(64, action_dim)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
-        layers = [nn.Linear(width, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh()]
-        self.net = nn.Sequential(*layers, head)
-
-    def forward(self, output: FlowOutput, flow_time: Tensor) -> Tensor:
-        """Return the standard deviation (N, M, H, A) [normalised action]."""
-        if output.hidden is None:
-            raise ValueError("Flow-Noise needs the network's hidden features, but there are none")
-        fraction = 0.5 * (torch.tanh(self.net(output.hidden.float())) + 1)
-        return (self.log_min + fraction * (self.log_max - self.log_min)).exp()
-
-
-class FlowChain(Distribution):
-    """Distribution over chains (K + 1, H, A), given encoded observations of N rows.
-
-    Args:
-        field: Velocity field of the rows.
-        kernel: Transition kernel; samples and scores.
-        grid: Flow times.
-        config: Reductions.
-        stochastic_step: The random step of each row (N,), or None if all are random.
-        shape: (N, H, A).
-        num_scored: Entries of a point that are executed, so random and scored.
-        device: Where the chains live.
-    """
-
-    arg_constraints = {}  # noqa: RUF012 - torch's own attribute
-
-    def __init__(
-        self,
-        field: VelocityField,
-        kernel: Kernel,
-        grid: TimeGrid,
-        config: LikelihoodConfig,
-        stochastic_step: Tensor | None,
-        shape: tuple[int, int, int],
-        num_scored: int,
-        device: torch.device,
-    ) -> None:
-        self.field, self.kernel, self.grid, self.config = field, kernel, grid, config
-        self.stochastic_step, self.shape, self.num_scored = stochastic_step, shape, num_scored
-        self.device = device
-        super().__init__(
-            torch.Size(shape[:1]),
-            torch.Size([grid.flow_steps + 1, *shape[1:]]),
-            validate_args=False,
-        )
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
-        """Return chains (N, K + 1, H, A) from fresh noise."""
-        if len(sample_shape):
-            raise ValueError(
-                f"sample_shape={tuple(sample_shape)} is not supported; repeat the rows"
-            )
-        return self.sample_from(torch.randn(self.shape, device=self.device))
-
-    def sample_from(self, noise: Tensor) -> Tensor:
-        """Return chains (N, K + 1, H, A) that start at the given noise (N, H, A)."""
-        return self.sample_and_log_prob(noise)[0]
-
-    def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return chains from the given noise and their log-probabilities, in one pass."""
-        with torch.no_grad():
-            chain, entries = sample_chain(
-                self.field, noise, self.grid, self.kernel, self.stochastic_step
-            )
-        return chain, self._reduce(entries)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of chains (N,), or (N, M) with `ratio="step"`."""
-        entries, transition = score_chain(
-            self.field, value, self.grid, self.kernel, self.stochastic_step
-        )
-        self.scored_std = transition.std.expand_as(transition.mean)
-        return self._reduce(entries)
-
-    def entropy(self) -> Tensor:
-        """Return the mean entropy per random entry (N,) of the chain that was scored last.
-
-        Only a learned noise has an entropy to train; Flow-SDE's is a constant.
-        """
-        random = self.scored_std > 0
-        std = torch.where(random, self.scored_std, torch.ones_like(self.scored_std))
-        entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)) * random
-        return entropy.flatten(1).sum(-1) / random.flatten(1).sum(-1)
-
-    def _reduce(self, entries: Tensor) -> Tensor:
-        """Return the configured log-probability of entries (N, M, H, A): (N,) or (N, M)."""
-        steps = entries.sum((-2, -1))
-        if self.config.reduction == "mean":
-            steps = steps / self.num_scored
-        return steps.sum(-1) if self.config.ratio == "joint" else steps
 
 
 class FlowActor(TensorDictModuleBase):
@@ -184,19 +46,21 @@ class FlowActor(TensorDictModuleBase):
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
         super().__init__()
         self.policy, self.config = policy, config
-        self.noise_network: NoiseNetwork | None = None
+        self.noise_network: NoiseNetwork | VelocityHead | None = None
+        sizes = (policy.network.config.expert.width, policy.network.config.action_dim)
         if config.kernel == "flow_noise":
-            self.noise_network = NoiseNetwork(
-                policy.network.config.expert.width,
-                policy.network.config.action_dim,
-                config.noise_std_min,
-                config.noise_std_max,
-            ).to(policy.device)
+            bounds = (config.noise_std_min, config.noise_std_max)
+            self.noise_network = NoiseNetwork(*sizes, *bounds).to(policy.device)
+        elif config.kernel == "velocity_gaussian":
+            head = VelocityHead(*sizes, config.head_std, policy.grid.dt)
+            self.noise_network = head.to(policy.device)
         self.in_keys = list(policy.obs_keys)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]
         self.out_keys = ["action", "chain", "action_log_prob"]
         if config.stochastic_steps == "one":
             self.out_keys.append("stochastic_step")
+        if config.kernel == "flow_matching":
+            self.out_keys += ["draw_noise", "draw_time"]
 
     def kernel(self) -> Kernel:
         """Return the transition kernel, with noise only in executed entries."""
@@ -205,15 +69,58 @@ class FlowActor(TensorDictModuleBase):
             return FlowNoise(self.noise_network, mask)
         return FlowSDE(self.config.noise_level, mask)
 
-    def get_dist(self, td: TensorDictBase) -> FlowChain:
+    def encode(self, td: TensorDictBase) -> Context:
+        """Return the encoded observations (N) that sampling and scoring share."""
+        return self.policy.encode(td)
+
+    def get_dist(self, td: TensorDictBase) -> ActionDistribution:
         """Return the distribution over chains, given observations (N).
 
         A `stochastic_step` (N,) in the input says which step of each row is random; for a chain
-        whose steps all are, it says which one to score.
+        whose steps all are, it says which one to score. A flow-matching loss is measured at the
+        input's `draw_noise` (N, M, H, A) and `draw_time` (N, M).
+
+        Raises:
+            ValueError: those draws are missing.
         """
-        context = self.policy.encode(td)
+        if self.config.kernel == "flow_matching":
+            return self._loss_ratio(td)
+        if self.config.kernel == "ode":
+            shape = (len(td), *self.policy.chunk_shape)
+            field, device = self.policy.field(self.encode(td)), self.policy.device
+            return ExactFlow(field, self.policy.grid, self.config, shape, device)
         step = td.get("stochastic_step", None)
-        step = None if step is None else step.to(self.policy.device)
+        return self._chains(td, None if step is None else step.to(self.policy.device))
+
+    def _loss_ratio(self, td: TensorDictBase) -> LossRatio:
+        if "draw_noise" not in td.keys() or "draw_time" not in td.keys():
+            raise ValueError(
+                "kernel='flow_matching' scores at the draws that were made when acting; the input "
+                "has no draw_noise and draw_time, pass what the actor wrote"
+            )
+        field, mask = self.policy.field(self.encode(td)), self.policy.executed_mask()
+        draws = td["draw_noise"].to(mask), td["draw_time"].to(mask)
+        return LossRatio(field, self.policy.grid, self.config, *draws, mask)
+
+    @torch.no_grad()
+    def terminal_std(self, td: TensorDictBase) -> float:
+        """Return the standard deviation that the last flow step gives executed entries.
+
+        Averaged over decisions (N) with their chains [normalised action]. This jitter reaches the
+        robot whole; in most kernels it is not the level or bound that was configured. 0 for
+        likelihoods that need no noise in the steps.
+        """
+        if self.config.kernel not in STEP_KERNELS:
+            return 0.0
+        last = torch.full((len(td),), self.policy.grid.flow_steps - 1, device=self.policy.device)
+        dist = self._chains(td, last)
+        dist.log_prob(td["chain"])
+        random = dist.scored_std > 0
+        return float(dist.scored_std[random].mean())
+
+    def _chains(self, td: TensorDictBase, step: Tensor | None) -> FlowChain:
+        """Return the distribution whose only random step is the given one (N,), or none."""
+        context = self.encode(td)
         shape = (len(td), *self.policy.chunk_shape)
         return FlowChain(
             self.policy.field(context),
@@ -232,11 +139,19 @@ class FlowActor(TensorDictModuleBase):
         if interaction_type() == InteractionType.DETERMINISTIC:
             with torch.no_grad():
                 return td.set("action", self.policy.sample_actions(td, noise))
+        step = None  # a step that some earlier decision left in the input says nothing of this one
         if self.config.stochastic_steps == "one":
             step = torch.randint(self.policy.grid.flow_steps, td.shape, device=noise.device)
             td.set("stochastic_step", step)
+        if self.config.kernel == "flow_matching":
+            shape = (len(td), self.config.num_draws)
+            td["draw_noise"] = torch.randn(*shape, *self.policy.chunk_shape, device=noise.device)
+            times = draw_flow_times(shape, self.config.draw_times, self.policy.grid)
+            td["draw_time"] = times.to(noise.device)
+        stepwise = self.config.kernel in STEP_KERNELS
         with torch.no_grad():
-            chain, log_prob = self.get_dist(td).sample_and_log_prob(noise)
+            dist = self._chains(td, step) if stepwise else self.get_dist(td)
+            chain, log_prob = dist.sample_and_log_prob(noise)
         td.set("chain", chain)
         td.set("action", self.policy.executed(chain[:, -1], td))
         return td.set("action_log_prob", log_prob)

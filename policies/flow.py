@@ -177,6 +177,19 @@ class FlowNoise:
         return Transition(x - grid.dt * output.velocity, std)
 
 
+def kl_divergence(transition: Transition, reference: Transition) -> Tensor:
+    """Return the divergence of each entry from a reference's step [nats] (B, M, H, A).
+
+    0 where the entry is not random: there the two steps are points, not densities.
+    """
+    std, other = (t.std.expand_as(t.mean) for t in (transition, reference))
+    random = std > 0
+    std, other = (torch.where(random, s, torch.ones_like(s)) for s in (std, other))
+    offset = transition.mean - reference.mean
+    divergence = (other / std).log() + (std.square() + offset.square()) / (2 * other.square()) - 0.5
+    return torch.where(random, divergence, torch.zeros_like(divergence))
+
+
 def log_prob(transition: Transition, x_next: Tensor) -> Tensor:
     """Return the log-density of each entry (B, M, H, A); 0 where the entry is not random.
 
@@ -188,82 +201,3 @@ def log_prob(transition: Transition, x_next: Tensor) -> Tensor:
     z = (x_next - transition.mean) / safe
     density = -0.5 * z.square() - safe.log() - 0.5 * math.log(2 * math.pi)
     return torch.where(random, density, torch.zeros_like(density))
-
-
-def sample_chain(
-    field: VelocityField,
-    noise: Tensor,
-    grid: TimeGrid,
-    kernel: Kernel = ode_step,
-    stochastic_step: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the chain from noise to action (B, K + 1, H, A), float32, and its log-density.
-
-    The density is that of each random entry (B, M, H, A): M = K, or 1 with `stochastic_step`.
-
-    Args:
-        field: Velocity field of the rows' observations.
-        noise: Starting points (B, H, A). An argument, never drawn here: steering, paired
-            evaluation and reproducible tests need it.
-        grid: The flow times.
-        kernel: How a step becomes random.
-        stochastic_step: The only step that is random, one per row (B,); every step by default.
-    """
-    x = noise.float()[:, None]  # (B, 1, H, A)
-    chain, entries = [x], []
-    for k in range(grid.flow_steps):
-        step = torch.full(x.shape[:2], k, dtype=torch.int64, device=x.device)
-        output = _float32(field(x, grid.times(x.device)[step]))
-        transition = kernel(x, output, step, grid)
-        if stochastic_step is not None:
-            here = (stochastic_step == k)[:, None, None, None]
-            transition = Transition(
-                torch.where(here, transition.mean, ode_step(x, output, step, grid).mean),
-                torch.where(here, transition.std, torch.zeros_like(transition.std)),
-            )
-        x = transition.mean + transition.std * torch.randn_like(transition.mean)
-        chain.append(x)
-        entries.append(log_prob(transition, x))
-    scored = torch.cat(entries, dim=1)
-    if stochastic_step is not None:  # the other steps are deterministic and score 0
-        scored = scored.sum(1, keepdim=True)
-    return torch.cat(chain, dim=1), scored
-
-
-def score_chain(
-    field: VelocityField,
-    chain: Tensor,
-    grid: TimeGrid,
-    kernel: Kernel,
-    stochastic_step: Tensor | None = None,
-) -> tuple[Tensor, Transition]:
-    """Return the log-density of every random entry of a chain (B, M, H, A), and the transitions.
-
-    All M scored steps are one batched call of the field: M = K, or 1 with `stochastic_step`.
-
-    Raises:
-        ValueError: the kernel has no noise (its density would be infinite), or the chain does not
-            have the grid's K + 1 points.
-    """
-    num_steps = grid.flow_steps
-    if chain.ndim != 4 or chain.shape[1] != num_steps + 1:
-        raise ValueError(
-            f"chain of shape {tuple(chain.shape)} must be (B, {num_steps + 1}, H, A): "
-            f"flow_steps={num_steps} plus one points"
-        )
-    if kernel is ode_step:
-        raise ValueError("the ODE has no transition density; score with FlowSDE or FlowNoise")
-    batch = torch.arange(len(chain), device=chain.device)[:, None]
-    if stochastic_step is None:
-        step = torch.arange(num_steps, device=chain.device).expand(len(chain), -1)
-    else:
-        step = stochastic_step[:, None]
-    x, x_next = chain[batch, step], chain[batch, step + 1]  # (B, M, H, A)
-    output = _float32(field(x, grid.times(chain.device)[step]))
-    transition = kernel(x, output, step, grid)
-    return log_prob(transition, x_next), transition
-
-
-def _float32(output: FlowOutput) -> FlowOutput:
-    """A bfloat16 network's velocity in float32: densities are never computed in less."""
-    return output._replace(velocity=output.velocity.float())

@@ -3,22 +3,31 @@
 from rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from rl.behaviour_cloning import BCConfig, BehaviourCloning
 from rl.demonstrations import Demonstrations, collect_demonstrations
+from rl.epo import EPO, EPOConfig
 from rl.evaluate import Evaluation, evaluate
 from rl.filtered_bc import FilteredBC, FilteredBCConfig
+from rl.fpo import FPO, FPOConfig
+from rl.grpo import GRPO, GRPOConfig
 from rl.ppo import PPO, PPOConfig
 from rl.registry import make, name_of, preset, presets, register
 from rl.rollout import Rollouts, check_fit, check_needs, rollout_metrics
 
 __all__ = [
+    "EPO",
+    "FPO",
+    "GRPO",
     "PPO",
     "Algorithm",
     "AlgorithmConfig",
     "BCConfig",
     "BehaviourCloning",
     "Demonstrations",
+    "EPOConfig",
     "Evaluation",
+    "FPOConfig",
     "FilteredBC",
     "FilteredBCConfig",
+    "GRPOConfig",
     "Needs",
     "PPOConfig",
     "Rollouts",

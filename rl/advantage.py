@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 TimeLimit = Literal["terminal", "bootstrap"]
+GroupScale = Literal["group", "batch", "none"]
 
 
 def chunk_reward(reward_steps: Tensor, live: Tensor, discount: float) -> Tensor:
@@ -73,3 +74,28 @@ def standardize(advantage: Tensor, epsilon: float = 1e-5) -> Tensor:
     centred = advantage - advantage.mean()
     std = centred.square().mean().sqrt()
     return centred / (std + epsilon) if std > epsilon else torch.zeros_like(advantage)
+
+
+def group_relative(
+    score: Tensor, counted: Tensor, scale: GroupScale, epsilon: float = 1e-6
+) -> Tensor:
+    """Return how much better each of a group's episodes scored than the group (N, G).
+
+    Args:
+        score: Of each episode (N, G).
+        counted: Which episodes count (N, G); the others get 0 and enter no mean.
+        scale: Divide by the standard deviation within the group, by that of the whole batch's
+            advantages, or by nothing.
+        epsilon: Keeps the division finite.
+
+    Source: Shao et al. 2024 (GRPO); Liu et al. 2025 (Dr. GRPO) for no division; Flow-GRPO for the
+    batch's. Differs: the standard deviations are those of a population, not of a sample.
+    """
+    weight = counted.to(score.dtype)
+    num = weight.sum(1, keepdim=True).clamp(min=1)
+    centred = (score - (score * weight).sum(1, keepdim=True) / num) * weight
+    if scale == "group":
+        return centred / ((centred.square().sum(1, keepdim=True) / num).sqrt() + epsilon)
+    if scale == "batch":
+        return centred / ((centred.square().sum() / weight.sum().clamp(min=1)).sqrt() + epsilon)
+    return centred

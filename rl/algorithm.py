@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import nn
 
-from policies import FlowActor
+from policies import FlowActor, FlowPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,11 @@ class Needs:
     """Whether it learns from the environment at all; behaviour cloning does not."""
     group_size: int = 1
     """Neighbouring environments that must start alike."""
+    num_shares: int = 1
+    """Equal shares that the environments are split into; their number is a multiple of it."""
+    whole_episodes: bool = False
+    """Whether every rollout begins new episodes and each environment plays equally many to their
+    end, as many as surely fit in; then it waits."""
     success_signal: bool = False
     """Whether it must be told which episodes succeeded."""
 
@@ -57,6 +62,14 @@ class Algorithm(ABC, Generic[ConfigType]):
     @abstractmethod
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         """Learn from a rollout (E, T) and return metrics. The rollout is not changed."""
+
+    def notes(self) -> list[str]:
+        """Return what a user should know of these settings, for a script to print at the start."""
+        return []
+
+    def deployed_policy(self) -> FlowPolicy:
+        """Return the policy to save and deploy, complete by itself."""
+        return self.actor.policy
 
     def training_state(self) -> dict[str, Any]:
         """Return what resuming needs besides the policy's weights, which are saved apart."""

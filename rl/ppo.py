@@ -1,31 +1,36 @@
 """Flow PPO: the clipped policy gradient on the likelihood of the denoising chain.
 
 With Gaussian noise in one flow step (or in all), a chunk has a likelihood, and PPO applies. A
-decision is a whole chunk; its advantage is a semi-Markov one (`rl.advantage`). TorchRL's
-`ClipPPOLoss` is the loss.
+decision is a whole chunk; its advantage is a semi-Markov one (`rl.advantage`). The loss
+is `rl.surrogate`; the tests hold it to TorchRL's `ClipPPOLoss`, bit for bit.
 
 Left out of the papers: none of their reductions is hard-wired. `likelihood.reduction` and
-`likelihood.ratio` say what the ratio is, and `implied_clip` what the clip then means per entry.
+`likelihood.ratio` say what the ratio is, and a note at a run's start what the clip then means.
 Letters: E envs, T chunk decisions, B minibatch, M scored flow steps.
 Sources: Schulman et al. 2017; Ren et al. 2024 (DPPO); Chen et al. 2025 (πRL).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from statistics import fmean
+from functools import partial
 from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
-from torchrl.objectives import ClipPPOLoss
+from torch import Tensor
 
 from policies import FlowActor, FlowPolicy, LikelihoodConfig
-from rl.advantage import TimeLimit, generalized_advantage, standardize
+from rl.advantage import TimeLimit
 from rl.algorithm import Algorithm, AlgorithmConfig
-from rl.critic import ValueCritic, explained_variance
+from rl.critic import ValueCritic
+from rl.decisions import judged_decisions, rescored
+from rl.descent import descend, minibatches, run_epochs
+from rl.policy_loss import PolicyLoss, check_trainable, with_one_step
+from rl.reference import KLSpace
 from rl.registry import register
+from rl.surrogate import clipped_surrogate, implied_clip, value_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,13 @@ class PPOConfig(AlgorithmConfig):
     """How far the ratio may fall below 1 [-]."""
     clip_high: float = 0.2
     """How far the ratio may rise above 1 [-]."""
+    dual_clip: float = math.inf
+    """Where the advantage is negative the objective is at least this many times it [-]; 3 is
+    common, infinite is none."""
+    value_clip: float = math.inf
+    """How far a value may leave the one before the update [scaled returns]; infinite is free."""
+    normalize_returns: bool = False
+    """Whether the critic learns returns of mean 0 and deviation 1, whatever the reward's scale."""
     target_kl: float = 0.2
     """An update ends when the policy is this far from the one that gathered [nats per ratio]."""
     discount: float = 0.99
@@ -56,10 +68,21 @@ class PPOConfig(AlgorithmConfig):
     """Whether the time limit is part of the task, or only an interruption of it."""
     entropy_coefficient: float = 0.0
     """Weight of the entropy of a learned noise [-]."""
+    kl_coefficient: float = 0.0
+    """Weight of the divergence from the pretrained policy, per scored flow step [-]."""
+    kl_space: KLSpace = "kernel"
+    """Divergence of the flow steps' Gaussians [nats], or of their velocities."""
+    bc_coefficient: float = 0.0
+    """Weight of cloning the pretrained policy in the places that are visited [-]."""
     critic_warmup: int = 3
     """Updates in which only the critic learns; a fresh critic's advantages are noise."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm, for policy and critic apart [-]."""
+    num_parts: int = 1
+    """Parts that a minibatch is split into: less memory, the same gradient."""
+    rescore: bool = False
+    """Take old log-probabilities from the training forward instead of the sampler, and log how
+    far apart they are. For machines where the two differ by more than rounding."""
     scored_steps: Literal["all", "one"] = "all"
     """Of a chain whose steps are all random: score all of them in every gradient step, or one per
     row, drawn anew each time. The latter costs a K-th and has the same mean gradient."""
@@ -72,6 +95,40 @@ class PPOConfig(AlgorithmConfig):
                 "scored_steps='one' needs likelihood.stochastic_steps='all' and "
                 "likelihood.ratio='step': a joint ratio is not a mean over its steps"
             )
+        if self.scored_steps == "one" and self.likelihood.kernel == "flow_matching":
+            raise ValueError(
+                "scored_steps='one' means nothing with likelihood.kernel='flow_matching', which "
+                "has no random steps; take fewer likelihood.num_draws"
+            )
+        check_trainable(self.likelihood)
+        if self.num_parts < 1:
+            raise ValueError(f"num_parts={self.num_parts} must be at least 1")
+        if self.dual_clip <= 1:
+            raise ValueError(f"dual_clip={self.dual_clip} must be above 1; infinite is none")
+
+
+def policy_loss(actor: FlowActor, config: PPOConfig) -> PolicyLoss:
+    """Return PPO's loss for an actor, with the config's clips and regularisation."""
+    clip = (config.clip_low, config.clip_high)
+    surrogate = partial(
+        clipped_surrogate, clip_low=clip[0], clip_high=clip[1], dual_clip=config.dual_clip
+    )
+    return PolicyLoss(
+        actor,
+        surrogate,
+        clip,
+        entropy_coefficient=config.entropy_coefficient,
+        kl_coefficient=config.kl_coefficient,
+        kl_space=config.kl_space,
+        bc_coefficient=config.bc_coefficient,
+    )
+
+
+def critic_loss(critic: ValueCritic, batch: TensorDictBase, clip: float) -> Tensor:
+    """Return a critic's loss on decisions (B), in the units that it learns in."""
+    values = (critic.value(batch), batch["state_value"], batch["value_target"])
+    value, old, target = (critic.scaled(v) for v in values)
+    return value_loss(value, old, target, clip)
 
 
 @register("ppo", PPOConfig)
@@ -82,16 +139,7 @@ class PPO(Algorithm[PPOConfig]):
         super().__init__(config, FlowActor(policy, config.likelihood))
         self.critic = ValueCritic(policy.preprocessor).to(policy.device)
         self.networks["critic"] = self.critic
-        entropy = config.entropy_coefficient
-        self.loss = ClipPPOLoss(
-            self.actor,
-            None,
-            clip_epsilon=(config.clip_low, config.clip_high),
-            entropy_bonus=entropy > 0,
-            entropy_coeff=entropy if entropy > 0 else None,
-            functional=False,
-        )
-        self.loss.set_keys(action="chain", sample_log_prob="action_log_prob")
+        self.loss = policy_loss(self.actor, config)
         self.optimizers = {
             "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
             "critic": torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate),
@@ -99,107 +147,67 @@ class PPO(Algorithm[PPOConfig]):
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         batch, metrics = self.prepare(rollout)
-        train_actor = self.num_updates >= self.config.critic_warmup
-        history: list[dict[str, float]] = []
-        for rows in self._minibatches(len(batch)):
-            step = self.critic_step(batch[rows])
-            if train_actor:
-                step |= self.actor_step(batch[rows])
-            history.append(step)
-            if step.get("approx_kl", 0.0) > self.config.target_kl:
-                break
+        rows = minibatches(len(batch), self.config.minibatch_size, self.config.num_epochs)
+        metrics |= run_epochs(batch, rows, self.gradient_step, self.config.target_kl)
         self.num_updates += 1
-        if train_actor:
-            metrics["ratio_deviation"] = history[0]["ratio_deviation"]
-        means = {
-            key: fmean(step[key] for step in history if key in step)
-            for key in history[0]
-            if key != "ratio_deviation"
-        }
-        return {**metrics, **means, "gradient_steps": float(len(history))}
+        return metrics
 
-    @torch.no_grad()
+    def gradient_step(self, batch: TensorDictBase) -> dict[str, float]:
+        """Take one gradient step on the critic, and on the policy when it is its time."""
+        metrics = self.critic_step(batch)
+        if self.num_updates >= self.config.critic_warmup:
+            metrics |= self.actor_step(batch)
+        return metrics
+
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
         """Return the valid decisions (B,) with advantages and value targets, and metrics."""
         config = self.config
-        rollout = rollout.to(self.actor.policy.device).copy()
-        rollout["state_value"] = self.critic.value(rollout)
-        rollout["next", "state_value"] = self.critic.value(rollout["next"])
-        advantage, target = generalized_advantage(
-            rollout, config.discount, config.gae_lambda, config.time_limit
+        batch, metrics = judged_decisions(
+            rollout,
+            self.actor,
+            self.critic,
+            discount=config.discount,
+            gae_lambda=config.gae_lambda,
+            time_limit=config.time_limit,
+            normalize_returns=config.normalize_returns,
         )
-        rollout["value_target"], rollout["advantage"] = target, advantage
-        keys = [*self.actor.in_keys, *self.critic.in_keys, "chain", "action_log_prob"]
-        keys += [key for key in ("stochastic_step",) if key in rollout.keys()]
-        keys += ["value_target", "advantage", "state_value"]
-        valid = ~rollout["next", "invalid"].squeeze(-1)
-        batch = rollout.select(*keys)[valid]
-        batch["advantage"] = standardize(batch["advantage"])
-        metrics = {
-            "value": float(batch["state_value"].mean()),
-            "explained_variance": explained_variance(batch["state_value"], batch["value_target"]),
-            "advantage_std": float(advantage[valid].std()),
-        }
+        if config.rescore:
+            batch, gaps = rescored(batch, self.actor, config.minibatch_size)
+            metrics |= gaps
         return batch, metrics
+
+    def notes(self) -> list[str]:
+        config, policy = self.config, self.actor.policy
+        joint = config.likelihood.ratio == "joint" and config.likelihood.stochastic_steps == "all"
+        num_steps = policy.grid.flow_steps if joint else 1
+        num_entries = int(policy.executed_mask().sum())
+        clip = (config.clip_low, config.clip_high)
+        return [implied_clip(*clip, config.likelihood.reduction, num_entries, num_steps)]
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics."""
-        if self.config.scored_steps == "one" and "stochastic_step" not in batch.keys():
-            batch = self._with_one_step(batch)
-        losses = self.loss(batch)
-        loss = losses["loss_objective"]
-        if "loss_entropy" in losses.keys():
-            loss = loss + losses["loss_entropy"]
-        grad_norm = self._descend("actor", loss)
-        # k3: the mean of (ratio - 1 - log ratio), which is never negative
-        approx_kl = float(losses["mean_ratio"] - 1 + losses["kl_approx"])
-        metrics = {
-            "policy_loss": float(losses["loss_objective"].detach()),
-            "approx_kl": approx_kl,
-            "clip_fraction": float(losses["clip_fraction"]),
-            "ratio_deviation": float((losses["max_ratio"] - 1).abs()),
-            "grad_norm": grad_norm,
-        }
-        if "entropy" in losses.keys():
-            metrics["entropy"] = float(losses["entropy"])
-        return metrics
+        config = self.config
+        if config.scored_steps == "one" and "stochastic_step" not in batch.keys():
+            batch = with_one_step(batch, self.actor.policy.grid.flow_steps)
+        _, grad_norm = descend(
+            self.optimizers["actor"],
+            self.loss,
+            batch,
+            max_grad_norm=config.max_grad_norm,
+            name="actor",
+            update=self.num_updates,
+            num_parts=config.num_parts,
+        )
+        return {**self.loss.metrics(), "grad_norm": grad_norm}
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the critic and return its metrics."""
-        loss = (self.critic.value(batch) - batch["value_target"]).square().mean()
-        self._descend("critic", loss)
-        return {"value_loss": float(loss.detach())}
-
-    def _with_one_step(self, batch: TensorDictBase) -> TensorDictBase:
-        """Return the rows (B,) with one random flow step each to score, and its old log-prob."""
-        device = self.actor.policy.device
-        step = torch.randint(self.actor.policy.grid.flow_steps, batch.shape, device=device)
-        old = batch["action_log_prob"].gather(1, step[:, None])
-        return batch.copy().update({"stochastic_step": step, "action_log_prob": old})
-
-    def _minibatches(self, num: int) -> list[Tensor]:
-        """Return the rows of each gradient step of all epochs, in order."""
-        size = min(self.config.minibatch_size, num)
-        rows: list[Tensor] = []
-        for _ in range(self.config.num_epochs):
-            rows += [part for part in torch.randperm(num).split(size) if len(part) == size]
-        return rows
-
-    def _descend(self, name: str, loss: Tensor) -> float:
-        """Take one optimizer step on a loss and return the gradient's norm before scaling.
-
-        Raises:
-            FloatingPointError: the loss is not finite.
-        """
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{name} loss is {loss.item()} in update {self.num_updates}; lower the learning "
-                "rate or resume from the last checkpoint"
-            )
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        optimizer.step()
-        return float(norm)
+        loss, _ = descend(
+            self.optimizers["critic"],
+            lambda part: critic_loss(self.critic, part, self.config.value_clip),
+            batch,
+            max_grad_norm=self.config.max_grad_norm,
+            name="critic",
+            update=self.num_updates,
+        )
+        return {"value_loss": loss}

@@ -49,6 +49,11 @@ def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
     name, needs = type(algorithm).__name__, algorithm.needs
     if needs.success_signal and not spec.success_signal:
         raise ValueError(f"{name} needs a success signal, {spec.id} has none")
+    if spec.num_envs % needs.num_shares:
+        raise ValueError(
+            f"{name} splits the environments into {needs.num_shares} equal shares; "
+            f"num_envs={spec.num_envs} must be a multiple of that"
+        )
     if needs.group_size > 1 and not spec.deterministic_reset:
         raise ValueError(
             f"{name} needs groups of {needs.group_size} equal starts, but a seed does not fix the "
@@ -62,19 +67,43 @@ class Rollouts:
     Args:
         env: The checked simulator.
         algorithm: Whose actor acts (in exploration mode), and whose needs count.
-        num_chunks: T, decisions per environment and rollout.
+        num_chunks: T, decisions per environment and rollout; fewer if the algorithm needs whole
+            episodes and the rest would not hold another one.
         seed: Seed of the run.
+
+    Raises:
+        ValueError: the policy or the environment does not fit, or no whole episode fits in.
     """
 
     def __init__(self, env: Checked, algorithm: Algorithm[Any], num_chunks: int, seed: int) -> None:
         check_fit(algorithm.actor.policy, env.spec)
         check_needs(algorithm, env.spec)
         self.env, self.algorithm, self.num_chunks, self.seed = env, algorithm, num_chunks, seed
+        self._num_episodes: int | None = None
+        if algorithm.needs.whole_episodes:
+            self._num_episodes, self.num_chunks = self._whole_episodes(num_chunks)
         self.num_env_steps = 0
         """Simulator steps so far."""
         self.simulator_seconds = 0.0
         """Time that the last rollout spent inside the simulator [s]."""
+        self._iteration, self._begun = 0, False
         self.restart(0)
+
+    def _whole_episodes(self, num_chunks: int) -> tuple[int, int]:
+        """Return how many episodes surely fit into so many chunks, and how many chunks they need.
+
+        What counted by chance would favour short episodes, and successes are short.
+        """
+        horizon = self.algorithm.actor.policy.sampler.execution_horizon
+        longest = -(-self.env.spec.max_episode_steps // horizon)
+        if num_chunks < longest:
+            raise ValueError(
+                f"num_chunks={num_chunks} does not hold an episode of {self.env.spec.id}: "
+                f"{self.env.spec.max_episode_steps} steps in chunks of {horizon} are {longest} "
+                f"decisions, and {type(self.algorithm).__name__} needs whole episodes"
+            )
+        num_episodes = num_chunks // longest
+        return num_episodes, num_episodes * longest
 
     def restart(self, iteration: int) -> None:
         """Begin new episodes, whose seeds are a function of the run's seed and the iteration.
@@ -86,7 +115,8 @@ class Rollouts:
         seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", self.algorithm.needs.group_size)
         seeds.episodes += iteration * 1_000_000  # no episode number is used twice in a run
         horizon = self.algorithm.actor.policy.sampler.execution_horizon
-        self._chunk_env = ChunkEnv(self.env, horizon, seeds)
+        self._chunk_env = ChunkEnv(self.env, horizon, seeds, self._num_episodes)
+        self._iteration, self._begun = iteration, False
         self._collector: Iterator[TensorDictBase] = iter(())
         if self.algorithm.needs.rollouts:
             self._collector = iter(
@@ -106,6 +136,9 @@ class Rollouts:
         """Return the next rollout (E, T); empty if the algorithm does not learn from any."""
         if not self.algorithm.needs.rollouts:
             return TensorDict(batch_size=(self.env.spec.num_envs, 0))
+        if self._begun and self._num_episodes is not None:
+            self.restart(self._iteration + 1)
+        self._begun = True
         steps, seconds = self._chunk_env.num_env_steps, self._chunk_env.simulator_seconds
         rollout: TensorDictBase = next(self._collector)
         self.num_env_steps += self._chunk_env.num_env_steps - steps

@@ -26,8 +26,8 @@ from policies import (
     PreprocessorConfig,
     SamplerConfig,
 )
-from policies.actor import NoiseNetwork
 from policies.flow import FlowNoise, FlowOutput, FlowSDE, TimeGrid, ode_step
+from policies.likelihood import NoiseNetwork, VelocityHead
 from policies.ode import integrate
 
 HORIZON, EXECUTED, MODEL_DIM, ROBOT_DIM = 4, 2, 3, 2
@@ -35,6 +35,7 @@ EXPERT = GemmaConfig(width=16, depth=2, mlp_dim=32, num_heads=2, num_kv_heads=1,
 LIKELIHOODS: dict[str, dict[str, Any]] = {
     "flow_sde": {"kernel": "flow_sde"},
     "flow_noise_learned": {"kernel": "flow_noise"},
+    "velocity_gaussian": {"kernel": "velocity_gaussian"},
     "flow_noise_constant": {"kernel": "flow_noise", "noise_std_min": 0.1, "noise_std_max": 0.1},
 }
 
@@ -63,7 +64,9 @@ def make_policy(flow_steps: int = 4) -> FlowPolicy:
 def make_actor(flow_steps: int = 4, **likelihood: Any) -> FlowActor:
     """An actor whose learned noise, if any, differs between entries."""
     actor = FlowActor(make_policy(flow_steps), LikelihoodConfig(**likelihood))
-    if actor.noise_network is not None:
+    if isinstance(actor.noise_network, VelocityHead):  # unbounded, so a little of it
+        torch.nn.init.normal_(actor.noise_network.head.weight, std=0.1)
+    elif actor.noise_network is not None:
         torch.nn.init.normal_(actor.noise_network.net[-1].weight)
     return actor
 
@@ -495,9 +498,31 @@ def test_bounds_of_the_noise_are_checked(bounds: tuple[float, float]) -> None:
         LikelihoodConfig(kernel="flow_noise", noise_std_min=low, noise_std_max=high)
 
 
-def test_acting_without_noise_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"noise_level=0.0 must be above 0"):
-        make_actor(noise_level=0.0)(observations())
+@pytest.mark.parametrize("level", [0.0, -0.5])
+def test_a_likelihood_without_noise_is_refused(level: float) -> None:
+    with pytest.raises(ValueError, match=f"noise_level={level} must be above 0; without noise"):
+        LikelihoodConfig(noise_level=level)
+
+
+@pytest.mark.parametrize("name", ["kernel", "stochastic_steps", "reduction", "ratio"])
+def test_unknown_words_of_a_likelihood_are_refused_with_the_valid_ones(name: str) -> None:
+    message = f"unknown likelihood {name}='nonsense'; valid: (flow_sde|one|sum|joint), "
+    with pytest.raises(ValueError, match=message):
+        LikelihoodConfig(**{name: "nonsense"})
+
+
+def test_a_step_left_by_an_earlier_decision_does_not_silence_the_others() -> None:
+    actor = make_actor(stochastic_steps="all")
+    stale = observations().set("stochastic_step", torch.zeros(32, dtype=torch.int64))
+    td = actor(stale)
+    assert td["action_log_prob"].shape == (32, 4)
+    field, grid = actor.policy.field(actor.policy.encode(td)), actor.policy.grid
+    for k in range(4):
+        x, step = td["chain"][:, k : k + 1], torch.full((32, 1), k)
+        with torch.no_grad():
+            straight = ode_step(x, field(x, grid.times()[step]), step, grid).mean[:, 0]
+        moved = (td["chain"][:, k + 1] - straight)[:, :EXECUTED, :ROBOT_DIM].abs()
+        assert float(moved.amax(1).min()) > 1e-3, k
 
 
 def test_learned_noise_without_features_is_refused() -> None:

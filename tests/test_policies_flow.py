@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from policies.chain import sample_chain, score_chain
 from policies.flow import (
     FlowNoise,
     FlowOutput,
@@ -24,10 +25,8 @@ from policies.flow import (
     ode_step,
     predicted_action,
     predicted_noise,
-    sample_chain,
     sample_flow_time,
     score,
-    score_chain,
     target_velocity,
 )
 from policies.ode import integrate
@@ -416,7 +415,7 @@ def test_score_of_a_sampled_chain_is_its_log_density(name: str, num_steps: int, 
     field, kernel, grid = random_field(3, 2), KERNELS[name], TimeGrid(num_steps)
     step = torch.randint(num_steps, (64,)) if mode == "one" else None
     chain, sampled = sample_chain(field, torch.randn(64, 3, 2), grid, kernel, step)
-    scored, transition = score_chain(field, chain, grid, kernel, step)
+    scored, transition, _ = score_chain(field, chain, grid, kernel, step)
     assert sampled.shape == scored.shape == (64, 1 if mode == "one" else num_steps, 3, 2)
     assert torch.allclose(scored, sampled, rtol=0, atol=1e-5)
 
@@ -436,7 +435,7 @@ def test_sampled_steps_have_the_kernels_mean_and_spread(name: str) -> None:
     field, kernel, grid = random_field(3, 2), KERNELS[name], TimeGrid(3)
     noise = torch.randn(1, 3, 2).expand(20_000, 3, 2)
     chain, _ = sample_chain(field, noise, grid, kernel)
-    _, (mean, std) = score_chain(field, chain, grid, kernel)
+    _, (mean, std), _ = score_chain(field, chain, grid, kernel)
     z = (chain[:, 1:] - mean) / torch.where(std > 0, std, 1.0)
     random = (std.expand_as(mean) > 0)[0]
     assert float(z.mean(0)[random].abs().max()) < 0.04
@@ -458,9 +457,9 @@ def test_only_the_stochastic_step_of_a_row_is_random() -> None:
 def test_scoring_one_step_of_a_random_chain_is_that_column_of_the_whole_score() -> None:
     field, grid, kernel = random_field(3, 2), TimeGrid(4), FlowSDE(0.5)
     chain, _ = sample_chain(field, torch.randn(32, 3, 2), grid, kernel)
-    whole, _ = score_chain(field, chain, grid, kernel)
+    whole, *_ = score_chain(field, chain, grid, kernel)
     step = torch.arange(32) % 4
-    one, _ = score_chain(field, chain, grid, kernel, step)
+    one, *_ = score_chain(field, chain, grid, kernel, step)
     assert torch.allclose(one[:, 0], whole[torch.arange(32), step], atol=1e-5)
 
 
@@ -469,10 +468,10 @@ def test_a_scorer_that_is_off_by_one_step_is_seen(name: str) -> None:
     field, kernel, grid = random_field(3, 2), KERNELS[name], TimeGrid(5)
     step = torch.randint(4, (64,))
     chain, sampled = sample_chain(field, torch.randn(64, 3, 2), grid, kernel, step)
-    shifted, _ = score_chain(field, chain, grid, kernel, step + 1)
+    shifted, *_ = score_chain(field, chain, grid, kernel, step + 1)
     assert float((shifted - sampled).abs().max()) > 0.1
     chain, sampled = sample_chain(field, torch.randn(64, 3, 2), grid, kernel)
-    shifted, _ = score_chain(field, chain.roll(-1, dims=1), grid, kernel)
+    shifted, *_ = score_chain(field, chain.roll(-1, dims=1), grid, kernel)
     assert float((shifted[:, :-1] - sampled[:, :-1]).abs().max()) > 0.1
 
 
@@ -487,7 +486,7 @@ class ShiftedGrid(TimeGrid):
 def test_a_scorer_with_another_time_grid_is_seen(name: str) -> None:
     field, kernel = random_field(3, 2), KERNELS[name]
     chain, sampled = sample_chain(field, torch.randn(64, 3, 2), TimeGrid(5), kernel)
-    shifted, _ = score_chain(field, chain, ShiftedGrid(5), kernel)
+    shifted, *_ = score_chain(field, chain, ShiftedGrid(5), kernel)
     assert float((shifted - sampled).abs().max()) > 1e-2
 
 
@@ -504,7 +503,7 @@ def test_a_half_precision_field_has_a_chain_and_a_density_in_float32(name: str) 
     noise = torch.randn(64, 3, 2).bfloat16()
     torch.manual_seed(5)
     chain, sampled = sample_chain(half, noise, grid, kernel)
-    scored, _ = score_chain(half, chain, grid, kernel)
+    scored, *_ = score_chain(half, chain, grid, kernel)
     assert chain.dtype == sampled.dtype == scored.dtype == torch.float32
     assert torch.allclose(scored, sampled, rtol=0, atol=1e-5)
     # only the field rounds, and none of the arithmetic around it
@@ -513,7 +512,7 @@ def test_a_half_precision_field_has_a_chain_and_a_density_in_float32(name: str) 
     assert torch.equal(scored, score_chain(widened, chain, grid, kernel)[0])
     assert torch.equal(integrate(half, noise, grid), integrate(widened, noise, grid))
     # the control: a chain stored in bfloat16 is another chain
-    rounded, _ = score_chain(half, chain.bfloat16().float(), grid, kernel)
+    rounded, *_ = score_chain(half, chain.bfloat16().float(), grid, kernel)
     assert float((rounded - sampled).abs().max()) > 1e-2
 
 
