@@ -44,7 +44,10 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> rl.Evaluation:
     """Evaluate, print, and write the result where that was asked for."""
     policy = policies.load(config.checkpoint).to(config.device)
-    actor = policies.FlowActor(policy, config.likelihood)
+    if isinstance(policy, policies.SteeredPolicy):
+        actor: policies.FlowActor = policies.SteeredActor(policy)
+    else:
+        actor = policies.FlowActor(policy, config.likelihood)
     env = envs.make(config.env)
     result = rl.evaluate(
         env, actor, config.episodes, seed=config.seed, stochastic=config.stochastic

@@ -6,6 +6,7 @@ from policies.gemma import GemmaConfig
 from policies.pi0 import LAPTOP_EXPERT, Pi0, Pi0Config
 from policies.policy import FlowPolicy, SamplerConfig, small_policy
 from policies.preprocessor import NormStats, Preprocessor, PreprocessorConfig
+from policies.steering import NoiseActor, SteeredActor, SteeredPolicy, SteeringConfig
 
 __all__ = [
     "LAPTOP_EXPERT",
@@ -14,12 +15,16 @@ __all__ = [
     "FlowPolicy",
     "GemmaConfig",
     "LikelihoodConfig",
+    "NoiseActor",
     "NormStats",
     "Pi0",
     "Pi0Config",
     "Preprocessor",
     "PreprocessorConfig",
     "SamplerConfig",
+    "SteeredActor",
+    "SteeredPolicy",
+    "SteeringConfig",
     "load",
     "save",
     "small_policy",

@@ -22,6 +22,7 @@ from policies.gemma import GemmaConfig
 from policies.pi0 import Pi0Config
 from policies.policy import FlowPolicy, SamplerConfig
 from policies.preprocessor import PreprocessorConfig
+from policies.steering import SteeredPolicy, SteeringConfig
 
 FORMAT, VERSION = "pitune", 1
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
@@ -68,6 +69,8 @@ def write_policy(policy: FlowPolicy, folder: Path) -> None:
         "preprocessor": asdict(policy.preprocessor.config),
         "sampler": asdict(policy.sampler),
     }
+    if isinstance(policy, SteeredPolicy):
+        description["steering"] = asdict(policy.steering)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
@@ -87,6 +90,8 @@ def load(path: Path | str) -> FlowPolicy:
             PreprocessorConfig.from_dict(description["preprocessor"]),
             SamplerConfig(**description["sampler"]),
         )
+        if "steering" in description:
+            policy = SteeredPolicy(policy, SteeringConfig.from_dict(description["steering"]))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / DESCRIPTION} does not describe a policy ({error!r}); it was damaged or "

@@ -3,23 +3,28 @@
 from rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from rl.behaviour_cloning import BCConfig, BehaviourCloning
 from rl.demonstrations import Demonstrations, collect_demonstrations
+from rl.dsrl import DSRL, DSRLConfig
 from rl.evaluate import Evaluation, evaluate
 from rl.filtered_bc import FilteredBC, FilteredBCConfig
+from rl.off_policy import OffPolicyConfig
 from rl.ppo import PPO, PPOConfig
 from rl.registry import make, name_of, preset, presets, register
 from rl.rollout import Rollouts, check_fit, check_needs, rollout_metrics
 
 __all__ = [
+    "DSRL",
     "PPO",
     "Algorithm",
     "AlgorithmConfig",
     "BCConfig",
     "BehaviourCloning",
+    "DSRLConfig",
     "Demonstrations",
     "Evaluation",
     "FilteredBC",
     "FilteredBCConfig",
     "Needs",
+    "OffPolicyConfig",
     "PPOConfig",
     "Rollouts",
     "check_fit",
