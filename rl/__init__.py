@@ -6,14 +6,18 @@ from rl.demonstrations import Demonstrations, collect_demonstrations
 from rl.dsrl import DSRL, DSRLConfig
 from rl.evaluate import Evaluation, evaluate
 from rl.filtered_bc import FilteredBC, FilteredBCConfig
+from rl.flow_actor_critic import ActorCriticConfig
 from rl.off_policy import OffPolicyConfig
 from rl.ppo import PPO, PPOConfig
 from rl.registry import make, name_of, preset, presets, register
 from rl.rollout import Rollouts, check_fit, check_needs, rollout_metrics
+from rl.wsrl import WSRL, WSRLConfig
 
 __all__ = [
     "DSRL",
     "PPO",
+    "WSRL",
+    "ActorCriticConfig",
     "Algorithm",
     "AlgorithmConfig",
     "BCConfig",
@@ -27,6 +31,7 @@ __all__ = [
     "OffPolicyConfig",
     "PPOConfig",
     "Rollouts",
+    "WSRLConfig",
     "check_fit",
     "check_needs",
     "collect_demonstrations",

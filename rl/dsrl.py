@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from policies import FlowPolicy, SteeredActor, SteeredPolicy, SteeringConfig
 from policies.steering import unpack
 from rl.algorithm import Algorithm, AlgorithmConfig
-from rl.off_policy import OffPolicy, OffPolicyConfig, next_encoded, transitions
+from rl.off_policy import OffPolicy, OffPolicyConfig, means, next_encoded, transitions
 from rl.q_ensemble import QEnsemble, pessimistic
 from rl.registry import register
 
@@ -41,10 +40,6 @@ class DSRLConfig(AlgorithmConfig):
     """What of the noise is chosen, within which bound, by how large a network."""
     off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
     """Memory, critics and update-to-data ratio."""
-    warmup_decisions: int = 2000
-    """Decisions from standard normal noise before anything is learned; whole rollouts."""
-    warmup_rounds: int = 500
-    """Rounds of gradient steps at the end of the warm-up, before the noise actor first acts."""
     actor_every: int = 2
     """Rounds per step of the noise actor, its temperature and the distilled critic."""
     actor_learning_rate: float = 3e-4
@@ -115,29 +110,18 @@ class DSRL(Algorithm[DSRLConfig]):
             self.optimizers["noise_critic"] = adam(
                 self.noise_critic.parameters(), lr=settings.critic_learning_rate
             )
-        self.num_warmup = 0
         self.num_rounds = 0
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         rollout = rollout.to(self.policy.device)
         self.off_policy.replay.push(self.rows(rollout))
         self.num_updates += 1
-        num = rollout.numel()
-        if self.num_warmup < self.config.warmup_decisions:
-            self.num_warmup += num
-            warm = self.num_warmup >= self.config.warmup_decisions
-            rounds = self.config.warmup_rounds if warm else 0
-        else:
-            rounds = self.off_policy.rounds_due(num)
+        rounds = self.off_policy.rounds_due(rollout.numel())
         history = [self.round() for _ in range(rounds)]
         if self.num_rounds >= self.config.actor_every:
             self.policy.steered.fill_(True)
-        means = {
-            key: fmean(step[key] for step in history if key in step)
-            for key in {key: None for step in history for key in step}
-        }
         metrics = {"replay_size": float(len(self.off_policy.replay)), "rounds": float(rounds)}
-        return {**metrics, "steered": float(self.policy.steered), **means}
+        return {**metrics, "steered": float(self.policy.steered), **means(history)}
 
     def rows(self, rollout: TensorDictBase) -> TensorDictBase:
         """Return what the memory keeps of a rollout (E, T), one row per valid decision (B)."""
@@ -227,12 +211,11 @@ class DSRL(Algorithm[DSRLConfig]):
         return self.policy.decode(context, latent)[..., : self.action_dim].flatten(1)
 
     def extra_state(self) -> dict[str, Any]:
-        counts = {"num_warmup": self.num_warmup, "num_rounds": self.num_rounds}
-        return {"off_policy": self.off_policy.state(), **counts}
+        return {"off_policy": self.off_policy.state(), "num_rounds": self.num_rounds}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.off_policy.load_state(state["off_policy"])
-        self.num_warmup, self.num_rounds = state["num_warmup"], state["num_rounds"]
+        self.num_rounds = state["num_rounds"]
 
     def _descend(self, name: str, loss: Tensor) -> None:
         """Take an optimizer's step on a loss; no other network gets a gradient from it.

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ class OffPolicyConfig:
     """New folder for a memory in files; in the policy's device's memory by default."""
     minibatch_size: int = 256
     """Decisions per gradient step."""
+    warmup_decisions: int = 2000
+    """Decisions of the pretrained policy before anything is learned; whole rollouts."""
+    warmup_rounds: int = 500
+    """Rounds of gradient steps at the end of the warm-up."""
     updates_per_decision: float = 0.25
     """Update-to-data ratio: rounds of gradient steps per decision, counted after the warm-up."""
     num_critics: int = 2
@@ -55,10 +60,21 @@ class OffPolicyConfig:
     """And this is added; -1 makes a sparse reward a cost of time [reward]."""
     time_limit: TimeLimit = "bootstrap"
     """Whether the time limit only interrupts the task, or is part of it."""
+    demonstrations: Path = Path("demonstrations.safetensors")
+    """File that `experiments.pretrain` wrote; read only by what asks for it."""
+    offline_share: float = 0.0
+    """Share of each minibatch that is drawn from the demonstrations (RLPD: 0.5) [-]."""
 
     def __post_init__(self) -> None:
         if self.updates_per_decision <= 0:
             raise ValueError(f"updates_per_decision={self.updates_per_decision} must be above 0")
+        if not 0 <= self.offline_share < 1:
+            raise ValueError(f"offline_share={self.offline_share} must be at least 0 and below 1")
+        if self.offline_share and self.time_limit == "terminal":
+            raise ValueError(
+                "time_limit='terminal' needs the used time of every decision, which demonstrations "
+                "do not record; pass offline_share=0 or time_limit='bootstrap'"
+            )
         if not 0 <= self.critic_subset <= self.num_critics:
             raise ValueError(
                 f"critic_subset={self.critic_subset} must be between 0 (all) and "
@@ -89,6 +105,12 @@ def transitions(
         batch_size=rollout.batch_size,
     )
     return rows[valid]
+
+
+def means(history: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each metric over the rounds that have it."""
+    keys = {key: None for metrics in history for key in metrics}
+    return {key: fmean(step[key] for step in history if key in step) for key in keys}
 
 
 @torch.no_grad()
@@ -123,19 +145,33 @@ class OffPolicy:
 
     def __init__(self, config: OffPolicyConfig, in_dim: int, device: torch.device) -> None:
         self.config = config
-        self.replay = Replay(
-            config.capacity, config.minibatch_size, device, folder=config.memory_folder
-        )
+        self.replay = Replay(config.capacity, device, folder=config.memory_folder)
         self.critic = QEnsemble(in_dim + 1, config.num_critics, config.hidden).to(device)
         self.target = make_target(self.critic)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
+        self.demonstrations: Replay | None = None
+        """A memory of its own, of which `offline_share` of each minibatch is drawn."""
+        self.num_warmup = 0
+        """Decisions of the warm-up so far."""
         self.num_decisions = 0
         """Decisions after the warm-up."""
         self.num_rounds = 0
         """Rounds of gradient steps that they were answered with."""
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether the decisions to come belong to the warm-up."""
+        return self.num_warmup < self.config.warmup_decisions
+
     def rounds_due(self, num_decisions: int) -> int:
-        """Return how many rounds further decisions call for; fractions are carried over."""
+        """Return how many rounds further decisions call for.
+
+        None while warming up, `warmup_rounds` at its end; then by the update-to-data ratio, with
+        fractions carried over.
+        """
+        if self.warming_up:
+            self.num_warmup += num_decisions
+            return 0 if self.warming_up else self.config.warmup_rounds
         self.num_decisions += num_decisions
         due = int(self.config.updates_per_decision * self.num_decisions) - self.num_rounds
         self.num_rounds += due
@@ -143,7 +179,7 @@ class OffPolicy:
 
     def sample(self) -> TensorDictBase:
         """Return rows (B) with `reward`, `discount` and `ended` (B)."""
-        config, batch = self.config, self.replay.sample()
+        config, batch = self.config, self._mixed()
         reward = config.reward_scale * batch["reward_steps"] + config.reward_offset
         batch["reward"] = chunk_reward(reward, batch["live"], config.discount).squeeze(-1)
         batch["discount"] = config.discount ** batch["duration"].squeeze(-1).float()
@@ -152,6 +188,16 @@ class OffPolicy:
             ended = ended | batch["truncated"]
         batch["ended"] = ended.squeeze(-1)
         return batch
+
+    def _mixed(self) -> TensorDictBase:
+        """Return rows (B) of the memory, and of the demonstrations' if there are any."""
+        size = self.config.minibatch_size
+        if self.demonstrations is None:
+            return self.replay.sample(size)
+        num = round(self.config.offline_share * size)
+        parts = (self.replay.sample(size - num), self.demonstrations.sample(num))
+        mixed: TensorDictBase = torch.cat(parts)  # type: ignore[arg-type, assignment]
+        return mixed
 
     def time(self, rows: TensorDictBase) -> Tensor:
         """Return the used share of the episode's time (B, 1), or 0 where it does not matter.
@@ -205,6 +251,7 @@ class OffPolicy:
         """Return what resuming needs besides the networks and optimizers."""
         return {
             "replay": self.replay.state(),
+            "num_warmup": self.num_warmup,
             "num_decisions": self.num_decisions,
             "num_rounds": self.num_rounds,
         }
@@ -212,4 +259,5 @@ class OffPolicy:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         self.replay.load_state(state["replay"])
+        self.num_warmup = state["num_warmup"]
         self.num_decisions, self.num_rounds = state["num_decisions"], state["num_rounds"]

@@ -23,31 +23,28 @@ class Replay:
 
     Args:
         capacity: Most rows that are kept.
-        minibatch_size: Rows of a sample, drawn with replacement.
         device: Where the rows are kept and sampled.
         folder: Keep the rows in files there instead of in memory (CPU only); it must be new.
 
     Raises:
-        ValueError: a size is below 1.
+        ValueError: the capacity is below 1.
     """
 
     def __init__(
         self,
         capacity: int,
-        minibatch_size: int,
         device: torch.device | str = "cpu",
         folder: Path | None = None,
     ) -> None:
-        for name, value in (("capacity", capacity), ("minibatch_size", minibatch_size)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        if capacity < 1:
+            raise ValueError(f"capacity={capacity} must be at least 1")
         storage = (
             LazyTensorStorage(capacity, device=device)
             if folder is None
             else LazyMemmapStorage(capacity, scratch_dir=folder)
         )
         self.capacity = capacity
-        self._buffer = TensorDictReplayBuffer(storage=storage, batch_size=minibatch_size)
+        self._buffer = TensorDictReplayBuffer(storage=storage)
 
     def __len__(self) -> int:
         return len(self._buffer)
@@ -78,11 +75,11 @@ class Replay:
         if len(rows):
             self._buffer.extend(rows[-self.capacity :])
 
-    def sample(self) -> TensorDictBase:
-        """Return `minibatch_size` rows (B), uniformly, with replacement."""
+    def sample(self, num: int) -> TensorDictBase:
+        """Return `num` rows (B), uniformly, with replacement."""
         if not len(self):
             raise RuntimeError("the replay memory is empty; push transitions before sampling")
-        return self._buffer.sample().exclude("index")
+        return self._buffer.sample(num).exclude("index")
 
     def all(self) -> TensorDictBase:
         """Return every row that is kept, in the order of their places in the ring."""

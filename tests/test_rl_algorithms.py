@@ -181,7 +181,9 @@ def test_a_policy_that_does_not_fit_is_refused(new: Callable, tiny_policy: Calla
 
 @every_algorithm
 def test_a_steered_policy_is_not_fine_tuned_again(name: str, small_preset: Callable) -> None:
-    with pytest.raises(ValueError, match="checkpoint is steered .* go on with its run by --resume"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint is steered .* go on with its run by --resume"
+    ):
         rl.make(small_preset(name), new_steered())
 
 

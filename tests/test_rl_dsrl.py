@@ -19,7 +19,14 @@ from rl import DSRL, DSRLConfig, OffPolicyConfig
 
 VARIANTS = ("sac", "noise_aliased")
 both_variants = pytest.mark.parametrize("variant", VARIANTS)
-SMALL = OffPolicyConfig(capacity=500, minibatch_size=8, hidden=(8,), updates_per_decision=0.5)
+SMALL = OffPolicyConfig(
+    capacity=500,
+    minibatch_size=8,
+    hidden=(8,),
+    warmup_decisions=32,
+    warmup_rounds=4,
+    updates_per_decision=0.5,
+)
 
 
 @pytest.fixture
@@ -30,8 +37,6 @@ def new(tiny_policy: Callable) -> Callable[..., DSRL]:
             variant=variant,  # type: ignore[arg-type]
             steering=SteeringConfig(hidden=(8,)),
             off_policy=SMALL,
-            warmup_decisions=32,
-            warmup_rounds=4,
         )
         return DSRL(replace(config, **changes), tiny_policy())
 
@@ -282,12 +287,19 @@ def two_modes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
 
 def trained(new: Callable, variant: str) -> tuple[DSRL, list[float]]:
     """Return an algorithm after 1,920 decisions of the two-mode task, and success over time."""
-    settings = replace(SMALL, minibatch_size=64, hidden=(32, 32), critic_learning_rate=3e-3)
-    algorithm = new(
-        variant,
-        off_policy=replace(settings, capacity=4000, updates_per_decision=0.25),
+    settings = replace(
+        SMALL,
+        capacity=4000,
+        minibatch_size=64,
+        hidden=(32, 32),
+        critic_learning_rate=3e-3,
         warmup_decisions=320,
         warmup_rounds=50,
+        updates_per_decision=0.25,
+    )
+    algorithm = new(
+        variant,
+        off_policy=settings,
         actor_learning_rate=3e-3,
         target_entropy=-0.5,
     )

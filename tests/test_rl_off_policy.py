@@ -14,7 +14,9 @@ from envs.mock import Script
 from rl.off_policy import OffPolicy, OffPolicyConfig, next_encoded, transitions
 
 DISCOUNT = 0.9
-CONFIG = OffPolicyConfig(capacity=50, minibatch_size=16, hidden=(8,), discount=DISCOUNT)
+CONFIG = OffPolicyConfig(
+    capacity=50, minibatch_size=16, hidden=(8,), discount=DISCOUNT, warmup_decisions=0
+)
 
 
 @pytest.fixture
