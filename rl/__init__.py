@@ -3,6 +3,7 @@
 from rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from rl.behaviour_cloning import BCConfig, BehaviourCloning
 from rl.demonstrations import Demonstrations, collect_demonstrations
+from rl.dgn import DGN, DGNConfig
 from rl.dsrl import DSRL, DSRLConfig
 from rl.evaluate import Evaluation, evaluate
 from rl.filtered_bc import FilteredBC, FilteredBCConfig
@@ -14,6 +15,7 @@ from rl.rollout import Rollouts, check_fit, check_needs, rollout_metrics
 from rl.wsrl import WSRL, WSRLConfig
 
 __all__ = [
+    "DGN",
     "DSRL",
     "PPO",
     "WSRL",
@@ -22,6 +24,7 @@ __all__ = [
     "AlgorithmConfig",
     "BCConfig",
     "BehaviourCloning",
+    "DGNConfig",
     "DSRLConfig",
     "Demonstrations",
     "Evaluation",

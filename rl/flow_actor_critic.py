@@ -15,7 +15,8 @@ Sources: Fujimoto et al. 2018 (TD3), Fujimoto & Gu 2021 (the scale of a cloning 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +52,10 @@ class ActorCriticConfig:
     """The policy's gradients are scaled down to this norm [-]."""
     cloning_coefficient: float = 0.0
     """Weight of flow matching on the demonstrations beside the value, which is scaled to 1 [-]."""
+
+    def with_demonstrations(self, file: Path) -> ActorCriticConfig:
+        """Return the same settings with this file of demonstrations."""
+        return replace(self, off_policy=replace(self.off_policy, demonstrations=file))
 
     def __post_init__(self) -> None:
         if self.actor_every < 1:

@@ -11,7 +11,8 @@ Source: Zhou et al. 2024; the learner is `rl.flow_actor_critic`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ class WSRLConfig(AlgorithmConfig):
     """Critics, memory, warm-up, and how the policy follows the critics."""
     exploration_std: float = 0.1
     """Gaussian noise on the executed actions after the warm-up [normalised action]."""
+
+    def with_demonstrations(self, file: Path) -> WSRLConfig:
+        return replace(self, learner=self.learner.with_demonstrations(file))
 
 
 @register("wsrl", WSRLConfig)

@@ -78,6 +78,9 @@ def small_preset(demonstrations_file: Path) -> Callable[[str], rl.AlgorithmConfi
         "hidden": (16, 16),
         "warmup_decisions": 16,
         "warmup_rounds": 2,
+        "initial_fit_steps": 2,
+        "fit_steps": 2,
+        "fit_every": 16,
     }
     return lambda name: _shrunk(rl.preset(name), values)
 
