@@ -11,7 +11,7 @@ fine-tuned, evaluated again. The folder --out then holds `pretrained/` and the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,7 @@ def _algorithm(config: QuickstartConfig, settings: Recipe) -> rl.AlgorithmConfig
     algorithm = rl.preset(config.algorithm)
     if isinstance(algorithm, rl.PPOConfig):
         return settings.ppo
-    if isinstance(algorithm, rl.BCConfig):
-        return replace(algorithm, demonstrations=config.out / "demonstrations.safetensors")
-    return algorithm
+    return algorithm.with_demonstrations(config.out / "demonstrations.safetensors")
 
 
 def main() -> None:

@@ -36,7 +36,9 @@ class TrainConfig:
     algorithm: rl.AlgorithmConfig
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     checkpoint: Path = Path("runs/quickstart/pretrained")
-    """Folder of the pretrained policy."""
+    """Folder of the pretrained policy: ours, openpi's, lerobot's or orbax."""
+    load: policies.LoadConfig = field(default_factory=policies.LoadConfig)
+    """What a checkpoint of another format does not hold."""
     out: Path = Path("runs/latest")
     """New folder for the config, the metrics and the checkpoints."""
     seed: int = 0
@@ -91,7 +93,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.torch_threads)
         open_run = Run.resume if config.resume else Run.create
-        policy = policies.load(config.checkpoint).to(config.device)
+        policy = policies.load(config.checkpoint, config.load).to(config.device)
         self.algorithm = rl.make(config.algorithm, policy)
         self.env = envs.make(config.env)
         rl.check_fit(policy, self.env.spec)

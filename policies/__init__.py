@@ -12,6 +12,7 @@ from policies.policy import FlowPolicy, SamplerConfig, small_policy
 from policies.preprocessor import Preprocessor, PreprocessorConfig
 from policies.published import PIPELINES, Pipeline
 from policies.robots import infer
+from policies.steering import NoiseActor, SteeredActor, SteeredPolicy, SteeringConfig
 
 __all__ = [
     "LAPTOP_EXPERT",
@@ -23,6 +24,7 @@ __all__ = [
     "GemmaConfig",
     "LikelihoodConfig",
     "LoadConfig",
+    "NoiseActor",
     "NormStats",
     "Pi0",
     "Pi0Config",
@@ -30,6 +32,9 @@ __all__ = [
     "Preprocessor",
     "PreprocessorConfig",
     "SamplerConfig",
+    "SteeredActor",
+    "SteeredPolicy",
+    "SteeringConfig",
     "infer",
     "load",
     "save",

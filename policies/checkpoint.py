@@ -25,6 +25,7 @@ from policies.pi0 import Pi0
 from policies.pi0_config import Pi0Config
 from policies.policy import FlowPolicy, SamplerConfig
 from policies.preprocessor import PreprocessorConfig
+from policies.steering import SteeredPolicy, SteeringConfig
 from policies.tokenizer import Tokenizer
 
 FORMAT, VERSION = "pitune", 2
@@ -69,6 +70,8 @@ def write_policy(policy: FlowPolicy, folder: Path) -> None:
     }
     if isinstance(policy.tokenizer, Tokenizer):
         policy.tokenizer.copy_to(folder / TOKENIZER)
+    if isinstance(policy, SteeredPolicy):
+        description["steering"] = asdict(policy.steering)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
@@ -88,6 +91,9 @@ def load_policy(folder: Path) -> FlowPolicy:
         policy = FlowPolicy(network, preprocessor, SamplerConfig(**description["sampler"]))
         policy.origin = dict(description.get("origin", {}))
         network.compute_dtype = getattr(torch, description.get("compute_dtype", "float32"))
+        if "steering" in description:
+            steering = SteeringConfig.from_dict(description["steering"])
+            policy = SteeredPolicy(policy, steering)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / DESCRIPTION} does not describe a policy ({error!r}); it was damaged or "

@@ -110,6 +110,11 @@ class FlowPolicy(nn.Module):
         return ["state", *(f"image/{camera}" for camera in cameras), *task]
 
     @property
+    def feature_dim(self) -> int:
+        """Width of the features of what the policy sees besides the state; 0 if that is all."""
+        return 0 if self.network.vlm is None else self.network.config.feature_dim
+
+    @property
     def chunk_shape(self) -> tuple[int, int]:
         """(H, A) of a chain's points."""
         return self.network.config.action_horizon, self.network.config.action_dim

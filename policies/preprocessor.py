@@ -201,13 +201,13 @@ class Preprocessor(nn.Module):
         return aloha.state_to_pi(state) if self.config.joints == "aloha" else state
 
     def _origin(self, state: Tensor | None) -> Tensor:
-        """Return what relative actions are relative to (N, 1, A); 0 where they are absolute."""
+        """Return what relative actions are relative to (..., 1, A); 0 where they are absolute."""
         if state is None:
             raise ValueError(
                 "this policy's actions are relative to the state, but no state was passed"
             )
         joints = pad(self._joints(state), (0, max(0, self.action_dim - self.state_dim)))
-        return (joints[..., : self.action_dim] * self.delta_mask)[:, None]
+        return (joints[..., : self.action_dim] * self.delta_mask)[..., None, :]
 
 
 def _spread(stats: NormStats, config: PreprocessorConfig) -> Tensor:

@@ -7,7 +7,7 @@ Source: Black et al. 2024; the loss is in `policies.policy`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,6 +40,9 @@ class BCConfig(AlgorithmConfig):
     """Gradient steps per update."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm [-]."""
+
+    def with_demonstrations(self, file: Path) -> BCConfig:
+        return replace(self, demonstrations=file)
 
 
 class CloningStep:
