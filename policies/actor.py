@@ -238,5 +238,5 @@ class FlowActor(TensorDictModuleBase):
         with torch.no_grad():
             chain, log_prob = self.get_dist(td).sample_and_log_prob(noise)
         td.set("chain", chain)
-        td.set("action", self.policy.executed(chain[:, -1]))
+        td.set("action", self.policy.executed(chain[:, -1], td))
         return td.set("action_log_prob", log_prob)
