@@ -59,10 +59,15 @@ class Linear(nn.Linear):
     `lora_a` (rank, in) and `lora_b` (out, rank) are there only after `policies.lora.add_lora`.
     """
 
-    lora_a: nn.Parameter | None = None
-    lora_b: nn.Parameter | None = None
-    lora_scale: float = 1.0
-    """alpha / rank."""
+    lora_a: nn.Parameter | None
+    lora_b: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        # no class attributes: torch would find those before its parameters
+        self.register_parameter("lora_a", None)
+        self.register_parameter("lora_b", None)
+        self.lora_scale = 1.0  # alpha / rank
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
