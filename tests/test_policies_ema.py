@@ -181,6 +181,15 @@ def test_the_state_of_other_parameters_is_refused() -> None:
         assert part in str(error.value)
 
 
+def test_a_state_of_another_shape_is_not_spread_over_the_weights() -> None:
+    ema = EMA(make_module())
+    state = {**ema.state_dict(), "average.1.weight": torch.zeros(1)}
+    with pytest.raises(
+        ValueError, match=r"\{'average.1.weight': \(\(1,\), \(2, 4\)\)\}; train the"
+    ):
+        ema.load_state_dict(state)
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 99.0])
 def test_a_senseless_decay_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=rf"decay={decay} must be in \[0, 1\)"):
