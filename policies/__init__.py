@@ -2,9 +2,11 @@
 
 from policies.actor import FlowActor
 from policies.distributions import ActionDistribution, FlowChain
+from policies.finetune import FinetuneConfig, prepare
 from policies.formats import LoadConfig, load, save
 from policies.gemma import GemmaConfig
 from policies.likelihood import LikelihoodConfig
+from policies.lora import LoRAConfig
 from policies.norm_stats import NormStats
 from policies.pi0 import Pi0
 from policies.pi0_config import LAPTOP_EXPERT, Pi0Config
@@ -18,11 +20,13 @@ __all__ = [
     "LAPTOP_EXPERT",
     "PIPELINES",
     "ActionDistribution",
+    "FinetuneConfig",
     "FlowActor",
     "FlowChain",
     "FlowPolicy",
     "GemmaConfig",
     "LikelihoodConfig",
+    "LoRAConfig",
     "LoadConfig",
     "NoiseActor",
     "NormStats",
@@ -37,6 +41,7 @@ __all__ = [
     "SteeringConfig",
     "infer",
     "load",
+    "prepare",
     "save",
     "small_policy",
 ]

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from policies.canonical import check_keys, read_safetensors
+from policies.lora import LoRAConfig, add_lora
 from policies.pi0 import Pi0
 from policies.pi0_config import Pi0Config
 from policies.policy import FlowPolicy, SamplerConfig
@@ -67,6 +68,7 @@ def write_policy(policy: FlowPolicy, folder: Path) -> None:
         "fingerprint": policy.preprocessor.config.fingerprint(),
         "compute_dtype": str(policy.network.compute_dtype).removeprefix("torch."),
         "origin": policy.origin,
+        "lora": None if policy.lora is None else asdict(policy.lora),
     }
     if isinstance(policy.tokenizer, Tokenizer):
         policy.tokenizer.copy_to(folder / TOKENIZER)
@@ -88,8 +90,12 @@ def load_policy(folder: Path) -> FlowPolicy:
         preprocessor = PreprocessorConfig.from_dict(description["preprocessor"])
         with torch.device("meta"):
             network = Pi0(Pi0Config.from_dict(description["network"]))
+            lora = description.get("lora")
+            if lora is not None:
+                lora = LoRAConfig(**{**lora, "targets": tuple(lora["targets"])})
+                add_lora(network, lora)
         policy = FlowPolicy(network, preprocessor, SamplerConfig(**description["sampler"]))
-        policy.origin = dict(description.get("origin", {}))
+        policy.origin, policy.lora = dict(description.get("origin", {})), lora
         network.compute_dtype = getattr(torch, description.get("compute_dtype", "float32"))
         if "steering" in description:
             steering = SteeringConfig.from_dict(description["steering"])

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from policies.gemma import Gemma
-from policies.lora import LoRAConfig, add_lora
+from policies.lora import LoRAConfig, add_lora, merge_lora
 from policies.pi0 import Pi0
 from policies.policy import FlowPolicy
 from policies.siglip import Siglip
@@ -47,8 +47,9 @@ class FinetuneConfig:
     """Low-rank updates. The layers that have one are frozen themselves, whatever their group."""
     gradient_checkpointing: bool = False
     """Whether a layer's activations are computed again for the gradient instead of being kept."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision in which the towers compute and in which frozen weights are kept."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Precision in which the towers compute and in which frozen weights are kept; that of the
+    checkpoint by default."""
 
     def __post_init__(self) -> None:
         valid = get_args(Trainable)
@@ -65,14 +66,19 @@ class FinetuneConfig:
 def prepare(policy: FlowPolicy, config: FinetuneConfig) -> None:
     """Make a policy ready to be trained: adapters, what is trained, precisions, checkpointing.
 
+    Adapters that the policy came with are folded into its weights first.
+
     Raises:
         ValueError: a group or a LoRA target is not in this network, or the network has adapters
             already.
     """
     network = policy.network
+    if policy.lora is not None:
+        merge_lora(network)
+    policy.lora = config.lora
     trained = _trained_groups(network, config.trainable)
     adapted = set() if config.lora is None else set(add_lora(network, config.lora))
-    frozen = torch.float32 if config.dtype == "float32" else torch.bfloat16
+    frozen = network.compute_dtype if config.dtype is None else getattr(torch, config.dtype)
     for name, parameter in network.named_parameters():
         layer, _, last = name.rpartition(".")
         adapter = last in ("lora_a", "lora_b")

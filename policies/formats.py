@@ -27,6 +27,7 @@ from policies.canonical import (
     sizes_of,
 )
 from policies.checkpoint import DESCRIPTION, TOKENIZER, atomic_folder, load_policy, write_policy
+from policies.lora import merged_state
 from policies.orbax import is_orbax, read_orbax
 from policies.pi0 import Pi0
 from policies.policy import FlowPolicy, SamplerConfig
@@ -279,7 +280,7 @@ def _arch(folder: Path) -> dict[str, Any]:
 
 
 def save(policy: FlowPolicy, path: Path | str, format: Format = "pitune") -> None:
-    """Write a checkpoint folder.
+    """Write a checkpoint folder; low-rank updates are folded in, in ours they stay apart.
 
     Warns of what another package will compute differently.
 
@@ -297,7 +298,7 @@ def save(policy: FlowPolicy, path: Path | str, format: Format = "pitune") -> Non
                 f"format={format!r} needs a vision-language model, which this policy lacks; save "
                 "it with format='pitune'"
             )
-        weights = {key: value.detach() for key, value in policy.network.state_dict().items()}
+        weights = {key: value.detach() for key, value in merged_state(policy.network).items()}
         arguments = (weights, network, policy.preprocessor.config, policy.origin, folder)
         if format == "openpi":
             openpi_format.write(*arguments)

@@ -21,6 +21,7 @@ from policies.flow import (
     target_velocity,
 )
 from policies.gemma import GemmaConfig
+from policies.lora import LoRAConfig
 from policies.norm_stats import NormStats
 from policies.ode import Solver, integrate
 from policies.pi0 import Context, Pi0
@@ -53,6 +54,7 @@ class FlowPolicy(nn.Module):
 
     Attributes:
         tokenizer: Of policies that read a prompt.
+        lora: The low-rank updates that the network has, if any.
         tasks: Instructions in words, which the observations' `task_id` counts.
         origin: What the checkpoint's own format needs to be written again.
 
@@ -63,6 +65,7 @@ class FlowPolicy(nn.Module):
 
     tokenizer: Encoder | None = None
     tasks: tuple[str, ...] = ()
+    lora: LoRAConfig | None = None
 
     def __init__(
         self,

@@ -127,7 +127,8 @@ class SteeredPolicy(FlowPolicy):
             base.preprocessor,
             base.sampler,
         )
-        self.tokenizer, self.tasks, self.origin = base.tokenizer, base.tasks, base.origin
+        self.tokenizer, self.tasks = base.tokenizer, base.tasks
+        self.origin, self.lora = base.origin, base.lora
         self.requires_grad_(False)
         self.steering = steering
         horizon, action_dim = self.chunk_shape

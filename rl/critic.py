@@ -65,7 +65,7 @@ class ValueCritic(TensorDictModuleBase):
         return td.set("state_value", self.value(td))
 
     def value(self, td: TensorDictBase) -> Tensor:
-        """Return the values (N, 1) of observations (N), with `features` if it reads any [reward]."""
+        """Return the values (N, 1) of observations (N) [reward]."""
         parts = [self._preprocessor[0].normalize_state(td["state"]), td["elapsed"]]
         if self.feature_dim:
             parts.append(td["features"])
