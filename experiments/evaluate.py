@@ -26,7 +26,9 @@ class EvaluateConfig:
     """Measure a checkpoint's success rate."""
 
     checkpoint: Path
-    """Folder of the policy."""
+    """Folder of the policy: ours, openpi's, lerobot's or orbax."""
+    load: policies.LoadConfig = field(default_factory=policies.LoadConfig)
+    """What a checkpoint of another format does not hold."""
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     episodes: int = 200
     """Episodes; a multiple of the number of environments."""
@@ -43,8 +45,11 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> rl.Evaluation:
     """Evaluate, print, and write the result where that was asked for."""
-    policy = policies.load(config.checkpoint).to(config.device)
-    actor = policies.FlowActor(policy, config.likelihood)
+    policy = policies.load(config.checkpoint, config.load).to(config.device)
+    if isinstance(policy, policies.SteeredPolicy):
+        actor: policies.FlowActor = policies.SteeredActor(policy)
+    else:
+        actor = policies.FlowActor(policy, config.likelihood)
     env = envs.make(config.env)
     result = rl.evaluate(
         env, actor, config.episodes, seed=config.seed, stochastic=config.stochastic

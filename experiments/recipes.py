@@ -52,8 +52,7 @@ class Recipe:
         """
         word, _, likelihood = name.partition(":")
         config = rl.preset(word)
-        if isinstance(config, rl.BCConfig):
-            config = replace(config, demonstrations=folder / "demonstrations.safetensors")
+        config = config.with_demonstrations(folder / "demonstrations.safetensors")
         config = _with(config, rl.PPOConfig, self.ppo)
         if not likelihood:
             return config

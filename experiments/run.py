@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import torch
 
-from policies.checkpoint import atomic_folder, load, write_policy
+from policies.checkpoint import atomic_folder, load_policy, write_policy
 from rl import Algorithm
 
 WandbMode = Literal["online", "offline", "off"]
@@ -201,7 +201,7 @@ class Run:
                 f"{self.folder} has no checkpoint to resume from; remove it and start again"
             )
         folder = checkpoints[-1]
-        algorithm.actor.policy.load_state_dict(load(folder).state_dict())
+        algorithm.actor.policy.load_state_dict(load_policy(folder).state_dict())
         state = torch.load(folder / "training.pt", weights_only=True)
         algorithm.load_training_state(state["training"])
         torch.set_rng_state(state["random"])

@@ -27,6 +27,7 @@ from experiments.errors import exit_with_message
 from experiments.report import TrainingBar, closing_table, learning_curve
 from experiments.run import Run, WandbMode, plain
 from experiments.video import record_video
+from policies.memory import available_bytes, check_memory, parameter_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,11 @@ class TrainConfig:
     algorithm: rl.AlgorithmConfig
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     checkpoint: Path = Path("runs/quickstart/pretrained")
-    """Folder of the pretrained policy."""
+    """Folder of the pretrained policy: ours, openpi's, lerobot's or orbax."""
+    load: policies.LoadConfig = field(default_factory=policies.LoadConfig)
+    """What a checkpoint of another format does not hold."""
+    finetune: policies.FinetuneConfig = field(default_factory=policies.FinetuneConfig)
+    """Which parameters are trained, and how memory is saved."""
     out: Path = Path("runs/latest")
     """New folder for the config, the metrics and the checkpoints."""
     seed: int = 0
@@ -91,8 +96,10 @@ class Trainer:
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.torch_threads)
         open_run = Run.resume if config.resume else Run.create
-        policy = policies.load(config.checkpoint).to(config.device)
+        policy = policies.load(config.checkpoint, config.load).to(config.device)
+        policies.prepare(policy, config.finetune)
         self.algorithm = rl.make(config.algorithm, policy)
+        self._check_memory()
         self.env = envs.make(config.env)
         rl.check_fit(policy, self.env.spec)
         rl.check_needs(self.algorithm, self.env.spec)
@@ -108,6 +115,14 @@ class Trainer:
         self.before: dict[str, Any] = {}
         if config.resume:
             self._restore()
+
+    def _check_memory(self) -> None:
+        """Say what is trained and what that needs, and refuse what cannot fit."""
+        policy = self.algorithm.actor.policy
+        report = parameter_report(policy, getattr(self.config.algorithm, "minibatch_size", 1))
+        if policy.network.vlm is not None:
+            Console(stderr=True).print(report.table())
+        check_memory(report, available_bytes(policy.device))
 
     def train(self) -> dict[str, Any]:
         """Run to the end and return the summary, which is also in summary.json."""

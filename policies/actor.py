@@ -153,5 +153,5 @@ class FlowActor(TensorDictModuleBase):
             dist = self._chains(td, step) if stepwise else self.get_dist(td)
             chain, log_prob = dist.sample_and_log_prob(noise)
         td.set("chain", chain)
-        td.set("action", self.policy.executed(chain[:, -1]))
+        td.set("action", self.policy.executed(chain[:, -1], td))
         return td.set("action_log_prob", log_prob)

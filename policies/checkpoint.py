@@ -1,7 +1,9 @@
-"""Checkpoint folders: `policy.safetensors` (weights) and `policy.json` (how to build the policy).
+"""Our checkpoint folders: `policy.safetensors` (weights) and `policy.json` (how to build it).
 
-A folder is written beside its place and renamed, so a reader never finds half of one. Loading is
-strict and never unpickles.
+A policy that reads a prompt has its tokenizer in `tokenizer/`. A folder is written beside its
+place and renamed, so a reader never finds half of one. Loading is strict, lean and never
+unpickles: the network is built without memory and takes over the mapped weights as they are.
+Other formats are in `policies.formats`.
 """
 
 from __future__ import annotations
@@ -15,16 +17,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import save_file
 
-from policies.gemma import GemmaConfig
-from policies.pi0 import Pi0Config
+from policies.canonical import check_keys, read_safetensors
+from policies.lora import LoRAConfig, add_lora
+from policies.pi0 import Pi0
+from policies.pi0_config import Pi0Config
 from policies.policy import FlowPolicy, SamplerConfig
 from policies.preprocessor import PreprocessorConfig
+from policies.steering import SteeredPolicy, SteeringConfig
+from policies.tokenizer import Tokenizer
 
-FORMAT, VERSION = "pitune", 1
-WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
+FORMAT, VERSION = "pitune", 2
+READABLE = (1, 2)
+"""Versions that are read: 1 had no pictures, prompts or fingerprint."""
+WEIGHTS, DESCRIPTION, TOKENIZER = "policy.safetensors", "policy.json", "tokenizer"
 
 
 @contextmanager
@@ -47,18 +55,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def save(policy: FlowPolicy, path: Path | str) -> None:
-    """Write a checkpoint folder.
-
-    Raises:
-        FileExistsError: `path` exists already.
-    """
-    with atomic_folder(Path(path)) as folder:
-        write_policy(policy, folder)
-
-
 def write_policy(policy: FlowPolicy, folder: Path) -> None:
-    """Write the two files of a policy into an existing folder."""
+    """Write a policy into an existing folder."""
     weights = {key: value.contiguous() for key, value in policy.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
     description = {
@@ -67,32 +65,56 @@ def write_policy(policy: FlowPolicy, folder: Path) -> None:
         "network": asdict(policy.network.config),
         "preprocessor": asdict(policy.preprocessor.config),
         "sampler": asdict(policy.sampler),
+        "fingerprint": policy.preprocessor.config.fingerprint(),
+        "compute_dtype": str(policy.network.compute_dtype).removeprefix("torch."),
+        "origin": policy.origin,
+        "lora": None if policy.lora is None else asdict(policy.lora),
     }
+    if isinstance(policy.tokenizer, Tokenizer):
+        policy.tokenizer.copy_to(folder / TOKENIZER)
+    if isinstance(policy, SteeredPolicy):
+        description["steering"] = asdict(policy.steering)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def load(path: Path | str) -> FlowPolicy:
-    """Read a checkpoint folder.
+def load_policy(folder: Path) -> FlowPolicy:
+    """Read one of our checkpoint folders.
 
     Raises:
-        FileNotFoundError: there is no such folder, or one of its files is missing.
+        FileNotFoundError: one of its files is missing.
         ValueError: a file is damaged, or is not what this version of pitune wrote.
     """
-    folder = Path(path)
     description = _read_description(folder)
+    weights = read_safetensors(folder / WEIGHTS)
     try:
-        network = description["network"]
-        policy = FlowPolicy(
-            Pi0Config(**{**network, "expert": GemmaConfig(**network["expert"])}),
-            PreprocessorConfig.from_dict(description["preprocessor"]),
-            SamplerConfig(**description["sampler"]),
-        )
+        preprocessor = PreprocessorConfig.from_dict(description["preprocessor"])
+        with torch.device("meta"):
+            network = Pi0(Pi0Config.from_dict(description["network"]))
+            lora = description.get("lora")
+            if lora is not None:
+                lora = LoRAConfig(**{**lora, "targets": tuple(lora["targets"])})
+                add_lora(network, lora)
+        policy = FlowPolicy(network, preprocessor, SamplerConfig(**description["sampler"]))
+        policy.origin, policy.lora = dict(description.get("origin", {})), lora
+        network.compute_dtype = getattr(torch, description.get("compute_dtype", "float32"))
+        if "steering" in description:
+            steering = SteeringConfig.from_dict(description["steering"])
+            policy = SteeredPolicy(policy, steering)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / DESCRIPTION} does not describe a policy ({error!r}); it was damaged or "
             "written by another version, take a complete checkpoint"
         ) from error
-    _load_weights(policy, folder / WEIGHTS)
+    if description.get("fingerprint", preprocessor.fingerprint()) != preprocessor.fingerprint():
+        raise ValueError(
+            f"the norm stats or pipeline in {folder / DESCRIPTION} were edited: their fingerprint "
+            f"is {preprocessor.fingerprint()}, {description['fingerprint']} was written; a policy "
+            "runs with the statistics that it was trained with"
+        )
+    check_keys(policy.state_dict(), weights, folder / WEIGHTS)
+    policy.load_state_dict(weights, assign=True)
+    if (folder / TOKENIZER).is_dir():
+        policy.tokenizer = Tokenizer.load(folder / TOKENIZER)
     return policy
 
 
@@ -111,30 +133,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{folder / DESCRIPTION} is not a valid JSON object ({error}); the checkpoint is "
             "damaged"
         ) from error
-    if written_by != (FORMAT, VERSION):
+    if written_by[0] != FORMAT or written_by[1] not in READABLE:
         raise ValueError(
             f"{folder / DESCRIPTION} has format, version {written_by}; this pitune reads "
-            f"{(FORMAT, VERSION)}"
+            f"{FORMAT!r}, {READABLE}"
         )
     return dict(description)
-
-
-def _load_weights(policy: FlowPolicy, file: Path) -> None:
-    try:
-        weights = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{file} is damaged or cut short ({error}); take a complete checkpoint"
-        ) from error
-    expected = {key: tuple(value.shape) for key, value in policy.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in weights.items()}
-    if expected != found:
-        missing, surplus = sorted(expected.keys() - found), sorted(found.keys() - expected)
-        wrong = {
-            k: (found[k], expected[k]) for k in expected.keys() & found if found[k] != expected[k]
-        }
-        raise ValueError(
-            f"{file} does not fit its {DESCRIPTION}: missing keys {missing}, surplus keys "
-            f"{surplus}, wrong shapes (found, expected) {wrong}"
-        )
-    policy.load_state_dict(weights)

@@ -78,13 +78,22 @@ class TimeGrid:
 
     flow_steps: int
     """K."""
+    accumulated: bool = False
+    """Whether each time is the last one minus 1 / K, in float32, as in openpi; a time's rounding
+    reaches the network through its shortest period (2e-5 in a chunk)."""
 
     def __post_init__(self) -> None:
         if self.flow_steps < 1:
             raise ValueError(f"flow_steps={self.flow_steps} must be at least 1")
 
     def times(self, device: torch.device | None = None) -> Tensor:
-        """Return the K + 1 times, from 1 to 0 (K + 1,); computed, not accumulated."""
+        """Return the K + 1 times, from 1 to exactly 0 (K + 1,)."""
+        if self.accumulated:
+            step = torch.full((self.flow_steps,), -1 / self.flow_steps, device=device)
+            times = [torch.ones((), device=device)]
+            for dt in step[1:]:
+                times.append(times[-1] + dt)
+            return torch.stack([*times, torch.zeros((), device=device)])
         steps = torch.arange(self.flow_steps + 1, device=device, dtype=torch.float32)
         return 1 - steps / self.flow_steps
 

@@ -7,6 +7,7 @@ dim, d robot action dim, S robot state dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -20,9 +21,13 @@ from policies.flow import (
     target_velocity,
 )
 from policies.gemma import GemmaConfig
+from policies.lora import LoRAConfig
+from policies.norm_stats import NormStats
 from policies.ode import Solver, integrate
-from policies.pi0 import LAPTOP_EXPERT, Context, Pi0, Pi0Config
-from policies.preprocessor import NormStats, Preprocessor, PreprocessorConfig
+from policies.pi0 import Context, Pi0
+from policies.pi0_config import LAPTOP_EXPERT, Pi0Config
+from policies.preprocessor import Preprocessor, PreprocessorConfig
+from policies.prompt import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,30 +40,57 @@ class SamplerConfig:
     """h, how many of the H predicted actions are executed before the next decision."""
     solver: Solver = "euler"
     """ODE solver of the deployed policy."""
+    accumulated_time: bool = False
+    """Whether flow times are accumulated (openpi) or computed (lerobot); see `TimeGrid`."""
 
 
 class FlowPolicy(nn.Module):
     """Velocity field + sampler: observation -> action chunk.
 
     Args:
-        network: Sizes of the π0 network.
+        network: The π0 network, or its sizes for an untrained one.
         preprocessor: Norm statistics and scaling.
         sampler: Flow steps and execution horizon.
 
+    Attributes:
+        tokenizer: Of policies that read a prompt.
+        lora: The low-rank updates that the network has, if any.
+        tasks: Instructions in words, which the observations' `task_id` counts.
+        origin: What the checkpoint's own format needs to be written again.
+
     Raises:
-        ValueError: more actions would be executed than are predicted, or none.
+        ValueError: more actions would be executed than are predicted, or none; the network and
+            the preprocessor differ in whether there are cameras or a prompt.
     """
 
+    tokenizer: Encoder | None = None
+    tasks: tuple[str, ...] = ()
+    lora: LoRAConfig | None = None
+
     def __init__(
-        self, network: Pi0Config, preprocessor: PreprocessorConfig, sampler: SamplerConfig
+        self,
+        network: Pi0 | Pi0Config,
+        preprocessor: PreprocessorConfig,
+        sampler: SamplerConfig,
     ) -> None:
         super().__init__()
+        self.origin: dict[str, Any] = {}
+        self.network = Pi0(network) if isinstance(network, Pi0Config) else network
+        network = self.network.config
+        for name, ours, theirs in (
+            ("pictures", preprocessor.pictures is not None, network.vision is not None),
+            ("prompt", preprocessor.prompt is not None, network.vocab_size > 0),
+        ):
+            if ours != theirs:
+                raise ValueError(
+                    f"the preprocessor has {'a' if ours else 'no'} {name} config, but the network "
+                    f"{'reads' if theirs else 'does not read'} it"
+                )
         if not 1 <= sampler.execution_horizon <= network.action_horizon:
             raise ValueError(
                 f"execution_horizon={sampler.execution_horizon} must be between 1 and "
                 f"action_horizon={network.action_horizon}"
             )
-        self.network = Pi0(network)
         self.preprocessor = Preprocessor(preprocessor, network.state_dim, network.action_dim)
         self.sampler = sampler
 
@@ -70,12 +102,20 @@ class FlowPolicy(nn.Module):
     @property
     def grid(self) -> TimeGrid:
         """The flow times of the sampler."""
-        return TimeGrid(self.sampler.flow_steps)
+        return TimeGrid(self.sampler.flow_steps, self.sampler.accumulated_time)
 
     @property
     def obs_keys(self) -> list[str]:
         """What the policy reads of an observation."""
-        return ["state"]
+        pictures, prompt = self.preprocessor.config.pictures, self.preprocessor.config.prompt
+        cameras = [] if pictures is None else list(pictures.cameras.values())
+        task = [] if prompt is None else ["task_id"]
+        return ["state", *(f"image/{camera}" for camera in cameras), *task]
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features of what the policy sees besides the state; 0 if that is all."""
+        return 0 if self.network.vlm is None else self.network.config.feature_dim
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
@@ -90,7 +130,40 @@ class FlowPolicy(nn.Module):
 
     def encode(self, obs: TensorDictBase) -> Context:
         """Return the context of observations (N), computed once and shared by all flow steps."""
-        return self.network.encode(self.preprocessor.normalize_state(obs["state"].to(self.device)))
+        return self.network.encode(**self.inputs(obs))
+
+    def inputs(self, obs: TensorDictBase) -> dict[str, Tensor]:
+        """Return the network's inputs, the arguments of `Pi0.encode`, for observations (N)."""
+        state = obs["state"].to(self.device)
+        inputs = {"state": self.preprocessor.normalize_state(state)}
+        pictures = self.preprocessor.config.pictures
+        if pictures is not None:
+            images = [obs[f"image/{camera}"] for camera in pictures.cameras.values()]
+            inputs["images"] = self.preprocessor.pictures(images)
+        if self.preprocessor.config.prompt is not None:
+            words = self._instructions(obs)
+            if self.tokenizer is None:
+                raise ValueError(
+                    "this policy reads a prompt, but has no tokenizer; pass one to `policies.load` "
+                    "(--load.tokenizer)"
+                )
+            tokens, mask = self.preprocessor.tokens(words, state, self.tokenizer)
+            inputs |= {"tokens": tokens, "token_mask": mask}
+        return inputs
+
+    def _instructions(self, obs: TensorDictBase) -> list[str]:
+        """Return what each robot is told (N)."""
+        prompt = self.preprocessor.config.prompt
+        default = None if prompt is None else prompt.default
+        tasks = self.tasks or ((default,) if default is not None else ())
+        task_id = obs.get("task_id", None)
+        numbers = [0] * len(obs) if task_id is None else task_id.tolist()
+        if not tasks or max(numbers, default=0) >= len(tasks):
+            raise ValueError(
+                f"an observation has task_id={max(numbers, default=0)}, but the policy knows "
+                f"tasks={tasks}; set `policy.tasks` to the environment's, or give a default prompt"
+            )
+        return [tasks[number] for number in numbers]
 
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations."""
@@ -100,9 +173,16 @@ class FlowPolicy(nn.Module):
         """Return starting points from the standard normal (N, H, A)."""
         return torch.randn(num, *self.chunk_shape, device=self.device)
 
-    def executed(self, point: Tensor) -> Tensor:
-        """Return the actions to execute (N, h, d) [robot units] of normalised chunks (N, H, A)."""
-        return self.preprocessor.unnormalize_action(point[:, : self.sampler.execution_horizon])
+    def executed(self, point: Tensor, obs: TensorDictBase | None = None) -> Tensor:
+        """Return the actions to execute (N, h, d) [robot units] of normalised chunks (N, H, A).
+
+        Args:
+            point: Chunks.
+            obs: The observations (N) of their decisions; only relative actions need them.
+        """
+        state = None if obs is None else obs["state"].to(self.device)
+        point = point[:, : self.sampler.execution_horizon]
+        return self.preprocessor.unnormalize_action(point, state)
 
     def sample_actions(self, obs: TensorDictBase, noise: Tensor | None = None) -> Tensor:
         """Return the deployed policy's chunk (N, h, d) [robot units].
@@ -111,9 +191,19 @@ class FlowPolicy(nn.Module):
             obs: Observations (N).
             noise: Starting points (N, H, A); drawn from the standard normal by default.
         """
+        chunk = self._integrated(obs, noise)
+        return self.executed(chunk, obs)
+
+    def sample_chunk(self, obs: TensorDictBase, noise: Tensor | None = None) -> Tensor:
+        """Return all H predicted actions (N, H, d) [robot units], for a robot that chooses h."""
+        state = obs["state"].to(self.device)
+        return self.preprocessor.unnormalize_action(self._integrated(obs, noise), state)
+
+    def _integrated(self, obs: TensorDictBase, noise: Tensor | None) -> Tensor:
+        """Return normalised chunks (N, H, A) at the end of the ODE."""
         context = self.encode(obs)
         noise = self.draw_noise(len(obs)) if noise is None else noise
-        return self.executed(integrate(self.field(context), noise, self.grid, self.sampler.solver))
+        return integrate(self.field(context), noise, self.grid, self.sampler.solver)
 
     def loss(
         self,
@@ -122,10 +212,10 @@ class FlowPolicy(nn.Module):
         noise: Tensor | None = None,
         flow_time: Tensor | None = None,
     ) -> Tensor:
-        """Return the flow-matching loss of every entry (N, H, A).
+        """Return the flow-matching loss of every entry (N, H, A), or (N, H, d).
 
-        Padded dimensions and steps past an episode's end count, as in openpi; a caller that wants
-        otherwise masks before it takes the mean.
+        Whether padded dimensions count is `PreprocessorConfig.loss_dims`. Steps past an episode's
+        end count, as in the references; a caller that wants otherwise masks before the mean.
 
         Args:
             obs: Observations (N).
@@ -133,13 +223,17 @@ class FlowPolicy(nn.Module):
             noise: (N, H, A), drawn by default.
             flow_time: (N,), drawn from the training law by default.
         """
-        action = self.preprocessor.normalize_action(action.to(self.device))
+        state = obs["state"].to(self.device)
+        action = self.preprocessor.normalize_action(action.to(self.device), state)
         noise = self.draw_noise(len(action)) if noise is None else noise
         if flow_time is None:
             flow_time = sample_flow_time(len(action), action.device)
         x = interpolate(action, noise, flow_time[:, None, None])
         output = self.network.velocity(self.encode(obs), x[:, None], flow_time[:, None])
-        return (output.velocity[:, 0].float() - target_velocity(action, noise)).square()
+        loss = (output.velocity[:, 0].float() - target_velocity(action, noise)).square()
+        if self.preprocessor.config.loss_dims == "robot":
+            loss = loss[..., : self.preprocessor.action_dim]
+        return loss
 
 
 def small_policy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -16,6 +17,10 @@ from policies import FlowActor, FlowPolicy
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
     """Settings of an algorithm. Subclasses give every field a default."""
+
+    def with_demonstrations(self, file: Path) -> AlgorithmConfig:
+        """Return the same settings with this file of demonstrations, where they read one."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

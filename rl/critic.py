@@ -18,7 +18,9 @@ LEAST_RETURN_STD = 1e-2
 
 
 class ValueCritic(TensorDictModuleBase):
-    """V(observation, time): reads the robot's state and how much of the episode's time is used.
+    """V(observation, time): reads the robot's state, and how much of the episode's time is used.
+
+    Of a policy that sees more than the state it also reads the pooled features of the prefix.
 
     The time matters where a time limit ends the episode: without it the value of a state would be
     an average over how much time is left. A network of its own, not a head on the policy, so that
@@ -26,16 +28,25 @@ class ValueCritic(TensorDictModuleBase):
 
     Args:
         preprocessor: Scales the state as the policy does; shared, and not trained.
+        feature_dim: Width of the policy's features, `FlowPolicy.feature_dim`; 0 for none.
         hidden: Widths of the hidden layers.
     """
 
-    def __init__(self, preprocessor: Preprocessor, hidden: tuple[int, ...] = (256, 256)) -> None:
+    def __init__(
+        self,
+        preprocessor: Preprocessor,
+        feature_dim: int = 0,
+        hidden: tuple[int, ...] = (256, 256),
+    ) -> None:
         super().__init__()
         self.in_keys, self.out_keys = ["state", "elapsed"], ["state_value"]
+        self.feature_dim = feature_dim
+        if feature_dim:
+            self.in_keys.append("features")
         self._preprocessor = [
             preprocessor
         ]  # in a list: not a submodule, its buffers are the policy's
-        widths = (preprocessor.model_state_dim + 1, *hidden)
+        widths = (preprocessor.model_state_dim + 1 + feature_dim, *hidden)
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.SiLU()]
@@ -55,8 +66,10 @@ class ValueCritic(TensorDictModuleBase):
 
     def value(self, td: TensorDictBase) -> Tensor:
         """Return the values (N, 1) of observations (N) [reward]."""
-        state = self._preprocessor[0].normalize_state(td["state"])
-        scaled: Tensor = self.net(torch.cat([state, td["elapsed"]], dim=-1))
+        parts = [self._preprocessor[0].normalize_state(td["state"]), td["elapsed"]]
+        if self.feature_dim:
+            parts.append(td["features"])
+        scaled: Tensor = self.net(torch.cat(parts, dim=-1))
         return scaled * self.return_std + self.return_mean
 
     def scaled(self, value: Tensor) -> Tensor:

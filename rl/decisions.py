@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
-from policies import FlowActor
+from policies import FlowActor, FlowPolicy
 from rl.advantage import TimeLimit, generalized_advantage, standardize
 from rl.critic import ValueCritic, explained_variance
 
@@ -30,6 +31,9 @@ def judged_decisions(
     `state_value` and `value_target` (B, 1). Decisions in a simulator that broke down are left out.
     """
     rollout = rollout.to(actor.policy.device).copy()
+    if critic.feature_dim:
+        rollout["features"] = prefix_features(actor.policy, rollout)
+        rollout["next", "features"] = prefix_features(actor.policy, rollout["next"])
     rollout["state_value"] = critic.value(rollout)
     rollout["next", "state_value"] = critic.value(rollout["next"])
     advantage, target = generalized_advantage(rollout, discount, gae_lambda, time_limit)
@@ -50,6 +54,21 @@ def judged_decisions(
         critic.rescale(batch["value_target"])
         metrics["return_std"] = float(critic.return_std)
     return batch, metrics
+
+
+FEATURE_ROWS = 64
+"""Observations that are encoded at once: a prefix of the real π0 takes 15 MB of keys and values."""
+
+
+@torch.no_grad()
+def prefix_features(policy: FlowPolicy, obs: TensorDictBase) -> Tensor:
+    """Return the pooled features (..., D) of observations (...), encoded once for all epochs.
+
+    The critic reads those of the policy that gathered, also while its vision is being trained.
+    """
+    rows = obs.select(*policy.obs_keys).flatten()
+    parts = [policy.encode(part).features for part in rows.split(FEATURE_ROWS)]
+    return torch.cat(parts).unflatten(0, obs.batch_size)
 
 
 @torch.no_grad()

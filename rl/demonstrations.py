@@ -44,6 +44,38 @@ class Demonstrations:
         action = self.action[torch.minimum(ahead, last[:, None])]
         return TensorDict({**self.obs, "action": action}, batch_size=[num])
 
+    def transitions(self, num_steps: int) -> TensorDict:
+        """Return the chunk that begins at each step (N) as a transition of an off-policy learner.
+
+        As `envs.ChunkEnv` would have booked it, with the sparse reward: 1 at an episode's last
+        step, which is a success and ends it. The used time is not recorded, and is 0 here.
+
+        Args:
+            num_steps: h, executed actions of a chunk.
+        """
+        num = len(self.action)
+        chunks = self.chunks(num_steps)
+        last = torch.searchsorted(self.episode, self.episode, right=True) - 1
+        left = last - torch.arange(num) + 1  # steps up to the end, this one included
+        step = torch.arange(num_steps)
+        following = torch.minimum(torch.arange(num) + num_steps, last)
+        ended = (left <= num_steps)[:, None]
+        nothing = torch.zeros(num, 1)
+        after = {key: value[following] for key, value in self.obs.items()}
+        return TensorDict(
+            {
+                **chunks,
+                "elapsed": nothing,
+                "reward_steps": (step == left[:, None] - 1).float(),
+                "live": step < left[:, None],
+                "duration": left.clamp(max=num_steps)[:, None],
+                "terminated": ended,
+                "truncated": torch.zeros_like(ended),
+                "next": TensorDict({**after, "elapsed": nothing}, batch_size=[num]),
+            },
+            batch_size=[num],
+        )
+
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
         tensors = {f"obs.{key}": value.contiguous() for key, value in self.obs.items()}

@@ -83,7 +83,9 @@ class EPO(Algorithm[EPOConfig]):
         population = Population(config.num_members, config.gene_dim, width).to(policy.device)
         super().__init__(config, PopulationActor(policy, config.ppo.likelihood, population))
         self.needs = Needs(num_shares=config.num_members, success_signal=True)
-        self.critic = PopulationCritic(policy.preprocessor, population).to(policy.device)
+        self.critic = PopulationCritic(policy.preprocessor, population, policy.feature_dim).to(
+            policy.device
+        )
         self.networks |= {"population": population, "critic": self.critic}
         self.loss = policy_loss(self.actor, config.ppo)
         ppo = config.ppo

@@ -111,6 +111,7 @@ def evaluate(
     """
     num_envs = env.spec.num_envs
     check_fit(actor.policy, env.spec)
+    actor.policy.tasks = env.spec.tasks
     if num_episodes < 1 or num_episodes % num_envs:
         raise ValueError(f"num_episodes={num_episodes} must be a multiple of {num_envs} envs")
     chunk_env = ChunkEnv(

@@ -62,7 +62,9 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
             leads = torch.where(done[:, t], success[:, t], leads)
             good[:, t] = leads
         chosen = rollout.select(*self.actor.in_keys, "chain")[good]
-        action = self.actor.policy.preprocessor.unnormalize_action(chosen["chain"][:, -1])
+        action = self.actor.policy.preprocessor.unnormalize_action(
+            chosen["chain"][:, -1], chosen["state"]
+        )
         return TensorDict({**chosen.exclude("chain"), "action": action}, batch_size=[len(chosen)])
 
     def extra_state(self) -> dict[str, int]:

@@ -93,7 +93,7 @@ class FPO(Algorithm[FPOConfig]):
 
     def __init__(self, config: FPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, FlowActor(policy, config.likelihood))
-        self.critic = ValueCritic(policy.preprocessor).to(policy.device)
+        self.critic = ValueCritic(policy.preprocessor, policy.feature_dim).to(policy.device)
         self.networks["critic"] = self.critic
         clip = (config.clip_low, config.clip_high)
         self.loss = PolicyLoss(self.actor, self._surrogate, clip)

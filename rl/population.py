@@ -127,10 +127,13 @@ class PopulationCritic(ValueCritic):
     Args:
         preprocessor: Scales the state as the policy does.
         population: The genes; shared, and not this module's parameters.
+        feature_dim: Width of the policy's features; 0 for none.
     """
 
-    def __init__(self, preprocessor: Preprocessor, population: Population) -> None:
-        super().__init__(preprocessor)
+    def __init__(
+        self, preprocessor: Preprocessor, population: Population, feature_dim: int = 0
+    ) -> None:
+        super().__init__(preprocessor, feature_dim)
         self.in_keys.append("member")
         self._population = [population]
         first: nn.Linear = self.net[0]  # type: ignore[assignment]

@@ -137,7 +137,7 @@ class PPO(Algorithm[PPOConfig]):
 
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, FlowActor(policy, config.likelihood))
-        self.critic = ValueCritic(policy.preprocessor).to(policy.device)
+        self.critic = ValueCritic(policy.preprocessor, policy.feature_dim).to(policy.device)
         self.networks["critic"] = self.critic
         self.loss = policy_loss(self.actor, config)
         self.optimizers = {

@@ -68,6 +68,6 @@ class Reference:
             policy = self.actor.policy
             noise, field = policy.draw_noise(len(batch)), policy.field(policy.encode(batch))
             chunk = integrate(field, noise, policy.grid, policy.sampler.solver)
-        return actor.policy.loss(batch, policy.preprocessor.unnormalize_action(chunk)).mean(
-            (-2, -1)
-        )
+        return actor.policy.loss(
+            batch, policy.preprocessor.unnormalize_action(chunk, batch["state"])
+        ).mean((-2, -1))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from policies import FlowPolicy
+from policies import FlowPolicy, SteeredPolicy
 from rl.algorithm import Algorithm, AlgorithmConfig
 
 _REGISTRY: dict[str, tuple[type[AlgorithmConfig], type[Algorithm[Any]]]] = {}
@@ -64,6 +64,16 @@ def name_of(config: AlgorithmConfig) -> str:
 
 
 def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
-    """Build the algorithm that takes this type of config, around a policy."""
+    """Build the algorithm that takes this type of config, around a policy.
+
+    Raises:
+        ValueError: no algorithm takes such a config, or the policy is steered: what its weights
+            would learn is not what its noise actor was made for.
+    """
+    if isinstance(policy, SteeredPolicy):
+        raise ValueError(
+            "the checkpoint is steered (it has a noise actor); fine-tune the checkpoint that it "
+            "was made from, or go on with its run by --resume"
+        )
     build: Callable[..., Algorithm[Any]] = _REGISTRY[name_of(config)][1]
     return build(config, policy)

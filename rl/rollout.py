@@ -78,6 +78,7 @@ class Rollouts:
     def __init__(self, env: Checked, algorithm: Algorithm[Any], num_chunks: int, seed: int) -> None:
         check_fit(algorithm.actor.policy, env.spec)
         check_needs(algorithm, env.spec)
+        algorithm.actor.policy.tasks = env.spec.tasks
         self.env, self.algorithm, self.num_chunks, self.seed = env, algorithm, num_chunks, seed
         self._num_episodes: int | None = None
         if algorithm.needs.whole_episodes:

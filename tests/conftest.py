@@ -75,6 +75,12 @@ def small_preset(demonstrations_file: Path) -> Callable[[str], rl.AlgorithmConfi
         "num_epochs": 2,
         "critic_warmup": 1,
         "group_size": 2,
+        "hidden": (16, 16),
+        "warmup_decisions": 16,
+        "warmup_rounds": 2,
+        "initial_fit_steps": 2,
+        "fit_steps": 2,
+        "fit_every": 16,
     }
     return lambda name: _shrunk(rl.preset(name), values)
 

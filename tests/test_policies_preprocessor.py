@@ -17,7 +17,7 @@ STATS = NormStats(mean=(1.0, -2.0), std=(0.5, 4.0), q01=(0.0, -10.0), q99=(4.0, 
 
 def preprocessor(state_dim: int = 2, action_dim: int = 2, **options: object) -> Preprocessor:
     """Of a robot with two state and two action dimensions, without the divisor's epsilon."""
-    options = {"epsilon": 0.0, **options}
+    options = {"epsilon": 0.0, "epsilon_out": options.get("epsilon", 0.0), **options}
     config = PreprocessorConfig(state=STATS, action=STATS, **options)  # type: ignore[arg-type]
     return Preprocessor(config, state_dim, action_dim)
 
@@ -39,9 +39,9 @@ def test_epsilon_is_added_to_the_divisor() -> None:
     values = torch.tensor([[2.0, 2.0]])
     zscore = preprocessor(epsilon=0.5).normalize_state(values)
     assert torch.allclose(zscore, torch.tensor([[1.0 / 1.0, 4.0 / 4.5]]))
-    # of the whole range of quantiles, 4 + 1 and 20 + 1
+    # openpi: of the whole range of quantiles, 4 + 1 and 20 + 1, counted from the lower one
     quantile = preprocessor(epsilon=1.0, normalization="quantile").normalize_state(values)
-    assert torch.allclose(quantile, torch.tensor([[0.0, 2.0 * 2.0 / 21.0]]))
+    assert torch.allclose(quantile, torch.tensor([[2 * 2 / 5 - 1, 2 * 12 / 21 - 1]]))
 
 
 @pytest.mark.parametrize("normalization", ["zscore", "quantile"])
@@ -144,7 +144,12 @@ def test_statistics_are_neither_trained_nor_among_the_weights() -> None:
     assert list(scale.parameters()) == []
     assert scale.state_dict() == {}
     buffers: dict[str, Tensor] = dict(scale.named_buffers())
-    assert set(buffers) == {"state_offset", "state_scale", "action_offset", "action_scale"}
+    scaling = {
+        f"{name}_{part}"
+        for name in ("state", "action", "action_out")
+        for part in ("offset", "scale")
+    }
+    assert set(buffers) == {*scaling, "delta_mask"}
     assert not any(buffer.requires_grad for buffer in buffers.values())
 
 

@@ -208,6 +208,21 @@ def test_a_policy_that_does_not_fit_is_refused(new: Callable, tiny_policy: Calla
         rl.check_fit(tiny_policy(4, 3), spec)
 
 
+@every_algorithm
+def test_a_steered_policy_is_not_fine_tuned_again(name: str, small_preset: Callable) -> None:
+    with pytest.raises(
+        ValueError, match=r"checkpoint is steered .* go on with its run by --resume"
+    ):
+        rl.make(small_preset(name), new_steered())
+
+
+def new_steered() -> policies.SteeredPolicy:
+    state, action = torch.rand(64, 4), torch.rand(64, 2)
+    sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=2)
+    base = policies.small_policy(state, action, action_horizon=2, sampler=sampler)
+    return policies.SteeredPolicy(base, policies.SteeringConfig())
+
+
 def test_missing_cameras_are_named(tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ["state", "image/top", "image/side"]
     monkeypatch.setattr(FlowPolicy, "obs_keys", property(lambda _: keys))

@@ -1,0 +1,188 @@
+"""Prove that a checkpoint computes here what it computed where it came from.
+
+    python -m experiments.verify_checkpoint CHECKPOINT --inputs inputs.safetensors \
+        --outputs outputs.safetensors
+
+runs loss, velocity and sampled actions on given inputs, noise and flow times, and prints the
+greatest absolute error of each against the stored outputs; the exit status is 1 if one is above
+--tolerance.
+
+Inputs: `image_uint8.<camera>` (N, Y, X, 3), `image_mask.<camera>` (N,), `tokens` and `token_mask`
+(N, L), `state` (N, S), `actions` and `noise` (N, H, A), `time` (N,). Outputs, each of which may be
+absent: `loss_elementwise`, `loss_per_step`, `v_t_joint`, `v_t_cached`, `sample_actions_<K>`,
+`prefix_embs`, `x_t`, `u_t`, `traj_x`, `grad.<parameter>`. Both safetensors or npz.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from experiments.errors import exit_with_message
+from policies.canonical import read_safetensors
+from policies.flow import TimeGrid, interpolate, target_velocity
+from policies.formats import load_network, recognise
+from policies.pi0 import Context, Pi0
+from policies.published import CAMERAS
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Compare a checkpoint's outputs with stored ones."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Folder of an openpi, lerobot or orbax checkpoint."""
+    inputs: Path
+    """Observations, actions, noise and flow times (.safetensors or .npz)."""
+    outputs: Path
+    """What the reference computed from them (.safetensors or .npz)."""
+    tolerance: float | None = None
+    """Greatest absolute error. By default 1e-4 in float32, 2e-4 of a JAX checkpoint, and 5e-2 in
+    bfloat16: JAX and PyTorch differ by up to 7e-5 in float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the towers; `auto` takes that of the stored weights."""
+    json: bool = False
+    """Print one JSON object instead of lines."""
+
+
+def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
+    """Return the greatest absolute error of each stored output, and what is tolerated.
+
+    Raises:
+        ValueError: an input is missing, or there is nothing to compare with.
+    """
+    inputs, outputs = read_tensors(config.inputs), read_tensors(config.outputs)
+    missing = sorted({"state", "actions", "noise", "time", "tokens"} - inputs.keys())
+    if missing:
+        raise ValueError(f"{config.inputs} lacks {missing}; it holds {sorted(inputs)}")
+    network = load_network(config.checkpoint, action_horizon=inputs["actions"].shape[1])
+    if config.dtype != "auto":
+        network.compute_dtype = getattr(torch, config.dtype)
+    kind = recognise(config.checkpoint)
+    computed = compute(network, inputs, list(outputs), accumulated=kind != "lerobot")
+    errors = {
+        key: float((value.double() - outputs[key].double()).abs().max())
+        for key, value in computed.items()
+    }
+    if not errors:
+        raise ValueError(f"{config.outputs} holds nothing to compare with: {sorted(outputs)}")
+    tolerance = config.tolerance
+    if tolerance is None:
+        tolerance = 2e-4 if kind == "orbax" else 1e-4
+        tolerance = tolerance if network.compute_dtype == torch.float32 else 5e-2
+    return _with_one_line_of_gradients(errors), tolerance
+
+
+def compute(
+    network: Pi0, inputs: dict[str, Tensor], wanted: list[str], accumulated: bool
+) -> dict[str, Tensor]:
+    """Return the wanted outputs that are known.
+
+    Args:
+        network: In the precision that is compared.
+        inputs: See the module docstring.
+        wanted: Names of outputs.
+        accumulated: Whether flow times are accumulated; see `TimeGrid`.
+    """
+    arguments = encoder_inputs(inputs)
+    action, noise, time = inputs["actions"], inputs["noise"], inputs["time"]
+    x = interpolate(action, noise, time[:, None, None])
+    context = network.encode(inputs["state"], **arguments)
+    velocity = network.velocity(context, x[:, None], time[:, None]).velocity[:, 0]
+    loss = (velocity - target_velocity(action, noise)).square()
+    found = {
+        "x_t": x,
+        "u_t": target_velocity(action, noise),
+        "loss_elementwise": loss,
+        "loss_per_step": loss.mean(-1),
+        "v_t_joint": velocity,
+        "v_t_cached": velocity,
+        "prefix_embs": network.embed_prefix(**arguments)[0],
+    }
+    if any(key.startswith("grad.") for key in wanted):
+        loss.mean().backward()
+        found |= {
+            f"grad.{name}": torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in network.named_parameters()
+        }
+    for key in wanted:
+        if key.startswith("sample_actions_"):
+            grid = TimeGrid(int(key.removeprefix("sample_actions_")), accumulated)
+            found[key] = sampled_chain(network, context, noise, grid)[:, -1]
+    if "traj_x" in wanted:
+        found["traj_x"] = sampled_chain(network, context, noise, TimeGrid(10, accumulated))
+    return {key: found[key].detach() for key in wanted if key in found}
+
+
+@torch.no_grad()
+def sampled_chain(network: Pi0, context: Context, noise: Tensor, grid: TimeGrid) -> Tensor:
+    """Return the points from noise to action (N, K + 1, H, A) of Euler's method."""
+    times = grid.times(noise.device)
+    chain = [noise]
+    for time in times[:-1]:
+        point = chain[-1][:, None]
+        velocity = network.velocity(context, point, time.expand(len(noise), 1)).velocity[:, 0]
+        chain.append(chain[-1] - grid.dt * velocity)
+    return torch.stack(chain, dim=1)
+
+
+def encoder_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the arguments of `Pi0.encode` but for the state: openpi's cameras come first."""
+    names = [key.removeprefix("image_uint8.") for key in inputs if key.startswith("image_uint8.")]
+    names = [n for n in CAMERAS if n in names] + sorted(set(names) - set(CAMERAS))
+    pictures = torch.stack([inputs[f"image_uint8.{name}"] for name in names], dim=1)
+    present = torch.ones(len(pictures), dtype=torch.bool)
+    masks = torch.stack([inputs.get(f"image_mask.{n}", present).bool() for n in names], dim=1)
+    return {
+        "images": pictures.permute(0, 1, 4, 2, 3).float() / 255 * 2 - 1,
+        "image_mask": masks,
+        "tokens": inputs["tokens"].long(),
+        "token_mask": inputs["token_mask"].bool(),
+    }
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors or npz file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no file at {file}")
+    if file.suffix != ".npz":
+        return read_safetensors(file)
+    with np.load(file, allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def _with_one_line_of_gradients(errors: dict[str, float]) -> dict[str, float]:
+    gradients = [value for key, value in errors.items() if key.startswith("grad.")]
+    lines = {key: value for key, value in errors.items() if not key.startswith("grad.")}
+    return lines | ({"gradients": max(gradients)} if gradients else {})
+
+
+def main() -> None:
+    """Command line entry."""
+    with exit_with_message():
+        config = tyro.cli(VerifyConfig, description=__doc__)
+        errors, tolerance = verify(config)
+        passed = all(error <= tolerance for error in errors.values())
+        if config.json:
+            print(json.dumps({"errors": errors, "tolerance": tolerance, "passed": passed}))
+        else:
+            for key, error in errors.items():
+                print(f"{key:20} {error:.3e}  {'ok' if error <= tolerance else 'ABOVE'}")
+            print(f"tolerance {tolerance:g}: {'passed' if passed else 'FAILED'}")
+    sys.exit(0 if passed else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Norm statistics: what the robot's numbers were like in the demonstrations.
+
+A policy evaluated with other statistics than it was trained with fails silently, so they are part
+of the policy: stored with it, never recomputed on load, and never trained.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormStats:
+    """Statistics of one quantity over the demonstrations, per dimension [robot units]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    q01: tuple[float, ...]
+    """1 % quantile."""
+    q99: tuple[float, ...]
+    """99 % quantile."""
+
+    def __post_init__(self) -> None:
+        for name, values in asdict(self).items():
+            if len(values) != len(self.mean):
+                raise ValueError(
+                    f"norm stats {name} has {len(values)} numbers, mean has {len(self.mean)}"
+                )
+            bad = [i for i, value in enumerate(values) if not math.isfinite(value)]
+            if bad:
+                raise ValueError(f"norm stats {name} is not finite in dimensions {bad}")
+
+    @classmethod
+    def of(cls, values: Tensor) -> NormStats:
+        """Compute the statistics of samples (N, dimensions)."""
+        values = values.double()
+        quantiles = torch.quantile(values, values.new_tensor([0.01, 0.99]), dim=0)
+        return cls(
+            mean=tuple(values.mean(0).tolist()),
+            std=tuple(values.std(0, correction=0).tolist()),
+            q01=tuple(quantiles[0].tolist()),
+            q99=tuple(quantiles[1].tolist()),
+        )
+
+    @classmethod
+    def identity(cls, dim: int) -> NormStats:
+        """Statistics that leave `dim` dimensions as they are under z-scoring."""
+        return cls(mean=(0.0,) * dim, std=(1.0,) * dim, q01=(-1.0,) * dim, q99=(1.0,) * dim)
+
+    @classmethod
+    def without_quantiles(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> NormStats:
+        """Statistics of which a source gives no quantiles: they are set to the mean.
+
+        Mapping by them is refused, as their range is zero.
+        """
+        return cls(mean=mean, std=std, q01=mean, q99=mean)
+
+    @property
+    def has_quantiles(self) -> bool:
+        """Whether some quantile differs from the mean."""
+        return self.q01 != self.mean or self.q99 != self.mean
+
+    @property
+    def dim(self) -> int:
+        """How many dimensions there are."""
+        return len(self.mean)
+
+    def first(self, dim: int) -> NormStats:
+        """Return the statistics of the first `dim` dimensions; openpi's files may be padded.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        if dim > self.dim:
+            raise ValueError(
+                f"the norm stats have {self.dim} dimensions, the robot has {dim}; take the stats "
+                "of this robot, or recompute them from its demonstrations"
+            )
+        return NormStats(**{name: values[:dim] for name, values in asdict(self).items()})

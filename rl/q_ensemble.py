@@ -1,0 +1,114 @@
+"""Ensembles of action values, one vectorised forward for all members, and what is learned with.
+
+Letters: N members, B rows, D input width.
+Sources: Chen et al. 2021 (REDQ: targets from a random subset of many critics); Ball et al. 2023
+(RLPD: layer norm bounds what critics say of actions that nobody took).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+Pessimism = Literal["min", "mean"]
+
+
+class EnsembleLinear(nn.Module):
+    """N linear layers side by side, each initialised as `nn.Linear` is.
+
+    Args:
+        num: N.
+        narrow: Input width.
+        wide: Output width.
+    """
+
+    def __init__(self, num: int, narrow: int, wide: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(narrow)
+        self.weight = nn.Parameter(torch.empty(num, narrow, wide).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num, 1, wide).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, B, wide) from (N, B, narrow)."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class QEnsemble(nn.Module):
+    """N action values of one input; a layer norm before each activation, as in RLPD.
+
+    Args:
+        in_dim: D, width of the concatenated inputs.
+        num_members: N.
+        hidden: Widths of the hidden layers.
+    """
+
+    def __init__(self, in_dim: int, num_members: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        if num_members < 1:
+            raise ValueError(f"num_members={num_members} must be at least 1")
+        self.num_members = num_members
+        widths = (in_dim, *hidden)
+        self.layers = nn.ModuleList(EnsembleLinear(num_members, *pair) for pair in pairwise(widths))
+        self.head = EnsembleLinear(num_members, widths[-1], 1)
+        self.scale = nn.ParameterList(torch.ones(num_members, 1, width) for width in hidden)
+        self.shift = nn.ParameterList(torch.zeros(num_members, 1, width) for width in hidden)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the values (N, B) of inputs (B, ...) that are joined along the last axis."""
+        x = torch.cat(inputs, dim=-1).expand(self.num_members, -1, -1)
+        for layer, scale, shift in zip(self.layers, self.scale, self.shift, strict=True):
+            y = layer(x)
+            x = torch.relu(layer_norm(y, y.shape[-1:]) * scale + shift)
+        values: Tensor = self.head(x).squeeze(-1)
+        return values
+
+
+def make_target(ensemble: QEnsemble) -> QEnsemble:
+    """Return a copy that no gradient reaches; `follow` moves it."""
+    return deepcopy(ensemble).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(target: nn.Module, online: nn.Module, rate: float) -> None:
+    """Move a target network towards the online one by a share `rate`, in place."""
+    for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
+        slow.lerp_(fast, rate)
+
+
+def pessimistic(values: Tensor, how: Pessimism, subset: int = 0) -> Tensor:
+    """Return one value per row (B) of what N members say (N, B).
+
+    Args:
+        values: (N, B).
+        how: The least, or the mean.
+        subset: Of how many members, drawn without replacement at each call; 0 takes all.
+
+    Raises:
+        ValueError: the subset is larger than the ensemble.
+    """
+    num = len(values)
+    if not 0 <= subset <= num:
+        raise ValueError(f"subset={subset} must be between 0 (all) and num_members={num}")
+    if 0 < subset < num:
+        values = values[torch.randperm(num, device=values.device)[:subset]]
+    return values.amin(0) if how == "min" else values.mean(0)
+
+
+def td_target(reward: Tensor, discount: Tensor, terminated: Tensor, next_value: Tensor) -> Tensor:
+    """Return the value targets (B) of chunk transitions.
+
+    Args:
+        reward: Discounted reward of the chunk (B).
+        discount: What the rest is discounted by: discount^duration (B).
+        terminated: Whether nothing follows (B) bool. A time limit is no such end, unless the
+            caller says so.
+        next_value: Value of the observation that the chunk ended in (B).
+    """
+    return reward + discount * (~terminated) * next_value

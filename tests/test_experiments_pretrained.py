@@ -1,0 +1,281 @@
+"""A vision-language checkpoint through every algorithm: cameras, prompt, chunks, and back again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import envs
+import policies
+import rl
+from experiments.evaluate import EvaluateConfig, evaluate
+from experiments.train import TrainConfig, train
+from policies import FinetuneConfig, FlowPolicy, LoadConfig, LoRAConfig, NormStats, Pi0
+from policies.pi0_config import Family, tiny
+from policies.pictures import PicturesConfig
+from policies.preprocessor import PreprocessorConfig
+from policies.prompt import PromptConfig
+from policies.tokenizer import Tokenizer
+
+TOKENIZER = Path(__file__).parent / "fixtures" / "tiny_tokenizer" / "paligemma_tokenizer.model"
+ENV = envs.EnvConfig(
+    id="mock/Reach",
+    num_envs=4,
+    num_workers=0,
+    max_episode_steps=6,
+    cameras=("front", "wrist"),
+    image_size=20,
+)
+SLOTS = {"base_0_rgb": "front", "left_wrist_0_rgb": "wrist"}
+
+
+def vision_policy(family: Family = "pi0", **changes: Any) -> FlowPolicy:
+    """An untrained policy with two cameras and a prompt, of 4 state and 2 action dimensions."""
+    torch.manual_seed(0)
+    network = tiny(family, action_horizon=4, image_size=28)
+    stats = {"state": NormStats.identity(4), "action": NormStats.identity(2)}
+    preprocessor = PreprocessorConfig(
+        **stats,
+        normalization="quantile" if family == "pi05" else "zscore",
+        epsilon=0.0 if family == "pi05" else 1e-8,
+        epsilon_out=0.0,
+        min_scale=1e-4,
+        loss_dims="robot",
+        pictures=PicturesConfig(
+            cameras=SLOTS,
+            missing=("empty_camera_0",),
+            size=28,
+            resize="torch",
+        ),
+        prompt=PromptConfig(
+            max_tokens=48 if family == "pi0" else 80,
+            clean=family == "pi05",
+            discrete_state=family == "pi05",
+        ),
+        **changes,
+    )
+    sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=2)
+    policy = FlowPolicy(Pi0(network), preprocessor, sampler)
+    policy.tokenizer = Tokenizer.load(TOKENIZER)
+    return policy
+
+
+def lerobot_checkpoint(folder: Path, family: Family = "pi0") -> Path:
+    """Lay out a checkpoint as lerobot does, with the sizes that its weights do not tell."""
+    policies.save(vision_policy(family), folder, format="lerobot")
+    arch = {"vision": {"num_attention_heads": 2}}
+    (folder / "arch.json").write_text(json.dumps(arch))
+    return folder
+
+
+LOAD = LoadConfig(cameras=SLOTS, execution_horizon=2, flow_steps=2)
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("demonstrations") / "pictures.safetensors"
+    rl.collect_demonstrations(envs.make(replace(ENV, max_episode_steps=20)), 6, seed=0).save(file)
+    return file
+
+
+@pytest.fixture
+def small(small_preset: Callable, demonstrations: Path) -> Callable[[str], rl.AlgorithmConfig]:
+    """Return small settings of an algorithm, with demonstrations that have pictures."""
+
+    def make(name: str) -> rl.AlgorithmConfig:
+        config = small_preset(name)
+        return _with_demonstrations(config, demonstrations)
+
+    return make
+
+
+def _with_demonstrations(config: Any, file: Path) -> Any:
+    changes: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name == "demonstrations":
+            changes[field.name] = file
+        elif is_dataclass(value):
+            changes[field.name] = _with_demonstrations(value, file)
+    return replace(config, **changes)
+
+
+def config_of(checkpoint: Path, out: Path, algorithm: rl.AlgorithmConfig) -> TrainConfig:
+    return TrainConfig(
+        algorithm=algorithm,
+        env=ENV,
+        checkpoint=checkpoint,
+        load=LOAD,
+        out=out,
+        num_iterations=2,
+        num_chunks=3,
+        eval_every=2,
+        eval_episodes=4,
+        video=False,
+        wandb="disabled",
+        device="cpu",
+    )
+
+
+def test_lerobot_checkpoint_is_fine_tuned_by_rl_and_given_back(
+    tmp_path: Path, small: Callable
+) -> None:
+    checkpoint = lerobot_checkpoint(tmp_path / "lerobot")
+    before = policies.load(checkpoint, LOAD)
+    algorithm = replace(small("ppo"), critic_warmup=0, actor_learning_rate=1e-3)
+    summary = train(config_of(checkpoint, tmp_path / "run", algorithm))
+    tuned = policies.load(summary["checkpoint"])
+    policies.save(tuned, tmp_path / "back", format="lerobot")
+    (tmp_path / "back" / "arch.json").write_text((checkpoint / "arch.json").read_text())
+    again = policies.load(tmp_path / "back", LOAD)
+    assert again.state_dict().keys() == before.state_dict().keys()
+    for key, value in tuned.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    key = "network.paligemma_with_expert.gemma_expert.model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(again.state_dict()[key], before.state_dict()[key])
+    assert again.preprocessor.config == before.preprocessor.config
+    for name in ("config.json", "policy_preprocessor.json", "policy_postprocessor.json"):
+        assert (tmp_path / "back" / name).read_text() == (checkpoint / name).read_text()
+
+
+@pytest.mark.parametrize("name", sorted(rl.presets()))
+def test_every_algorithm_learns_on_cameras_and_a_prompt(
+    name: str, tmp_path: Path, small: Callable
+) -> None:
+    checkpoint = tmp_path / "policy"
+    policies.save(vision_policy(), checkpoint)
+    run = train(config_of(checkpoint, tmp_path / "run", small(name)))
+    assert run["iterations"] == 2
+    loaded = policies.load(run["checkpoint"])
+    assert loaded.obs_keys == ["state", "image/front", "image/wrist", "task_id"]
+    evaluated = evaluate(
+        EvaluateConfig(checkpoint=Path(run["checkpoint"]), env=ENV, episodes=4, device="cpu")
+    )
+    assert evaluated.num_episodes == 4
+
+
+@pytest.mark.parametrize("name", sorted(set(rl.presets()) - {"epo"}))
+def test_every_algorithm_learns_on_pi05_with_its_state_in_the_prompt(
+    name: str, tmp_path: Path, small: Callable
+) -> None:
+    policies.save(vision_policy("pi05"), tmp_path / "policy")
+    run = train(config_of(tmp_path / "policy", tmp_path / "run", small(name)))
+    assert run["iterations"] == 2
+
+
+@pytest.mark.parametrize("name", ["ppo", "dsrl", "wsrl", "dgn", "filtered_bc"])
+def test_relative_actions_reach_the_robot_absolute(
+    name: str, tmp_path: Path, small: Callable
+) -> None:
+    policies.save(vision_policy(delta_mask=(True, False)), tmp_path / "policy")
+    run = train(config_of(tmp_path / "policy", tmp_path / "run", small(name)))
+    assert run["iterations"] == 2
+
+
+def test_lora_trains_saves_resumes_and_is_folded_in_on_export(
+    tmp_path: Path, small: Callable
+) -> None:
+    checkpoint = lerobot_checkpoint(tmp_path / "lerobot")
+    algorithm = replace(small("ppo"), critic_warmup=0, actor_learning_rate=1e-2)
+    lora = LoRAConfig(rank=2, alpha=2.0, targets=("gemma_expert.*.q_proj", "mlp.*_proj"))
+    config = replace(
+        config_of(checkpoint, tmp_path / "run", algorithm),
+        finetune=FinetuneConfig(trainable=(), lora=lora, gradient_checkpointing=True),
+    )
+    config = replace(config, eval_every=1)
+    whole = train(replace(config, out=tmp_path / "whole"))
+    train(replace(config, num_iterations=1))
+    parts = train(replace(config, resume=True))
+    tuned = policies.load(whole["checkpoint"])
+    resumed = policies.load(parts["checkpoint"]).state_dict()
+    assert all(torch.equal(resumed[key], value) for key, value in tuned.state_dict().items())
+    assert tuned.lora == lora
+    base = policies.load(checkpoint, LOAD).state_dict()
+    frozen = {key: value for key, value in tuned.state_dict().items() if "lora" not in key}
+    assert all(torch.equal(base[key], value) for key, value in frozen.items())
+    policies.save(tuned, tmp_path / "merged", format="openpi")
+    (tmp_path / "merged" / "arch.json").write_text((checkpoint / "arch.json").read_text())
+    pipeline = replace(
+        policies.PIPELINES["pi0_libero"],
+        action_horizon=4,
+        execution_horizon=2,
+        state_dim=4,
+        action_dim=2,
+        delta_mask=(),
+        cameras=SLOTS,
+    )
+    config_back = LoadConfig(tokenizer=TOKENIZER, flow_steps=2)
+    merged = policies.load(tmp_path / "merged", config_back, pipeline)
+    assert merged.lora is None
+    key = "network.paligemma_with_expert.gemma_expert.model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged.state_dict()[key], base[key])
+    x, time = torch.randn(2, 1, 4, 32), torch.rand(2, 1)
+    inputs = {
+        "state": torch.randn(2, 32),
+        "images": torch.rand(2, 2, 3, 28, 28),
+        "tokens": torch.ones(2, 5, dtype=torch.int64),
+    }
+    ours, theirs = (
+        policy.network.velocity(policy.network.encode(**inputs), x, time).velocity
+        for policy in (tuned, merged)
+    )
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_lora_target_that_matches_nothing_is_refused(tmp_path: Path, small: Callable) -> None:
+    policies.save(vision_policy("pi05"), tmp_path / "policy")
+    lora = LoRAConfig(targets=("action_time_mlp_in",))  # π0's name, in a π0.5
+    config = replace(
+        config_of(tmp_path / "policy", tmp_path / "run", small("ppo")),
+        finetune=FinetuneConfig(trainable=(), lora=lora),
+    )
+    with pytest.raises(ValueError, match="matches no layer"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_that_cannot_fit_is_refused_before_it_starts(
+    tmp_path: Path, small: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies.save(vision_policy(), tmp_path / "policy")
+    monkeypatch.setattr("experiments.train.available_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match="training needs"):
+        train(config_of(tmp_path / "policy", tmp_path / "run", small("ppo")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_cloning_with_an_average_resumes_exactly(tmp_path: Path, small: Callable) -> None:
+    policies.save(vision_policy(), tmp_path / "policy")
+    algorithm = replace(small("bc"), learning_rate=1e-3, warmup_steps=0, ema_decay=0.5)
+    config = config_of(tmp_path / "policy", tmp_path / "whole", algorithm)
+    config = replace(config, eval_every=1, num_iterations=3)
+    whole = train(config)
+    train(replace(config, out=tmp_path / "parts", num_iterations=1))
+    parts = train(replace(config, out=tmp_path / "parts", resume=True))
+    first, second = (policies.load(run["checkpoint"]).state_dict() for run in (whole, parts))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    start = policies.load(tmp_path / "policy").state_dict()
+    assert any(not torch.equal(start[key], first[key]) for key in first)
+
+
+def test_frozen_groups_stay_bit_identical(tmp_path: Path, small: Callable) -> None:
+    policies.save(vision_policy(), tmp_path / "policy")
+    algorithm = replace(small("ppo"), critic_warmup=0)
+    config = replace(
+        config_of(tmp_path / "policy", tmp_path / "run", algorithm),
+        finetune=FinetuneConfig(trainable=("action_expert",), dtype="bfloat16"),
+    )
+    tuned = policies.load(train(config)["checkpoint"]).state_dict()
+    start = policies.load(tmp_path / "policy").state_dict()
+    changed = {key for key in start if not torch.equal(start[key].to(tuned[key].dtype), tuned[key])}
+    assert changed
+    assert all("gemma_expert" in key for key in changed)
+    embedding = "network.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
+    assert tuned[embedding].dtype == torch.bfloat16
+    assert {tuned[key].dtype for key in changed} == {torch.float32}  # master weights
