@@ -113,6 +113,7 @@ def _gymnasium(name: str, config: EnvConfig) -> VectorEnv:
 
 def _mock(name: str, config: EnvConfig) -> VectorEnv:
     from envs.mock import Reach, Script
+    from envs.mock_two_goals import TwoGoals
 
     if name == "Reach":
         return Reach(
@@ -127,9 +128,14 @@ def _mock(name: str, config: EnvConfig) -> VectorEnv:
         return Script(
             config.num_envs, lengths=(length,) * config.num_envs, ends=("time",) * config.num_envs
         )
-    nearest = get_close_matches(name, ("Reach", "Script"), n=1, cutoff=0.3)
+    if name == "TwoGoals":
+        _no_cameras(config)
+        return TwoGoals(config.num_envs, max_episode_steps=_time_limit(config, 4))
+    nearest = get_close_matches(name, ("Reach", "Script", "TwoGoals"), n=1, cutoff=0.3)
     hint = f"; did you mean 'mock/{nearest[0]}'?" if nearest else ""
-    raise ValueError(f"unknown task id='mock/{name}'{hint} valid: mock/Reach, mock/Script")
+    raise ValueError(
+        f"unknown task id='mock/{name}'{hint} valid: mock/Reach, mock/Script, mock/TwoGoals"
+    )
 
 
 def _no_cameras(config: EnvConfig) -> None:

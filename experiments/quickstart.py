@@ -18,7 +18,6 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-import rl
 from experiments.errors import exit_with_message
 from experiments.pretrain import PretrainConfig, pretrain
 from experiments.recipes import Recipe, recipe
@@ -40,7 +39,8 @@ class QuickstartConfig:
     """Demonstrations, cloning, fine-tuning, evaluation."""
 
     algorithm: str = "ppo"
-    """Registered name of the algorithm that fine-tunes."""
+    """Registered name of the algorithm that fine-tunes, and after a colon its likelihood if that
+    is to be another than the default: `ppo`, `ppo:flow_noise`, `grpo:one_step`, ..."""
     env: QuickstartEnv = field(default_factory=QuickstartEnv)
     seed: int = 0
     """Seed of everything."""
@@ -58,43 +58,43 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Run all of it; return the summary of the fine-tuning."""
     settings = recipe(config.env.id)
     settings = settings.fast() if config.fast else settings
-    algorithm = _algorithm(config, settings)
+    training = training_config(config, settings)
+    make_clone(config, settings)
+    return train(training)
+
+
+def make_clone(config: QuickstartConfig, settings: Recipe) -> None:
+    """Collect demonstrations and clone them, unless the folder has a clone already."""
     pretrained = config.out / "pretrained"
-    console = Console(stderr=True)
     if pretrained.is_dir():
-        console.print(f"{pretrained} is there already and is fine-tuned")
-    else:
-        pretrain(
-            PretrainConfig(
-                env=settings.env,
-                out=config.out,
-                num_demonstrations=settings.num_demonstrations,
-                gradient_steps=settings.gradient_steps,
-                seed=config.seed,
-            )
-        )
-    return train(
-        TrainConfig(
-            algorithm=algorithm,
+        Console(stderr=True).print(f"{pretrained} is there already and is fine-tuned")
+        return
+    pretrain(
+        PretrainConfig(
             env=settings.env,
-            checkpoint=pretrained,
-            out=config.out / config.algorithm,
+            out=config.out,
+            num_demonstrations=settings.num_demonstrations,
+            gradient_steps=settings.gradient_steps,
             seed=config.seed,
-            num_iterations=settings.num_iterations,
-            num_chunks=settings.num_chunks,
-            eval_every=settings.eval_every,
-            eval_episodes=settings.eval_episodes,
-            max_minutes=config.max_minutes,
-            wandb=config.wandb,
         )
     )
 
 
-def _algorithm(config: QuickstartConfig, settings: Recipe) -> rl.AlgorithmConfig:
-    algorithm = rl.preset(config.algorithm)
-    if isinstance(algorithm, rl.PPOConfig):
-        return settings.ppo
-    return algorithm.with_demonstrations(config.out / "demonstrations.safetensors")
+def training_config(config: QuickstartConfig, settings: Recipe) -> TrainConfig:
+    """Return how the clone is fine-tuned."""
+    return TrainConfig(
+        algorithm=settings.algorithm(config.algorithm, config.out),
+        env=settings.env,
+        checkpoint=config.out / "pretrained",
+        out=config.out / config.algorithm.replace(":", "-"),
+        seed=config.seed,
+        num_iterations=settings.num_iterations,
+        num_chunks=settings.num_chunks,
+        eval_every=settings.eval_every,
+        eval_episodes=settings.eval_episodes,
+        max_minutes=config.max_minutes,
+        wandb=config.wandb,
+    )
 
 
 def main() -> None:

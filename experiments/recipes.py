@@ -5,10 +5,22 @@ How they were found is in docs/quickstart.md. An environment without a recipe ge
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import envs
 import rl
+from policies import LikelihoodConfig
+
+LIKELIHOODS = {
+    "flow_sde": LikelihoodConfig(),
+    "one_step": LikelihoodConfig(stochastic_steps="one"),
+    "flow_noise": LikelihoodConfig(kernel="flow_noise"),
+    "velocity_gaussian": LikelihoodConfig(kernel="velocity_gaussian"),
+    "flow_matching": LikelihoodConfig(kernel="flow_matching", ratio="joint", reduction="mean"),
+}
+"""Likelihoods by the word that follows an algorithm's name and a colon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +38,33 @@ class Recipe:
     eval_episodes: int = 200
     ppo: rl.PPOConfig = field(default_factory=rl.PPOConfig)
     """PPO for this environment; other algorithms take their defaults."""
+
+    def algorithm(self, name: str, folder: Path) -> rl.AlgorithmConfig:
+        """Return an algorithm's config for this environment.
+
+        Args:
+            name: Registered name; after a colon a key of `LIKELIHOODS` that replaces its own.
+            folder: Where the demonstrations are.
+
+        Raises:
+            ValueError: nothing is registered under the name, the likelihood is unknown, or the
+                algorithm has none.
+        """
+        word, _, likelihood = name.partition(":")
+        config = rl.preset(word)
+        config = config.with_demonstrations(folder / "demonstrations.safetensors")
+        config = _with(config, rl.PPOConfig, self.ppo)
+        if not likelihood:
+            return config
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(
+                f"unknown likelihood {likelihood!r} in algorithm={name!r}; valid after the colon: "
+                f"{', '.join(LIKELIHOODS)}"
+            )
+        changed = _with(config, LikelihoodConfig, LIKELIHOODS[likelihood])
+        if changed == config and not _has(config, LikelihoodConfig):
+            raise ValueError(f"{word} has no likelihood; take algorithm={word!r} alone")
+        return changed
 
     def fast(self) -> Recipe:
         """Return the same with so few steps that it ends within two minutes on two cores."""
@@ -57,3 +96,18 @@ def recipe(env_id: str) -> Recipe:
     if prefix == "mock":
         return Recipe(env=replace(env, num_workers=0), num_chunks=20, num_iterations=20)
     return Recipe(env=env)
+
+
+def _with(config: Any, kind: type, value: Any) -> Any:
+    """Return a config with every part of a kind replaced, itself included."""
+    if type(config) is kind:
+        return value
+    parts = {f.name: getattr(config, f.name) for f in fields(config)}
+    changes = {name: _with(v, kind, value) for name, v in parts.items() if is_dataclass(v)}
+    return replace(config, **changes)
+
+
+def _has(config: Any, kind: type) -> bool:
+    if type(config) is kind:
+        return True
+    return any(_has(v, kind) for f in fields(config) if is_dataclass(v := getattr(config, f.name)))

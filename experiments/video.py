@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from tensordict import TensorDict
+from torchrl.envs import ExplorationType, set_exploration_type
 
 import envs
 from policies import FlowActor
@@ -46,12 +47,11 @@ def _frames(env: envs.Checked, actor: FlowActor, seed: int) -> list[np.ndarray]:
     active = torch.ones(env.spec.num_envs, dtype=torch.bool, device=env.spec.device)
     devices = list(range(torch.cuda.device_count()))
     frames = [_grid(env)]
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(seed)
         while active.any():
             td = TensorDict(dict(obs), batch_size=[env.spec.num_envs])
-            chunk = actor.policy.sample_actions(td)
-            for action in chunk.unbind(1):
+            for action in actor(td)["action"].unbind(1):
                 if not active.any():
                     break
                 obs, _, terminated, truncated, _ = env.step(action, active)

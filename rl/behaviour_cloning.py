@@ -80,6 +80,9 @@ class BCConfig(AlgorithmConfig):
         final = self.final_fraction or 0.0
         return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * fraction)))
 
+    def with_demonstrations(self, file: Path) -> BCConfig:
+        return replace(self, demonstrations=file)
+
 
 class CloningStep:
     """One policy's optimizer for flow matching; shared by all that clones.

@@ -27,7 +27,7 @@ from rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from rl.decisions import judged_decisions
 from rl.descent import descend, minibatches, run_epochs
 from rl.evolution import Fitness, evolve
-from rl.policy_loss import log_ratios
+from rl.policy_loss import clip_notes, log_ratios
 from rl.population import Population, PopulationActor, PopulationCritic
 from rl.ppo import PPOConfig, critic_loss, policy_loss
 from rl.registry import register
@@ -95,6 +95,9 @@ class EPO(Algorithm[EPOConfig]):
         }
         self.fitness = Fitness(config.num_members, config.fitness_decay)
         self.num_replaced = 0
+
+    def notes(self) -> list[str]:
+        return clip_notes(self.actor, self.config.ppo.clip_low, self.config.ppo.clip_high)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         config, ppo = self.config, self.config.ppo

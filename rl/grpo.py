@@ -27,7 +27,7 @@ from rl.advantage import GroupScale, group_relative
 from rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from rl.descent import descend, minibatches, run_epochs
 from rl.episodes import Episodes, episodes, grouped, ungrouped
-from rl.policy_loss import PolicyLoss, check_trainable, log_ratios
+from rl.policy_loss import PolicyLoss, check_trainable, clip_notes, log_ratios
 from rl.reference import KLSpace
 from rl.registry import register
 from rl.surrogate import clipped_surrogate, trajectory_log_ratio
@@ -101,6 +101,9 @@ class GRPO(Algorithm[GRPOConfig]):
         self.pending: list[TensorDictBase] = []
         """Kept decisions of rollouts that the next update will learn from too."""
         self.num_pending_groups = 0
+
+    def notes(self) -> list[str]:
+        return clip_notes(self.actor, self.config.clip_low, self.config.clip_high)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         batch, num_kept, metrics = self.prepare(rollout)

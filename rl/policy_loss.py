@@ -14,7 +14,7 @@ from torch import Tensor
 from policies import ActionDistribution, FlowActor, LikelihoodConfig
 from policies.likelihood import STEP_KERNELS
 from rl.reference import KLSpace, Reference
-from rl.surrogate import ratio_metrics
+from rl.surrogate import implied_clip, ratio_metrics
 
 Surrogate = Callable[[Tensor, Tensor], Tensor]
 """`(log_ratio (B, M), advantage (B, 1)) -> objective (B, M)`."""
@@ -31,6 +31,17 @@ def check_trainable(likelihood: LikelihoodConfig) -> None:
             "likelihood.kernel='ode' is exact but has no gradient, for tests and reports; train "
             f"with one of {', '.join((*STEP_KERNELS, 'flow_matching'))}"
         )
+
+
+def clip_notes(actor: FlowActor, clip_low: float, clip_high: float) -> list[str]:
+    """Return what a clip means for an actor's likelihood; nothing where its steps have none."""
+    config, policy = actor.config, actor.policy
+    if config.kernel not in STEP_KERNELS:
+        return []
+    joint = config.ratio == "joint" and config.stochastic_steps == "all"
+    num_steps = policy.grid.flow_steps if joint else 1
+    num_entries = int(policy.executed_mask().sum())
+    return [implied_clip(clip_low, clip_high, config.reduction, num_entries, num_steps)]
 
 
 def log_ratios(actor: FlowActor, batch: TensorDictBase) -> tuple[Tensor, ActionDistribution]:

@@ -27,10 +27,10 @@ from rl.algorithm import Algorithm, AlgorithmConfig
 from rl.critic import ValueCritic
 from rl.decisions import judged_decisions, rescored
 from rl.descent import descend, minibatches, run_epochs
-from rl.policy_loss import PolicyLoss, check_trainable, with_one_step
+from rl.policy_loss import PolicyLoss, check_trainable, clip_notes, with_one_step
 from rl.reference import KLSpace
 from rl.registry import register
-from rl.surrogate import clipped_surrogate, implied_clip, value_loss
+from rl.surrogate import clipped_surrogate, value_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,12 +177,7 @@ class PPO(Algorithm[PPOConfig]):
         return batch, metrics
 
     def notes(self) -> list[str]:
-        config, policy = self.config, self.actor.policy
-        joint = config.likelihood.ratio == "joint" and config.likelihood.stochastic_steps == "all"
-        num_steps = policy.grid.flow_steps if joint else 1
-        num_entries = int(policy.executed_mask().sum())
-        clip = (config.clip_low, config.clip_high)
-        return [implied_clip(*clip, config.likelihood.reduction, num_entries, num_steps)]
+        return clip_notes(self.actor, self.config.clip_low, self.config.clip_high)
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics."""

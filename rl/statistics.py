@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, trim_mean
+from scipy.stats import binomtest, bootstrap, fisher_exact, trim_mean
 
 Interval = tuple[float, float]
 
@@ -57,6 +57,19 @@ def stratified_bootstrap(
         vectorized=True,
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def fisher_p_value(first: tuple[int, int], second: tuple[int, int]) -> float:
+    """Return the exact two-sided p-value that two success rates differ.
+
+    For starts that are not paired; on shared starts `mcnemar_p_value` sees more.
+
+    Args:
+        first: Successes and episodes.
+        second: Of the other policy.
+    """
+    table = [[successes, episodes - successes] for successes, episodes in (first, second)]
+    return float(fisher_exact(table).pvalue)
 
 
 def mcnemar_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:

@@ -45,6 +45,7 @@ ENVIRONMENTS = [
         lambda: Checked(Reach(NUM_ENVS, num_tasks=2, max_episode_steps=LIMIT)), id="two tasks"
     ),
     pytest.param(made("mock/Script"), id="mock/Script"),
+    pytest.param(made("mock/TwoGoals"), id="mock/TwoGoals"),
     pytest.param(
         lambda: Checked(
             Script(NUM_ENVS, lengths=(LIMIT,) * 3, ends=("time",) * 3, reuse_buffer=True)

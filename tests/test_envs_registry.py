@@ -17,6 +17,7 @@ from envs import Checked, EnvConfig, make
         ("mujco", "mujoco/..."),
         ("mock/Rech", "mock/Reach"),
         ("mock/script", "mock/Script"),
+        ("mock/TwoGoal", "mock/TwoGoals"),
         ("mujoco/PickCub", "PickCube"),
         ("gym/Pendulun-v1", "Pendulum-v1"),
     ],
@@ -44,7 +45,13 @@ def test_there_is_at_least_one_environment(num_envs: int) -> None:
 
 @pytest.mark.parametrize(
     ("id", "default"),
-    [("mock/Reach", 20), ("mock/Script", 5), ("mujoco/PushCube", 60), ("gym/Pendulum-v1", 200)],
+    [
+        ("mock/Reach", 20),
+        ("mock/Script", 5),
+        ("mock/TwoGoals", 4),
+        ("mujoco/PushCube", 60),
+        ("gym/Pendulum-v1", 200),
+    ],
 )
 def test_the_time_limit_is_the_tasks_own_unless_asked_for(id: str, default: int) -> None:
     for asked, expected in ((None, default), (3, 3)):

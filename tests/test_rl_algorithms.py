@@ -110,6 +110,35 @@ def test_an_update_leaves_its_rollout_as_it_is(name: str, new: Callable) -> None
 
 
 @every_algorithm
+def test_the_ratio_is_one_before_every_update(name: str, new: Callable, tmp_path: Path) -> None:
+    """Also once scales have followed the returns, and on rollouts that were stored and moved."""
+    algorithm = new(name)
+    experience, seen = rollouts(algorithm), []
+    for number in range(5):
+        rollout = experience.collect()
+        if algorithm.needs.rollouts:
+            stored = rollout.memmap(tmp_path / str(number)).clone()
+            rollout = stored.apply(lambda x: x.double().float() if x.is_floating_point() else x)
+        seen += [v for k, v in algorithm.update(rollout).items() if k == "ratio_deviation"]
+    assert all(deviation < 1e-4 for deviation in seen)
+    assert bool(seen) == (name in {"ppo", "grpo", "epo", "fpo"})
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "epo", "fpo"])
+def test_a_policy_that_moved_before_its_update_trips_the_ratio(name: str, new: Callable) -> None:
+    """Negative control of the test above."""
+    algorithm = new(name)
+    experience, seen = rollouts(algorithm), []
+    for _ in range(4):
+        rollout = experience.collect()
+        with torch.no_grad():
+            algorithm.actor.policy.network.action_out_proj.bias += 0.01
+        seen += [v for k, v in algorithm.update(rollout).items() if k == "ratio_deviation"]
+    assert seen
+    assert max(seen) > 1e-3
+
+
+@every_algorithm
 def test_state_survives_a_file_and_learning_goes_on_alike(
     name: str, new: Callable, half_trained: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.distributions import Normal
 
 import envs
 import policies
@@ -405,8 +406,11 @@ def test_kl_of_a_step_is_that_of_samples_and_of_the_velocities() -> None:
     assert weight * (v - w).square().sum().item() == pytest.approx(closed, rel=1e-6)
     same = kl_divergence(new, new)
     assert same.abs().max() < 1e-12
-    wider = Transition(new.mean, 1.5 * new.std.expand_as(new.mean))
-    assert kl_divergence(wider, new).sum() > 0
+    wider = Transition(old.mean, 1.5 * old.std.expand_as(old.mean))
+    for first, second in ((new, wider), (wider, new)):
+        normals = (Normal(t.mean, t.std.expand_as(t.mean)) for t in (first, second))
+        expected = torch.distributions.kl_divergence(*normals)
+        assert torch.allclose(kl_divergence(first, second), expected)
     fixed = Transition(new.mean, torch.zeros_like(new.mean))
     assert kl_divergence(fixed, fixed).eq(0).all()
 

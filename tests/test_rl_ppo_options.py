@@ -225,6 +225,14 @@ def test_a_run_says_what_its_clip_means(ratio: Any, steps: int, tiny_policy: Cal
     algorithm = new_ppo(tiny_policy(horizon=3), likelihood=LikelihoodConfig(ratio=ratio))
     (note,) = algorithm.notes()
     assert f"4 entries x {steps} flow steps" in note
+    others = (
+        rl.GRPO(rl.GRPOConfig(likelihood=algorithm.config.likelihood), tiny_policy(horizon=3)),
+        rl.EPO(rl.EPOConfig(ppo=algorithm.config), tiny_policy(horizon=3)),
+    )
+    assert [other.notes() for other in others] == [[note], [note]]
+    assert rl.FPO(rl.FPOConfig(), tiny_policy()).notes() == []
+    losses = LikelihoodConfig(kernel="flow_matching")
+    assert new_ppo(tiny_policy(), likelihood=losses).notes() == []
 
 
 @pytest.mark.parametrize("steps", ["all", "one"])

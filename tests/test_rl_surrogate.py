@@ -211,3 +211,12 @@ def test_every_row_is_in_one_minibatch_of_each_epoch() -> None:
     assert sorted(torch.cat(rows[:3]).tolist()) == list(range(12))
     assert sorted(torch.cat(rows[3:]).tolist()) == list(range(12))
     assert not torch.equal(rows[0], rows[3])
+
+
+def test_a_decision_weighs_what_its_weight_says(tiny_policy: Callable) -> None:
+    actor, batch = acted(tiny_policy())
+    loss = PolicyLoss(actor, surrogate, (0.1, 0.3))
+    chosen = batch["action_log_prob"].new_zeros(24, 1)
+    chosen[:6] = 4.0  # a quarter of the decisions, so that the weights are 1 on average
+    assert torch.allclose(loss(batch.copy().set("weight", chosen)), loss(batch[:6]), atol=1e-6)
+    assert not torch.allclose(loss(batch), loss(batch[:6]), atol=1e-3)

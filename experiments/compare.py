@@ -1,0 +1,131 @@
+"""Algorithms side by side, on the same clones: a table with intervals, and curves with bands.
+
+    python -m experiments.compare --algorithms ppo ppo:flow_noise grpo epo fpo --seeds 0 1 2
+    python -m experiments.compare --env-ids mujoco/PickCube mujoco/PushCube --algorithms ppo bc
+
+For every environment and seed a policy is cloned as the quickstart clones it, once, and every
+algorithm fine-tunes that clone with the environment's recipe. --out then holds
+`<environment>/seed_<n>/` with `pretrained/` and a run for each algorithm, `comparison.md` and
+`comparison.png`. What is finished is not run again, and what was interrupted goes on: the same
+command continues a comparison, and longer lists extend it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from experiments.comparison import (
+    FinishedRun,
+    comparison_table,
+    draw_curves,
+    finished_run,
+)
+from experiments.errors import exit_with_message
+from experiments.quickstart import (
+    QuickstartConfig,
+    QuickstartEnv,
+    make_clone,
+    training_config,
+)
+from experiments.recipes import Recipe, recipe
+from experiments.run import WandbMode
+from experiments.train import TrainConfig, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Fine-tune the same clones with several algorithms and compare."""
+
+    algorithms: tuple[str, ...] = ("ppo", "ppo:one_step", "ppo:flow_noise", "grpo", "epo", "fpo")
+    """Registered names, each with a likelihood after a colon where the default is not meant."""
+    env_ids: tuple[str, ...] = ("mujoco/PickCube",)
+    """Environments."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of clone and fine-tuning."""
+    out: Path = Path("runs/compare")
+    """Folder for all of it."""
+    num_iterations: int | None = None
+    """Iterations of each run; those of the environment's recipe by default."""
+    max_minutes: float = float("inf")
+    """Most time for each run [min]."""
+    fast: bool = False
+    """Few steps, to see that everything runs."""
+    wandb: WandbMode = "off"
+    """Where Weights & Biases metrics go."""
+
+    def __post_init__(self) -> None:
+        for name in ("algorithms", "env_ids", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name}={values} must name at least one, and none twice")
+
+
+def compare(config: CompareConfig) -> list[FinishedRun]:
+    """Run what is missing, and write table and curves; return all runs."""
+    jobs = [
+        _job(config, env_id, seed, name)
+        for env_id in config.env_ids
+        for seed in config.seeds
+        for name in config.algorithms
+    ]
+    for job in jobs:  # what cannot be run is refused before hours have gone into the rest
+        _training(config, job)
+    runs = []
+    for number, job in enumerate(jobs, 1):
+        title = f"{job.algorithm} on {job.env.id}, seed {job.seed} ({number} of {len(jobs)})"
+        Console(stderr=True).rule(title)
+        runs.append(_run(config, job))
+        _report(runs, config.out)
+    return runs
+
+
+def _job(config: CompareConfig, env_id: str, seed: int, name: str) -> QuickstartConfig:
+    return QuickstartConfig(
+        algorithm=name,
+        env=QuickstartEnv(id=env_id),
+        seed=seed,
+        out=config.out / env_id.replace("/", "-") / f"seed_{seed}",
+        fast=config.fast,
+        max_minutes=config.max_minutes,
+        wandb=config.wandb,
+    )
+
+
+def _training(config: CompareConfig, job: QuickstartConfig) -> tuple[Recipe, TrainConfig]:
+    """Return the recipe and the training of a job."""
+    settings = recipe(job.env.id)
+    settings = settings.fast() if job.fast else settings
+    if config.num_iterations is not None:
+        settings = replace(settings, num_iterations=config.num_iterations)
+    return settings, training_config(job, settings)
+
+
+def _run(config: CompareConfig, job: QuickstartConfig) -> FinishedRun:
+    """Do a job, or what is left of it, and return its run."""
+    settings, training = _training(config, job)
+    if not (training.out / "summary.json").is_file():
+        make_clone(job, settings)
+        begun = any(training.out.glob("checkpoint_*"))
+        train(replace(training, resume=begun, video=False))
+    return finished_run(training.out, job.algorithm)
+
+
+def _report(runs: list[FinishedRun], out: Path) -> None:
+    """Write the comparison of the runs so far."""
+    (out / "comparison.md").write_text(comparison_table(runs) + "\n")
+    draw_curves(runs, out / "comparison.png")
+
+
+def main() -> None:
+    """Command line entry."""
+    with exit_with_message():
+        runs = compare(tyro.cli(CompareConfig, description=__doc__))
+        Console(soft_wrap=True).print(comparison_table(runs), markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Finished runs side by side: a table and curves, from their folders; numbers are never typed.
+
+Reads only what every algorithm's run has: evaluations, environment steps, time.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.report import percent
+from experiments.results_table import read_run
+from rl.statistics import fisher_p_value
+
+LEVEL = 0.8
+"""Success rate whose first evaluation is reported."""
+HEADER = (
+    "| environment | algorithm | seed | before | after | p | after, stochastic "
+    f"| steps to {LEVEL:.0%} | steps | time |\n|---|---|--:|---|---|--:|---|--:|--:|--:|"
+)
+
+
+class FinishedRun(NamedTuple):
+    """What a comparison needs of a run."""
+
+    name: str
+    """The algorithm's word, with its likelihood's after a colon where that was chosen."""
+    summary: dict[str, Any]
+    commit: str
+    steps: list[float]
+    """Environment steps at each evaluation while training, the first before it."""
+    success: list[float]
+    """Success rate of the deployed policy then."""
+
+    @property
+    def steps_to_level(self) -> float | None:
+        """Environment steps at the first evaluation that reached `LEVEL`; None if none did."""
+        reached = (s for s, rate in zip(self.steps, self.success, strict=True) if rate >= LEVEL)
+        return next(reached, None)
+
+
+def finished_run(folder: Path, name: str) -> FinishedRun:
+    """Read a run's folder.
+
+    Raises:
+        FileNotFoundError: the run did not finish.
+    """
+    summary, provenance = read_run(folder)
+    with (folder / "metrics.csv").open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("success_rate")]
+    before = summary["before"]["ode"]["success_rate"]
+    return FinishedRun(
+        name,
+        summary,
+        str(provenance["commit"]),
+        [0.0, *(float(row["env_steps"]) for row in rows)],
+        [before, *(float(row["success_rate"]) for row in rows)],
+    )
+
+
+def comparison_table(runs: Sequence[FinishedRun]) -> str:
+    """Return a Markdown table: a line for each run, and one for all seeds of an algorithm."""
+    lines = [HEADER]
+    for group in _grouped(runs).values():
+        lines += [_line(run) for run in group]
+        if len(group) > 1:
+            lines.append(_line_of_seeds(group))
+    commits = ", ".join(sorted({run.commit for run in runs}))
+    note = (
+        "Deployed policies with 95 % Wilson intervals on starts that training never saw; p: exact "
+        f"test (Fisher) of after against before. Commit {commits}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
+    """Draw success over environment steps, a panel for each environment, into a PNG.
+
+    A line is the mean over seeds, as far as all of them went; a band reaches from the worst to
+    the best seed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    env_ids = sorted({run.summary["env"] for run in runs})
+    figure = Figure(figsize=(6 * len(env_ids), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, env_id in zip(
+        figure.subplots(1, len(env_ids), squeeze=False)[0], env_ids, strict=True
+    ):
+        for (env, name), group in _grouped(runs).items():
+            if env == env_id:
+                steps, mean, low, high = seed_band(group)
+                (line,) = axes.plot(steps, mean, label=f"{name} ({len(group)} seeds)")
+                axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, color=line.get_color())
+        axes.set(title=env_id, xlabel="environment steps", ylabel="success rate, as deployed")
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize="small")
+    figure.savefig(file, dpi=150)
+
+
+def seed_band(
+    group: Sequence[FinishedRun], num: int = 200
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return steps, and the mean, lowest and highest success rate of all seeds at them (num,)."""
+    steps = np.linspace(0, min(run.steps[-1] for run in group), num)
+    rates = np.stack([np.interp(steps, run.steps, run.success) for run in group])
+    return steps, rates.mean(0), rates.min(0), rates.max(0)
+
+
+def _grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], list[FinishedRun]]:
+    """Return the runs by environment and algorithm, each by seed."""
+    groups: dict[tuple[str, str], list[FinishedRun]] = {}
+    for run in sorted(runs, key=lambda r: (r.summary["env"], r.name, r.summary["seed"])):
+        groups.setdefault((run.summary["env"], run.name), []).append(run)
+    return groups
+
+
+def _line(run: FinishedRun) -> str:
+    summary = run.summary
+    before, after = summary["before"]["ode"], summary["after"]["ode"]
+    counts = [(e["successes"], e["episodes"]) for e in (before, after)]
+    reached = run.steps_to_level
+    return (
+        f"| `{summary['env']}` | `{run.name}` | {summary['seed']} | {percent(before)} "
+        f"| {percent(after)} | {fisher_p_value(*counts):.1g} "
+        f"| {percent(summary['after']['stochastic'])} "
+        f"| {'never' if reached is None else f'{reached:,.0f}'} | {summary['env_steps']:,} "
+        f"| {summary['train_seconds'] / 60:.1f} min |"
+    )
+
+
+def _line_of_seeds(group: Sequence[FinishedRun]) -> str:
+    """Return the means over seeds; how far these are apart, the lines above show."""
+
+    def mean(when: str, how: str) -> str:
+        return f"{fmean(run.summary[when][how]['success_rate'] for run in group):.1%}"
+
+    reached = [run.steps_to_level for run in group]
+    steps = [s for s in reached if s is not None]
+    to_level = f"{fmean(steps):,.0f}" if len(steps) == len(group) else f"{len(steps)}/{len(group)}"
+    minutes = fmean(run.summary["train_seconds"] for run in group) / 60
+    return (
+        f"| `{group[0].summary['env']}` | `{group[0].name}` | mean of {len(group)} "
+        f"| {mean('before', 'ode')} | {mean('after', 'ode')} | | {mean('after', 'stochastic')} "
+        f"| {to_level} | {fmean(run.summary['env_steps'] for run in group):,.0f} "
+        f"| {minutes:.1f} min |"
+    )

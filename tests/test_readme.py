@@ -1,0 +1,42 @@
+"""README's code runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def snippet(heading: str) -> str:
+    """Return the first Python block under a heading."""
+    section = README.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    found = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert found, heading
+    return found[1]
+
+
+def test_the_three_steps_run_in_under_fifteen_lines(capsys: pytest.CaptureFixture) -> None:
+    torch.manual_seed(0)
+    code = snippet("Three steps")
+    assert len([line for line in code.splitlines() if line.strip()]) < 15
+    for step in ("1. wrap a model", "2. gather experience", "3. learn"):
+        assert step in code
+    names: dict = {}
+    exec(compile(code, str(README), "exec"), names)
+    assert re.fullmatch(r"\d+\.\d % \[.*\] \(\d+/100\)\n", capsys.readouterr().out)
+    assert names["metrics"]["ratio_deviation"] < 1e-4
+    assert names["algorithm"].num_updates == 5
+
+
+def test_every_algorithm_and_page_that_is_named_exists() -> None:
+    import rl
+
+    text = README.read_text()
+    for name in rl.presets():
+        assert f"| `{name}` |" in text, name
+    for page in re.findall(r"\((docs/\w+\.md)\)", text):
+        assert (README.parent / page).is_file(), page
