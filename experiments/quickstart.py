@@ -57,8 +57,9 @@ class QuickstartConfig:
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Run all of it; return the summary of the fine-tuning."""
     settings = recipe(config.env.id)
-    settings = settings.fast() if config.fast else settings
     algorithm = _algorithm(config, settings)
+    settings = settings.for_algorithm(algorithm)
+    settings = settings.fast() if config.fast else settings
     pretrained = config.out / "pretrained"
     console = Console(stderr=True)
     if pretrained.is_dir():

@@ -27,6 +27,16 @@ class Recipe:
     ppo: rl.PPOConfig = field(default_factory=rl.PPOConfig)
     """PPO for this environment; other algorithms take their defaults."""
 
+    def for_algorithm(self, algorithm: rl.AlgorithmConfig) -> Recipe:
+        """Return the same with rollouts as short as the algorithm wants them.
+
+        What learns off-policy answers each decision with its updates, so a short rollout only
+        means that a newer policy gathers.
+        """
+        if not isinstance(algorithm, rl.DSRLConfig | rl.WSRLConfig | rl.DGNConfig):
+            return self
+        return replace(self, num_chunks=5, num_iterations=3 * self.num_iterations, eval_every=20)
+
     def fast(self) -> Recipe:
         """Return the same with so few steps that it ends within two minutes on two cores."""
         return replace(
