@@ -31,7 +31,7 @@ class OffPolicyConfig:
     capacity: int = 200_000
     """Decisions that the replay memory keeps; the oldest are overwritten."""
     memory_folder: Path | None = None
-    """New folder for a memory in files; in the policy's device's memory by default."""
+    """Folder for a memory in files; by default it is in the memory of the policy's device."""
     minibatch_size: int = 256
     """Decisions per gradient step."""
     warmup_decisions: int = 2000
