@@ -92,9 +92,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
 
 
 def _algorithm(config: QuickstartConfig, settings: Recipe) -> rl.AlgorithmConfig:
-    algorithm = rl.preset(config.algorithm)
-    if isinstance(algorithm, rl.PPOConfig):
-        return settings.ppo
+    algorithm = settings.settings(rl.preset(config.algorithm))
     return algorithm.with_demonstrations(config.out / "demonstrations.safetensors")
 
 

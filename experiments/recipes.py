@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import envs
+import policies
 import rl
 
 
@@ -25,7 +26,21 @@ class Recipe:
     eval_every: int = 10
     eval_episodes: int = 200
     ppo: rl.PPOConfig = field(default_factory=rl.PPOConfig)
-    """PPO for this environment; other algorithms take their defaults."""
+    """PPO for this environment."""
+    dsrl: rl.DSRLConfig = field(
+        default_factory=lambda: rl.DSRLConfig(
+            variant="sac",
+            steering=policies.SteeringConfig(magnitude=3.0),
+            off_policy=rl.OffPolicyConfig(updates_per_decision=0.5),
+        )
+    )
+    """DSRL for this environment; other algorithms take their defaults."""
+
+    def settings(self, algorithm: rl.AlgorithmConfig) -> rl.AlgorithmConfig:
+        """Return the settings of an algorithm, given its defaults."""
+        if isinstance(algorithm, rl.PPOConfig):
+            return self.ppo
+        return self.dsrl if isinstance(algorithm, rl.DSRLConfig) else algorithm
 
     def for_algorithm(self, algorithm: rl.AlgorithmConfig) -> Recipe:
         """Return the same with rollouts as short as the algorithm wants them.

@@ -50,8 +50,9 @@ class DSRLConfig(AlgorithmConfig):
     """Adam's step size for the noise actor [-]."""
     temperature_learning_rate: float = 3e-4
     """Adam's step size for the entropy's weight [-]."""
-    initial_temperature: float = 0.1
-    """Weight of the entropy at the start [reward per nat]."""
+    initial_temperature: float = 0.005
+    """Weight of the entropy at the start [reward per nat]. Where a sparse reward makes values
+    differ by less than 0.1 between noises, a greater one keeps the actor near uniform for long."""
     target_entropy: float = 0.0
     """Entropy that the temperature holds, per entry of the latent [nats, in the latent's units]."""
     entropy_in_target: bool = False
