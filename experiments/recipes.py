@@ -50,7 +50,10 @@ class Recipe:
         """
         if not isinstance(algorithm, rl.DSRLConfig | rl.WSRLConfig | rl.DGNConfig):
             return self
-        return replace(self, num_chunks=5, num_iterations=3 * self.num_iterations, eval_every=20)
+        iterations = 80 * 100 // self.env.num_envs  # 40,000 decisions in all
+        return replace(
+            self, num_chunks=5, num_iterations=iterations, eval_every=max(1, iterations // 16)
+        )
 
     def fast(self) -> Recipe:
         """Return the same with so few steps that it ends within two minutes on two cores."""
