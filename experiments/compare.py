@@ -29,9 +29,10 @@ from experiments.quickstart import (
     QuickstartConfig,
     QuickstartEnv,
     make_clone,
+    settings_of,
     training_config,
 )
-from experiments.recipes import Recipe, recipe
+from experiments.recipes import Recipe
 from experiments.run import WandbMode
 from experiments.train import TrainConfig, train
 
@@ -97,8 +98,7 @@ def _job(config: CompareConfig, env_id: str, seed: int, name: str) -> Quickstart
 
 def _training(config: CompareConfig, job: QuickstartConfig) -> tuple[Recipe, TrainConfig]:
     """Return the recipe and the training of a job."""
-    settings = recipe(job.env.id)
-    settings = settings.fast() if job.fast else settings
+    settings = settings_of(job)
     if config.num_iterations is not None:
         settings = replace(settings, num_iterations=config.num_iterations)
     return settings, training_config(job, settings)

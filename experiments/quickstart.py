@@ -56,11 +56,16 @@ class QuickstartConfig:
 
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Run all of it; return the summary of the fine-tuning."""
-    settings = recipe(config.env.id)
-    settings = settings.fast() if config.fast else settings
+    settings = settings_of(config)
     training = training_config(config, settings)
     make_clone(config, settings)
     return train(training)
+
+
+def settings_of(config: QuickstartConfig) -> Recipe:
+    """Return the recipe for the environment and the algorithm."""
+    settings = recipe(config.env.id).for_algorithm(config.algorithm)
+    return settings.fast() if config.fast else settings
 
 
 def make_clone(config: QuickstartConfig, settings: Recipe) -> None:
@@ -93,6 +98,7 @@ def training_config(config: QuickstartConfig, settings: Recipe) -> TrainConfig:
         eval_every=settings.eval_every,
         eval_episodes=settings.eval_episodes,
         max_minutes=config.max_minutes,
+        stop_at=settings.stop_at,
         wandb=config.wandb,
     )
 

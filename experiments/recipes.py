@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import envs
+import policies
 import rl
 from policies import LikelihoodConfig
 
@@ -36,8 +37,32 @@ class Recipe:
     num_iterations: int = 70
     eval_every: int = 10
     eval_episodes: int = 200
+    stop_at: float = 0.95
+    """Fine-tuning ends when the validation's interval is above this success rate [-]."""
     ppo: rl.PPOConfig = field(default_factory=rl.PPOConfig)
-    """PPO for this environment; other algorithms take their defaults."""
+    """PPO for this environment."""
+    dsrl: rl.DSRLConfig = field(
+        default_factory=lambda: rl.DSRLConfig(
+            variant="sac",
+            steering=policies.SteeringConfig(magnitude=3.0),
+            off_policy=rl.OffPolicyConfig(updates_per_decision=0.5),
+        )
+    )
+    """DSRL for this environment; other algorithms take their defaults."""
+
+    def for_algorithm(self, name: str) -> Recipe:
+        """Return the same with rollouts as short as the algorithm wants them.
+
+        What learns off-policy answers each decision with its updates, so a short rollout only
+        means that a newer policy gathers.
+        """
+        algorithm = rl.preset(name.partition(":")[0])
+        if not isinstance(algorithm, rl.DSRLConfig | rl.WSRLConfig | rl.DGNConfig):
+            return self
+        iterations = 80 * 100 // self.env.num_envs  # 40,000 decisions in all
+        return replace(
+            self, num_chunks=5, num_iterations=iterations, eval_every=max(1, iterations // 16)
+        )
 
     def algorithm(self, name: str, folder: Path) -> rl.AlgorithmConfig:
         """Return an algorithm's config for this environment.
@@ -52,6 +77,7 @@ class Recipe:
         """
         word, _, likelihood = name.partition(":")
         config = rl.preset(word)
+        config = self.dsrl if isinstance(config, rl.DSRLConfig) else config
         config = config.with_demonstrations(folder / "demonstrations.safetensors")
         config = _with(config, rl.PPOConfig, self.ppo)
         if not likelihood:

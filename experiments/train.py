@@ -59,6 +59,8 @@ class TrainConfig:
     """Stop after the iteration in which this much time has gone into training [min]."""
     wandb: WandbMode = "offline"
     """Where Weights & Biases metrics go; `offline` writes them into --out."""
+    stop_at: float = 1.0
+    """End when the lower end of the validation's interval reaches this success rate [-]."""
     video: bool = True
     """Whether to film the policy before and after, where the machine can render."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,7 +85,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """Return what makes two runs the same run: everything but where it stops and reports."""
         values: dict[str, Any] = plain(self)
-        for name in ("resume", "num_iterations", "max_minutes", "wandb", "video", "out"):
+        for name in ("resume", "num_iterations", "max_minutes", "stop_at", "wandb", "video", "out"):
             values.pop(name)
         return {"algorithm_name": rl.name_of(self.algorithm), **values}
 
@@ -145,7 +147,7 @@ class Trainer:
                 if evaluated:  # after its row: what is killed in between writes both again
                     self._checkpoint(metrics["success_rate"])
                 bar.update(self.iteration, metrics, self.rollouts.num_env_steps, self.env.spec)
-                if last:
+                if last or metrics.get("success_rate_low", 0.0) >= config.stop_at:
                     break
         return self._finish()
 

@@ -15,7 +15,8 @@ Source: Wagenmaker et al. 2025. Differs: docs/dsrl.md.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,9 +26,12 @@ from torch import Tensor, nn
 from policies import FlowPolicy, SteeredActor, SteeredPolicy, SteeringConfig
 from policies.steering import unpack
 from rl.algorithm import Algorithm, AlgorithmConfig
-from rl.off_policy import OffPolicy, OffPolicyConfig, means, next_encoded, transitions
+from rl.demonstrations import Demonstrations
+from rl.off_policy import OffPolicy, OffPolicyConfig, means
 from rl.q_ensemble import QEnsemble, pessimistic
 from rl.registry import register
+from rl.replay import Replay
+from rl.transitions import next_encoded, transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +50,9 @@ class DSRLConfig(AlgorithmConfig):
     """Adam's step size for the noise actor [-]."""
     temperature_learning_rate: float = 3e-4
     """Adam's step size for the entropy's weight [-]."""
-    initial_temperature: float = 0.1
-    """Weight of the entropy at the start [reward per nat]."""
+    initial_temperature: float = 0.005
+    """Weight of the entropy at the start [reward per nat]. Where a sparse reward makes values
+    differ by less than 0.1 between noises, a greater one keeps the actor near uniform for long."""
     target_entropy: float = 0.0
     """Entropy that the temperature holds, per entry of the latent [nats, in the latent's units]."""
     entropy_in_target: bool = False
@@ -60,6 +65,14 @@ class DSRLConfig(AlgorithmConfig):
         for name in ("actor_every", "initial_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        if self.variant == "sac" and self.off_policy.offline_share:
+            raise ValueError(
+                f"offline_share={self.off_policy.offline_share}: demonstrations have actions but "
+                "no noise, which variant='sac' learns from; pass 0 or variant='noise_aliased'"
+            )
+
+    def with_demonstrations(self, file: Path) -> DSRLConfig:
+        return replace(self, off_policy=replace(self.off_policy, demonstrations=file))
 
 
 class Temperature(nn.Module):
@@ -111,6 +124,10 @@ class DSRL(Algorithm[DSRLConfig]):
                 self.noise_critic.parameters(), lr=settings.critic_learning_rate
             )
         self.num_rounds = 0
+        if config.off_policy.offline_share:
+            rows = self.demonstration_rows(Demonstrations.load(config.off_policy.demonstrations))
+            self.off_policy.demonstrations = Replay(len(rows), device)
+            self.off_policy.demonstrations.push(rows)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         rollout = rollout.to(self.policy.device)
@@ -125,17 +142,31 @@ class DSRL(Algorithm[DSRLConfig]):
 
     def rows(self, rollout: TensorDictBase) -> TensorDictBase:
         """Return what the memory keeps of a rollout (E, T), one row per valid decision (B)."""
-        normalised = self.policy.preprocessor.normalize_action(rollout["action"], rollout["state"])
         before = {
             "encoded": rollout["encoded"],
             "latent": rollout["latent"],
-            "chunk": normalised[..., : self.action_dim].flatten(-2),  # (E, T, h * d)
+            "chunk": self._chunk(rollout),
         }
         after = {"encoded": next_encoded(rollout, self.actor.encode)}
         if self.aliased and not self.config.keep_context:
             obs = self.actor.in_keys
             before["obs"], after["obs"] = rollout.select(*obs), rollout["next"].select(*obs)
         return transitions(rollout, before, after)
+
+    @torch.no_grad()
+    def demonstration_rows(self, demonstrations: Demonstrations) -> TensorDictBase:
+        """Return demonstrations as rows (N) like those of `rows`; their latents mean nothing."""
+        rows = demonstrations.transitions(self.policy.sampler.execution_horizon)
+        rows = rows.to(self.policy.device)
+        booked = rows.exclude("action", *demonstrations.obs).clone()
+        booked["next"] = rows["next"].select("elapsed")
+        for place, seen in ((booked, rows), (booked["next"], rows["next"])):
+            place["encoded"] = self.actor.encode(seen)
+            if not self.config.keep_context:
+                place["obs"] = seen.select(*self.actor.in_keys)
+        latent_dim = self.policy.noise_actor.latent_dim
+        booked["latent"] = torch.zeros(len(rows), latent_dim, device=self.policy.device)
+        return booked.set("chunk", self._chunk(rows))
 
     def round(self) -> dict[str, float]:
         """Take one step of the critics, and every `actor_every` one of what learns from them."""
@@ -209,6 +240,12 @@ class DSRL(Algorithm[DSRLConfig]):
         else:
             context = self.policy.encode(rows["obs"])
         return self.policy.decode(context, latent)[..., : self.action_dim].flatten(1)
+
+    def _chunk(self, decisions: TensorDictBase) -> Tensor:
+        """Return executed actions (..., h * d) [normalised] of decisions (...)."""
+        action, state = (decisions[key].to(self.policy.device) for key in ("action", "state"))
+        normalised = self.policy.preprocessor.normalize_action(action, state)
+        return normalised[..., : self.action_dim].flatten(-2)
 
     def extra_state(self) -> dict[str, Any]:
         return {"off_policy": self.off_policy.state(), "num_rounds": self.num_rounds}

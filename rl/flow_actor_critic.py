@@ -29,8 +29,9 @@ from policies import FlowActor, FlowPolicy, LikelihoodConfig
 from policies.ode import integrate
 from policies.pi0 import Context
 from rl.demonstrations import Demonstrations
-from rl.off_policy import OffPolicy, OffPolicyConfig, means, transitions
+from rl.off_policy import OffPolicy, OffPolicyConfig, means
 from rl.replay import Replay
+from rl.transitions import transitions
 
 Perturbation = Callable[[Tensor], Tensor]
 """From what a critic reads (N, D) to noise on the executed actions (N, h * d) [normalised]."""

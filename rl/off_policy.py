@@ -1,22 +1,21 @@
-"""What every off-policy learner here shares: transitions of chunks, their memory, their critics.
+"""What every off-policy learner here shares: the memory, the critics, how much is learned when.
 
 A decision is a whole chunk, so a transition is one of a semi-Markov process: its reward is the sum
 of its steps' rewards, each discounted by its own time, and what follows is discounted by
 discount^duration. Rewards are kept as they came; the transform is applied when they are sampled.
 
-Letters: E envs, T chunk decisions, B rows, N critics, h executed actions.
+Letters: B rows, N critics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from rl.advantage import TimeLimit, chunk_reward
@@ -31,7 +30,7 @@ class OffPolicyConfig:
     capacity: int = 200_000
     """Decisions that the replay memory keeps; the oldest are overwritten."""
     memory_folder: Path | None = None
-    """New folder for a memory in files; in the policy's device's memory by default."""
+    """Folder for a memory in files; by default it is in the memory of the policy's device."""
     minibatch_size: int = 256
     """Decisions per gradient step."""
     warmup_decisions: int = 2000
@@ -82,56 +81,10 @@ class OffPolicyConfig:
             )
 
 
-def transitions(
-    rollout: TensorDictBase, before: TensorDictBase, after: TensorDictBase
-) -> TensorDict:
-    """Return the valid decisions of a rollout (E, T) as rows (B) for the memory.
-
-    Args:
-        rollout: Where rewards, durations and ends are read.
-        before: What is kept of each decision (E, T).
-        after: What is kept of the observation that it ended in, before any reset (E, T).
-    """
-    ends = rollout["next"]
-    valid = ~ends["invalid"].squeeze(-1)  # a simulator that broke down says nothing of the task
-    rows = TensorDict(
-        {
-            **before,
-            "elapsed": rollout["elapsed"],
-            "next": {**after, "elapsed": ends["elapsed"]},
-            **{key: ends[key] for key in ("reward_steps", "live", "duration")},
-            **{key: ends[key] for key in ("terminated", "truncated")},
-        },
-        batch_size=rollout.batch_size,
-    )
-    return rows[valid]
-
-
 def means(history: list[dict[str, float]]) -> dict[str, float]:
     """Return the mean of each metric over the rounds that have it."""
     keys = {key: None for metrics in history for key in metrics}
     return {key: fmean(step[key] for step in history if key in step) for key in keys}
-
-
-@torch.no_grad()
-def next_encoded(
-    rollout: TensorDictBase, encode: Callable[[TensorDictBase], TensorDictBase]
-) -> TensorDictBase:
-    """Return the `encoded` observations that decisions ended in (E, T).
-
-    Where the episode goes on that is the next decision's, which is there already; only the last
-    observations of episodes and of the rollout are encoded here.
-
-    Args:
-        rollout: (E, T) with `encoded`.
-        encode: From observations (n) to `encoded` (n).
-    """
-    last = rollout["next", "done"].squeeze(-1).clone()
-    last[:, -1] = True
-    later = torch.arange(last.shape[1], device=last.device).roll(-1)
-    following = rollout["encoded"][:, later]
-    following[last] = encode(rollout["next"][last])
-    return following
 
 
 class OffPolicy:
@@ -225,10 +178,6 @@ class OffPolicy:
             FloatingPointError: the loss is not finite.
         """
         target = td_target(batch["reward"], batch["discount"], batch["ended"], next_value.detach())
-        return self.fit(batch, target, *inputs)
-
-    def fit(self, batch: TensorDictBase, target: Tensor, *inputs: Tensor) -> dict[str, float]:
-        """Take a gradient step of every critic towards given values (B)."""
         values = self.critic(*inputs, self.time(batch))
         loss = (values - target).square().mean(1).sum()
         if not torch.isfinite(loss):

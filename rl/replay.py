@@ -10,6 +10,7 @@ Letters: B rows.
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ class Replay:
     Args:
         capacity: Most rows that are kept.
         device: Where the rows are kept and sampled.
-        folder: Keep the rows in files there instead of in memory (CPU only); it must be new.
+        folder: Keep the rows in files instead of in memory (CPU only), in a new folder made there:
+            a resumed run fills one of its own.
 
     Raises:
         ValueError: the capacity is below 1.
@@ -38,11 +40,13 @@ class Replay:
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity={capacity} must be at least 1")
-        storage = (
-            LazyTensorStorage(capacity, device=device)
-            if folder is None
-            else LazyMemmapStorage(capacity, scratch_dir=folder)
-        )
+        storage: LazyTensorStorage | LazyMemmapStorage
+        if folder is None:
+            storage = LazyTensorStorage(capacity, device=device)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            own = mkdtemp(prefix="replay_", dir=folder)
+            storage = LazyMemmapStorage(capacity, scratch_dir=own)
         self.capacity = capacity
         self._buffer = TensorDictReplayBuffer(storage=storage)
 

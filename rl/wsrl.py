@@ -37,6 +37,9 @@ class WSRLConfig(AlgorithmConfig):
     """Critics, memory, warm-up, and how the policy follows the critics."""
     exploration_std: float = 0.1
     """Gaussian noise on the executed actions after the warm-up [normalised action]."""
+    warmup_std: float = 0.0
+    """The same during the warm-up. A clone hardly varies its actions, so that critics fitted to its
+    own may not know which way to go [normalised action]."""
 
     def with_demonstrations(self, file: Path) -> WSRLConfig:
         return replace(self, learner=self.learner.with_demonstrations(file))
@@ -73,11 +76,14 @@ class WSRL(Algorithm[WSRLConfig]):
         self._explore()
 
     def _explore(self) -> None:
-        """Add noise to the actions once the warm-up is over; the warm-up is the policy's own."""
-        if not self.learner.off_policy.warming_up:
-            self.exploring.perturb = self._gaussian
+        """Add the noise of the phase; without any, the policy acts as it is."""
+        self.exploring.perturb = self._gaussian if self._std() > 0 else None
+
+    def _std(self) -> float:
+        warming_up = self.learner.off_policy.warming_up
+        return self.config.warmup_std if warming_up else self.config.exploration_std
 
     def _gaussian(self, seen: Tensor) -> Tensor:
         """Return noise (N, h * d) [normalised action]."""
         shape = (len(seen), self.learner.chunk_dim)
-        return self.config.exploration_std * torch.randn(shape, device=seen.device)
+        return self._std() * torch.randn(shape, device=seen.device)

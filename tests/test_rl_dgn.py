@@ -307,6 +307,18 @@ def test_the_latest_episodes_count_in_order_of_time(new: Callable) -> None:
     assert len(algorithm.outcomes) == 3
 
 
+def test_the_outcomes_that_decide_survive_a_file(new: Callable) -> None:
+    first, second = (new(schedule="success", success_window=4) for _ in range(2))
+    first.outcomes, first.since_fit = [1.0, 1.0, 0.0, 1.0], 7
+    second.load_training_state(first.training_state())
+    assert second.noise_scale() == first.noise_scale() == 0.0
+    assert (second.since_fit, second.num_fits) == (7, 0)
+    assert second.exploring.perturb is None
+    first.num_fits = 1
+    second.load_training_state(first.training_state())
+    assert second.exploring.perturb is not None  # a resumed run explores at once
+
+
 @pytest.mark.parametrize("noise", ["gaussian", "equal_size"])
 def test_the_baselines_are_settings(noise: str, new: Callable) -> None:
     algorithm = new(noise=noise, exploration_std=0.2, schedule="constant")

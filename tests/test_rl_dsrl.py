@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,6 +152,36 @@ def test_observations_instead_of_contexts_teach_the_same(new: Callable) -> None:
         assert ("context" in stored["encoded"].keys()) is keep
     for first, second in zip(*histories, strict=True):
         assert first == pytest.approx(second, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_demonstrations_teach_the_action_critic(
+    keep: bool, new: Callable, demonstrations_file: Path
+) -> None:
+    settings = replace(SMALL, offline_share=0.5, demonstrations=demonstrations_file)
+    algorithm = new(off_policy=settings, keep_context=keep)
+    rollouts = experience(algorithm)
+    for _ in range(3):
+        assert all(
+            torch.isfinite(torch.tensor(list(algorithm.update(rollouts.collect()).values())))
+        )
+    memory = algorithm.off_policy
+    assert memory.demonstrations is not None
+    online, offline = memory.replay.all(), memory.demonstrations.all()
+    assert len(online) == 48
+    shapes = [
+        {key: value.shape for key, value in rows[0].flatten_keys(".").items()}
+        for rows in (online, offline)
+    ]
+    assert shapes[0] == shapes[1]
+    chunk = rl.Demonstrations.load(demonstrations_file).chunks(2)["action"]
+    normalised = algorithm.policy.preprocessor.normalize_action(chunk).flatten(1)
+    assert torch.allclose(offline["chunk"], normalised)
+
+
+def test_demonstrations_without_noise_are_refused_where_noise_is_learned_from() -> None:
+    with pytest.raises(ValueError, match=r"offline_share=0\.5: demonstrations have actions but no"):
+        DSRLConfig(variant="sac", off_policy=replace(SMALL, offline_share=0.5))
 
 
 def test_evaluation_acts_as_deployed(new: Callable, tmp_path: Any) -> None:

@@ -11,7 +11,8 @@ from tensordict import TensorDict, TensorDictBase
 from envs import ChunkEnv, EpisodeSeeds
 from envs.checked import Checked
 from envs.mock import Script
-from rl.off_policy import OffPolicy, OffPolicyConfig, next_encoded, transitions
+from rl.off_policy import OffPolicy, OffPolicyConfig
+from rl.transitions import next_encoded, transitions
 
 DISCOUNT = 0.9
 CONFIG = OffPolicyConfig(

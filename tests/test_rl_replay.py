@@ -124,8 +124,9 @@ def test_files_hold_the_same_as_memory(tmp_path: Path) -> None:
             replay.push(rows(start, 3))
     assert (memory.all() == files.all()).all()
     assert list((tmp_path / "replay").rglob("*.memmap"))
-    restored = Replay(10, folder=tmp_path / "other")
+    restored = Replay(10, folder=tmp_path / "replay")  # the same folder, as a resumed run has
     restored.load_state(through_a_file(files.state()))
+    files.push(rows(100, 5))
     assert (restored.all() == memory.all()).all()
 
 

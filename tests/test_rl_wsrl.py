@@ -107,6 +107,18 @@ def test_the_warm_up_explores_with_the_policys_own_noise_only(new: Callable) -> 
     assert float(added.mean()) == pytest.approx(0.0, abs=0.005)
 
 
+def test_the_warm_up_may_have_noise_of_its_own(new: Callable) -> None:
+    algorithm = new()
+    noisy = WSRL(replace(algorithm.config, warmup_std=0.3), algorithm.actor.policy)
+    seen = torch.zeros(5000, 4)
+    assert noisy.exploring.perturb is not None
+    assert float(noisy.exploring.perturb(seen).std()) == pytest.approx(0.3, rel=0.03)
+    rollouts = experience(noisy)
+    for _ in range(2):
+        noisy.update(rollouts.collect())
+    assert float(noisy.exploring.perturb(seen).std()) == pytest.approx(0.1, rel=0.03)
+
+
 # The demonstrations
 
 
