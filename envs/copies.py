@@ -128,6 +128,8 @@ class Copies:
             with off_screen():
                 picture = env.render()
         except Exception as error:  # what a missing library raises differs from one to the next
+            if str(error).startswith(f"{self.env_id} cannot render"):
+                raise  # the adapter knew already what is missing
             raise RuntimeError(
                 f"{self.env_id} cannot render: {error}; if it is drawn by OpenGL, install libegl1 "
                 "or libosmesa6 and choose with MUJOCO_GL=egl or MUJOCO_GL=osmesa"

@@ -26,7 +26,14 @@ from policies.canonical import (
     read_safetensors,
     sizes_of,
 )
-from policies.checkpoint import DESCRIPTION, TOKENIZER, atomic_folder, load_policy, write_policy
+from policies.checkpoint import (
+    DESCRIPTION,
+    TOKENIZER,
+    WEIGHTS,
+    atomic_folder,
+    load_policy,
+    write_policy,
+)
 from policies.lora import merged_state
 from policies.orbax import is_orbax, read_orbax
 from policies.pi0 import Pi0
@@ -73,7 +80,7 @@ def recognise(path: Path) -> str:
     """
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint at {path}; a checkpoint is a folder")
-    if (path / DESCRIPTION).is_file():
+    if (path / DESCRIPTION).is_file() or (path / WEIGHTS).is_file():
         return "pitune"
     if is_orbax(path):
         return "orbax"

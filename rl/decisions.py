@@ -31,9 +31,8 @@ def judged_decisions(
     `state_value` and `value_target` (B, 1). Decisions in a simulator that broke down are left out.
     """
     rollout = rollout.to(actor.policy.device).copy()
-    if critic.feature_dim:
-        rollout["features"] = prefix_features(actor.policy, rollout)
-        rollout["next", "features"] = prefix_features(actor.policy, rollout["next"])
+    if critic.feature_dim and "features" not in rollout.keys():
+        add_features(actor.policy, rollout)
     rollout["state_value"] = critic.value(rollout)
     rollout["next", "state_value"] = critic.value(rollout["next"])
     advantage, target = generalized_advantage(rollout, discount, gae_lambda, time_limit)
@@ -60,12 +59,18 @@ FEATURE_ROWS = 64
 """Observations that are encoded at once: a prefix of the real π0 takes 15 MB of keys and values."""
 
 
-@torch.no_grad()
-def prefix_features(policy: FlowPolicy, obs: TensorDictBase) -> Tensor:
-    """Return the pooled features (..., D) of observations (...), encoded once for all epochs.
+def add_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
+    """Enter `features` of a rollout's observations and of those that followed, once for all epochs.
 
     The critic reads those of the policy that gathered, also while its vision is being trained.
     """
+    rollout["features"] = prefix_features(policy, rollout)
+    rollout["next", "features"] = prefix_features(policy, rollout["next"])
+
+
+@torch.no_grad()
+def prefix_features(policy: FlowPolicy, obs: TensorDictBase) -> Tensor:
+    """Return the pooled features (..., D) of observations (...)."""
     rows = obs.select(*policy.obs_keys).flatten()
     parts = [policy.encode(part).features for part in rows.split(FEATURE_ROWS)]
     return torch.cat(parts).unflatten(0, obs.batch_size)

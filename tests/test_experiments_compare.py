@@ -13,6 +13,7 @@ import pytest
 
 import envs
 import experiments.compare
+import experiments.quickstart
 import experiments.train
 import rl
 from experiments.compare import CompareConfig, compare
@@ -37,7 +38,7 @@ def small_recipe(env_id: str) -> Recipe:
 
 @pytest.fixture
 def config_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., CompareConfig]:
-    monkeypatch.setattr(experiments.compare, "recipe", small_recipe)
+    monkeypatch.setattr(experiments.quickstart, "recipe", small_recipe)
     monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
 
     def make(*algorithms: str, **changes: Any) -> CompareConfig:

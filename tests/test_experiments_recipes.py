@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 import rl
-from experiments.quickstart import QuickstartConfig, _algorithm
 from experiments.recipes import recipe
 
 
 @pytest.mark.parametrize("env_id", ["mujoco/PickCube", "metaworld/reach-v3", "mock/Reach"])
 def test_off_policy_learners_get_short_rollouts_and_others_none_other(env_id: str) -> None:
     settings = recipe(env_id)
-    for name, algorithm in rl.presets().items():
-        own = settings.for_algorithm(algorithm)
+    for name in rl.presets():
+        own = settings.for_algorithm(name)
         if name in ("dsrl", "wsrl", "dgn"):
             assert own.num_chunks == 5
             assert own.num_iterations > settings.num_iterations
@@ -27,8 +26,7 @@ def test_every_algorithm_that_reads_demonstrations_is_told_where_they_are(tmp_pa
     file = tmp_path / "demonstrations.safetensors"
     found = {}
     for name in rl.presets():
-        config = QuickstartConfig(algorithm=name, out=tmp_path)
-        found[name] = _algorithm(config, recipe("mujoco/PickCube"))
+        found[name] = recipe("mujoco/PickCube").algorithm(name, tmp_path)
     assert found["bc"].demonstrations == file  # type: ignore[attr-defined]
     assert found["dsrl"].off_policy.demonstrations == file  # type: ignore[attr-defined]
     for name in ("wsrl", "dgn"):

@@ -366,7 +366,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         train(config_of("ppo", out, eval_episodes=5))
     with pytest.raises(ValueError, match="checkpoint's state has 4 dimensions, mock/Script has 3"):
         train(config_of("ppo", out, env=envs.EnvConfig(id="mock/Script", num_envs=4)))
-    with pytest.raises(FileNotFoundError, match=r"no policy\.json in .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nowhere"):
         train(config_of("ppo", out, checkpoint=tmp_path / "nowhere"))
     assert not out.exists()
 
