@@ -3,9 +3,10 @@
 from policies.actor import FlowActor
 from policies.distributions import ActionDistribution, FlowChain
 from policies.finetune import FinetuneConfig, prepare
-from policies.formats import LoadConfig, load, save
+from policies.formats import load, save
 from policies.gemma import GemmaConfig
 from policies.likelihood import LikelihoodConfig
+from policies.load_config import LoadConfig
 from policies.lora import LoRAConfig
 from policies.norm_stats import NormStats
 from policies.pi0 import Pi0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,41 +34,16 @@ from policies.checkpoint import (
     load_policy,
     write_policy,
 )
+from policies.load_config import LoadConfig, with_norm_stats, with_settings
 from policies.lora import merged_state
 from policies.orbax import is_orbax, read_orbax
 from policies.pi0 import Pi0
 from policies.policy import FlowPolicy, SamplerConfig
-from policies.preprocessor import PreprocessorConfig
 from policies.published import PIPELINES, Pipeline
 from policies.tokenizer import Tokenizer, find_tokenizer
 
 Format = Literal["pitune", "openpi", "lerobot"]
 _VLM_WEIGHT = VLM + "language_model.layers.0.self_attn.q_proj.weight"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadConfig:
-    """What a checkpoint of another format does not hold; ours holds it all."""
-
-    pipeline: str | None = None
-    """Name of the openpi config that trained it, for openpi's checkpoints."""
-    tokenizer: Path | None = None
-    """Sentencepiece model or folder with tokenizer.json, where the checkpoint has none."""
-    norm_stats: Path | None = None
-    """openpi's norm_stats.json, where the checkpoint has none or several."""
-    unnormalized: bool = False
-    """Run a checkpoint without norm stats, neither scaling states nor actions."""
-    cameras: dict[str, str] = field(default_factory=dict)
-    """The network's cameras, each with the environment's camera that fills it; the checkpoint's
-    own names by default."""
-    action_horizon: int | None = None
-    """H, instead of the pipeline's; it is free, as no weight depends on it."""
-    execution_horizon: int | None = None
-    """h, instead of the checkpoint's."""
-    flow_steps: int | None = None
-    """K, instead of the checkpoint's."""
-    state_padding: int | None = None
-    """For lerobot's π0.5: 32 if version 0.4 trained it, 0 if a later one did."""
 
 
 def recognise(path: Path) -> str:
@@ -118,7 +93,7 @@ def load(
     folder, config = Path(path), config or LoadConfig()
     kind = recognise(folder)
     if kind == "pitune":
-        policy = _with_settings(load_policy(folder), config)
+        policy = with_settings(with_norm_stats(load_policy(folder), config), config)
     elif kind == "lerobot":
         policy = _load_lerobot(folder, config)
     else:
@@ -200,7 +175,7 @@ def _load_openpi(folder: Path, config: LoadConfig, pipeline: Pipeline | None) ->
     if file is not None and config.norm_stats is None:
         asset = file.parent.relative_to(folder)
         policy.origin["asset_id"] = asset.as_posix().removeprefix("assets/")
-    return _with_settings(policy, config)
+    return with_settings(policy, config)
 
 
 def _load_lerobot(folder: Path, config: LoadConfig) -> FlowPolicy:
@@ -225,38 +200,7 @@ def _load_lerobot(folder: Path, config: LoadConfig) -> FlowPolicy:
     )
     policy = FlowPolicy(network, preprocessor, sampler)
     policy.origin = {"format": "lerobot", **asdict(files)}
-    return _with_settings(policy, config)
-
-
-def _with_settings(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
-    """Return the policy with the settings that the caller changes."""
-    changes = {
-        name: value
-        for name in ("execution_horizon", "flow_steps")
-        if (value := getattr(config, name)) is not None
-    }
-    preprocessor = policy.preprocessor.config
-    if not changes and not config.cameras:
-        return policy
-    if config.cameras:
-        preprocessor = _rewired(preprocessor, config.cameras)
-    changed = FlowPolicy(policy.network, preprocessor, replace(policy.sampler, **changes))
-    changed.origin, changed.tokenizer = policy.origin, policy.tokenizer
-    return changed
-
-
-def _rewired(config: PreprocessorConfig, cameras: dict[str, str]) -> PreprocessorConfig:
-    """Return the config with other cameras of the observation; unnamed ones become missing."""
-    pictures = config.pictures
-    known = () if pictures is None else (*pictures.cameras, *pictures.missing)
-    unknown = sorted(set(cameras) - set(known))
-    if pictures is None or unknown:
-        raise ValueError(
-            f"cameras={cameras} names {unknown}, but the network's cameras are {list(known)}"
-        )
-    kept = {name: cameras[name] for name in known if name in cameras}
-    missing = tuple(name for name in known if name not in cameras)
-    return replace(config, pictures=replace(pictures, cameras=kept, missing=missing))
+    return with_settings(policy, config)
 
 
 def _refuse_unnormalized(folder: Path, found: bool, config: LoadConfig) -> None:

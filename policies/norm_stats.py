@@ -51,6 +51,25 @@ class NormStats:
         """Statistics that leave `dim` dimensions as they are under z-scoring."""
         return cls(mean=(0.0,) * dim, std=(1.0,) * dim, q01=(-1.0,) * dim, q99=(1.0,) * dim)
 
+    def flat(self, min_scale: float) -> list[int]:
+        """Return the dimensions whose deviation or half range of quantiles is below a floor."""
+        spreads = zip(self.std, self.q01, self.q99, strict=True)
+        return [
+            i
+            for i, (std, low, high) in enumerate(spreads)
+            if std < min_scale or high - low < 2 * min_scale
+        ]
+
+    def floored(self, min_scale: float) -> NormStats:
+        """Return the same with deviations and half ranges raised to a floor."""
+        low, high, std = [], [], []
+        for deviation, q01, q99 in zip(self.std, self.q01, self.q99, strict=True):
+            missing = max(0.0, min_scale - (q99 - q01) / 2)
+            low.append(q01 - missing)
+            high.append(q99 + missing)
+            std.append(max(deviation, min_scale))
+        return NormStats(mean=self.mean, std=tuple(std), q01=tuple(low), q99=tuple(high))
+
     @classmethod
     def without_quantiles(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> NormStats:
         """Statistics of which a source gives no quantiles: they are set to the mean.

@@ -1,0 +1,80 @@
+"""What a caller says about a checkpoint: what its format does not hold, and what to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from policies import openpi_format
+from policies.policy import FlowPolicy
+from policies.preprocessor import PreprocessorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """What a checkpoint of another format does not hold; ours holds it all."""
+
+    pipeline: str | None = None
+    """Name of the openpi config that trained it, for openpi's checkpoints."""
+    tokenizer: Path | None = None
+    """Sentencepiece model or folder with tokenizer.json, where the checkpoint has none."""
+    norm_stats: Path | None = None
+    """openpi's norm_stats.json, instead of the checkpoint's; `experiments.norm_stats` makes one."""
+    unnormalized: bool = False
+    """Run a checkpoint without norm stats, neither scaling states nor actions."""
+    cameras: dict[str, str] = field(default_factory=dict)
+    """The network's cameras, each with the environment's camera that fills it; the checkpoint's
+    own names by default."""
+    action_horizon: int | None = None
+    """H, instead of the pipeline's; it is free, as no weight depends on it."""
+    execution_horizon: int | None = None
+    """h, instead of the checkpoint's."""
+    flow_steps: int | None = None
+    """K, instead of the checkpoint's."""
+    state_padding: int | None = None
+    """For lerobot's π0.5: 32 if version 0.4 trained it, 0 if a later one did."""
+
+
+def with_norm_stats(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
+    """Return the policy with other norm stats, where the caller gives some."""
+    if config.norm_stats is None:
+        return policy
+    state, action = openpi_format.read_norm_stats(config.norm_stats)
+    before = policy.preprocessor.config
+    preprocessor = replace(
+        before, state=state.first(before.state.dim), action=action.first(before.action.dim)
+    )
+    changed = FlowPolicy(policy.network, preprocessor, policy.sampler)
+    changed.origin, changed.tokenizer, changed.lora = policy.origin, policy.tokenizer, policy.lora
+    return changed
+
+
+def with_settings(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
+    """Return the policy with the settings that the caller changes."""
+    changes = {
+        name: value
+        for name in ("execution_horizon", "flow_steps")
+        if (value := getattr(config, name)) is not None
+    }
+    preprocessor = policy.preprocessor.config
+    if not changes and not config.cameras:
+        return policy
+    if config.cameras:
+        preprocessor = _rewired(preprocessor, config.cameras)
+    changed = FlowPolicy(policy.network, preprocessor, replace(policy.sampler, **changes))
+    changed.origin, changed.tokenizer, changed.lora = policy.origin, policy.tokenizer, policy.lora
+    return changed
+
+
+def _rewired(config: PreprocessorConfig, cameras: dict[str, str]) -> PreprocessorConfig:
+    """Return the config with other cameras of the observation; unnamed ones become missing."""
+    pictures = config.pictures
+    known = () if pictures is None else (*pictures.cameras, *pictures.missing)
+    unknown = sorted(set(cameras) - set(known))
+    if pictures is None or unknown:
+        raise ValueError(
+            f"cameras={cameras} names {unknown}, but the network's cameras are {list(known)}"
+        )
+    kept = {name: cameras[name] for name in known if name in cameras}
+    missing = tuple(name for name in known if name not in cameras)
+    return replace(config, pictures=replace(pictures, cameras=kept, missing=missing))
