@@ -27,9 +27,11 @@ import tyro
 from torch import Tensor
 
 from experiments.errors import exit_with_message
+from policies import lerobot_format
 from policies.canonical import read_safetensors
 from policies.flow import TimeGrid, interpolate, target_velocity
 from policies.formats import load_network, recognise
+from policies.lerobot_format import LerobotFolder
 from policies.pi0 import Context, Pi0
 from policies.published import CAMERAS
 
@@ -67,7 +69,8 @@ def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
     if config.dtype != "auto":
         network.compute_dtype = getattr(torch, config.dtype)
     kind = recognise(config.checkpoint)
-    computed = compute(network, inputs, list(outputs), accumulated=kind != "lerobot")
+    arguments = encoder_inputs(inputs, camera_order(config.checkpoint))
+    computed = compute(network, inputs, arguments, list(outputs), accumulated=kind != "lerobot")
     errors = {
         key: float((value.double() - outputs[key].double()).abs().max())
         for key, value in computed.items()
@@ -82,17 +85,21 @@ def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
 
 
 def compute(
-    network: Pi0, inputs: dict[str, Tensor], wanted: list[str], accumulated: bool
+    network: Pi0,
+    inputs: dict[str, Tensor],
+    arguments: dict[str, Tensor],
+    wanted: list[str],
+    accumulated: bool,
 ) -> dict[str, Tensor]:
     """Return the wanted outputs that are known.
 
     Args:
         network: In the precision that is compared.
         inputs: See the module docstring.
+        arguments: Pictures and prompt, from `encoder_inputs`.
         wanted: Names of outputs.
         accumulated: Whether flow times are accumulated; see `TimeGrid`.
     """
-    arguments = encoder_inputs(inputs)
     action, noise, time = inputs["actions"], inputs["noise"], inputs["time"]
     x = interpolate(action, noise, time[:, None, None])
     context = network.encode(inputs["state"], **arguments)
@@ -134,10 +141,20 @@ def sampled_chain(network: Pi0, context: Context, noise: Tensor, grid: TimeGrid)
     return torch.stack(chain, dim=1)
 
 
-def encoder_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the arguments of `Pi0.encode` but for the state: openpi's cameras come first."""
+def camera_order(checkpoint: Path) -> tuple[str, ...]:
+    """Return the cameras in the order of the prefix: openpi's, or that of lerobot's config."""
+    if recognise(checkpoint) != "lerobot":
+        return CAMERAS
+    pictures = lerobot_format.pictures_config(LerobotFolder.read(checkpoint).config)
+    return (*pictures.cameras, *pictures.missing)
+
+
+def encoder_inputs(
+    inputs: dict[str, Tensor], order: tuple[str, ...] = CAMERAS
+) -> dict[str, Tensor]:
+    """Return the arguments of `Pi0.encode` but for the state; unknown cameras come last."""
     names = [key.removeprefix("image_uint8.") for key in inputs if key.startswith("image_uint8.")]
-    names = [n for n in CAMERAS if n in names] + sorted(set(names) - set(CAMERAS))
+    names = [n for n in order if n in names] + sorted(set(names) - set(order))
     pictures = torch.stack([inputs[f"image_uint8.{name}"] for name in names], dim=1)
     present = torch.ones(len(pictures), dtype=torch.bool)
     masks = torch.stack([inputs.get(f"image_mask.{n}", present).bool() for n in names], dim=1)

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from policies import lerobot_format, lerobot_write, openpi_format
@@ -114,16 +115,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Heads]:
             vision_heads=counts.vision_heads,
         )
         return weights, heads
-    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
-    found: dict[str, Tensor] = {}
-    for file in files:
-        part = read_safetensors(file)
-        if found.keys() & part.keys():
-            raise ValueError(
-                f"{folder} holds {sorted(found.keys() & part.keys())[0]!r} in several files"
-            )
-        found |= part
-    weights, _ = lerobot_format.split_legacy_stats(found)
+    weights, _ = lerobot_format.split_legacy_stats(_read_files(folder))
     vlm, vision = description.get("vlm", {}), description.get("vision", {})
     heads = Heads(
         num_heads=vlm.get("num_heads", 8),
@@ -133,14 +125,31 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Heads]:
     return canonical(weights), heads
 
 
+def _read_files(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of `model.safetensors`, or of all the parts that it was cut into."""
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    found: dict[str, Tensor] = {}
+    for file in files:
+        part = read_safetensors(file)
+        if found.keys() & part.keys():
+            raise ValueError(
+                f"{folder} holds {sorted(found.keys() & part.keys())[0]!r} in several files"
+            )
+        found |= part
+    return found
+
+
 def load_network(folder: Path, action_horizon: int) -> Pi0:
     """Return the network of an openpi, lerobot or orbax folder, without the pipeline around it.
 
-    It computes in bfloat16 if the language model's weights are stored so.
+    It computes in bfloat16 if the language model's weights are stored so, or `arch.json` says so.
     """
     weights, heads = read_weights(folder)
     network = build(sizes_of(weights, heads, action_horizon), weights, folder)
-    network.compute_dtype = weights[_VLM_WEIGHT].dtype
+    description = _arch(folder)
+    said = description.get("precision", description.get("dtype"))
+    stored = weights[_VLM_WEIGHT].dtype
+    network.compute_dtype = torch.bfloat16 if said == "bfloat16" else stored
     return network
 
 
@@ -188,7 +197,7 @@ def _load_lerobot(folder: Path, config: LoadConfig) -> FlowPolicy:
             f"{folder / 'config.json'} says type={files.config.get('type')!r}, but the weights are "
             f"{family}'s; only pi0 and pi05 are supported, and both files must agree"
         )
-    _, legacy = lerobot_format.split_legacy_stats(read_safetensors(folder / "model.safetensors"))
+    _, legacy = lerobot_format.split_legacy_stats(_read_files(folder))
     stats = lerobot_format.read_norm_stats(folder, files, legacy)
     if config.norm_stats is not None:
         stats = openpi_format.read_norm_stats(config.norm_stats)

@@ -158,7 +158,7 @@ def preprocessor_config(
         min_scale=LOADED_MIN_SCALE,
         delta_mask=_delta_mask(files, action_dim),
         loss_dims="robot",
-        pictures=_pictures(config),
+        pictures=pictures_config(config),
         prompt=PromptConfig(
             max_tokens=tokenizer.get(
                 "max_length", config.get("tokenizer_max_length", default_tokens)
@@ -207,7 +207,7 @@ def _normalization(files: LerobotFolder) -> Normalization:
     return _MODES[state]
 
 
-def _pictures(config: dict[str, Any]) -> PicturesConfig:
+def pictures_config(config: dict[str, Any]) -> PicturesConfig:
     """Return the cameras in the order of the input features; empty ones are missing."""
     names = [
         key.removeprefix(_CAMERA)

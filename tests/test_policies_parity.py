@@ -51,7 +51,7 @@ def test_lerobots_outputs(family: str) -> None:
     network = load_network(openpi(family) / "checkpoint", action_horizon=10)
     inputs = load_file(openpi(family) / "inputs.safetensors")
     outputs = load_file(FIXTURES / "lerobot" / f"{family}_tiny" / "outputs.safetensors")
-    computed = compute(network, inputs, list(outputs), accumulated=False)
+    computed = compute(network, inputs, encoder_inputs(inputs), list(outputs), accumulated=False)
     assert computed.keys() == outputs.keys()
     for key, value in computed.items():
         assert (value - outputs[key]).abs().max() < TIGHT, key
@@ -120,7 +120,7 @@ def test_gradient_checkpointing_changes_no_gradient(family: str) -> None:
             if isinstance(module, gemma.Gemma | siglip.Siglip):
                 module.gradient_checkpointing = checkpointing
         names = [f"grad.{name}" for name, _ in network.named_parameters()]
-        gradients.append(compute(network, inputs, names, accumulated=True))
+        gradients.append(compute(network, inputs, encoder_inputs(inputs), names, accumulated=True))
     for key, value in gradients[0].items():
         assert torch.allclose(value, gradients[1][key], atol=1e-7), key
 
@@ -231,7 +231,9 @@ def test_known_mistakes_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) 
         inputs = load_file(openpi(family) / "inputs.safetensors")
         truth = load_file(openpi(family) / "outputs.safetensors")["loss_elementwise"]
         with torch.no_grad():
-            loss = compute(network, inputs, ["loss_elementwise"], accumulated=True)
+            loss = compute(
+                network, inputs, encoder_inputs(inputs), ["loss_elementwise"], accumulated=True
+            )
         assert (loss["loss_elementwise"] - truth).abs().max() > TIGHT
 
 
