@@ -97,8 +97,8 @@ class Recipe:
         return replace(
             self,
             gradient_steps=self.gradient_steps // 2,
-            num_iterations=8,
-            eval_every=8,
+            num_iterations=6,
+            eval_every=6,
             eval_episodes=self.env.num_envs * max(1, 100 // self.env.num_envs),
         )
 
