@@ -205,7 +205,7 @@ class Run:
         state = torch.load(folder / "training.pt", weights_only=True)
         algorithm.load_training_state(state["training"])
         torch.set_rng_state(state["random"])
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and "random_cuda" in state:
             torch.cuda.set_rng_state_all(state["random_cuda"])
         progress: dict[str, Any] = json.loads((folder / "progress.json").read_text())
         self._rows = [row for row in self._rows if row["iteration"] <= progress["iteration"]]

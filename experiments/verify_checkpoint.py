@@ -29,11 +29,15 @@ from torch import Tensor
 from experiments.errors import exit_with_message
 from policies import lerobot_format
 from policies.canonical import read_safetensors
+from policies.checkpoint import load_policy
 from policies.flow import TimeGrid, interpolate, target_velocity
 from policies.formats import load_network, recognise
 from policies.lerobot_format import LerobotFolder
 from policies.pi0 import Context, Pi0
 from policies.published import CAMERAS
+
+NEEDED = {"state", "actions", "noise", "time", "tokens", "token_mask"}
+"""Inputs without which nothing is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class VerifyConfig:
     """Compare a checkpoint's outputs with stored ones."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Folder of an openpi, lerobot or orbax checkpoint."""
+    """Folder of a checkpoint: ours, openpi's, lerobot's or orbax."""
     inputs: Path
     """Observations, actions, noise and flow times (.safetensors or .npz)."""
     outputs: Path
@@ -62,15 +66,21 @@ def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
         ValueError: an input is missing, or there is nothing to compare with.
     """
     inputs, outputs = read_tensors(config.inputs), read_tensors(config.outputs)
-    missing = sorted({"state", "actions", "noise", "time", "tokens"} - inputs.keys())
+    missing = sorted(NEEDED - inputs.keys())
     if missing:
         raise ValueError(f"{config.inputs} lacks {missing}; it holds {sorted(inputs)}")
-    network = load_network(config.checkpoint, action_horizon=inputs["actions"].shape[1])
+    kind = recognise(config.checkpoint)
+    network = _network(config.checkpoint, kind, inputs["actions"].shape[1])
     if config.dtype != "auto":
         network.compute_dtype = getattr(torch, config.dtype)
-    kind = recognise(config.checkpoint)
     arguments = encoder_inputs(inputs, camera_order(config.checkpoint))
     computed = compute(network, inputs, arguments, list(outputs), accumulated=kind != "lerobot")
+    for key, value in computed.items():
+        if value.shape != outputs[key].shape:
+            raise ValueError(
+                f"{key} has shape {tuple(value.shape)} here, {tuple(outputs[key].shape)} in "
+                f"{config.outputs}; do inputs, outputs and checkpoint belong together?"
+            )
     errors = {
         key: float((value.double() - outputs[key].double()).abs().max())
         for key, value in computed.items()
@@ -82,6 +92,12 @@ def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
         tolerance = 2e-4 if kind == "orbax" else 1e-4
         tolerance = tolerance if network.compute_dtype == torch.float32 else 5e-2
     return _with_one_line_of_gradients(errors), tolerance
+
+
+def _network(folder: Path, kind: str, action_horizon: int) -> Pi0:
+    if kind == "pitune":
+        return load_policy(folder).network
+    return load_network(folder, action_horizon)
 
 
 def compute(
@@ -198,6 +214,8 @@ def main() -> None:
             for key, error in errors.items():
                 print(f"{key:20} {error:.3e}  {'ok' if error <= tolerance else 'ABOVE'}")
             print(f"tolerance {tolerance:g}: {'passed' if passed else 'FAILED'}")
+            if not passed and config.dtype == "auto":
+                print("if the outputs were computed in another precision, pass --dtype")
     sys.exit(0 if passed else 1)
 
 

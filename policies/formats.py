@@ -101,6 +101,13 @@ def load(
         policy = _load_openpi(folder, config, pipeline)
     if policy.preprocessor.config.prompt is not None and policy.tokenizer is None:
         policy.tokenizer = _tokenizer(folder, config, policy.network.config.vocab_size)
+    floored = policy.preprocessor.floored()
+    if kind != "pitune" and any(floored.values()):
+        warnings.warn(
+            f"norm stats of {folder} hardly move in dimensions {floored}; their scale is raised to "
+            f"{policy.preprocessor.config.min_scale}",
+            stacklevel=2,
+        )
     return policy
 
 
@@ -233,10 +240,22 @@ def _tokenizer(folder: Path, config: LoadConfig, vocab_size: int) -> Tokenizer |
 
 def _arch(folder: Path) -> dict[str, Any]:
     """Return `arch.json` in or beside a folder: heads and horizon that no weight tells."""
-    for place in (folder, folder.parent):
+    for place in (folder, folder.resolve().parent):
         if (place / "arch.json").is_file():
             return dict(json.loads((place / "arch.json").read_text()))
     return {}
+
+
+def _unwritten_sizes(policy: FlowPolicy) -> dict[str, Any]:
+    """Return what no weight and no reference's json tells; both packages ignore the file."""
+    network = policy.network.config
+    vlm, vision = network.vlm or network.expert, network.vision
+    return {
+        "vlm": {"num_heads": vlm.num_heads, "num_kv_heads": vlm.num_kv_heads},
+        "vision": {} if vision is None else {"num_attention_heads": vision.num_heads},
+        "action_horizon": network.action_horizon,
+        "precision": str(policy.network.compute_dtype).removeprefix("torch."),
+    }
 
 
 def save(policy: FlowPolicy, path: Path | str, format: Format = "pitune") -> None:
@@ -253,7 +272,7 @@ def save(policy: FlowPolicy, path: Path | str, format: Format = "pitune") -> Non
             write_policy(policy, folder)
             return
         network = policy.network.config
-        if network.vlm is None:
+        if network.vlm is None or network.vision is None:
             raise ValueError(
                 f"format={format!r} needs a vision-language model, which this policy lacks; save "
                 "it with format='pitune'"
@@ -263,9 +282,10 @@ def save(policy: FlowPolicy, path: Path | str, format: Format = "pitune") -> Non
         if format == "openpi":
             openpi_format.write(*arguments)
         elif format == "lerobot":
-            for difference in lerobot_write.write(*arguments):
+            for difference in lerobot_write.write(*arguments, policy.sampler):
                 warnings.warn(f"lerobot will differ: {difference}", stacklevel=2)
         else:
             raise ValueError(f"unknown format={format!r}; valid: pitune, openpi, lerobot")
+        (folder / "arch.json").write_text(json.dumps(_unwritten_sizes(policy), indent=2) + "\n")
         if isinstance(policy.tokenizer, Tokenizer):
             policy.tokenizer.copy_to(folder / TOKENIZER)

@@ -140,6 +140,8 @@ def preprocessor_config(
     config = files.config
     state_dim = _width(config, "input_features", "observation.state")
     action_dim = _width(config, "output_features", "action")
+    if stats is not None:  # hub configs may say the padded widths, 32
+        state_dim, action_dim = min(state_dim, stats[0].dim), min(action_dim, stats[1].dim)
     normalization: Normalization = "none"
     if stats is None:
         stats = NormStats.identity(state_dim), NormStats.identity(action_dim)

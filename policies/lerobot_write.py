@@ -20,6 +20,7 @@ from policies.canonical import EMBEDDING, EXPERT_HEAD, LM_HEAD
 from policies.lerobot_format import POSTPROCESSOR, PREPROCESSOR
 from policies.norm_stats import NormStats
 from policies.pi0_config import Pi0Config
+from policies.policy import SamplerConfig
 from policies.preprocessor import PreprocessorConfig
 
 _MODES = {"zscore": "MEAN_STD", "quantile": "QUANTILES", "none": "IDENTITY"}
@@ -31,6 +32,7 @@ def write(
     preprocessor: PreprocessorConfig,
     origin: dict[str, Any],
     folder: Path,
+    sampler: SamplerConfig,
 ) -> list[str]:
     """Write a `pretrained_model` folder into an existing folder.
 
@@ -41,11 +43,18 @@ def write(
         ValueError: lerobot cannot express the policy's pipeline.
     """
     differences: list[str] = []
-    if origin.get("format") == "lerobot":
+    steps = origin.get("preprocessor", {}).get("steps", [])
+    if origin.get("format") == "lerobot" and any("state_file" in step for step in steps):
         files = {name: origin[name] for name in ("config", "preprocessor", "postprocessor")}
     else:
         differences = _refuse_or_list(network, preprocessor)
         files = _new_files(network, preprocessor)
+    files["config"] = {
+        **files["config"],
+        "chunk_size": network.action_horizon,
+        "n_action_steps": sampler.execution_horizon,
+        "num_inference_steps": sampler.flow_steps,
+    }
     tensors = {f"model.{key}": value.contiguous() for key, value in weights.items()}
     embedding = tensors[f"model.{EMBEDDING}"]
     tensors[f"model.{LM_HEAD}"] = embedding.clone()
@@ -54,14 +63,14 @@ def write(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(files["config"], indent=4) + "\n")
     stats = _stats_tensors(preprocessor.state, preprocessor.action)
-    for name, steps in (
+    for name, written in (
         (PREPROCESSOR, files["preprocessor"]),
         (POSTPROCESSOR, files["postprocessor"]),
     ):
-        if not steps:
+        if not written:
             continue
-        (folder / name).write_text(json.dumps(steps, indent=2) + "\n")
-        for step in steps.get("steps", []):
+        (folder / name).write_text(json.dumps(written, indent=2) + "\n")
+        for step in written.get("steps", []):
             if "state_file" in step:
                 save_file(stats, folder / step["state_file"])
     return differences
@@ -131,11 +140,8 @@ def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict
         "paligemma_variant": "gemma_2b",
         "action_expert_variant": "gemma_300m",
         "dtype": "float32",
-        "chunk_size": network.action_horizon,
-        "n_action_steps": network.action_horizon,
         "max_state_dim": network.state_dim,
         "max_action_dim": network.action_dim,
-        "num_inference_steps": 10,
         "use_relative_actions": relative["enabled"],
         "relative_exclude_joints": relative["exclude_joints"],
         "action_feature_names": relative["action_names"],

@@ -40,7 +40,13 @@ def with_norm_stats(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
     if config.norm_stats is None:
         return policy
     state, action = openpi_format.read_norm_stats(config.norm_stats)
+    _refuse_steered(policy)
     before = policy.preprocessor.config
+    if before.normalization == "none":
+        raise ValueError(
+            "this policy was saved unnormalised, so norm stats would not be used; load the "
+            "original checkpoint with norm_stats (--load.norm-stats)"
+        )
     preprocessor = replace(
         before, state=state.first(before.state.dim), action=action.first(before.action.dim)
     )
@@ -59,11 +65,21 @@ def with_settings(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
     preprocessor = policy.preprocessor.config
     if not changes and not config.cameras:
         return policy
+    _refuse_steered(policy)
     if config.cameras:
         preprocessor = _rewired(preprocessor, config.cameras)
     changed = FlowPolicy(policy.network, preprocessor, replace(policy.sampler, **changes))
     changed.origin, changed.tokenizer, changed.lora = policy.origin, policy.tokenizer, policy.lora
     return changed
+
+
+def _refuse_steered(policy: FlowPolicy) -> None:
+    """Refuse to change a steered policy: its noise actor learned with the settings that it has."""
+    if hasattr(policy, "steering"):
+        raise ValueError(
+            "this checkpoint is steered, and its noise actor fits only the settings that it was "
+            "trained with; load it without changes, or change the checkpoint it was made from"
+        )
 
 
 def _rewired(config: PreprocessorConfig, cameras: dict[str, str]) -> PreprocessorConfig:

@@ -119,7 +119,8 @@ def parameter_report(policy: FlowPolicy, batch_size: int = 1) -> MemoryReport:
 def available_bytes(device: torch.device) -> int:
     """Return the free memory of a device, or of the machine for the CPU [bytes]."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     return int(psutil.virtual_memory().available)
 
 

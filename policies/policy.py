@@ -91,7 +91,10 @@ class FlowPolicy(nn.Module):
                 f"execution_horizon={sampler.execution_horizon} must be between 1 and "
                 f"action_horizon={network.action_horizon}"
             )
-        self.preprocessor = Preprocessor(preprocessor, network.state_dim, network.action_dim)
+        # π0.5 reads its state in the prompt, whatever its width
+        given = preprocessor.state.dim if network.family == "pi05" else 0
+        state_dim = max(network.state_dim, given)
+        self.preprocessor = Preprocessor(preprocessor, state_dim, network.action_dim)
         self.sampler = sampler
 
     @property

@@ -119,13 +119,10 @@ class Preprocessor(nn.Module):
                 raise ValueError(
                     f"the robot's {name} has {robot} dimensions, the network takes {model} at most"
                 )
-        self.state_offset, self.state_scale = _offset_and_scale(
-            config.state, config, config.epsilon
-        )
-        self.action_offset, self.action_scale = _offset_and_scale(
-            config.action, config, config.epsilon
-        )
-        self.action_out_offset, self.action_out_scale = _offset_and_scale(
+        self._shift = 1.0 if config.normalization == "quantile" else 0.0
+        self.state_offset, self.state_scale = _buffers(config.state, config, config.epsilon)
+        self.action_offset, self.action_scale = _buffers(config.action, config, config.epsilon)
+        self.action_out_offset, self.action_out_scale = _buffers(
             config.action, config, config.epsilon_out
         )
         mask = torch.zeros(self.action_dim, dtype=torch.bool)
@@ -148,7 +145,7 @@ class Preprocessor(nn.Module):
             action = aloha.action_to_pi(action)
         if self.config.delta_mask:
             action = action - self._origin(state)
-        scaled = (action - self.action_offset) / self.action_scale
+        scaled = (action - self.action_offset) / self.action_scale - self._shift
         return pad(scaled, (0, self.model_action_dim - self.action_dim))
 
     def unnormalize_action(self, action: Tensor, state: Tensor | None = None) -> Tensor:
@@ -158,7 +155,8 @@ class Preprocessor(nn.Module):
             action: Chunks.
             state: The states (N, S) at their decisions; only relative actions need them.
         """
-        action = action[..., : self.action_dim] * self.action_out_scale + self.action_out_offset
+        action = (action[..., : self.action_dim] + self._shift) * self.action_out_scale
+        action = action + self.action_out_offset
         if self.config.delta_mask:
             action = action + self._origin(state)
         return aloha.action_from_pi(action) if self.config.joints == "aloha" else action
@@ -182,9 +180,11 @@ class Preprocessor(nn.Module):
         """
         if self.config.prompt is None:
             raise ValueError("this policy has no prompt")
-        scaled = self._scaled_state(state)
+        # in double precision: rounding must not move a number into the next bin
+        offset, scale = _offset_and_scale(self.config.state, self.config, self.config.epsilon)
+        scaled = (self._joints(state).double().cpu() - offset) / scale - self._shift
         tokens, mask = tokenize(instructions, scaled, self.config.prompt, encoder)
-        return tokens.to(scaled.device), mask.to(scaled.device)
+        return tokens.to(state.device), mask.to(state.device)
 
     def floored(self) -> dict[str, list[int]]:
         """Return the dimensions whose scale was raised to `min_scale`, per quantity."""
@@ -194,7 +194,7 @@ class Preprocessor(nn.Module):
         }
 
     def _scaled_state(self, state: Tensor) -> Tensor:
-        return (self._joints(state) - self.state_offset) / self.state_scale
+        return (self._joints(state) - self.state_offset) / self.state_scale - self._shift
 
     def _joints(self, state: Tensor) -> Tensor:
         state = state.float()
@@ -220,17 +220,21 @@ def _spread(stats: NormStats, config: PreprocessorConfig) -> Tensor:
     return torch.ones(stats.dim, dtype=torch.float64)
 
 
-def _offset_and_scale(
+def _buffers(
     stats: NormStats, config: PreprocessorConfig, epsilon: float
 ) -> tuple[nn.Buffer, nn.Buffer]:
-    """Return what is subtracted and what is divided by, computed in double precision."""
+    """Return what is subtracted and what is divided by, float32."""
+    offset, scale = _offset_and_scale(stats, config, epsilon)
+    return nn.Buffer(offset.float(), persistent=False), nn.Buffer(scale.float(), persistent=False)
+
+
+def _offset_and_scale(
+    stats: NormStats, config: PreprocessorConfig, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """Return what is subtracted and what is divided by, float64."""
     scale = _spread(stats, config).clamp(min=config.min_scale)
-    offset = torch.tensor(stats.mean, dtype=torch.float64)
-    if config.normalization == "quantile":
-        scale = scale + epsilon / 2
-        offset = torch.tensor(stats.q01, dtype=torch.float64) + scale
-    elif config.normalization == "zscore":
-        scale = scale + epsilon
-    else:
-        offset, scale = torch.zeros_like(scale), torch.ones_like(scale)
-    return (nn.Buffer(offset.float(), persistent=False), nn.Buffer(scale.float(), persistent=False))
+    if config.normalization == "quantile":  # to 0 .. 2, then one is subtracted: as the references
+        return torch.tensor(stats.q01, dtype=torch.float64), scale + epsilon / 2
+    if config.normalization == "zscore":
+        return torch.tensor(stats.mean, dtype=torch.float64), scale + epsilon
+    return torch.zeros_like(scale), torch.ones_like(scale)

@@ -95,4 +95,8 @@ def _instruction(words: Any, prompt: PromptConfig) -> str:
         words = prompt.default
     if words is None:
         raise ValueError("the observation has no prompt, and the policy no default one")
+    if isinstance(words, np.ndarray | list | tuple) and len(np.atleast_1d(words)) == 1:
+        words = np.atleast_1d(words)[0]
+    if not isinstance(words, str):
+        raise ValueError(f"the prompt must be one text, but is {words!r}")
     return str(words)

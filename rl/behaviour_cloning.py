@@ -56,6 +56,8 @@ class BCConfig(AlgorithmConfig):
         small = (1e-3, 0, 2000, 0.01, 1e-4, 0.0)
         pretrained = (2.5e-5, 1000, 30_000, 0.1, 1e-10, 0.99)
         defaults = small if policy.network.vlm is None else pretrained
+        if policy.lora is not None:  # as in openpi, adapters are not averaged
+            defaults = (*defaults[:-1], 0.0)
         names = (
             "learning_rate",
             "warmup_steps",

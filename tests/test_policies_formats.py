@@ -128,8 +128,6 @@ def test_round_trip_is_exact(
     policy = policy.to(dtype) if dtype == torch.bfloat16 else policy
     policy.preprocessor.float()
     save(policy, tmp_path / "saved", format=fmt)
-    if fmt != "pitune":
-        shutil.copy(FIXTURES / "openpi" / f"{family}_tiny" / "arch.json", tmp_path / "saved")
     again = load(
         tmp_path / "saved", config, PIPELINES[f"{family}_libero"] if fmt == "openpi" else None
     )
@@ -178,7 +176,6 @@ def test_openpi_policy_given_to_lerobot_computes_the_same_on_pictures_of_the_rig
     policy = load_openpi("pi05", discrete_state=True, delta_mask=(True,) * 6 + (False,))
     with pytest.warns(UserWarning, match="antialias"):
         save(policy, tmp_path / "lerobot", format="lerobot")
-    shutil.copy(FIXTURES / "openpi" / "pi05_tiny" / "arch.json", tmp_path / "lerobot")
     again = load(tmp_path / "lerobot", LoadConfig(tokenizer=TOKENIZER, cameras=CAMERAS))
     raw, stored = raw_observation("pi05")
     for name in ("image", "wrist_image"):
@@ -432,3 +429,54 @@ def test_large_files_are_mapped_and_not_copied(monkeypatch: pytest.MonkeyPatch) 
     ]
     for parameter in policy.network.parameters():
         assert any(low <= parameter.data_ptr() < high for low, high in windows)
+
+
+def test_a_number_at_the_lower_quantile_is_in_the_first_bin() -> None:
+    policy = load_openpi("pi05", discrete_state=True)
+    config = replace(policy.preprocessor.config, epsilon=0.0)
+    changed = FlowPolicy(policy.network, config, policy.sampler)
+    state = torch.tensor([config.state.q01])
+    words: list[str] = []
+
+    class Words:
+        def encode(self, text: str, bos: bool = True) -> list[int]:
+            words.append(text)
+            return [1]
+
+    exact = replace(
+        config,
+        state=replace(config.state, q01=tuple(state[0].double().tolist())),
+    )
+    FlowPolicy(policy.network, exact, policy.sampler).preprocessor.tokens(["x"], state, Words())
+    assert words == [f"Task: x, State: {' '.join(['0'] * 8)};\nAction: "]
+    assert changed.preprocessor.normalize_state(state).shape == (1, 32)
+
+
+def test_settings_that_were_changed_are_given_back(
+    lerobot: Callable[[str], Path], tmp_path: Path
+) -> None:
+    policy = load(lerobot("pi0"), LoadConfig(flow_steps=3, execution_horizon=4, action_horizon=6))
+    save(policy, tmp_path / "back", format="lerobot")
+    again = load(tmp_path / "back")
+    assert (again.sampler.flow_steps, again.sampler.execution_horizon) == (3, 4)
+    assert again.network.config.action_horizon == 6
+
+
+def test_flat_norm_stats_are_floored_and_reported(tmp_path: Path) -> None:
+    folder = copy_openpi("pi05", tmp_path)
+    file = folder / "assets/physical-intelligence/libero/norm_stats.json"
+    stats = json.loads(file.read_text())
+    stats["norm_stats"]["state"]["q99"][2] = stats["norm_stats"]["state"]["q01"][2]
+    file.write_text(json.dumps(stats))
+    with pytest.warns(UserWarning, match=r"'state': \[2\]"):
+        policy = load(folder, LoadConfig(pipeline="pi05_libero"))
+    assert policy.preprocessor.normalize_state(torch.zeros(1, 8)).isfinite().all()
+
+
+def test_a_prompt_that_is_not_one_text_is_refused() -> None:
+    raw, stored = raw_observation("pi0")
+    policy = load_openpi("pi0")
+    alone = infer(policy, raw, stored["noise"])
+    assert np.array_equal(infer(policy, {**raw, "prompt": [raw["prompt"]]}, stored["noise"]), alone)
+    with pytest.raises(ValueError, match="one text"):
+        infer(policy, {**raw, "prompt": ["a", "b"]})
