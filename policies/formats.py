@@ -280,7 +280,8 @@ def save(policy: FlowPolicy, path: Path | str, format: Format = "pitune") -> Non
         weights = {key: value.detach() for key, value in merged_state(policy.network).items()}
         arguments = (weights, network, policy.preprocessor.config, policy.origin, folder)
         if format == "openpi":
-            openpi_format.write(*arguments)
+            for difference in openpi_format.write(*arguments):
+                warnings.warn(f"openpi will differ: {difference}", stacklevel=2)
         elif format == "lerobot":
             for difference in lerobot_write.write(*arguments, policy.sampler):
                 warnings.warn(f"lerobot will differ: {difference}", stacklevel=2)

@@ -9,7 +9,7 @@ Source: lerobot `policies/{pi0,pi05}`, `processor/*.py`.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def preprocessor_config(
         min_scale=LOADED_MIN_SCALE,
         delta_mask=_delta_mask(files, action_dim),
         loss_dims="robot",
-        pictures=pictures_config(config),
+        pictures=_as_sent(pictures_config(config), files),
         prompt=PromptConfig(
             max_tokens=tokenizer.get(
                 "max_length", config.get("tokenizer_max_length", default_tokens)
@@ -223,6 +223,17 @@ def pictures_config(config: dict[str, Any]) -> PicturesConfig:
         size=int(config.get("image_resolution", (224, 224))[0]),
         resize="torch",
     )
+
+
+def _as_sent(pictures: PicturesConfig, files: LerobotFolder) -> PicturesConfig:
+    """Return the cameras under the names that the robot sends, before lerobot renames them."""
+    step = files.step("rename_observations_processor").get("config", {})
+    sent = {
+        new.removeprefix(_CAMERA): old.removeprefix(_CAMERA)
+        for old, new in step.get("rename_map", {}).items()
+    }
+    cameras = {name: sent.get(camera, camera) for name, camera in pictures.cameras.items()}
+    return replace(pictures, cameras=cameras)
 
 
 def _delta_mask(files: LerobotFolder, action_dim: int) -> tuple[bool, ...]:

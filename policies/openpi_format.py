@@ -102,12 +102,19 @@ def write(
     preprocessor: PreprocessorConfig,
     origin: dict[str, Any],
     folder: Path,
-) -> None:
+) -> list[str]:
     """Write `model.safetensors`, `config.json` and the norm stats into an existing folder.
+
+    Returns:
+        What openpi will compute differently from this policy.
+
+    Raises:
+        ValueError: openpi cannot express the policy's pipeline.
 
     Quirks of openpi's strict reader: the embedding is called `lm_head`, a note says so, and a head
     of the expert that nothing uses has to be there.
     """
+    differences = _refuse_or_list(network, preprocessor)
     weights = dict(weights)
     embedding = weights.pop(EMBEDDING)
     weights[LM_HEAD] = embedding
@@ -127,3 +134,30 @@ def write(
         file = folder / "assets" / origin.get("asset_id", "pitune") / "norm_stats.json"
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({"norm_stats": stats}, indent=2) + "\n")
+    return differences
+
+
+def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
+    """Return what openpi does otherwise; refuse what it cannot do."""
+    pictures, prompt = config.pictures, config.prompt
+    if pictures is None or prompt is None or not set(pictures.cameras) <= set(CAMERAS):
+        raise ValueError(
+            f"openpi's cameras are {CAMERAS}, this policy's "
+            f"{[] if pictures is None else list(pictures.cameras)}, and it needs a prompt; save "
+            "with format='pitune' or 'lerobot'"
+        )
+    expected = "quantile" if network.family == "pi05" else "zscore"
+    if config.normalization not in (expected, "none"):
+        raise ValueError(
+            f"openpi normalises {network.family} by {expected}, this policy by "
+            f"{config.normalization}; save with format='pitune' or 'lerobot'"
+        )
+    found = {
+        "pictures that are not of the right size are resized with antialias": (
+            pictures.resize != "pillow"
+        ),
+        "prompts are cleaned of underscores and surrounding space": not prompt.clean,
+        "1e-6 is added to what divides": (config.epsilon, config.epsilon_out) != (1e-6, 1e-6),
+        "the state in the prompt is not padded": prompt.state_padding > 0,
+    }
+    return [what for what, differs in found.items() if differs]

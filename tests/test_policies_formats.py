@@ -480,3 +480,29 @@ def test_a_prompt_that_is_not_one_text_is_refused() -> None:
     assert np.array_equal(infer(policy, {**raw, "prompt": [raw["prompt"]]}, stored["noise"]), alone)
     with pytest.raises(ValueError, match="one text"):
         infer(policy, {**raw, "prompt": ["a", "b"]})
+
+
+def test_what_openpi_does_otherwise_is_said_or_refused(
+    lerobot: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match="openpi will differ: prompts are cleaned"):
+        save(load(lerobot("pi0")), tmp_path / "one", format="openpi")
+    policy = load_openpi("pi05")
+    other = replace(policy.preprocessor.config, normalization="zscore")
+    with pytest.raises(ValueError, match="by quantile, this policy by zscore"):
+        save(FlowPolicy(policy.network, other, policy.sampler), tmp_path / "x", format="openpi")
+    assert not (tmp_path / "x").exists()
+
+
+def test_lerobots_renamed_cameras_are_read_as_the_robot_sends_them(
+    lerobot: Callable[[str], Path],
+) -> None:
+    folder = lerobot("pi0")
+    file = folder / "policy_preprocessor.json"
+    steps = json.loads(file.read_text())
+    step = next(s for s in steps["steps"] if s["registry_name"].startswith("rename_obs"))
+    step["config"]["rename_map"] = {"observation.images.image": "observation.images.base_0_rgb"}
+    file.write_text(json.dumps(steps))
+    pictures = load(folder).preprocessor.config.pictures
+    assert pictures is not None
+    assert pictures.cameras == {"base_0_rgb": "image", "left_wrist_0_rgb": "left_wrist_0_rgb"}
