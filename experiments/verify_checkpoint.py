@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,11 +30,12 @@ from torch import Tensor
 from experiments.errors import exit_with_message
 from policies import lerobot_format
 from policies.canonical import read_safetensors
+from policies.chain import sample_chain
 from policies.checkpoint import load_policy
 from policies.flow import TimeGrid, interpolate, target_velocity
 from policies.formats import load_network, recognise
 from policies.lerobot_format import LerobotFolder
-from policies.pi0 import Context, Pi0
+from policies.pi0 import Pi0
 from policies.published import CAMERAS
 
 NEEDED = {"state", "actions", "noise", "time", "tokens", "token_mask"}
@@ -136,25 +138,14 @@ def compute(
             f"grad.{name}": torch.zeros_like(p) if p.grad is None else p.grad
             for name, p in network.named_parameters()
         }
-    for key in wanted:
-        if key.startswith("sample_actions_"):
-            grid = TimeGrid(int(key.removeprefix("sample_actions_")), accumulated)
-            found[key] = sampled_chain(network, context, noise, grid)[:, -1]
-    if "traj_x" in wanted:
-        found["traj_x"] = sampled_chain(network, context, noise, TimeGrid(10, accumulated))
+    with torch.no_grad():
+        for key in wanted:
+            if key == "traj_x" or key.startswith("sample_actions_"):
+                steps = 10 if key == "traj_x" else int(key.removeprefix("sample_actions_"))
+                grid = TimeGrid(steps, accumulated)
+                chain, _ = sample_chain(partial(network.velocity, context), noise, grid)
+                found[key] = chain if key == "traj_x" else chain[:, -1]
     return {key: found[key].detach() for key in wanted if key in found}
-
-
-@torch.no_grad()
-def sampled_chain(network: Pi0, context: Context, noise: Tensor, grid: TimeGrid) -> Tensor:
-    """Return the points from noise to action (N, K + 1, H, A) of Euler's method."""
-    times = grid.times(noise.device)
-    chain = [noise]
-    for time in times[:-1]:
-        point = chain[-1][:, None]
-        velocity = network.velocity(context, point, time.expand(len(noise), 1)).velocity[:, 0]
-        chain.append(chain[-1] - grid.dt * velocity)
-    return torch.stack(chain, dim=1)
 
 
 def camera_order(checkpoint: Path) -> tuple[str, ...]:

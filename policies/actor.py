@@ -57,6 +57,8 @@ class FlowActor(TensorDictModuleBase):
         self.in_keys = list(policy.obs_keys)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]
         self.out_keys = ["action", "chain", "action_log_prob"]
+        if policy.feature_dim:
+            self.out_keys.append("features")
         if config.stochastic_steps == "one":
             self.out_keys.append("stochastic_step")
         if config.kernel == "flow_matching":
@@ -83,22 +85,29 @@ class FlowActor(TensorDictModuleBase):
         Raises:
             ValueError: those draws are missing.
         """
+        step = td.get("stochastic_step", None)
+        step = None if step is None else step.to(self.policy.device)
+        return self._distribution(td, self.encode(td), step)
+
+    def _distribution(
+        self, td: TensorDictBase, context: Context, step: Tensor | None
+    ) -> ActionDistribution:
+        """Return the distribution over chains, given encoded observations (N)."""
         if self.config.kernel == "flow_matching":
-            return self._loss_ratio(td)
+            return self._loss_ratio(td, context)
         if self.config.kernel == "ode":
             shape = (len(td), *self.policy.chunk_shape)
-            field, device = self.policy.field(self.encode(td)), self.policy.device
+            field, device = self.policy.field(context), self.policy.device
             return ExactFlow(field, self.policy.grid, self.config, shape, device)
-        step = td.get("stochastic_step", None)
-        return self._chains(td, None if step is None else step.to(self.policy.device))
+        return self._chains(context, len(td), step)
 
-    def _loss_ratio(self, td: TensorDictBase) -> LossRatio:
+    def _loss_ratio(self, td: TensorDictBase, context: Context) -> LossRatio:
         if "draw_noise" not in td.keys() or "draw_time" not in td.keys():
             raise ValueError(
                 "kernel='flow_matching' scores at the draws that were made when acting; the input "
                 "has no draw_noise and draw_time, pass what the actor wrote"
             )
-        field, mask = self.policy.field(self.encode(td)), self.policy.executed_mask()
+        field, mask = self.policy.field(context), self.policy.executed_mask()
         draws = td["draw_noise"].to(mask), td["draw_time"].to(mask)
         return LossRatio(field, self.policy.grid, self.config, *draws, mask)
 
@@ -113,15 +122,14 @@ class FlowActor(TensorDictModuleBase):
         if self.config.kernel not in STEP_KERNELS:
             return 0.0
         last = torch.full((len(td),), self.policy.grid.flow_steps - 1, device=self.policy.device)
-        dist = self._chains(td, last)
+        dist = self._chains(self.encode(td), len(td), last)
         dist.log_prob(td["chain"])
         random = dist.scored_std > 0
         return float(dist.scored_std[random].mean())
 
-    def _chains(self, td: TensorDictBase, step: Tensor | None) -> FlowChain:
+    def _chains(self, context: Context, num: int, step: Tensor | None) -> FlowChain:
         """Return the distribution whose only random step is the given one (N,), or none."""
-        context = self.encode(td)
-        shape = (len(td), *self.policy.chunk_shape)
+        shape = (num, *self.policy.chunk_shape)
         return FlowChain(
             self.policy.field(context),
             self.kernel(),
@@ -148,10 +156,12 @@ class FlowActor(TensorDictModuleBase):
             td["draw_noise"] = torch.randn(*shape, *self.policy.chunk_shape, device=noise.device)
             times = draw_flow_times(shape, self.config.draw_times, self.policy.grid)
             td["draw_time"] = times.to(noise.device)
-        stepwise = self.config.kernel in STEP_KERNELS
         with torch.no_grad():
-            dist = self._chains(td, step) if stepwise else self.get_dist(td)
+            context = self.encode(td)
+            dist = self._distribution(td, context, step)
             chain, log_prob = dist.sample_and_log_prob(noise)
+        if self.policy.feature_dim:  # for critics: the prefix is dear to encode
+            td.set("features", context.features)
         td.set("chain", chain)
         td.set("action", self.policy.executed(chain[:, -1], td))
         return td.set("action_log_prob", log_prob)

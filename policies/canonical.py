@@ -8,7 +8,7 @@ Sources: openpi `convert_jax_model_to_pytorch.py`; lerobot `modeling_pi0.py`; tr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,6 +192,13 @@ def check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], source: Pa
     Raises:
         ValueError: names what is missing, surplus or of the wrong shape.
     """
+    differences = key_differences(expected, found)
+    if differences:
+        raise ValueError(f"{source} does not fit the network: {differences}")
+
+
+def key_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Return in words what is missing, surplus or of the wrong shape; empty if nothing is."""
     missing = sorted(expected.keys() - found.keys())
     surplus = sorted(found.keys() - expected.keys())
     wrong = {
@@ -199,11 +206,9 @@ def check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], source: Pa
         for key in expected.keys() & found.keys()
         if found[key].shape != expected[key].shape
     }
-    if missing or surplus or wrong:
-        raise ValueError(
-            f"{source} does not fit the network: missing keys {missing}, surplus keys {surplus}, "
-            f"wrong shapes (found, expected) {wrong}"
-        )
+    if not (missing or surplus or wrong):
+        return ""
+    return f"missing keys {missing}, surplus keys {surplus}, wrong shapes (found, expected) {wrong}"
 
 
 MAPPED_BYTES = 256 * 2**20

@@ -6,6 +6,7 @@ Letters: N rows, M scored steps (K, or 1), K flow steps, H action horizon, A act
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -18,16 +19,24 @@ from policies.likelihood import LikelihoodConfig
 from policies.ode import ode_log_likelihood
 
 
-class ActionDistribution(Distribution):
+class ActionDistribution(Distribution, ABC):
     """What every likelihood offers: chains from given noise, and log-probabilities of chains.
 
     `velocity` (N, M, H, A) is the network's, where the last chains were scored.
+
+    Args:
+        grid: Flow times.
+        shape: (N, H, A).
+        device: Where the chains live.
     """
 
     arg_constraints = {}  # noqa: RUF012 - torch's own attribute
     velocity: Tensor
-    shape: tuple[int, int, int]
-    device: torch.device
+
+    def __init__(self, grid: TimeGrid, shape: tuple[int, int, int], device: torch.device) -> None:
+        self.grid, self.shape, self.device = grid, shape, device
+        points = torch.Size([grid.flow_steps + 1, *shape[1:]])
+        super().__init__(torch.Size(shape[:1]), points, validate_args=False)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
         """Return chains (N, K + 1, H, A) from fresh noise."""
@@ -41,9 +50,9 @@ class ActionDistribution(Distribution):
         """Return chains (N, K + 1, H, A) that start at the given noise (N, H, A)."""
         return self.sample_and_log_prob(noise)[0]
 
+    @abstractmethod
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return chains from the given noise and their log-probabilities."""
-        raise NotImplementedError
 
 
 class FlowChain(ActionDistribution):
@@ -71,14 +80,9 @@ class FlowChain(ActionDistribution):
         num_scored: int,
         device: torch.device,
     ) -> None:
-        self.field, self.kernel, self.grid, self.config = field, kernel, grid, config
-        self.stochastic_step, self.shape, self.num_scored = stochastic_step, shape, num_scored
-        self.device = device
-        super().__init__(
-            torch.Size(shape[:1]),
-            torch.Size([grid.flow_steps + 1, *shape[1:]]),
-            validate_args=False,
-        )
+        self.field, self.kernel, self.config = field, kernel, config
+        self.stochastic_step, self.num_scored = stochastic_step, num_scored
+        super().__init__(grid, shape, device)
 
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return chains from the given noise and their log-probabilities, in one pass."""
@@ -143,13 +147,10 @@ class LossRatio(ActionDistribution):
         flow_time: Tensor,
         mask: Tensor,
     ) -> None:
-        self.field, self.grid, self.config, self.mask = field, grid, config, mask
+        self.field, self.config, self.mask = field, config, mask
         self.noise, self.flow_time = noise, flow_time
         n, _, h, a = noise.shape
-        self.shape, self.device = (n, h, a), noise.device
-        super().__init__(
-            torch.Size([n]), torch.Size([grid.flow_steps + 1, h, a]), validate_args=False
-        )
+        super().__init__(grid, (n, h, a), noise.device)
 
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return chains from the given noise, and minus their ends' losses, in two passes."""
@@ -199,13 +200,8 @@ class ExactFlow(ActionDistribution):
         shape: tuple[int, int, int],
         device: torch.device,
     ) -> None:
-        self.field, self.grid, self.config, self.shape = field, grid, config, shape
-        self.device = device
-        super().__init__(
-            torch.Size(shape[:1]),
-            torch.Size([grid.flow_steps + 1, *shape[1:]]),
-            validate_args=False,
-        )
+        self.field, self.config = field, config
+        super().__init__(grid, shape, device)
 
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ODE's chains from the given noise, and the log-density of their ends."""

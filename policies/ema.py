@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from policies.canonical import key_differences
 from policies.finetune import trained_parameters
 
 
@@ -104,17 +105,11 @@ class EMA:
         """
         self._refuse_inside("load_state_dict")
         own = self.state_dict()
-        missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        wrong = {
-            key: (tuple(state[key].shape), tuple(own[key].shape))
-            for key in own.keys() & state.keys()
-            if state[key].shape != own[key].shape
-        }
-        if missing or surplus or wrong:
+        differences = key_differences(own, state)
+        if differences:
             raise ValueError(
-                f"the state of an average does not fit the parameters that are trained: missing "
-                f"keys {missing}, surplus keys {surplus}, wrong shapes (found, expected) {wrong}; "
-                "train the same groups as the run that wrote it"
+                "the state of an average does not fit the parameters that are trained: "
+                f"{differences}; train the same groups as the run that wrote it"
             )
         for key, value in own.items():
             value.copy_(state[key])

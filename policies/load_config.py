@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from policies import openpi_format
-from policies.policy import FlowPolicy
+from policies.policy import FlowPolicy, SamplerConfig
 from policies.preprocessor import PreprocessorConfig
 
 
@@ -40,7 +40,6 @@ def with_norm_stats(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
     if config.norm_stats is None:
         return policy
     state, action = openpi_format.read_norm_stats(config.norm_stats)
-    _refuse_steered(policy)
     before = policy.preprocessor.config
     if before.normalization == "none":
         raise ValueError(
@@ -50,9 +49,7 @@ def with_norm_stats(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
     preprocessor = replace(
         before, state=state.first(before.state.dim), action=action.first(before.action.dim)
     )
-    changed = FlowPolicy(policy.network, preprocessor, policy.sampler)
-    changed.origin, changed.tokenizer, changed.lora = policy.origin, policy.tokenizer, policy.lora
-    return changed
+    return _changed(policy, preprocessor, policy.sampler)
 
 
 def with_settings(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
@@ -65,21 +62,26 @@ def with_settings(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
     preprocessor = policy.preprocessor.config
     if not changes and not config.cameras:
         return policy
-    _refuse_steered(policy)
     if config.cameras:
         preprocessor = _rewired(preprocessor, config.cameras)
-    changed = FlowPolicy(policy.network, preprocessor, replace(policy.sampler, **changes))
-    changed.origin, changed.tokenizer, changed.lora = policy.origin, policy.tokenizer, policy.lora
-    return changed
+    return _changed(policy, preprocessor, replace(policy.sampler, **changes))
 
 
-def _refuse_steered(policy: FlowPolicy) -> None:
-    """Refuse to change a steered policy: its noise actor learned with the settings that it has."""
+def _changed(
+    policy: FlowPolicy, preprocessor: PreprocessorConfig, sampler: SamplerConfig
+) -> FlowPolicy:
+    """Return the policy with other settings, around the same network.
+
+    A steered policy is refused: its noise actor learned with the settings that it has.
+    """
     if hasattr(policy, "steering"):
         raise ValueError(
             "this checkpoint is steered, and its noise actor fits only the settings that it was "
             "trained with; load it without changes, or change the checkpoint it was made from"
         )
+    changed = FlowPolicy(policy.network, preprocessor, sampler)
+    changed.origin, changed.tokenizer, changed.lora = policy.origin, policy.tokenizer, policy.lora
+    return changed
 
 
 def _rewired(config: PreprocessorConfig, cameras: dict[str, str]) -> PreprocessorConfig:

@@ -12,6 +12,7 @@ from torch import Tensor
 from policies import FlowActor, FlowPolicy
 from rl.advantage import TimeLimit, generalized_advantage, standardize
 from rl.critic import ValueCritic, explained_variance
+from rl.transitions import next_encoded
 
 
 @torch.no_grad()
@@ -31,8 +32,8 @@ def judged_decisions(
     `state_value` and `value_target` (B, 1). Decisions in a simulator that broke down are left out.
     """
     rollout = rollout.to(actor.policy.device).copy()
-    if critic.feature_dim and "features" not in rollout.keys():
-        add_features(actor.policy, rollout)
+    if critic.feature_dim and "features" not in rollout["next"].keys():
+        add_next_features(actor.policy, rollout)
     rollout["state_value"] = critic.value(rollout)
     rollout["next", "state_value"] = critic.value(rollout["next"])
     advantage, target = generalized_advantage(rollout, discount, gae_lambda, time_limit)
@@ -47,7 +48,7 @@ def judged_decisions(
         "value": float(batch["state_value"].mean()),
         "explained_variance": explained_variance(batch["state_value"], batch["value_target"]),
         "advantage_std": float(advantage[valid].std()),
-        "terminal_std": actor.terminal_std(batch[:256]),
+        "terminal_std": actor.terminal_std(batch[:TERMINAL_ROWS]),
     }
     if normalize_returns:
         critic.rescale(batch["value_target"])
@@ -55,25 +56,24 @@ def judged_decisions(
     return batch, metrics
 
 
+TERMINAL_ROWS = 32
+"""Decisions whose last flow step is measured; each costs a prefix."""
 FEATURE_ROWS = 64
 """Observations that are encoded at once: a prefix of the real π0 takes 15 MB of keys and values."""
 
 
-def add_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
-    """Enter `features` of a rollout's observations and of those that followed, once for all epochs.
+def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
+    """Enter the pooled `features` of the observations that decisions ended in.
 
-    The critic reads those of the policy that gathered, also while its vision is being trained.
+    Those of the decisions' own observations were kept when acting, so only last observations are
+    encoded. The critic reads those of the policy that gathered, also while its vision is trained.
     """
-    rollout["features"] = prefix_features(policy, rollout)
-    rollout["next", "features"] = prefix_features(policy, rollout["next"])
 
+    def encode(obs: TensorDictBase) -> Tensor:
+        rows = obs.select(*policy.obs_keys).split(FEATURE_ROWS)
+        return torch.cat([policy.encode(part).features for part in rows])
 
-@torch.no_grad()
-def prefix_features(policy: FlowPolicy, obs: TensorDictBase) -> Tensor:
-    """Return the pooled features (..., D) of observations (...)."""
-    rows = obs.select(*policy.obs_keys).flatten()
-    parts = [policy.encode(part).features for part in rows.split(FEATURE_ROWS)]
-    return torch.cat(parts).unflatten(0, obs.batch_size)
+    rollout["next", "features"] = next_encoded(rollout, rollout["features"], encode)
 
 
 @torch.no_grad()

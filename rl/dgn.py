@@ -34,6 +34,7 @@ from rl.flow_actor_critic import (
 )
 from rl.off_policy import OffPolicyConfig
 from rl.registry import register
+from rl.transitions import normalised_chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +137,7 @@ class DGN(Algorithm[DGNConfig]):
         context = policy.encode(obs)
         nothing = torch.zeros(len(obs), *policy.chunk_shape, device=policy.device)
         own = decide(policy, context, nothing)
-        demonstrated = policy.preprocessor.normalize_action(obs["action"], obs["state"])
-        executed = demonstrated[..., : policy.preprocessor.action_dim].flatten(1)
-        return read(policy, obs, context), executed - own
+        return read(policy, obs, context), normalised_chunk(policy, obs) - own
 
     def noise_scale(self) -> float:
         """Return what the schedule multiplies the fitted noise with; 0 switches to white noise."""

@@ -31,7 +31,7 @@ from rl.off_policy import OffPolicy, OffPolicyConfig, means
 from rl.q_ensemble import QEnsemble, pessimistic
 from rl.registry import register
 from rl.replay import Replay
-from rl.transitions import next_encoded, transitions
+from rl.transitions import next_encoded, normalised_chunk, transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +145,9 @@ class DSRL(Algorithm[DSRLConfig]):
         before = {
             "encoded": rollout["encoded"],
             "latent": rollout["latent"],
-            "chunk": self._chunk(rollout),
+            "chunk": normalised_chunk(self.policy, rollout),
         }
-        after = {"encoded": next_encoded(rollout, self.actor.encode)}
+        after = {"encoded": next_encoded(rollout, rollout["encoded"], self.actor.encode)}
         if self.aliased and not self.config.keep_context:
             obs = self.actor.in_keys
             before["obs"], after["obs"] = rollout.select(*obs), rollout["next"].select(*obs)
@@ -166,7 +166,7 @@ class DSRL(Algorithm[DSRLConfig]):
                 place["obs"] = seen.select(*self.actor.in_keys)
         latent_dim = self.policy.noise_actor.latent_dim
         booked["latent"] = torch.zeros(len(rows), latent_dim, device=self.policy.device)
-        return booked.set("chunk", self._chunk(rows))
+        return booked.set("chunk", normalised_chunk(self.policy, rows))
 
     def round(self) -> dict[str, float]:
         """Take one step of the critics, and every `actor_every` one of what learns from them."""
@@ -240,12 +240,6 @@ class DSRL(Algorithm[DSRLConfig]):
         else:
             context = self.policy.encode(rows["obs"])
         return self.policy.decode(context, latent)[..., : self.action_dim].flatten(1)
-
-    def _chunk(self, decisions: TensorDictBase) -> Tensor:
-        """Return executed actions (..., h * d) [normalised] of decisions (...)."""
-        action, state = (decisions[key].to(self.policy.device) for key in ("action", "state"))
-        normalised = self.policy.preprocessor.normalize_action(action, state)
-        return normalised[..., : self.action_dim].flatten(-2)
 
     def extra_state(self) -> dict[str, Any]:
         return {"off_policy": self.off_policy.state(), "num_rounds": self.num_rounds}

@@ -24,7 +24,7 @@ from torch import Tensor
 from policies import FlowPolicy
 from rl.advantage import generalized_advantage, standardize
 from rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from rl.decisions import add_features, judged_decisions
+from rl.decisions import add_next_features, judged_decisions
 from rl.descent import descend, minibatches, run_epochs
 from rl.evolution import Fitness, evolve
 from rl.policy_loss import clip_notes, log_ratios
@@ -104,7 +104,7 @@ class EPO(Algorithm[EPOConfig]):
         rollout = rollout.to(self.actor.policy.device).copy()
         rollout["next", "member"] = rollout["member"]
         if self.critic.feature_dim:
-            add_features(self.actor.policy, rollout)
+            add_next_features(self.actor.policy, rollout)
         self.fitness.add(rollout)
         batch, metrics = judged_decisions(
             rollout,

@@ -31,7 +31,7 @@ from policies.pi0 import Context
 from rl.demonstrations import Demonstrations
 from rl.off_policy import OffPolicy, OffPolicyConfig, means
 from rl.replay import Replay
-from rl.transitions import transitions
+from rl.transitions import normalised_chunk, transitions
 
 Perturbation = Callable[[Tensor], Tensor]
 """From what a critic reads (N, D) to noise on the executed actions (N, h * d) [normalised]."""
@@ -89,14 +89,16 @@ class ExploringActor(FlowActor):
         return td.set("action", policy.executed(chunk.unflatten(-1, shape), td))
 
 
-def read(policy: FlowPolicy, obs: TensorDictBase, context: Context) -> Tensor:
+def read(policy: FlowPolicy, obs: TensorDictBase, context: Context | None = None) -> Tensor:
     """Return what critics read of observations (N, D); no gradient reaches the encoder.
 
-    The state, and the pooled features where the policy sees more than the state.
+    The state, and the pooled features where the policy sees more than the state; these are
+    encoded here where no context is passed.
     """
     state = policy.preprocessor.normalize_state(obs["state"].to(policy.device))
-    if policy.obs_keys == ["state"]:
+    if not policy.feature_dim:
         return state
+    context = policy.encode(obs) if context is None else context
     return torch.cat([state, context.features.detach().float()], dim=-1)
 
 
@@ -118,9 +120,7 @@ class FlowActorCritic:
     def __init__(self, policy: FlowPolicy, config: ActorCriticConfig) -> None:
         self.policy, self.config = policy, config
         self.chunk_dim = policy.sampler.execution_horizon * policy.preprocessor.action_dim
-        self.read_dim = policy.preprocessor.model_state_dim
-        if policy.obs_keys != ["state"]:
-            self.read_dim += policy.network.config.feature_dim
+        self.read_dim = policy.preprocessor.model_state_dim + policy.feature_dim
         self.off_policy = OffPolicy(
             config.off_policy, self.read_dim + self.chunk_dim, policy.device
         )
@@ -148,7 +148,7 @@ class FlowActorCritic:
     def push(self, rollout: TensorDictBase) -> None:
         """Store a rollout (E, T)."""
         keys = self.policy.obs_keys
-        before = {"obs": rollout.select(*keys), "chunk": self._chunk(rollout)}
+        before = {"obs": rollout.select(*keys), "chunk": normalised_chunk(self.policy, rollout)}
         after = {"obs": rollout["next"].select(*keys)}
         self.off_policy.replay.push(transitions(rollout, before, after))
 
@@ -162,7 +162,7 @@ class FlowActorCritic:
         )
         booked = rows.exclude("action", "next", "task_id", *keys)
         booked["obs"], booked["next"] = rows.select(*keys), after
-        return booked.set("chunk", self._chunk(rows))
+        return booked.set("chunk", normalised_chunk(self.policy, rows))
 
     def learn(self, rounds: int, train_actor: bool = True) -> dict[str, float]:
         """Take rounds of gradient steps and return the means of their metrics."""
@@ -180,8 +180,7 @@ class FlowActorCritic:
         """Take a temporal-difference step on the critics and return its metrics."""
         policy = self.policy
         with torch.no_grad():
-            context = policy.encode(batch["obs"])
-            seen = read(policy, batch["obs"], context)
+            seen = read(policy, batch["obs"])
             following = policy.encode(batch["next", "obs"])
             next_seen = read(policy, batch["next", "obs"], following)
             chunk = decide(policy, following, policy.draw_noise(len(batch)))
@@ -227,9 +226,3 @@ class FlowActorCritic:
         """Restore what `state` returned."""
         self.off_policy.load_state(state["off_policy"])
         self.num_rounds = state["num_rounds"]
-
-    def _chunk(self, decisions: TensorDictBase) -> Tensor:
-        """Return executed actions (..., h * d) [normalised] of decisions (...)."""
-        action, state = (decisions[key].to(self.policy.device) for key in ("action", "state"))
-        normalised = self.policy.preprocessor.normalize_action(action, state)
-        return normalised[..., : self.policy.preprocessor.action_dim].flatten(-2)

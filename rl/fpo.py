@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -28,8 +29,9 @@ from rl.critic import ValueCritic
 from rl.decisions import judged_decisions
 from rl.descent import Loss, descend, minibatches, run_epochs
 from rl.policy_loss import PolicyLoss
+from rl.ppo import critic_loss
 from rl.registry import register
-from rl.surrogate import asymmetric_surrogate, clipped_surrogate, value_loss
+from rl.surrogate import asymmetric_surrogate, clipped_surrogate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,16 +127,12 @@ class FPO(Algorithm[FPOConfig]):
 
     def gradient_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the critic, and on the policy when it is its time."""
-        metrics = {"value_loss": self._descend("critic", self.critic_loss, batch)[0]}
+        judge = partial(critic_loss, self.critic, clip=math.inf)
+        metrics = {"value_loss": self._descend("critic", judge, batch)[0]}
         if self.num_updates >= self.config.critic_warmup:
             _, norm = self._descend("actor", self.loss, batch)
             metrics |= {**self.loss.metrics(), "grad_norm": norm}
         return metrics
-
-    def critic_loss(self, batch: TensorDictBase) -> Tensor:
-        """Return the critic's loss on decisions (B)."""
-        value = self.critic.value(batch)
-        return value_loss(value, batch["state_value"], batch["value_target"], math.inf)
 
     def _surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         config = self.config

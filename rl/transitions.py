@@ -7,9 +7,13 @@ that it ended in, before any reset. Letters: E envs, T chunk decisions, B rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from policies import FlowPolicy
 
 
 def transitions(
@@ -37,22 +41,33 @@ def transitions(
     return rows[valid]
 
 
+Encoded = TypeVar("Encoded", Tensor, TensorDictBase)
+
+
+def normalised_chunk(policy: FlowPolicy, decisions: TensorDictBase) -> Tensor:
+    """Return the actions (..., h * d) [normalised] of decisions (...) with `action` and `state`."""
+    action, state = (decisions[key].to(policy.device) for key in ("action", "state"))
+    normalised = policy.preprocessor.normalize_action(action, state)
+    return normalised[..., : policy.preprocessor.action_dim].flatten(-2)
+
+
 @torch.no_grad()
 def next_encoded(
-    rollout: TensorDictBase, encode: Callable[[TensorDictBase], TensorDictBase]
-) -> TensorDictBase:
-    """Return the `encoded` observations that decisions ended in (E, T).
+    rollout: TensorDictBase, encoded: Encoded, encode: Callable[[TensorDictBase], Encoded]
+) -> Encoded:
+    """Return what the observations that decisions ended in are encoded to (E, T).
 
     Where the episode goes on that is the next decision's, which is there already; only the last
     observations of episodes and of the rollout are encoded here.
 
     Args:
-        rollout: (E, T) with `encoded`.
-        encode: From observations (n) to `encoded` (n).
+        rollout: (E, T).
+        encoded: Of the decisions' own observations (E, T).
+        encode: The same for further observations (n).
     """
     last = rollout["next", "done"].squeeze(-1).clone()
     last[:, -1] = True
     later = torch.arange(last.shape[1], device=last.device).roll(-1)
-    following = rollout["encoded"][:, later]
+    following = encoded[:, later]
     following[last] = encode(rollout["next"][last])
     return following

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import envs
 import rl
+from experiments.benchmark_update import with_settings
 from policies import FlowPolicy, GemmaConfig, SamplerConfig, save, small_policy
 from rl.behaviour_cloning import CloningStep, clone
 
@@ -53,18 +52,6 @@ def tiny_policy() -> Callable[..., FlowPolicy]:
     return _tiny_policy
 
 
-def _shrunk(config: Any, values: dict[str, Any]) -> Any:
-    """Return a config with every field that `values` names replaced, in nested configs too."""
-    changes = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name in values:
-            changes[field.name] = values[field.name]
-        elif is_dataclass(value):
-            changes[field.name] = _shrunk(value, values)
-    return replace(config, **changes)
-
-
 @pytest.fixture(scope="session")
 def small_preset(demonstrations_file: Path) -> Callable[[str], rl.AlgorithmConfig]:
     """Return the preset of an algorithm by name, with settings that take no time."""
@@ -82,7 +69,7 @@ def small_preset(demonstrations_file: Path) -> Callable[[str], rl.AlgorithmConfi
         "fit_steps": 2,
         "fit_every": 16,
     }
-    return lambda name: _shrunk(rl.preset(name), values)
+    return lambda name: with_settings(rl.preset(name), values)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from policies.pictures import PicturesConfig
 from policies.preprocessor import PreprocessorConfig
 from policies.prompt import PromptConfig
 from policies.tokenizer import Tokenizer
+from rl.decisions import add_next_features
 
 TOKENIZER = Path(__file__).parent / "fixtures" / "tiny_tokenizer" / "paligemma_tokenizer.model"
 ENV = envs.EnvConfig(
@@ -85,22 +86,7 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(small_preset: Callable, demonstrations: Path) -> Callable[[str], rl.AlgorithmConfig]:
     """Return small settings of an algorithm, with demonstrations that have pictures."""
 
-    def make(name: str) -> rl.AlgorithmConfig:
-        config = small_preset(name)
-        return _with_demonstrations(config, demonstrations)
-
-    return make
-
-
-def _with_demonstrations(config: Any, file: Path) -> Any:
-    changes: dict[str, Any] = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name == "demonstrations":
-            changes[field.name] = file
-        elif is_dataclass(value):
-            changes[field.name] = _with_demonstrations(value, file)
-    return replace(config, **changes)
+    return lambda name: small_preset(name).with_demonstrations(demonstrations)
 
 
 def config_of(checkpoint: Path, out: Path, algorithm: rl.AlgorithmConfig) -> TrainConfig:
@@ -274,3 +260,18 @@ def test_frozen_groups_stay_bit_identical(tmp_path: Path, small: Callable) -> No
     embedding = "network.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
     assert tuned[embedding].dtype == torch.bfloat16
     assert {tuned[key].dtype for key in changed} == {torch.float32}  # master weights
+
+
+def test_critics_read_the_features_of_each_observation_and_of_what_followed(
+    small: Callable,
+) -> None:
+    policy = vision_policy()
+    algorithm = rl.make(small("ppo"), policy)
+    rollout = rl.Rollouts(envs.make(ENV), algorithm, 4, seed=0).collect().copy()
+    assert rollout["next", "done"][:, :-1].any()  # ends inside, where the next decision is another
+    add_next_features(policy, rollout)
+    with torch.no_grad():
+        for place in (rollout, rollout["next"]):
+            rows = place.select(*policy.obs_keys).flatten()
+            direct = policy.encode(rows).features.unflatten(0, rollout.batch_size)
+            assert torch.allclose(place["features"], direct, atol=1e-6)

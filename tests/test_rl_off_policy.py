@@ -122,7 +122,7 @@ def test_each_observation_is_encoded_once(rollout: TensorDictBase) -> None:
 
     rollout = rollout[:, :3].clone()  # in the last column two episodes go on
     rollout["encoded"] = TensorDict({"input": 10 * rollout["state"]}, rollout.batch_size)
-    following = next_encoded(rollout, encode)
+    following = next_encoded(rollout, rollout["encoded"], encode)
     assert torch.equal(following["input"], 10 * rollout["next", "state"])
     ends = rollout["next", "done"].squeeze(-1)
     assert asked == [int((ends | (torch.arange(3) == 2)).sum())]
