@@ -39,7 +39,7 @@ class PPOConfig(AlgorithmConfig):
 
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     """Which noise makes the policy stochastic, and what its log-probability sums."""
-    actor_learning_rate: float = 2e-4
+    actor_learning_rate: float = 1e-4
     """Adam's step size for the policy [-]."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the critic [-]."""
