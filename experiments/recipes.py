@@ -19,7 +19,7 @@ LIKELIHOODS = {
     "one_step": LikelihoodConfig(stochastic_steps="one"),
     "flow_noise": LikelihoodConfig(kernel="flow_noise"),
     "velocity_gaussian": LikelihoodConfig(kernel="velocity_gaussian"),
-    "flow_matching": LikelihoodConfig(kernel="flow_matching", ratio="joint", reduction="mean"),
+    "flow_matching": LikelihoodConfig(kernel="flow_matching", ratio="joint", num_draws=4),
 }
 """Likelihoods by the word that follows an algorithm's name and a colon."""
 

@@ -5,7 +5,8 @@ is exp(old loss - new loss) on the same draws of noise and flow time. The policy
 deployed, by the ODE from fresh noise; no flow step is random, and no noise has to be tuned.
 
 The ratio is a biased stand-in for a likelihood's: minus the loss bounds log p only with the right
-weights over flow times. FPO++ is a matter of settings (`plus_plus`): a ratio per draw, a parabola
+weights over flow times. The loss is summed over executed entries: a clone fits so well that its
+mean is near 0.05, and no good chunk's ratio could exceed exp(0.05), whatever is learned. FPO++ is a matter of settings (`plus_plus`): a ratio per draw, a parabola
 in the place of the clip where the advantage is negative, and clamps.
 Letters: E envs, T chunk decisions, B minibatch, M draws (1 for a joint ratio).
 Sources: McAllister et al. 2025 (FPO); its successor FPO++, settings from its public mirror.
@@ -40,11 +41,11 @@ class FPOConfig(AlgorithmConfig):
 
     likelihood: LikelihoodConfig = field(
         default_factory=lambda: LikelihoodConfig(
-            kernel="flow_matching", ratio="joint", reduction="mean"
+            kernel="flow_matching", ratio="joint", num_draws=4
         )
     )
     """How the loss is measured: draws, flow times, space; `ratio="step"` is one ratio per draw."""
-    actor_learning_rate: float = 2e-4
+    actor_learning_rate: float = 1e-4
     """Adam's step size for the policy [-]."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the critic [-]."""
@@ -54,9 +55,9 @@ class FPOConfig(AlgorithmConfig):
     """Chunk decisions per gradient step; a ragged last one is dropped."""
     surrogate: Literal["clip", "asymmetric"] = "clip"
     """PPO's, or FPO++'s, which calls the ratios of bad decisions back."""
-    clip_low: float = 0.05
+    clip_low: float = 0.2
     """How far the ratio may fall below 1 [-]."""
-    clip_high: float = 0.05
+    clip_high: float = 0.2
     """How far the ratio may rise above 1 [-]."""
     log_ratio_clamp: float = 5.0
     """Log-ratios are clamped to this on both sides and have no gradient beyond [-]."""
