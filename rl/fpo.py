@@ -6,8 +6,9 @@ deployed, by the ODE from fresh noise; no flow step is random, and no noise has 
 
 The ratio is a biased stand-in for a likelihood's: minus the loss bounds log p only with the right
 weights over flow times. The loss is summed over executed entries: a clone fits so well that its
-mean is near 0.05, and no good chunk's ratio could exceed exp(0.05), whatever is learned. FPO++ is a matter of settings (`plus_plus`): a ratio per draw, a parabola
-in the place of the clip where the advantage is negative, and clamps.
+mean is near 0.05, and no good chunk's ratio could exceed exp(0.05), whatever is learned. FPO++ is
+a matter of settings (`plus_plus`): a ratio per draw, a parabola in the place of the clip where the
+advantage is negative, and clamps.
 Letters: E envs, T chunk decisions, B minibatch, M draws (1 for a joint ratio).
 Sources: McAllister et al. 2025 (FPO); its successor FPO++, settings from its public mirror.
 """
@@ -40,9 +41,7 @@ class FPOConfig(AlgorithmConfig):
     """Clipped policy gradient on ratios of flow-matching losses."""
 
     likelihood: LikelihoodConfig = field(
-        default_factory=lambda: LikelihoodConfig(
-            kernel="flow_matching", ratio="joint", num_draws=4
-        )
+        default_factory=lambda: LikelihoodConfig(kernel="flow_matching", ratio="joint", num_draws=4)
     )
     """How the loss is measured: draws, flow times, space; `ratio="step"` is one ratio per draw."""
     actor_learning_rate: float = 1e-4
