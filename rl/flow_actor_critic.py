@@ -9,12 +9,13 @@ not have: the starting noise takes its place.
 Letters: E envs, T chunk decisions, B rows, h executed actions, d robot action dim, H action
 horizon, D width of what a critic reads.
 Sources: Fujimoto et al. 2018 (TD3), Fujimoto & Gu 2021 (the scale of a cloning term), Ball et al.
-2023 (RLPD).
+2023 (RLPD), Park et al. 2025 (FQL, the distance to a pretrained flow from the same noise).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ class ActorCriticConfig:
     """The policy's gradients are scaled down to this norm [-]."""
     cloning_coefficient: float = 0.0
     """Weight of flow matching on the demonstrations beside the value, which is scaled to 1 [-]."""
+    anchor_coefficient: float = 0.0
+    """Weight of the squared distance between what the policy and the pretrained one make of the
+    same noise, mean over executed entries [1 / normalised action squared]. It bounds how far the
+    policy follows critics that are wrong; 0 lets go."""
 
     def with_demonstrations(self, file: Path) -> ActorCriticConfig:
         """Return the same settings with this file of demonstrations."""
@@ -61,6 +66,8 @@ class ActorCriticConfig:
     def __post_init__(self) -> None:
         if self.actor_every < 1:
             raise ValueError(f"actor_every={self.actor_every} must be at least 1")
+        if self.anchor_coefficient < 0:
+            raise ValueError(f"anchor_coefficient={self.anchor_coefficient} must be at least 0")
 
 
 class ExploringActor(FlowActor):
@@ -127,6 +134,7 @@ class FlowActorCritic:
         learning = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(learning, lr=config.actor_learning_rate)
         self.num_rounds = 0
+        self.anchor = deepcopy(policy).requires_grad_(False) if config.anchor_coefficient else None
         self.cloned: TensorDict | None = None
         settings = config.off_policy
         if settings.offline_share or config.cloning_coefficient:
@@ -195,7 +203,8 @@ class FlowActorCritic:
         """
         policy, config = self.policy, self.config
         context = policy.encode(batch["obs"])
-        chunk = decide(policy, context, policy.draw_noise(len(batch)))
+        noise = policy.draw_noise(len(batch))
+        chunk = decide(policy, context, noise)
         seen = read(policy, batch["obs"], context)
         value = self.off_policy.critic(seen, chunk, self.off_policy.time(batch)).mean(0)
         loss = -value.mean() / value.detach().abs().mean().clamp(min=1e-6)
@@ -206,6 +215,10 @@ class FlowActorCritic:
             cloning = policy.loss(demonstrated, demonstrated["action"]).mean()
             metrics["cloning_loss"] = float(cloning.detach())
             loss = loss + config.cloning_coefficient * cloning
+        if self.anchor is not None:
+            distance = self._distance(self.anchor, batch["obs"], noise, chunk)
+            metrics["anchor_distance"] = float(distance.detach().sqrt())
+            loss = loss + config.anchor_coefficient * distance
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the policy's loss is {loss.item()} after {self.num_rounds} rounds; lower "
@@ -217,6 +230,14 @@ class FlowActorCritic:
         metrics["grad_norm"] = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
         self.optimizer.step()
         return metrics
+
+    def _distance(
+        self, anchor: FlowPolicy, obs: TensorDictBase, noise: Tensor, chunk: Tensor
+    ) -> Tensor:
+        """Return the mean squared distance of chunks from what the anchor makes of their noise."""
+        with torch.no_grad():
+            pretrained = decide(anchor, anchor.encode(obs), noise)
+        return (chunk - pretrained).square().mean()
 
     def state(self) -> dict[str, Any]:
         """Return what resuming needs besides networks and optimizers."""

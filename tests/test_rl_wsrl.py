@@ -250,6 +250,43 @@ def test_cloning_keeps_the_policy_near_the_demonstrations(
     assert losses[10.0] < 0.8 * losses[0.0]
 
 
+def test_an_anchor_bounds_how_far_the_policy_follows_the_critics(tiny_policy: Callable) -> None:
+    """Pulled by a value of slope 1 per entry, the policy stops where the anchor pulls as hard.
+
+    The loss is -mean(a) + c * mean((a - a0)^2), with the value's size held at 1: least where every
+    entry is 1 / (2 c) away from where it was.
+    """
+    batch = TensorDict(
+        {"obs": TensorDict({"state": torch.rand(32, 4)}, [32]), "elapsed": torch.zeros(32, 1)},
+        batch_size=[32],
+    )
+    away = {}
+    for coefficient in (0.0, 20.0):
+        torch.manual_seed(0)
+        config = ActorCriticConfig(
+            off_policy=SMALL, actor_learning_rate=3e-3, anchor_coefficient=coefficient
+        )
+        learner = FlowActorCritic(tiny_policy(), config)
+
+        def value(seen: Tensor, chunk: Tensor, time: Tensor) -> Tensor:
+            pull = chunk.mean(-1)
+            return (1.0 + pull - pull.detach())[None]
+
+        learner.off_policy.critic.forward = value  # type: ignore[assignment]
+        policy = learner.policy
+        noise = policy.draw_noise(32)
+        start = decide(policy, policy.encode(batch["obs"]), noise).detach()
+        first = learner.actor_step(batch)
+        for _ in range(150):
+            metrics = learner.actor_step(batch)
+        end = decide(policy, policy.encode(batch["obs"]), noise).detach()
+        away[coefficient] = float((end - start).mean())
+        assert ("anchor_distance" in metrics) is (coefficient > 0)
+    assert first["anchor_distance"] == 0.0
+    assert away[0.0] > 0.5
+    assert away[20.0] == pytest.approx(1 / (2 * 20.0), rel=0.3)
+
+
 def test_a_loss_that_is_not_finite_stops(new: Callable) -> None:
     algorithm = new(warmup_decisions=0)
     algorithm.update(experience(algorithm).collect())
