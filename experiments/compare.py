@@ -42,7 +42,7 @@ class CompareConfig:
     """Fine-tune the same clones with several algorithms and compare."""
 
     algorithms: tuple[str, ...] = ("ppo", "ppo:one_step", "ppo:flow_noise", "grpo", "epo", "fpo")
-    """Registered names, each with a likelihood after a colon where the default is not meant."""
+    """Registered names, with a likelihood or variant after a colon if not the default is meant."""
     env_ids: tuple[str, ...] = ("mujoco/PickCube",)
     """Environments."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -29,7 +29,7 @@ class FinishedRun(NamedTuple):
     """What a comparison needs of a run."""
 
     name: str
-    """The algorithm's word, with its likelihood's after a colon where that was chosen."""
+    """The algorithm's word; with its likelihood's or variant's after a colon if one was chosen."""
     summary: dict[str, Any]
     commit: str
     steps: list[float]

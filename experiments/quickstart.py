@@ -39,8 +39,8 @@ class QuickstartConfig:
     """Demonstrations, cloning, fine-tuning, evaluation."""
 
     algorithm: str = "ppo"
-    """Registered name of the algorithm that fine-tunes, and after a colon its likelihood if that
-    is to be another than the default: `ppo`, `ppo:flow_noise`, `grpo:one_step`, ..."""
+    """Registered name of the algorithm that fine-tunes, and after a colon its likelihood
+    or variant if that is to be another than the default: `ppo:flow_noise`, `dgn:equal_size`, ..."""
     env: QuickstartEnv = field(default_factory=QuickstartEnv)
     seed: int = 0
     """Seed of everything."""

@@ -5,7 +5,9 @@ How they were found is in docs/quickstart.md. An environment without a recipe ge
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,27 @@ LIKELIHOODS = {
     "flow_matching": LikelihoodConfig(kernel="flow_matching", ratio="joint", num_draws=4),
 }
 """Likelihoods by the word that follows an algorithm's name and a colon."""
+
+
+def _off_policy(config: rl.WSRLConfig, **changes: Any) -> rl.WSRLConfig:
+    learner = config.learner
+    off_policy = replace(learner.off_policy, **changes)
+    return replace(config, learner=replace(learner, off_policy=off_policy))
+
+
+VARIANTS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "dsrl": {word: partial(replace, variant=word) for word in ("sac", "noise_aliased")},
+    "dgn": {
+        **{word: partial(replace, noise=word) for word in ("equal_size", "gaussian", "none")},
+        "shuffled": partial(replace, shuffle_differences=True),
+    },
+    "wsrl": {
+        "no_warmup": partial(_off_policy, warmup_decisions=0),
+        "keep_data": partial(_off_policy, offline_share=0.5),
+    },
+    "fpo": {"plus_plus": rl.fpo.plus_plus},
+}
+"""By algorithm: its variants, and its paper's baselines and ablations, by their word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,28 +91,32 @@ class Recipe:
         """Return an algorithm's config for this environment.
 
         Args:
-            name: Registered name; after a colon a key of `LIKELIHOODS` that replaces its own.
+            name: Registered name; after a colon one of its `VARIANTS`, or where it has none a key
+                of `LIKELIHOODS` that replaces its own.
             folder: Where the demonstrations are.
 
         Raises:
-            ValueError: nothing is registered under the name, the likelihood is unknown, or the
+            ValueError: nothing is registered under the name, the variant is unknown, or the
                 algorithm has none.
         """
-        word, _, likelihood = name.partition(":")
+        word, _, variant = name.partition(":")
         config = rl.preset(word)
         config = self.dsrl if isinstance(config, rl.DSRLConfig) else config
         config = config.with_demonstrations(folder / "demonstrations.safetensors")
         config = _with(config, rl.PPOConfig, self.ppo)
-        if not likelihood:
+        if not variant:
             return config
-        if likelihood not in LIKELIHOODS:
+        variants = VARIANTS.get(word)
+        if variants is None and _has(config, LikelihoodConfig):
+            variants = {k: partial(_with_likelihood, likelihood=v) for k, v in LIKELIHOODS.items()}
+        if variants is None:
+            raise ValueError(f"{word} has no variants; take algorithm={word!r} alone")
+        if variant not in variants:
             raise ValueError(
-                f"unknown likelihood {likelihood!r} in algorithm={name!r}; valid after the colon: "
-                f"{', '.join(LIKELIHOODS)}"
+                f"unknown variant {variant!r} in algorithm={name!r}; valid after the colon: "
+                f"{', '.join(variants)}"
             )
-        changed = _with(config, LikelihoodConfig, LIKELIHOODS[likelihood])
-        if changed == config and not _has(config, LikelihoodConfig):
-            raise ValueError(f"{word} has no likelihood; take algorithm={word!r} alone")
+        changed: rl.AlgorithmConfig = variants[variant](config)
         return changed
 
     def fast(self) -> Recipe:
@@ -131,6 +158,10 @@ def _with(config: Any, kind: type, value: Any) -> Any:
     parts = {f.name: getattr(config, f.name) for f in fields(config)}
     changes = {name: _with(v, kind, value) for name, v in parts.items() if is_dataclass(v)}
     return replace(config, **changes)
+
+
+def _with_likelihood(config: Any, likelihood: LikelihoodConfig) -> Any:
+    return _with(config, LikelihoodConfig, likelihood)
 
 
 def _has(config: Any, kind: type) -> bool:

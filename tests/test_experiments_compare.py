@@ -214,12 +214,28 @@ def test_a_word_after_the_colon_changes_the_likelihood_and_nothing_else() -> Non
     assert cloning == rl.BCConfig(demonstrations=Path("here/demonstrations.safetensors"))
 
 
+def test_papers_variants_and_ablations_are_words(tmp_path: Path) -> None:
+    settings = recipe("mujoco/PickCube")
+
+    def config(name: str) -> Any:
+        return settings.algorithm(name, tmp_path)
+
+    assert config("dsrl:sac") == config("dsrl")
+    assert config("dsrl:noise_aliased") == replace(config("dsrl"), variant="noise_aliased")
+    assert config("dgn:equal_size") == replace(config("dgn"), noise="equal_size")
+    assert config("dgn:shuffled").shuffle_differences
+    assert config("wsrl:no_warmup").learner.off_policy.warmup_decisions == 0
+    kept = config("wsrl:keep_data").learner.off_policy
+    assert (kept.offline_share, kept.demonstrations.parent) == (0.5, tmp_path)
+    assert config("fpo:plus_plus") == rl.fpo.plus_plus(config("fpo"))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ppo:nonsense", "unknown likelihood 'nonsense' in algorithm='ppo:nonsense'; valid after"),
-        ("bc:flow_noise", "bc has no likelihood; take algorithm='bc' alone"),
-        ("fpo:flow_sde", "must be 'flow_matching' for fpo"),
+        ("ppo:nonsense", "unknown variant 'nonsense' in algorithm='ppo:nonsense'; valid after"),
+        ("bc:flow_noise", "bc has no variants; take algorithm='bc' alone"),
+        ("fpo:flow_sde", "unknown variant 'flow_sde' in .*; valid after the colon: plus_plus"),
     ],
 )
 def test_words_that_mean_nothing_are_refused(name: str, message: str) -> None:
