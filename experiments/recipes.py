@@ -21,7 +21,7 @@ LIKELIHOODS = {
     "one_step": LikelihoodConfig(stochastic_steps="one"),
     "flow_noise": LikelihoodConfig(kernel="flow_noise"),
     "velocity_gaussian": LikelihoodConfig(kernel="velocity_gaussian"),
-    "flow_matching": LikelihoodConfig(kernel="flow_matching", ratio="joint", num_draws=4),
+    "flow_matching": rl.FPOConfig().likelihood,
 }
 """Likelihoods by the word that follows an algorithm's name and a colon."""
 
@@ -77,9 +77,12 @@ class Recipe:
         """Return the same with rollouts as short as the algorithm wants them.
 
         What learns off-policy answers each decision with its updates, so a short rollout only
-        means that a newer policy gathers.
+        means that a newer policy gathers. A rollout of whole episodes has about half the steps of
+        one that is full, so there are twice as many.
         """
         algorithm = rl.preset(name.partition(":")[0])
+        if isinstance(algorithm, rl.GRPOConfig):
+            return replace(self, num_iterations=2 * self.num_iterations)
         if not isinstance(algorithm, rl.DSRLConfig | rl.WSRLConfig | rl.DGNConfig):
             return self
         iterations = 80 * 100 // self.env.num_envs  # 40,000 decisions in all

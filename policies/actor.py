@@ -116,11 +116,11 @@ class FlowActor(TensorDictModuleBase):
         """Return the standard deviation that the last flow step gives executed entries.
 
         Averaged over decisions (N) with their chains [normalised action]. This jitter reaches the
-        robot whole; in most kernels it is not the level or bound that was configured. 0 for
-        likelihoods that need no noise in the steps.
+        robot whole; in most kernels it is not the level or bound that was configured. For
+        likelihoods that need no noise in the steps it is that of the finished chunk.
         """
         if self.config.kernel not in STEP_KERNELS:
-            return 0.0
+            return self.config.action_noise
         last = torch.full((len(td),), self.policy.grid.flow_steps - 1, device=self.policy.device)
         dist = self._chains(self.encode(td), len(td), last)
         dist.log_prob(td["chain"])

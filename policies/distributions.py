@@ -153,9 +153,13 @@ class LossRatio(ActionDistribution):
         super().__init__(grid, (n, h, a), noise.device)
 
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return chains from the given noise, and minus their ends' losses, in two passes."""
+        """Return chains from the given noise, and minus their ends' losses, in two passes.
+
+        Their ends have `action_noise` in executed entries: no density is needed, so any will do.
+        """
         with torch.no_grad():
             chain, _ = sample_chain(self.field, noise, self.grid)
+            chain[:, -1] += self.config.action_noise * torch.randn_like(noise) * self.mask
             return chain, self.log_prob(chain)
 
     def log_prob(self, value: Tensor) -> Tensor:

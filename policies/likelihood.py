@@ -58,6 +58,10 @@ class LikelihoodConfig:
     """flow_matching: measure the error of the velocity, or of the noise that it implies."""
     loss_clamp: float = math.inf
     """flow_matching: a draw's loss counts as at most this, so that no single one rules a ratio."""
+    action_noise: float = 0.0
+    """flow_matching: standard deviation of noise on the chunk while exploring; the flow's own
+    spread, which is all that there is without it, may be too little to learn from [normalised
+    action]."""
     num_probes: int = 0
     """ode: probes of Hutchinson's divergence; 0 is the full one, H * A backward passes."""
     reduction: Reduction = "sum"
@@ -83,6 +87,8 @@ class LikelihoodConfig:
                 f"num_draws={self.num_draws} must be at least 1 and num_probes={self.num_probes} "
                 "at least 0"
             )
+        if self.action_noise < 0:
+            raise ValueError(f"action_noise={self.action_noise} must be at least 0")
         if self.noise_level <= 0:
             raise ValueError(
                 f"noise_level={self.noise_level} must be above 0; without noise there is no "

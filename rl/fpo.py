@@ -1,8 +1,9 @@
 """Flow policy optimization: PPO whose ratio comes from the flow-matching loss, not a likelihood.
 
 A chunk that the network would now be trained towards with less loss counts as likelier: the ratio
-is exp(old loss - new loss) on the same draws of noise and flow time. The policy acts as it is
-deployed, by the ODE from fresh noise; no flow step is random, and no noise has to be tuned.
+is exp(old loss - new loss) on the same draws of noise and flow time. No flow step is random: the
+policy acts by the ODE from fresh noise, and explores by noise on the finished chunk, for which no
+density is needed.
 
 The ratio is a biased stand-in for a likelihood's: minus the loss bounds log p only with the right
 weights over flow times. The loss is summed over executed entries: a clone fits so well that its
@@ -41,7 +42,9 @@ class FPOConfig(AlgorithmConfig):
     """Clipped policy gradient on ratios of flow-matching losses."""
 
     likelihood: LikelihoodConfig = field(
-        default_factory=lambda: LikelihoodConfig(kernel="flow_matching", ratio="joint", num_draws=4)
+        default_factory=lambda: LikelihoodConfig(
+            kernel="flow_matching", ratio="joint", num_draws=4, action_noise=0.15
+        )
     )
     """How the loss is measured: draws, flow times, space; `ratio="step"` is one ratio per draw."""
     actor_learning_rate: float = 1e-4

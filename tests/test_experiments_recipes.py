@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ def test_off_policy_learners_get_short_rollouts_and_others_none_other(env_id: st
         if name in ("dsrl", "wsrl", "dgn"):
             assert own.num_chunks == 5
             assert own.num_iterations > settings.num_iterations
+        elif name == "grpo":  # its rollouts, of whole episodes, are about half as long
+            assert own == replace(settings, num_iterations=2 * settings.num_iterations)
         else:
             assert own == settings
 

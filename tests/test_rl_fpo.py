@@ -16,6 +16,7 @@ import envs
 import policies
 import rl
 from policies import FlowPolicy, LikelihoodConfig
+from policies.ode import integrate
 from rl.fpo import plus_plus
 from rl.policy_loss import log_ratios
 
@@ -29,12 +30,12 @@ def new_fpo(policy: FlowPolicy, mode: Callable = MODES["fpo"], **changes: Any) -
     return rl.FPO(mode(rl.FPOConfig(**{**SETTINGS, **changes})), policy)
 
 
-def gather(algorithm: rl.FPO) -> TensorDictBase:
-    """Return a rollout (4, 4) on `mock/Reach`."""
+def gather(algorithm: rl.FPO, num_chunks: int = 4) -> TensorDictBase:
+    """Return a rollout (4, T) on `mock/Reach`."""
     torch.manual_seed(0)
     config = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7)
-    rollout = rl.Rollouts(envs.make(config), algorithm, 4, seed=0).collect()
-    rollout["next", "reward_steps"] += torch.rand(4, 4, 2)
+    rollout = rl.Rollouts(envs.make(config), algorithm, num_chunks, seed=0).collect()
+    rollout["next", "reward_steps"] += torch.rand(4, num_chunks, 2)
     return rollout
 
 
@@ -134,12 +135,21 @@ def test_losses_are_clamped(tiny_policy: Callable) -> None:
     assert float(free["action_log_prob"].min()) < -0.5
 
 
-def test_the_policy_explores_as_it_is_deployed(tiny_policy: Callable) -> None:
-    algorithm = new_fpo(tiny_policy())
-    rollout = gather(algorithm)[:, 0]
+@pytest.mark.parametrize("std", [0.0, 0.3])
+def test_exploration_is_the_deployed_flow_and_noise_on_what_is_executed(
+    tiny_policy: Callable, std: float
+) -> None:
+    likelihood = replace(rl.FPOConfig().likelihood, action_noise=std)
+    algorithm = new_fpo(tiny_policy(horizon=3), likelihood=likelihood)
+    batch = gather(algorithm, 40).flatten()
     policy = algorithm.actor.policy
-    deployed = policy.sample_actions(rollout, rollout["chain"][:, 0])
-    assert torch.allclose(rollout["action"], deployed, atol=1e-5)
+    noise = batch["chain"][:, 0]
+    deployed = integrate(policy.field(policy.encode(batch)), noise, policy.grid, "euler")
+    away = (batch["chain"][:, -1] - deployed).detach()
+    executed = policy.executed_mask().bool()
+    assert float(away[:, executed].std()) == pytest.approx(std, rel=0.1, abs=1e-5)
+    assert float(away[:, ~executed].abs().max()) < 1e-5  # what is not executed has none
+    assert algorithm.actor.terminal_std(batch) == std
 
 
 def test_warmup_leaves_the_actor_alone(tiny_policy: Callable) -> None:
