@@ -91,8 +91,8 @@ class LikelihoodConfig:
             raise ValueError(f"action_noise={self.action_noise} must be at least 0")
         if self.action_noise and self.kernel != "flow_matching":
             raise ValueError(
-                f"action_noise={self.action_noise} means nothing with kernel={self.kernel!r}, whose "
-                "density would not know of it; set its own noise instead"
+                f"action_noise={self.action_noise} means nothing with kernel={self.kernel!r}, "
+                "whose density would not know of it; set its own noise instead"
             )
         if self.noise_level <= 0:
             raise ValueError(

@@ -269,7 +269,7 @@ def test_one_random_step_means_nothing_where_no_step_is_random(kernel: Any) -> N
 
 
 def test_noise_on_the_chunk_is_for_likelihoods_that_need_no_density() -> None:
-    with pytest.raises(ValueError, match="action_noise=-0.1 must be at least 0"):
+    with pytest.raises(ValueError, match=r"action_noise=-0\.1 must be at least 0"):
         LikelihoodConfig(kernel="flow_matching", action_noise=-0.1)
     with pytest.raises(ValueError, match="means nothing with kernel='flow_sde'"):
         LikelihoodConfig(action_noise=0.1)
