@@ -81,8 +81,8 @@ def comparison_table(runs: Sequence[FinishedRun]) -> str:
 def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
     """Draw success over environment steps, a panel for each environment, into a PNG.
 
-    A line is the mean over seeds, as far as all of them went; a band reaches from the worst to
-    the best seed.
+    A line is the mean over seeds; a band reaches from the worst to the best. A seed that ended
+    earlier than another, since it had solved the task, goes on with its last value.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -97,7 +97,7 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
             if env == env_id:
                 steps, mean, low, high = seed_band(group)
                 (line,) = axes.plot(steps, mean, label=f"{name} ({len(group)} seeds)")
-                axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, color=line.get_color())
+                axes.fill_between(steps, low, high, alpha=0.1, linewidth=0, color=line.get_color())
         axes.set(title=env_id, xlabel="environment steps", ylabel="success rate, as deployed")
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.3)
@@ -109,7 +109,7 @@ def seed_band(
     group: Sequence[FinishedRun], num: int = 200
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return steps, and the mean, lowest and highest success rate of all seeds at them (num,)."""
-    steps = np.linspace(0, min(run.steps[-1] for run in group), num)
+    steps = np.linspace(0, max(run.steps[-1] for run in group), num)
     rates = np.stack([np.interp(steps, run.steps, run.success) for run in group])
     return steps, rates.mean(0), rates.min(0), rates.max(0)
 
