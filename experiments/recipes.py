@@ -111,7 +111,10 @@ class Recipe:
             return config
         variants = VARIANTS.get(word)
         if variants is None and _has(config, LikelihoodConfig):
-            variants = {k: partial(_with_likelihood, likelihood=v) for k, v in LIKELIHOODS.items()}
+            variants = {
+                key: partial(_with, kind=LikelihoodConfig, value=value)
+                for key, value in LIKELIHOODS.items()
+            }
         if variants is None:
             raise ValueError(f"{word} has no variants; take algorithm={word!r} alone")
         if variant not in variants:
@@ -161,10 +164,6 @@ def _with(config: Any, kind: type, value: Any) -> Any:
     parts = {f.name: getattr(config, f.name) for f in fields(config)}
     changes = {name: _with(v, kind, value) for name, v in parts.items() if is_dataclass(v)}
     return replace(config, **changes)
-
-
-def _with_likelihood(config: Any, likelihood: LikelihoodConfig) -> Any:
-    return _with(config, LikelihoodConfig, likelihood)
 
 
 def _has(config: Any, kind: type) -> bool:

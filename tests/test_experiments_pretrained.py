@@ -67,7 +67,7 @@ def vision_policy(family: Family = "pi0", **changes: Any) -> FlowPolicy:
 
 
 def lerobot_checkpoint(folder: Path, family: Family = "pi0") -> Path:
-    """Lay out a checkpoint as lerobot does, ."""
+    """Lay out a checkpoint as lerobot does."""
     policies.save(vision_policy(family), folder, format="lerobot")
     return folder
 
