@@ -87,7 +87,7 @@ class Recipe:
             return self
         iterations = 80 * 100 // self.env.num_envs  # 40,000 decisions in all
         return replace(
-            self, num_chunks=5, num_iterations=iterations, eval_every=max(1, iterations // 16)
+            self, num_chunks=5, num_iterations=iterations, eval_every=max(1, iterations // 40)
         )
 
     def algorithm(self, name: str, folder: Path) -> rl.AlgorithmConfig:

@@ -47,7 +47,9 @@ class DGNConfig(AlgorithmConfig):
 
     learner: ActorCriticConfig = field(
         default_factory=lambda: ActorCriticConfig(
-            off_policy=OffPolicyConfig(num_critics=10, critic_subset=2, offline_share=0.5)
+            off_policy=OffPolicyConfig(
+                num_critics=10, critic_subset=2, warmup_rounds=1000, offline_share=0.5
+            )
         )
     )
     """Critics, memory, warm-up, the demonstrations' file and their share."""

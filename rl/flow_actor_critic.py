@@ -15,7 +15,6 @@ Sources: Fujimoto et al. 2018 (TD3), Fujimoto & Gu 2021 (the scale of a cloning 
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from policies.ode import integrate
 from policies.pi0 import Context
 from rl.demonstrations import Demonstrations
 from rl.off_policy import OffPolicy, OffPolicyConfig, means
+from rl.reference import frozen_copy
 from rl.replay import Replay
 from rl.transitions import normalised_chunk, transitions
 
@@ -43,7 +43,7 @@ class ActorCriticConfig:
     """Critics of chunks, and a flow policy that follows their gradient."""
 
     off_policy: OffPolicyConfig = field(
-        default_factory=lambda: OffPolicyConfig(num_critics=10, critic_subset=2)
+        default_factory=lambda: OffPolicyConfig(num_critics=10, critic_subset=2, warmup_rounds=1000)
     )
     """Memory, critics, warm-up and update-to-data ratio."""
     actor_every: int = 4
@@ -54,10 +54,10 @@ class ActorCriticConfig:
     """The policy's gradients are scaled down to this norm [-]."""
     cloning_coefficient: float = 0.0
     """Weight of flow matching on the demonstrations beside the value, which is scaled to 1 [-]."""
-    anchor_coefficient: float = 0.0
+    anchor_coefficient: float = 3.0
     """Weight of the squared distance between what the policy and the pretrained one make of the
     same noise, mean over executed entries [1 / normalised action squared]. It bounds how far the
-    policy follows critics that are wrong; 0 lets go."""
+    policy follows critics that are wrong; 0 lets go, and saves a copy of what is trained."""
 
     def with_demonstrations(self, file: Path) -> ActorCriticConfig:
         """Return the same settings with this file of demonstrations."""
@@ -134,7 +134,7 @@ class FlowActorCritic:
         learning = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(learning, lr=config.actor_learning_rate)
         self.num_rounds = 0
-        self.anchor = deepcopy(policy).requires_grad_(False) if config.anchor_coefficient else None
+        self.anchor = frozen_copy(policy) if config.anchor_coefficient else None
         self.cloned: TensorDict | None = None
         settings = config.off_policy
         if settings.offline_share or config.cloning_coefficient:

@@ -2,7 +2,8 @@
 
 Letters: N members, B rows, D input width.
 Sources: Chen et al. 2021 (REDQ: targets from a random subset of many critics); Ball et al. 2023
-(RLPD: layer norm bounds what critics say of actions that nobody took).
+(RLPD: layer norm bounds what critics say of actions that nobody took); Lillicrap et al. 2015 (the
+head's initialisation).
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class QEnsemble(nn.Module):
         widths = (in_dim, *hidden)
         self.layers = nn.ModuleList(EnsembleLinear(num_members, *pair) for pair in pairwise(widths))
         self.head = EnsembleLinear(num_members, widths[-1], 1)
+        # Near zero, as DDPG has it. A target is the least of members: were they apart from the
+        # start, it would sink below every reward before any has been learned from.
+        nn.init.uniform_(self.head.weight, -3e-3, 3e-3)
+        nn.init.zeros_(self.head.bias)
         self.scale = nn.ParameterList(torch.ones(num_members, 1, width) for width in hidden)
         self.shift = nn.ParameterList(torch.zeros(num_members, 1, width) for width in hidden)
 

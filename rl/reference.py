@@ -7,17 +7,24 @@ Sources: Liu et al. 2025 (Flow-GRPO) for the divergence per flow step; algorithm
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from policies import ActionDistribution, FlowActor, FlowChain
 from policies.flow import kl_divergence
 from policies.ode import integrate
 
 KLSpace = Literal["kernel", "velocity"]
+M = TypeVar("M", bound=nn.Module)
+
+
+def frozen_copy(module: M) -> M:
+    """Return a copy that no gradient reaches; what is frozen already is shared, not copied."""
+    shared = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return deepcopy(module, memo=shared).requires_grad_(False)
 
 
 class Reference:
@@ -28,7 +35,7 @@ class Reference:
     """
 
     def __init__(self, actor: FlowActor) -> None:
-        self.actor = deepcopy(actor).requires_grad_(False)
+        self.actor = frozen_copy(actor)
 
     def divergence(self, batch: TensorDictBase, dist: ActionDistribution, space: KLSpace) -> Tensor:
         """Return how far a policy is from the reference at each scored flow step (B, M).

@@ -35,11 +35,11 @@ class WSRLConfig(AlgorithmConfig):
 
     learner: ActorCriticConfig = field(default_factory=ActorCriticConfig)
     """Critics, memory, warm-up, and how the policy follows the critics."""
-    exploration_std: float = 0.1
+    exploration_std: float = 0.2
     """Gaussian noise on the executed actions after the warm-up [normalised action]."""
-    warmup_std: float = 0.0
+    warmup_std: float = 0.3
     """The same during the warm-up. A clone hardly varies its actions, so that critics fitted to its
-    own may not know which way to go [normalised action]."""
+    own alone do not know which way to go [normalised action]."""
 
     def with_demonstrations(self, file: Path) -> WSRLConfig:
         return replace(self, learner=self.learner.with_demonstrations(file))

@@ -16,7 +16,7 @@ from policies import FlowActor, FlowPolicy, LikelihoodConfig
 from rl.critic import ValueCritic
 from rl.policy_loss import log_ratios
 from rl.ppo import critic_loss
-from rl.reference import Reference
+from rl.reference import Reference, frozen_copy
 from rl.surrogate import implied_clip
 
 SETTINGS: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}
@@ -96,6 +96,23 @@ def test_the_divergence_keeps_the_policy_near_the_pretrained_one(tiny_policy: Ca
         _, dist = log_ratios(algorithm.actor, batch)
         moved[value] = float(reference.divergence(batch, dist, "kernel").mean())
     assert moved[300.0] < 0.1 * moved[0.0]
+
+
+def test_a_frozen_copy_shares_what_is_frozen_and_keeps_what_was_learned(
+    tiny_policy: Callable,
+) -> None:
+    policy = tiny_policy()
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_("action_out_proj" in name)
+    copy = frozen_copy(policy)
+    assert not any(p.requires_grad for p in copy.parameters())
+    start = {name: p.clone() for name, p in policy.named_parameters()}
+    pairs = zip(policy.named_parameters(), copy.parameters(), strict=True)
+    for (name, parameter), copied in pairs:
+        assert (parameter is copied) == ("action_out_proj" not in name)
+        if parameter.requires_grad:
+            parameter.data += 1.0
+    assert all(torch.equal(p, start[name]) for name, p in copy.named_parameters())
 
 
 def test_cloning_enters_the_loss_with_its_weight(tiny_policy: Callable) -> None:

@@ -36,7 +36,8 @@ def new(tiny_policy: Callable, demonstrations_file: Path) -> Callable[..., WSRL]
         torch.manual_seed(0)
         settings = replace(SMALL, demonstrations=demonstrations_file, **changes)
         learner = ActorCriticConfig(off_policy=settings, actor_every=actor_every)
-        return WSRL(WSRLConfig(learner=learner, exploration_std=exploration_std), tiny_policy())
+        config = WSRLConfig(learner=learner, exploration_std=exploration_std, warmup_std=0.0)
+        return WSRL(config, tiny_policy())
 
     return make
 
@@ -205,7 +206,8 @@ def test_the_policy_follows_the_critics(new: Callable, tiny_policy: Callable) ->
     best, away = [], []
     for sign, found in ((1.0, best), (-1.0, away)):
         learner = FlowActorCritic(
-            tiny_policy(), ActorCriticConfig(off_policy=SMALL, actor_learning_rate=3e-3)
+            tiny_policy(),
+            ActorCriticConfig(off_policy=SMALL, actor_learning_rate=3e-3, anchor_coefficient=0.0),
         )
 
         def value(seen: Tensor, chunk: Tensor, time: Tensor, sign: float = sign) -> Tensor:
@@ -235,7 +237,10 @@ def test_cloning_keeps_the_policy_near_the_demonstrations(
     for coefficient in (0.0, 10.0):
         torch.manual_seed(0)
         config = ActorCriticConfig(
-            off_policy=settings, actor_learning_rate=3e-3, cloning_coefficient=coefficient
+            off_policy=settings,
+            actor_learning_rate=3e-3,
+            cloning_coefficient=coefficient,
+            anchor_coefficient=0.0,
         )
         learner = FlowActorCritic(tiny_policy(), config)
         chunks = rl.Demonstrations.load(demonstrations_file).chunks(2)[:64]
