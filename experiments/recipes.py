@@ -85,7 +85,8 @@ class Recipe:
             return replace(self, num_iterations=2 * self.num_iterations)
         if not isinstance(algorithm, rl.DSRLConfig | rl.WSRLConfig | rl.DGNConfig):
             return self
-        iterations = 80 * 100 // self.env.num_envs  # 40,000 decisions in all
+        decisions = 40_000 if isinstance(algorithm, rl.DSRLConfig) else 20_000
+        iterations = decisions // (5 * self.env.num_envs)
         return replace(
             self, num_chunks=5, num_iterations=iterations, eval_every=max(1, iterations // 40)
         )
