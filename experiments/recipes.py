@@ -86,9 +86,12 @@ class Recipe:
         if not isinstance(algorithm, rl.DSRLConfig | rl.WSRLConfig | rl.DGNConfig):
             return self
         decisions = 40_000 if isinstance(algorithm, rl.DSRLConfig) else 20_000
-        iterations = decisions // (5 * self.env.num_envs)
+        gathered = 5 * self.env.num_envs  # in an iteration
         return replace(
-            self, num_chunks=5, num_iterations=iterations, eval_every=max(1, iterations // 40)
+            self,
+            num_chunks=5,
+            num_iterations=decisions // gathered,
+            eval_every=max(1, 1000 // gathered),
         )
 
     def algorithm(self, name: str, folder: Path) -> rl.AlgorithmConfig:

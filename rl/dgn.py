@@ -48,7 +48,11 @@ class DGNConfig(AlgorithmConfig):
     learner: ActorCriticConfig = field(
         default_factory=lambda: ActorCriticConfig(
             off_policy=OffPolicyConfig(
-                num_critics=10, critic_subset=2, warmup_rounds=1000, offline_share=0.5
+                minibatch_size=128,
+                num_critics=10,
+                critic_subset=2,
+                warmup_rounds=1000,
+                offline_share=0.5,
             )
         )
     )

@@ -43,7 +43,9 @@ class ActorCriticConfig:
     """Critics of chunks, and a flow policy that follows their gradient."""
 
     off_policy: OffPolicyConfig = field(
-        default_factory=lambda: OffPolicyConfig(num_critics=10, critic_subset=2, warmup_rounds=1000)
+        default_factory=lambda: OffPolicyConfig(
+            minibatch_size=128, num_critics=10, critic_subset=2, warmup_rounds=1000
+        )
     )
     """Memory, critics, warm-up and update-to-data ratio."""
     actor_every: int = 4

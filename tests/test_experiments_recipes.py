@@ -17,8 +17,10 @@ def test_off_policy_learners_get_short_rollouts_and_others_none_other(env_id: st
     for name in rl.presets():
         own = settings.for_algorithm(name)
         if name in ("dsrl", "wsrl", "dgn"):
+            decisions = own.num_chunks * own.env.num_envs  # in an iteration
             assert own.num_chunks == 5
-            assert own.num_iterations > settings.num_iterations
+            assert own.num_iterations * decisions == (40_000 if name == "dsrl" else 20_000)
+            assert own.eval_every * decisions == 1000
         elif name == "grpo":  # its rollouts, of whole episodes, are about half as long
             assert own == replace(settings, num_iterations=2 * settings.num_iterations)
         else:
