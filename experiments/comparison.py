@@ -82,7 +82,8 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
     """Draw success over environment steps, a panel for each environment, into a PNG.
 
     A line is the mean over seeds; a band reaches from the worst to the best. A seed that ended
-    earlier than another, since it had solved the task, goes on with its last value.
+    earlier than another, since it had solved the task, goes on with its last value. Where the
+    algorithms' budgets lie far apart the steps are logarithmic from the first evaluation on.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -98,6 +99,10 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
                 steps, mean, low, high = seed_band(group)
                 (line,) = axes.plot(steps, mean, label=f"{name} ({len(group)} seeds)")
                 axes.fill_between(steps, low, high, alpha=0.1, linewidth=0, color=line.get_color())
+        mine = [run for run in runs if run.summary["env"] == env_id]
+        ends = [run.steps[-1] for run in mine]
+        if max(ends) > 8 * min(ends):
+            axes.set_xscale("symlog", linthresh=min(run.steps[1] for run in mine))
         axes.set(title=env_id, xlabel="environment steps", ylabel="success rate, as deployed")
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.3)
