@@ -90,7 +90,7 @@ class Recipe:
         return replace(
             self,
             num_chunks=5,
-            num_iterations=decisions // gathered,
+            num_iterations=max(1, decisions // gathered),
             eval_every=max(1, 1000 // gathered),
         )
 

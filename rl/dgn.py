@@ -32,7 +32,6 @@ from rl.flow_actor_critic import (
     decide,
     read,
 )
-from rl.off_policy import OffPolicyConfig
 from rl.registry import register
 from rl.transitions import normalised_chunk
 
@@ -47,13 +46,7 @@ class DGNConfig(AlgorithmConfig):
 
     learner: ActorCriticConfig = field(
         default_factory=lambda: ActorCriticConfig(
-            off_policy=OffPolicyConfig(
-                minibatch_size=128,
-                num_critics=10,
-                critic_subset=2,
-                warmup_rounds=1000,
-                offline_share=0.5,
-            )
+            off_policy=replace(ActorCriticConfig().off_policy, offline_share=0.5)
         )
     )
     """Critics, memory, warm-up, the demonstrations' file and their share."""

@@ -38,3 +38,9 @@ def test_every_algorithm_that_reads_demonstrations_is_told_where_they_are(tmp_pa
         assert found[name].learner.off_policy.demonstrations == file  # type: ignore[attr-defined]
     assert found["ppo"] == recipe("mujoco/PickCube").ppo
     assert found["filtered_bc"] == rl.preset("filtered_bc")
+
+
+def test_more_environments_than_the_budget_has_decisions_still_learn_once() -> None:
+    many = recipe("mujoco/PickCube")
+    many = replace(many, env=replace(many.env, num_envs=16_384))
+    assert many.for_algorithm("wsrl").num_iterations == 1

@@ -112,3 +112,11 @@ def test_td_targets_by_hand() -> None:
     ended = torch.tensor([False, False, True, False])
     target = td_target(reward, discount, ended, torch.tensor([10.0, 10.0, 10.0, 5.0]))
     assert target.tolist() == pytest.approx([10.9, 10.0, 1.0, 4.05])
+
+
+def test_members_agree_on_nearly_nothing_at_the_start() -> None:
+    """A target is the least of members: apart from the start, it would sink below every reward."""
+    torch.manual_seed(0)
+    values = QEnsemble(20, 10, (256, 256))(torch.randn(500, 20))
+    assert float(values.abs().max()) < 0.1
+    assert float(values.std(0).min()) > 0  # they are not one and the same
