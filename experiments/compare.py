@@ -29,6 +29,7 @@ from experiments.quickstart import (
     QuickstartConfig,
     QuickstartEnv,
     make_clone,
+    make_guidance,
     settings_of,
     training_config,
 )
@@ -109,6 +110,7 @@ def _run(config: CompareConfig, job: QuickstartConfig) -> FinishedRun:
     settings, training = _training(config, job)
     if not (training.out / "summary.json").is_file():
         make_clone(job, settings)
+        make_guidance(job, settings)
         begun = any(training.out.glob("checkpoint_*"))
         train(replace(training, resume=begun, video=False))
     return finished_run(training.out, job.algorithm)

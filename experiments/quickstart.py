@@ -18,9 +18,11 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+import envs
+import rl
 from experiments.errors import exit_with_message
 from experiments.pretrain import PretrainConfig, pretrain
-from experiments.recipes import Recipe, recipe
+from experiments.recipes import GUIDANCE, Recipe, recipe
 from experiments.report import closing_table
 from experiments.run import WandbMode
 from experiments.train import TrainConfig, train
@@ -59,6 +61,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     settings = settings_of(config)
     training = training_config(config, settings)
     make_clone(config, settings)
+    make_guidance(config, settings)
     return train(training)
 
 
@@ -83,6 +86,19 @@ def make_clone(config: QuickstartConfig, settings: Recipe) -> None:
             seed=config.seed,
         )
     )
+
+
+def make_guidance(config: QuickstartConfig, settings: Recipe) -> None:
+    """Collect demonstrations that the clone has not seen, if the algorithm is guided by such."""
+    file = config.out / GUIDANCE
+    if file.is_file() or not isinstance(
+        rl.preset(config.algorithm.partition(":")[0]), rl.DGNConfig
+    ):
+        return
+    env = envs.make(settings.env)
+    cloned = settings.num_demonstrations
+    rl.collect_demonstrations(env, 2 * cloned, config.seed).after(cloned).save(file)
+    env.close()
 
 
 def training_config(config: QuickstartConfig, settings: Recipe) -> TrainConfig:

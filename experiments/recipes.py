@@ -16,6 +16,9 @@ import policies
 import rl
 from policies import LikelihoodConfig
 
+DEMONSTRATIONS, GUIDANCE = "demonstrations.safetensors", "guidance.safetensors"
+"""Files beside a clone: what was cloned, and what the clone has not seen."""
+
 LIKELIHOODS = {
     "flow_sde": LikelihoodConfig(),
     "one_step": LikelihoodConfig(stochastic_steps="one"),
@@ -53,6 +56,8 @@ class Recipe:
 
     env: envs.EnvConfig
     num_demonstrations: int = 14
+    """Episodes that are cloned, and as many more that guide `dgn`: where the clone was fitted, its
+    differences from what was demonstrated are too small to explore with."""
     gradient_steps: int = 1500
     """Steps of cloning."""
     num_chunks: int = 41
@@ -109,7 +114,8 @@ class Recipe:
         word, _, variant = name.partition(":")
         config = rl.preset(word)
         config = self.dsrl if isinstance(config, rl.DSRLConfig) else config
-        config = config.with_demonstrations(folder / "demonstrations.safetensors")
+        guided = isinstance(config, rl.DGNConfig)
+        config = config.with_demonstrations(folder / (GUIDANCE if guided else DEMONSTRATIONS))
         config = _with(config, rl.PPOConfig, self.ppo)
         if not variant:
             return config

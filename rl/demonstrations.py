@@ -33,6 +33,13 @@ class Demonstrations:
         """How many episodes there are."""
         return len(self.episode.unique())
 
+    def after(self, num_episodes: int) -> Demonstrations:
+        """Return the episodes that follow the first `num_episodes`."""
+        first = self.episode.unique()[:num_episodes]
+        kept = ~torch.isin(self.episode, first)
+        obs = {key: value[kept] for key, value in self.obs.items()}
+        return Demonstrations(obs=obs, action=self.action[kept], episode=self.episode[kept])
+
     def chunks(self, action_horizon: int) -> TensorDict:
         """Return one training example per step (N): its observation and the next H actions.
 

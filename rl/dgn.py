@@ -61,6 +61,9 @@ class DGNConfig(AlgorithmConfig):
     """Control: fit differences to observations that they do not belong to."""
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the noise model's hidden layers."""
+    dropout: float = 0.5
+    """Share of its hidden units that is left out in a step of fitting. A demonstrated state has one
+    difference, so without this the covariance is soon wrong everywhere else [-]."""
     noise_learning_rate: float = 3e-4
     """AdamW's step size for the noise model [-]."""
     noise_weight_decay: float = 3e-2
@@ -68,7 +71,7 @@ class DGNConfig(AlgorithmConfig):
     noise_minibatch_size: int = 128
     """Demonstrated chunks per step of the noise model."""
     initial_fit_steps: int = 1000
-    """Steps of the noise model at the end of the warm-up."""
+    """Steps of the noise model after the first rollout."""
     fit_every: int = 1000
     """Decisions between fits to the differences from the policy as it is then."""
     fit_steps: int = 100
@@ -95,7 +98,11 @@ class DGN(Algorithm[DGNConfig]):
         super().__init__(config, self.exploring)
         self.learner = FlowActorCritic(policy, config.learner)
         self.noise_model = DifferenceModel(
-            self.learner.read_dim, self.learner.chunk_dim, config.hidden, config.learn_mean
+            self.learner.read_dim,
+            self.learner.chunk_dim,
+            config.hidden,
+            config.learn_mean,
+            config.dropout,
         ).to(policy.device)
         self.networks |= {**self.learner.networks(), "noise_model": self.noise_model}
         self.noise_optimizer = torch.optim.AdamW(
@@ -119,10 +126,8 @@ class DGN(Algorithm[DGNConfig]):
         warm_up = memory.warming_up
         rounds = memory.rounds_due(rollout.numel())
         metrics = self.learner.learn(rounds, train_actor=not warm_up)
-        if not memory.warming_up:
-            metrics |= self._refit(rollout.numel())
+        metrics |= self._refit(rollout.numel()) | {"noise_scale": self.noise_scale()}
         self._explore()
-        metrics |= {"noise_scale": self.noise_scale()}
         return {"replay_size": float(len(memory.replay)), "rounds": float(rounds), **metrics}
 
     @torch.no_grad()
@@ -198,6 +203,6 @@ class DGN(Algorithm[DGNConfig]):
         self.outcomes = [*self.outcomes, *ended][-self.config.success_window :]
 
     def _explore(self) -> None:
-        """Add noise to the actions once it has been fitted, at the end of the warm-up."""
+        """Add noise to the actions once it has been fitted, after the first rollout."""
         if self.num_fits and self.config.noise != "none":
             self.exploring.perturb = self.perturbation

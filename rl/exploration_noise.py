@@ -34,17 +34,25 @@ class DifferenceModel(nn.Module):
         dim: X.
         hidden: Widths of the hidden layers.
         with_mean: Whether the mean is learned too, or held at zero as published.
+        dropout: Share of hidden units that is left out in a step of fitting.
     """
 
-    def __init__(self, in_dim: int, dim: int, hidden: Sequence[int], with_mean: bool) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        hidden: Sequence[int],
+        with_mean: bool,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.dim, self.with_mean = dim, with_mean
         self.rows, self.columns = torch.tril_indices(dim, dim).unbind(0)
         layers: list[nn.Module] = []
         for narrow, wide in pairwise((in_dim, *hidden)):
-            layers += [nn.Linear(narrow, wide), nn.SiLU()]
+            layers += [nn.Linear(narrow, wide), nn.SiLU(), nn.Dropout(dropout)]
         out_dim = len(self.rows) + dim * with_mean
-        self.net = nn.Sequential(*layers, nn.Linear((in_dim, *hidden)[-1], out_dim))
+        self.net = nn.Sequential(*layers, nn.Linear((in_dim, *hidden)[-1], out_dim)).eval()
 
     def forward(self, read: Tensor) -> MultivariateNormal:
         """Return the distribution of the difference (N, X) [normalised action]."""
@@ -90,6 +98,7 @@ def fit(
     """
     total = 0.0
     size = min(minibatch_size, len(read))
+    model.train()
     for _ in range(num_steps):
         rows = torch.randint(len(read), (size,), device=read.device)
         loss = -model(read[rows]).log_prob(difference[rows]).mean()
@@ -102,4 +111,5 @@ def fit(
         loss.backward()
         optimizer.step()
         total += float(loss.detach())
+    model.eval()
     return total / max(1, num_steps)

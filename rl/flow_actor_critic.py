@@ -34,6 +34,10 @@ from rl.reference import frozen_copy
 from rl.replay import Replay
 from rl.transitions import normalised_chunk, transitions
 
+LARGEST_STATE = 5.0
+"""Critics and noise models read states cut here [normalised]. A dimension that hardly moved in a
+few demonstrations is 80 where it does move, and its gradients keep Adam from fitting the rest."""
+
 Perturbation = Callable[[Tensor], Tensor]
 """From what a critic reads (N, D) to noise on the executed actions (N, h * d) [normalised]."""
 
@@ -101,10 +105,11 @@ class ExploringActor(FlowActor):
 def read(policy: FlowPolicy, obs: TensorDictBase, context: Context | None = None) -> Tensor:
     """Return what critics read of observations (N, D); no gradient reaches the encoder.
 
-    The state, and the pooled features where the policy sees more than the state; these are
-    encoded here where no context is passed.
+    The state, within `LARGEST_STATE`, and the pooled features where the policy sees more than
+    the state; these are encoded here where no context is passed.
     """
     state = policy.preprocessor.normalize_state(obs["state"].to(policy.device))
+    state = state.clamp(-LARGEST_STATE, LARGEST_STATE)
     if not policy.feature_dim:
         return state
     context = policy.encode(obs) if context is None else context

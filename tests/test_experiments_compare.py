@@ -18,6 +18,7 @@ import experiments.train
 import rl
 from experiments.compare import CompareConfig, compare
 from experiments.comparison import FinishedRun, comparison_table, draw_curves, seed_band
+from experiments.quickstart import QuickstartConfig, QuickstartEnv, make_clone, make_guidance
 from experiments.recipes import LIKELIHOODS, Recipe, recipe
 from policies import LikelihoodConfig
 from rl.statistics import fisher_p_value
@@ -107,6 +108,22 @@ def test_what_is_finished_is_not_run_again_and_longer_lists_extend_it(
     runs = compare(config_of("ppo", "fpo"))
     assert trained == ["fpo"]
     assert [r.name for r in runs] == ["ppo", "fpo"]
+
+
+def test_guidance_is_what_the_clone_has_not_seen(tmp_path: Path) -> None:
+    settings = small_recipe("mock/Reach")
+    job = QuickstartConfig(algorithm="ppo", env=QuickstartEnv(id="mock/Reach"), out=tmp_path)
+    make_clone(job, settings)
+    make_guidance(job, settings)
+    assert not (tmp_path / "guidance.safetensors").exists()  # collected for what asks for it
+    make_guidance(replace(job, algorithm="dgn:equal_size"), settings)
+    cloned, unseen = (
+        rl.Demonstrations.load(tmp_path / f"{name}.safetensors")
+        for name in ("demonstrations", "guidance")
+    )
+    assert cloned.num_episodes == unseen.num_episodes == 14
+    seen = set(map(tuple, cloned.obs["state"].tolist()))
+    assert seen.isdisjoint(map(tuple, unseen.obs["state"].tolist()))
 
 
 def test_what_was_interrupted_goes_on(config_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,9 @@ def test_every_algorithm_that_reads_demonstrations_is_told_where_they_are(tmp_pa
         found[name] = recipe("mujoco/PickCube").algorithm(name, tmp_path)
     assert found["bc"].demonstrations == file  # type: ignore[attr-defined]
     assert found["dsrl"].off_policy.demonstrations == file  # type: ignore[attr-defined]
-    for name in ("wsrl", "dgn"):
-        assert found[name].learner.off_policy.demonstrations == file  # type: ignore[attr-defined]
+    assert found["wsrl"].learner.off_policy.demonstrations == file  # type: ignore[attr-defined]
+    unseen = tmp_path / "guidance.safetensors"
+    assert found["dgn"].learner.off_policy.demonstrations == unseen  # type: ignore[attr-defined]
     assert found["ppo"] == recipe("mujoco/PickCube").ppo
     assert found["filtered_bc"] == rl.preset("filtered_bc")
 

@@ -55,6 +55,17 @@ def test_episode_numbers_may_have_gaps() -> None:
     assert other.num_episodes == 2
 
 
+def test_episodes_after_the_first_are_the_others() -> None:
+    demonstrations = two_episodes()
+    second = demonstrations.after(1)
+    assert second.episode.tolist() == [1, 1]
+    assert second.action.squeeze(-1).tolist() == [13, 14]
+    assert second.obs["state"].squeeze(-1).tolist() == [3, 4]
+    assert torch.equal(second.chunks(2)["action"], demonstrations.chunks(2)["action"][3:])
+    assert demonstrations.after(0).num_episodes == 2
+    assert demonstrations.after(2).num_episodes == 0
+
+
 # The file
 
 

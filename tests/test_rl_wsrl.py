@@ -16,7 +16,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 import envs
 import rl
 from rl import WSRL, ActorCriticConfig, OffPolicyConfig, WSRLConfig
-from rl.flow_actor_critic import FlowActorCritic, decide
+from rl.flow_actor_critic import FlowActorCritic, decide, read
 
 SMALL = OffPolicyConfig(
     capacity=500,
@@ -54,6 +54,16 @@ def weights(module: torch.nn.Module) -> list[Tensor]:
 
 def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_critics_read_states_within_bounds(new: Callable) -> None:
+    """A dimension that hardly moved in the demonstrations would drown the others."""
+    policy = new().actor.policy
+    scaling = policy.preprocessor
+    normalised = torch.tensor([[0.5, -4.0, 80.0, -30.0]])
+    state = normalised * scaling.state_scale + scaling.state_offset
+    seen = read(policy, TensorDict({"state": state}, batch_size=[1]))
+    assert torch.allclose(seen, torch.tensor([[0.5, -4.0, 5.0, -5.0]]), atol=1e-5)
 
 
 # The warm-up
