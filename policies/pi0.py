@@ -123,20 +123,45 @@ class Pi0(nn.Module):
             tokens: Prompts (N, L) int64.
             token_mask: Which tokens are no padding (N, L); all by default.
         """
-        cache: Cache | None = None
-        features, valid = None, None
+        prefix = None
         if self.vlm is not None:
-            embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
-            positions = (valid.cumsum(1) - 1).clamp(min=0)
-            hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
-            weight = valid[..., None].float()
-            features = (hidden.float() * weight).sum(1) / weight.sum(1)
-        if self.config.family == "pi0":
-            hidden, cache, valid = self._encode_state(state, cache, valid)
-            features = hidden[:, -1].float() if features is None else features
-        if cache is None or features is None:  # Pi0Config refuses what would lead here
-            raise ValueError("the network has neither a prefix nor a state token")
+            prefix = self.encode_prefix(images, image_mask, tokens, token_mask)
+        return self.with_state(prefix, state)
+
+    def encode_prefix(
+        self,
+        images: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        tokens: Tensor | None = None,
+        token_mask: Tensor | None = None,
+    ) -> Context:
+        """Return the context of pictures and prompt alone; the action expert has no part in it.
+
+        See `encode` for the arguments.
+        """
+        if self.vlm is None:
+            raise ValueError("this network sees its state alone and has no prefix to encode")
+        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
+        positions = (valid.cumsum(1) - 1).clamp(min=0)
+        hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
+        weight = valid[..., None].float()
+        features = (hidden.float() * weight).sum(1) / weight.sum(1)
         return Context(cache, features, valid)
+
+    def with_state(self, prefix: Context | None, state: Tensor) -> Context:
+        """Return the context of a prefix, if there is one, and of states (N, S).
+
+        π0 adds its state token; π0.5 has none, its prompt tells the state.
+        """
+        if self.config.family == "pi05":
+            if prefix is None:  # Pi0Config refuses what would lead here
+                raise ValueError("π0.5 reads all it knows from its prefix, but there is none")
+            return prefix
+        if prefix is None:
+            hidden, cache, valid = self._encode_state(state, None, None)
+            return Context(cache, hidden[:, -1].float(), valid)
+        _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid)
+        return Context(cache, prefix.features, valid)
 
     def embed_prefix(
         self,

@@ -131,14 +131,36 @@ class FlowPolicy(nn.Module):
         mask[: self.sampler.execution_horizon, : self.preprocessor.action_dim] = 1
         return mask.to(self.device)
 
-    def encode(self, obs: TensorDictBase) -> Context:
-        """Return the context of observations (N), computed once and shared by all flow steps."""
-        return self.network.encode(**self.inputs(obs))
+    @property
+    def prefix_is_frozen(self) -> bool:
+        """Whether there are pictures or a prompt, and nothing that encodes them is trained."""
+        vlm = self.network.vlm
+        return vlm is not None and not any(p.requires_grad for p in vlm.parameters())
+
+    def encode(self, obs: TensorDictBase, prefix: Context | None = None) -> Context:
+        """Return the context of observations (N), computed once and shared by all flow steps.
+
+        Args:
+            obs: Observations; with a prefix only their state is read.
+            prefix: What `encode_prefix` returned for them; encoded anew by default.
+        """
+        if prefix is None:
+            return self.network.encode(**self.inputs(obs))
+        return self.network.with_state(prefix, self._model_state(obs))
+
+    def encode_prefix(self, obs: TensorDictBase) -> Context:
+        """Return the context of the pictures and prompt of observations (N), without their state.
+
+        While `prefix_is_frozen` it is the same at any time, and may be kept.
+        """
+        inputs = self.inputs(obs)
+        del inputs["state"]
+        return self.network.encode_prefix(**inputs)
 
     def inputs(self, obs: TensorDictBase) -> dict[str, Tensor]:
         """Return the network's inputs, the arguments of `Pi0.encode`, for observations (N)."""
         state = obs["state"].to(self.device)
-        inputs = {"state": self.preprocessor.normalize_state(state)}
+        inputs = {"state": self._model_state(obs)}
         pictures = self.preprocessor.config.pictures
         if pictures is not None:
             images = [obs[f"image/{camera}"] for camera in pictures.cameras.values()]
@@ -153,6 +175,10 @@ class FlowPolicy(nn.Module):
             tokens, mask = self.preprocessor.tokens(words, state, self.tokenizer)
             inputs |= {"tokens": tokens, "token_mask": mask}
         return inputs
+
+    def _model_state(self, obs: TensorDictBase) -> Tensor:
+        """Return the normalised states (N, S) of observations."""
+        return self.preprocessor.normalize_state(obs["state"].to(self.device))
 
     def _instructions(self, obs: TensorDictBase) -> list[str]:
         """Return what each robot is told (N)."""
@@ -214,6 +240,7 @@ class FlowPolicy(nn.Module):
         action: Tensor,
         noise: Tensor | None = None,
         flow_time: Tensor | None = None,
+        prefix: Context | None = None,
     ) -> Tensor:
         """Return the flow-matching loss of every entry (N, H, A), or (N, H, d).
 
@@ -225,6 +252,7 @@ class FlowPolicy(nn.Module):
             action: Demonstrated chunks (N, H, d) [robot units].
             noise: (N, H, A), drawn by default.
             flow_time: (N,), drawn from the training law by default.
+            prefix: What `encode_prefix` returned for the observations; encoded anew by default.
         """
         state = obs["state"].to(self.device)
         action = self.preprocessor.normalize_action(action.to(self.device), state)
@@ -232,7 +260,7 @@ class FlowPolicy(nn.Module):
         if flow_time is None:
             flow_time = sample_flow_time(len(action), action.device)
         x = interpolate(action, noise, flow_time[:, None, None])
-        output = self.network.velocity(self.encode(obs), x[:, None], flow_time[:, None])
+        output = self.network.velocity(self.encode(obs, prefix), x[:, None], flow_time[:, None])
         loss = (output.velocity[:, 0].float() - target_velocity(action, noise)).square()
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]

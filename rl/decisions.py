@@ -12,7 +12,7 @@ from torch import Tensor
 from policies import FlowActor, FlowPolicy
 from rl.advantage import TimeLimit, generalized_advantage, standardize
 from rl.critic import ValueCritic, explained_variance
-from rl.transitions import next_encoded
+from rl.transitions import in_parts, next_encoded
 
 
 @torch.no_grad()
@@ -58,8 +58,6 @@ def judged_decisions(
 
 TERMINAL_ROWS = 32
 """Decisions whose last flow step is measured; each costs a prefix."""
-FEATURE_ROWS = 64
-"""Observations that are encoded at once: a prefix of the real π0 takes 15 MB of keys and values."""
 
 
 def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
@@ -70,8 +68,7 @@ def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
     """
 
     def encode(obs: TensorDictBase) -> Tensor:
-        rows = obs.select(*policy.obs_keys).split(FEATURE_ROWS)
-        return torch.cat([policy.encode(part).features for part in rows])
+        return in_parts(obs, lambda part: policy.encode(part).features)
 
     rollout["next", "features"] = next_encoded(rollout, rollout["features"], encode)
 

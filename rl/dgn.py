@@ -14,24 +14,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from policies import FlowPolicy
 from rl.algorithm import Algorithm, AlgorithmConfig
 from rl.demonstrations import Demonstrations
 from rl.exploration_noise import DifferenceModel, fit
-from rl.flow_actor_critic import (
-    ActorCriticConfig,
-    ExploringActor,
-    FlowActorCritic,
-    decide,
-    read,
-)
+from rl.exploring_actor import ExploringActor, decide, encode, read
+from rl.flow_actor_critic import ActorCriticConfig, FlowActorCritic
 from rl.registry import register
 from rl.transitions import normalised_chunk
 
@@ -94,9 +90,9 @@ class DGN(Algorithm[DGNConfig]):
     """An actor-critic with demonstrations, and noise that points towards them."""
 
     def __init__(self, config: DGNConfig, policy: FlowPolicy) -> None:
-        self.exploring = ExploringActor(policy)
-        super().__init__(config, self.exploring)
         self.learner = FlowActorCritic(policy, config.learner)
+        self.exploring = ExploringActor(policy, self.learner.keep_prefix)
+        super().__init__(config, self.exploring)
         self.noise_model = DifferenceModel(
             self.learner.read_dim,
             self.learner.chunk_dim,
@@ -111,11 +107,15 @@ class DGN(Algorithm[DGNConfig]):
             weight_decay=config.noise_weight_decay,
         )
         self.optimizers = {**self.learner.optimizers(), "noise_model": self.noise_optimizer}
-        file = config.learner.off_policy.demonstrations
-        chunks = Demonstrations.load(file).chunks(policy.sampler.execution_horizon)
-        self.demonstrated = chunks.to(policy.device)
+        self._demonstrations = Demonstrations.load(config.learner.off_policy.demonstrations)
         self.since_fit, self.num_fits = 0, 0
         self.outcomes: list[float] = []
+
+    @cached_property
+    def demonstrated(self) -> TensorDict:
+        """What was seen, and the executed chunk that was demonstrated there (N)."""
+        horizon = self.actor.policy.sampler.execution_horizon
+        return self.learner.demonstrated(self._demonstrations, horizon)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         rollout = rollout.to(self.actor.policy.device)
@@ -138,7 +138,7 @@ class DGN(Algorithm[DGNConfig]):
         own action is that of zero noise: drawn noise would add the policy's spread to it.
         """
         policy, obs = self.actor.policy, self.demonstrated
-        context = policy.encode(obs)
+        context = encode(policy, obs)
         nothing = torch.zeros(len(obs), *policy.chunk_shape, device=policy.device)
         own = decide(policy, context, nothing)
         return read(policy, obs, context), normalised_chunk(policy, obs) - own

@@ -31,7 +31,7 @@ from rl.off_policy import OffPolicy, OffPolicyConfig, means
 from rl.q_ensemble import QEnsemble, pessimistic
 from rl.registry import register
 from rl.replay import Replay
-from rl.transitions import next_encoded, normalised_chunk, transitions
+from rl.transitions import in_parts, next_encoded, normalised_chunk, transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +124,17 @@ class DSRL(Algorithm[DSRLConfig]):
                 self.noise_critic.parameters(), lr=settings.critic_learning_rate
             )
         self.num_rounds = 0
+        self._demonstrations: Demonstrations | None = None
         if config.off_policy.offline_share:
-            rows = self.demonstration_rows(Demonstrations.load(config.off_policy.demonstrations))
-            self.off_policy.demonstrations = Replay(len(rows), device)
-            self.off_policy.demonstrations.push(rows)
+            self._demonstrations = Demonstrations.load(config.off_policy.demonstrations)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         rollout = rollout.to(self.policy.device)
+        if self._demonstrations is not None and self.off_policy.demonstrations is None:
+            # not before there is an environment: its tasks are the words of the prompt
+            rows = self.demonstration_rows(self._demonstrations)
+            self.off_policy.demonstrations = Replay(len(rows), self.policy.device)
+            self.off_policy.demonstrations.push(rows)
         self.off_policy.replay.push(self.rows(rollout))
         self.num_updates += 1
         rounds = self.off_policy.rounds_due(rollout.numel())
@@ -161,7 +165,7 @@ class DSRL(Algorithm[DSRLConfig]):
         booked = rows.exclude("action", *demonstrations.obs).clone()
         booked["next"] = rows["next"].select("elapsed")
         for place, seen in ((booked, rows), (booked["next"], rows["next"])):
-            place["encoded"] = self.actor.encode(seen)
+            place["encoded"] = in_parts(seen, self.actor.encode)
             if not self.config.keep_context:
                 place["obs"] = seen.select(*self.actor.in_keys)
         latent_dim = self.policy.noise_actor.latent_dim

@@ -14,32 +14,23 @@ Sources: Fujimoto et al. 2018 (TD3), Fujimoto & Gu 2021 (the scale of a cloning 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import InteractionType
-from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
-from policies import FlowActor, FlowPolicy, LikelihoodConfig
-from policies.ode import integrate
-from policies.pi0 import Context
+from policies import FlowPolicy
+from policies.steering import pack
 from rl.demonstrations import Demonstrations
+from rl.exploring_actor import decide, encode, kept_prefix, read
 from rl.off_policy import OffPolicy, OffPolicyConfig, means
 from rl.reference import frozen_copy
 from rl.replay import Replay
-from rl.transitions import normalised_chunk, transitions
-
-LARGEST_STATE = 5.0
-"""Critics and noise models read states cut here [normalised]. A dimension that hardly moved in a
-few demonstrations is 80 where it does move, and its gradients keep Adam from fitting the rest."""
-
-Perturbation = Callable[[Tensor], Tensor]
-"""From what a critic reads (N, D) to noise on the executed actions (N, h * d) [normalised]."""
+from rl.transitions import in_parts, next_encoded, normalised_chunk, transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +56,11 @@ class ActorCriticConfig:
     same noise, mean over executed entries [1 / normalised action squared]. It bounds how far the
     policy follows critics that are wrong; 0 lets go, and saves a copy of what is trained."""
 
+    keep_prefix: bool = True
+    """Where nothing that encodes pictures and prompt is trained: keep their keys and values, so
+    that each is encoded once (15 MB per decision at π0's full size); otherwise pictures are kept
+    and encoded in each round."""
+
     def with_demonstrations(self, file: Path) -> ActorCriticConfig:
         """Return the same settings with this file of demonstrations."""
         return replace(self, off_policy=replace(self.off_policy, demonstrations=file))
@@ -74,53 +70,6 @@ class ActorCriticConfig:
             raise ValueError(f"actor_every={self.actor_every} must be at least 1")
         if self.anchor_coefficient < 0:
             raise ValueError(f"anchor_coefficient={self.anchor_coefficient} must be at least 0")
-
-
-class ExploringActor(FlowActor):
-    """Acts as deployed, and in `ExplorationType.RANDOM` adds noise to the finished chunk.
-
-    Args:
-        policy: The flow policy.
-    """
-
-    perturb: Perturbation | None = None
-    """The noise; None for that of the flow's starting points alone."""
-
-    def __init__(self, policy: FlowPolicy) -> None:
-        super().__init__(policy, LikelihoodConfig())
-        self.out_keys = ["action"]
-
-    @torch.no_grad()
-    def forward(self, td: TensorDictBase) -> TensorDictBase:
-        policy = self.policy
-        if interaction_type() == InteractionType.DETERMINISTIC or self.perturb is None:
-            return td.set("action", policy.sample_actions(td, td.get("noise", None)))
-        context = policy.encode(td)
-        chunk = decide(policy, context, policy.draw_noise(len(td)))
-        chunk = chunk + self.perturb(read(policy, td, context))
-        shape = (policy.sampler.execution_horizon, policy.preprocessor.action_dim)
-        return td.set("action", policy.executed(chunk.unflatten(-1, shape), td))
-
-
-def read(policy: FlowPolicy, obs: TensorDictBase, context: Context | None = None) -> Tensor:
-    """Return what critics read of observations (N, D); no gradient reaches the encoder.
-
-    The state, within `LARGEST_STATE`, and the pooled features where the policy sees more than
-    the state; these are encoded here where no context is passed.
-    """
-    state = policy.preprocessor.normalize_state(obs["state"].to(policy.device))
-    state = state.clamp(-LARGEST_STATE, LARGEST_STATE)
-    if not policy.feature_dim:
-        return state
-    context = policy.encode(obs) if context is None else context
-    return torch.cat([state, context.features.detach().float()], dim=-1)
-
-
-def decide(policy: FlowPolicy, context: Context, noise: Tensor) -> Tensor:
-    """Return the executed actions (N, h * d) [normalised] of noise (N, H, A), with gradients."""
-    point = integrate(policy.field(context), noise, policy.grid, policy.sampler.solver)
-    executed = point[:, : policy.sampler.execution_horizon, : policy.preprocessor.action_dim]
-    return executed.flatten(1)
 
 
 class FlowActorCritic:
@@ -141,16 +90,19 @@ class FlowActorCritic:
         learning = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(learning, lr=config.actor_learning_rate)
         self.num_rounds = 0
+        self.keep_prefix = config.keep_prefix and policy.prefix_is_frozen
         self.anchor = frozen_copy(policy) if config.anchor_coefficient else None
-        self.cloned: TensorDict | None = None
         settings = config.off_policy
+        self._demonstrations: Demonstrations | None = None
         if settings.offline_share or config.cloning_coefficient:
-            demonstrations = Demonstrations.load(settings.demonstrations)
-            self.cloned = demonstrations.chunks(policy.chunk_shape[0]).to(policy.device)
-            if settings.offline_share:
-                rows = self.demonstration_rows(demonstrations)
-                self.off_policy.demonstrations = Replay(len(rows), policy.device)
-                self.off_policy.demonstrations.push(rows)
+            self._demonstrations = Demonstrations.load(settings.demonstrations)
+
+    @cached_property
+    def cloned(self) -> TensorDict | None:
+        """Demonstrated chunks of all H actions (N) for `cloning_coefficient`."""
+        if self._demonstrations is None:
+            return None
+        return self.demonstrated(self._demonstrations, self.policy.chunk_shape[0])
 
     def networks(self) -> dict[str, nn.Module]:
         """Return what a checkpoint must hold besides the policy."""
@@ -161,23 +113,50 @@ class FlowActorCritic:
         return {"critic": self.off_policy.optimizer, "actor": self.optimizer}
 
     def push(self, rollout: TensorDictBase) -> None:
-        """Store a rollout (E, T)."""
-        keys = self.policy.obs_keys
-        before = {"obs": rollout.select(*keys), "chunk": normalised_chunk(self.policy, rollout)}
-        after = {"obs": rollout["next"].select(*keys)}
-        self.off_policy.replay.push(transitions(rollout, before, after))
+        """Store a rollout (E, T); the demonstrations too, before the first."""
+        memory = self.off_policy
+        if memory.config.offline_share and memory.demonstrations is None:
+            # not before there is an environment: its tasks are the words of the prompt
+            rows = self._demonstration_rows()
+            memory.demonstrations = Replay(len(rows), self.policy.device)
+            memory.demonstrations.push(rows)
+        seen, then = self._kept(rollout), self._kept(rollout["next"])
+        if self.keep_prefix:
+            seen["prefix"] = rollout["prefix"]
+            then["prefix"] = next_encoded(rollout, rollout["prefix"], self._encode_prefix)
+        before = {"obs": seen, "chunk": normalised_chunk(self.policy, rollout)}
+        memory.replay.push(transitions(rollout, before, {"obs": then}))
 
-    def demonstration_rows(self, demonstrations: Demonstrations) -> TensorDict:
-        """Return demonstrations as rows (N) like those of `push`."""
-        keys = self.policy.obs_keys
-        rows = demonstrations.transitions(self.policy.sampler.execution_horizon)
+    def demonstrated(self, demonstrations: Demonstrations, num_steps: int) -> TensorDict:
+        """Return what was seen and the next `num_steps` actions at each step (N)."""
+        rows = demonstrations.chunks(num_steps).to(self.policy.device)
+        if self.keep_prefix:
+            rows["prefix"] = self._encode_prefix(rows)
+        return rows
+
+    def _demonstration_rows(self) -> TensorDict:
+        """Return the demonstrations as rows (N) like those of a rollout."""
+        if self._demonstrations is None:  # __init__ has loaded them wherever they are asked for
+            raise ValueError("there are no demonstrations to store")
+        rows = self._demonstrations.transitions(self.policy.sampler.execution_horizon)
         rows = rows.to(self.policy.device)
-        after = TensorDict(
-            {"obs": rows["next"].select(*keys), "elapsed": rows["next", "elapsed"]}, [len(rows)]
-        )
-        booked = rows.exclude("action", "next", "task_id", *keys)
-        booked["obs"], booked["next"] = rows.select(*keys), after
+        ends = rows["next"]
+        seen, then = self._kept(rows), self._kept(ends)
+        if self.keep_prefix:
+            seen["prefix"], then["prefix"] = self._encode_prefix(rows), self._encode_prefix(ends)
+        after = TensorDict({"obs": then, "elapsed": ends["elapsed"]}, [len(rows)])
+        booked = rows.exclude("action", "next", *self._demonstrations.obs)
+        booked["obs"], booked["next"] = seen, after
         return booked.set("chunk", normalised_chunk(self.policy, rows))
+
+    def _kept(self, rows: TensorDictBase) -> TensorDictBase:
+        """Return what a memory keeps of observations, without their prefix."""
+        return rows.select("state") if self.keep_prefix else rows.select(*self.policy.obs_keys)
+
+    @torch.no_grad()
+    def _encode_prefix(self, rows: TensorDictBase) -> TensorDict:
+        """Return the prefixes of observations (N), as a memory keeps them."""
+        return in_parts(rows, lambda part: pack(self.policy.encode_prefix(part)))
 
     def learn(self, rounds: int, train_actor: bool = True) -> dict[str, float]:
         """Take rounds of gradient steps and return the means of their metrics."""
@@ -196,7 +175,7 @@ class FlowActorCritic:
         policy = self.policy
         with torch.no_grad():
             seen = read(policy, batch["obs"])
-            following = policy.encode(batch["next", "obs"])
+            following = encode(policy, batch["next", "obs"])
             next_seen = read(policy, batch["next", "obs"], following)
             chunk = decide(policy, following, policy.draw_noise(len(batch)))
             value = self.off_policy.next_value(batch, next_seen, chunk)
@@ -209,7 +188,7 @@ class FlowActorCritic:
             FloatingPointError: the loss is not finite.
         """
         policy, config = self.policy, self.config
-        context = policy.encode(batch["obs"])
+        context = encode(policy, batch["obs"])
         noise = policy.draw_noise(len(batch))
         chunk = decide(policy, context, noise)
         seen = read(policy, batch["obs"], context)
@@ -219,7 +198,8 @@ class FlowActorCritic:
         if config.cloning_coefficient and self.cloned is not None:
             rows = torch.randint(len(self.cloned), (len(batch),), device=policy.device)
             demonstrated = self.cloned[rows]
-            cloning = policy.loss(demonstrated, demonstrated["action"]).mean()
+            prefix = kept_prefix(demonstrated)
+            cloning = policy.loss(demonstrated, demonstrated["action"], prefix=prefix).mean()
             metrics["cloning_loss"] = float(cloning.detach())
             loss = loss + config.cloning_coefficient * cloning
         if self.anchor is not None:
@@ -242,8 +222,9 @@ class FlowActorCritic:
         self, anchor: FlowPolicy, obs: TensorDictBase, noise: Tensor, chunk: Tensor
     ) -> Tensor:
         """Return the mean squared distance of chunks from what the anchor makes of their noise."""
+        anchor.tasks = self.policy.tasks  # of the environment, which came after the copy
         with torch.no_grad():
-            pretrained = decide(anchor, anchor.encode(obs), noise)
+            pretrained = decide(anchor, encode(anchor, obs), noise)
         return (chunk - pretrained).square().mean()
 
     def state(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from policies import ActionDistribution, FlowActor, FlowChain
+from policies import ActionDistribution, FlowActor, FlowChain, FlowPolicy
 from policies.flow import kl_divergence
 from policies.ode import integrate
 
@@ -35,7 +35,12 @@ class Reference:
     """
 
     def __init__(self, actor: FlowActor) -> None:
-        self.actor = frozen_copy(actor)
+        self.actor, self._original = frozen_copy(actor), actor
+
+    def _policy(self) -> FlowPolicy:
+        """Return the frozen policy, with the tasks of the environment that was met meanwhile."""
+        self.actor.policy.tasks = self._original.policy.tasks
+        return self.actor.policy
 
     def divergence(self, batch: TensorDictBase, dist: ActionDistribution, space: KLSpace) -> Tensor:
         """Return how far a policy is from the reference at each scored flow step (B, M).
@@ -52,6 +57,7 @@ class Reference:
         Raises:
             ValueError: the likelihood has no Gaussian steps to compare.
         """
+        mask = self._policy().executed_mask()
         reference = self.actor.get_dist(batch)
         with torch.no_grad():
             reference.log_prob(batch["chain"])
@@ -62,7 +68,6 @@ class Reference:
                     f"kernel={self.actor.config.kernel!r} has none; take kl_space='velocity'"
                 )
             return kl_divergence(dist.scored.transition, reference.scored.transition).sum((-2, -1))
-        mask = self.actor.policy.executed_mask()
         difference = (dist.velocity - reference.velocity).square() * mask
         return difference.sum((-2, -1)) / mask.sum()
 
@@ -72,7 +77,7 @@ class Reference:
         Its chunks are drawn anew, as deployed, and all their entries count, as in cloning.
         """
         with torch.no_grad():
-            policy = self.actor.policy
+            policy = self._policy()
             noise, field = policy.draw_noise(len(batch)), policy.field(policy.encode(batch))
             chunk = integrate(field, noise, policy.grid, policy.sampler.solver)
         return actor.policy.loss(

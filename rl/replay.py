@@ -18,6 +18,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
 
+from policies.memory import available_bytes, readable
+
 
 class Replay:
     """A ring of transitions; when it is full the oldest are overwritten.
@@ -47,7 +49,7 @@ class Replay:
             folder.mkdir(parents=True, exist_ok=True)
             own = mkdtemp(prefix="replay_", dir=folder)
             storage = LazyMemmapStorage(capacity, scratch_dir=own)
-        self.capacity = capacity
+        self.capacity, self.device, self.folder = capacity, torch.device(device), folder
         self._buffer = TensorDictReplayBuffer(storage=storage)
 
     def __len__(self) -> int:
@@ -63,7 +65,7 @@ class Replay:
 
         Raises:
             TypeError: a row holds something that is not a tensor.
-            ValueError: a number is not finite.
+            ValueError: a number is not finite, or a full memory would not fit.
         """
         for key, value in rows.flatten_keys(".").items():
             if not isinstance(value, Tensor):
@@ -77,7 +79,20 @@ class Replay:
                     "environment"
                 )
         if len(rows):
+            if not len(self):
+                self._check_size(rows)
             self._buffer.extend(rows[-self.capacity :])
+
+    def _check_size(self, rows: TensorDictBase) -> None:
+        """Refuse a memory that would not fit once it is full."""
+        needed = self.capacity * sum(v[0].nbytes for v in rows.flatten_keys(".").values())
+        available = available_bytes(self.device)
+        if self.folder is None and needed > available:
+            raise ValueError(
+                f"capacity={self.capacity} decisions need {readable(needed)}, but "
+                f"{readable(available)} are free; lower the capacity, set memory_folder, or keep "
+                "observations instead of encoded prefixes (keep_prefix, keep_context)"
+            )
 
     def sample(self, num: int) -> TensorDictBase:
         """Return `num` rows (B), uniformly, with replacement."""

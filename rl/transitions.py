@@ -51,6 +51,17 @@ def normalised_chunk(policy: FlowPolicy, decisions: TensorDictBase) -> Tensor:
     return normalised[..., : policy.preprocessor.action_dim].flatten(-2)
 
 
+ENCODED_ROWS = 64
+"""Observations that are encoded at once: a prefix of the real π0 takes 15 MB of keys and values."""
+
+
+def in_parts(obs: TensorDictBase, encode: Callable[[TensorDictBase], Encoded]) -> Encoded:
+    """Return what observations (N) are encoded to, a few of them at a time."""
+    parts = [encode(part) for part in obs.split(ENCODED_ROWS)]
+    joined: Encoded = torch.cat(parts)  # type: ignore[arg-type, assignment]
+    return joined
+
+
 @torch.no_grad()
 def next_encoded(
     rollout: TensorDictBase, encoded: Encoded, encode: Callable[[TensorDictBase], Encoded]

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from policies import FlowPolicy
 from rl.algorithm import Algorithm, AlgorithmConfig
-from rl.flow_actor_critic import ActorCriticConfig, ExploringActor, FlowActorCritic
+from rl.exploring_actor import ExploringActor
+from rl.flow_actor_critic import ActorCriticConfig, FlowActorCritic
 from rl.registry import register
 
 
@@ -50,9 +51,9 @@ class WSRL(Algorithm[WSRLConfig]):
     """A warm-up with the frozen policy, then online actor-critic updates."""
 
     def __init__(self, config: WSRLConfig, policy: FlowPolicy) -> None:
-        self.exploring = ExploringActor(policy)
-        super().__init__(config, self.exploring)
         self.learner = FlowActorCritic(policy, config.learner)
+        self.exploring = ExploringActor(policy, self.learner.keep_prefix)
+        super().__init__(config, self.exploring)
         self.networks |= self.learner.networks()
         self.optimizers = self.learner.optimizers()
         self._explore()

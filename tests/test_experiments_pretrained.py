@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,57 +12,13 @@ import torch
 import envs
 import policies
 import rl
+from experiments.benchmark_update import with_settings
 from experiments.evaluate import EvaluateConfig, evaluate
 from experiments.train import TrainConfig, train
-from policies import FinetuneConfig, FlowPolicy, LoadConfig, LoRAConfig, NormStats, Pi0
-from policies.pi0_config import Family, tiny
-from policies.pictures import PicturesConfig
-from policies.preprocessor import PreprocessorConfig
-from policies.prompt import PromptConfig
-from policies.tokenizer import Tokenizer
+from policies import FinetuneConfig, LoadConfig, LoRAConfig
+from policies.pi0_config import Family
 from rl.decisions import add_next_features
-
-TOKENIZER = Path(__file__).parent / "fixtures" / "tiny_tokenizer" / "paligemma_tokenizer.model"
-ENV = envs.EnvConfig(
-    id="mock/Reach",
-    num_envs=4,
-    num_workers=0,
-    max_episode_steps=6,
-    cameras=("front", "wrist"),
-    image_size=20,
-)
-SLOTS = {"base_0_rgb": "front", "left_wrist_0_rgb": "wrist"}
-
-
-def vision_policy(family: Family = "pi0", **changes: Any) -> FlowPolicy:
-    """An untrained policy with two cameras and a prompt, of 4 state and 2 action dimensions."""
-    torch.manual_seed(0)
-    network = tiny(family, action_horizon=4, image_size=28)
-    stats = {"state": NormStats.identity(4), "action": NormStats.identity(2)}
-    preprocessor = PreprocessorConfig(
-        **stats,
-        normalization="quantile" if family == "pi05" else "zscore",
-        epsilon=0.0 if family == "pi05" else 1e-8,
-        epsilon_out=0.0,
-        min_scale=1e-4,
-        loss_dims="robot",
-        pictures=PicturesConfig(
-            cameras=SLOTS,
-            missing=("empty_camera_0",),
-            size=28,
-            resize="torch",
-        ),
-        prompt=PromptConfig(
-            max_tokens=48 if family == "pi0" else 80,
-            clean=family == "pi05",
-            discrete_state=family == "pi05",
-        ),
-        **changes,
-    )
-    sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=2)
-    policy = FlowPolicy(Pi0(network), preprocessor, sampler)
-    policy.tokenizer = Tokenizer.load(TOKENIZER)
-    return policy
+from vision_policies import ENV, SLOTS, TOKENIZER, vision_policy
 
 
 def lerobot_checkpoint(folder: Path, family: Family = "pi0") -> Path:
@@ -260,6 +215,24 @@ def test_frozen_groups_stay_bit_identical(tmp_path: Path, small: Callable) -> No
     embedding = "network.paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
     assert tuned[embedding].dtype == torch.bfloat16
     assert {tuned[key].dtype for key in changed} == {torch.float32}  # master weights
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ppo", {"kl_coefficient": 0.1, "critic_warmup": 0}),
+        ("ppo", {"bc_coefficient": 0.1, "critic_warmup": 0}),
+        ("wsrl", {"anchor_coefficient": 1.0, "warmup_decisions": 1, "keep_prefix": False}),
+    ],
+)
+def test_a_pretrained_policy_kept_for_comparison_knows_the_tasks_too(
+    name: str, changes: dict, small: Callable
+) -> None:
+    """It is copied before the environment says which tasks there are."""
+    algorithm = rl.make(with_settings(small(name), changes), vision_policy())
+    rollouts = rl.Rollouts(envs.make(ENV), algorithm, 16, seed=0)
+    metrics = [algorithm.update(rollouts.collect()) for _ in range(4)][-1]
+    assert {"reference_kl", "reference_bc", "anchor_distance"} & metrics.keys()
 
 
 def test_critics_read_the_features_of_each_observation_and_of_what_followed(

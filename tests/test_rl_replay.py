@@ -56,6 +56,16 @@ def test_the_oldest_are_overwritten() -> None:
     assert replay.all()["number"].tolist() == [10, 11, 12, 13, 4, 5, 6, 7, 8, 9]
 
 
+def test_a_memory_that_will_not_fit_is_refused_before_it_fills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl.replay.available_bytes", lambda device: 10 * (8 + 3 + 4) - 1)
+    filled(7, capacity=9)
+    with pytest.raises(ValueError, match=r"capacity=10 decisions need 0\.00 MiB, but .* are free;"):
+        filled(7, capacity=10)
+    Replay(10, folder=tmp_path).push(rows(0, 3))  # that is the disk's
+
+
 def test_of_more_rows_than_fit_the_last_are_kept() -> None:
     replay = filled(5)
     replay.push(rows(100, 25))

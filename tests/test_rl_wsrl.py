@@ -16,7 +16,8 @@ from torchrl.envs import ExplorationType, set_exploration_type
 import envs
 import rl
 from rl import WSRL, ActorCriticConfig, OffPolicyConfig, WSRLConfig
-from rl.flow_actor_critic import FlowActorCritic, decide, read
+from rl.exploring_actor import decide, read
+from rl.flow_actor_critic import FlowActorCritic
 
 SMALL = OffPolicyConfig(
     capacity=500,
