@@ -23,6 +23,7 @@ from experiments.comparison import (
     comparison_table,
     draw_curves,
     finished_run,
+    summary_table,
 )
 from experiments.errors import exit_with_message
 from experiments.quickstart import (
@@ -118,7 +119,8 @@ def _run(config: CompareConfig, job: QuickstartConfig) -> FinishedRun:
 
 def _report(runs: list[FinishedRun], out: Path) -> None:
     """Write the comparison of the runs so far."""
-    (out / "comparison.md").write_text(comparison_table(runs) + "\n")
+    tables = f"{summary_table(runs)}\n\n{comparison_table(runs)}\n"
+    (out / "comparison.md").write_text(tables)
     draw_curves(runs, out / "comparison.png")
 
 

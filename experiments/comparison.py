@@ -21,7 +21,8 @@ LEVEL = 0.8
 """Success rate whose first evaluation is reported."""
 HEADER = (
     "| environment | algorithm | seed | before | after | p | after, stochastic "
-    f"| steps to {LEVEL:.0%} | steps | time |\n|---|---|--:|---|---|--:|---|--:|--:|--:|"
+    f"| lowest on the way | steps to {LEVEL:.0%} | steps | time |\n"
+    "|---|---|--:|---|---|--:|---|--:|--:|--:|--:|"
 )
 
 
@@ -42,6 +43,11 @@ class FinishedRun(NamedTuple):
         """Environment steps at the first evaluation that reached `LEVEL`; None if none did."""
         reached = (s for s, rate in zip(self.steps, self.success, strict=True) if rate >= LEVEL)
         return next(reached, None)
+
+    @property
+    def lowest(self) -> tuple[float, float]:
+        """Lowest success rate of the evaluations while training, and its environment steps."""
+        return min(zip(self.success[1:], self.steps[1:], strict=True))
 
 
 def finished_run(folder: Path, name: str) -> FinishedRun:
@@ -76,6 +82,26 @@ def comparison_table(runs: Sequence[FinishedRun]) -> str:
         f"test (Fisher) of after against before. Commit {commits}."
     )
     return "\n".join([*lines, "", note])
+
+
+def summary_table(runs: Sequence[FinishedRun]) -> str:
+    """Return a Markdown table of what README shows: a line for each algorithm, all seeds together.
+
+    Steps to the level are the mean, and in brackets the lowest and the highest of the seeds.
+    """
+    lines = [
+        "| environment | algorithm | seeds | before | after | worst seed "
+        f"| steps to {LEVEL:.0%} | environment steps | time |\n"
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|"
+    ]
+    for (env_id, name), group in _grouped(runs).items():
+        worst = min(_success(run, "after", "ode") for run in group)
+        lines.append(
+            f"| `{env_id}` | `{name}` | {len(group)} | {_mean(group, 'before', 'ode')} "
+            f"| {_mean(group, 'after', 'ode')} | {worst:.1%} | {_steps_of_seeds(group)} "
+            f"| {_env_steps(group)} | {_minutes(group)} |"
+        )
+    return "\n".join(lines)
 
 
 def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
@@ -131,11 +157,11 @@ def _line(run: FinishedRun) -> str:
     summary = run.summary
     before, after = summary["before"]["ode"], summary["after"]["ode"]
     counts = [(e["successes"], e["episodes"]) for e in (before, after)]
-    reached = run.steps_to_level
+    reached, (lowest, where) = run.steps_to_level, run.lowest
     return (
         f"| `{summary['env']}` | `{run.name}` | {summary['seed']} | {percent(before)} "
         f"| {percent(after)} | {fisher_p_value(*counts):.1g} "
-        f"| {percent(summary['after']['stochastic'])} "
+        f"| {percent(summary['after']['stochastic'])} | {lowest:.1%} at {where:,.0f} "
         f"| {'never' if reached is None else f'{reached:,.0f}'} | {summary['env_steps']:,} "
         f"| {summary['train_seconds'] / 60:.1f} min |"
     )
@@ -143,17 +169,34 @@ def _line(run: FinishedRun) -> str:
 
 def _line_of_seeds(group: Sequence[FinishedRun]) -> str:
     """Return the means over seeds; how far these are apart, the lines above show."""
-
-    def mean(when: str, how: str) -> str:
-        return f"{fmean(run.summary[when][how]['success_rate'] for run in group):.1%}"
-
-    reached = [run.steps_to_level for run in group]
-    steps = [s for s in reached if s is not None]
-    to_level = f"{fmean(steps):,.0f}" if len(steps) == len(group) else f"{len(steps)}/{len(group)}"
-    minutes = fmean(run.summary["train_seconds"] for run in group) / 60
     return (
         f"| `{group[0].summary['env']}` | `{group[0].name}` | mean of {len(group)} "
-        f"| {mean('before', 'ode')} | {mean('after', 'ode')} | | {mean('after', 'stochastic')} "
-        f"| {to_level} | {fmean(run.summary['env_steps'] for run in group):,.0f} "
-        f"| {minutes:.1f} min |"
+        f"| {_mean(group, 'before', 'ode')} | {_mean(group, 'after', 'ode')} | "
+        f"| {_mean(group, 'after', 'stochastic')} | | {_steps_of_seeds(group)} "
+        f"| {_env_steps(group)} | {_minutes(group)} |"
     )
+
+
+def _success(run: FinishedRun, when: str, how: str) -> float:
+    return float(run.summary[when][how]["success_rate"])
+
+
+def _mean(group: Sequence[FinishedRun], when: str, how: str) -> str:
+    return f"{fmean(_success(run, when, how) for run in group):.1%}"
+
+
+def _env_steps(group: Sequence[FinishedRun]) -> str:
+    return f"{fmean(run.summary['env_steps'] for run in group):,.0f}"
+
+
+def _minutes(group: Sequence[FinishedRun]) -> str:
+    return f"{fmean(run.summary['train_seconds'] for run in group) / 60:.1f} min"
+
+
+def _steps_of_seeds(group: Sequence[FinishedRun]) -> str:
+    """Return the mean, lowest and highest steps to the level, or how many seeds got there."""
+    steps = [s for s in (run.steps_to_level for run in group) if s is not None]
+    if len(steps) < len(group):
+        return f"{len(steps)} of {len(group)} seeds"
+    spread = f" [{min(steps):,.0f}, {max(steps):,.0f}]" if len(steps) > 1 else ""
+    return f"{fmean(steps):,.0f}{spread}"

@@ -17,7 +17,13 @@ import experiments.quickstart
 import experiments.train
 import rl
 from experiments.compare import CompareConfig, compare
-from experiments.comparison import FinishedRun, comparison_table, draw_curves, seed_band
+from experiments.comparison import (
+    FinishedRun,
+    comparison_table,
+    draw_curves,
+    seed_band,
+    summary_table,
+)
 from experiments.quickstart import QuickstartConfig, QuickstartEnv, make_clone, make_guidance
 from experiments.recipes import LIKELIHOODS, Recipe, recipe
 from policies import LikelihoodConfig
@@ -92,7 +98,7 @@ def test_one_command_compares_algorithms_on_the_same_clone(config_of: Callable) 
     saved = json.loads((folder / "ppo-one_step" / "config.json").read_text())["config"]
     assert saved["algorithm"]["likelihood"]["stochastic_steps"] == "one"
     table = (config.out / "comparison.md").read_text()
-    assert table.count("| `mock/Reach` |") == 2 * 3  # two seeds and their mean, each
+    assert table.count("| `mock/Reach` |") == 2 + 2 * 3  # the summary; two seeds and their mean, each
     assert (config.out / "comparison.png").stat().st_size > 1000
 
 
@@ -187,9 +193,21 @@ def test_the_table_has_every_seed_with_intervals_and_their_mean() -> None:
     assert " | 2,000 | 2,000 | 1.0 min |" in lines[3]
     assert " | never | " in lines[2]
     assert "| 85.0% |" in lines[5]
-    assert "| 1,500 |" in lines[5]
+    assert "| 1,500 [1,000, 2,000] |" in lines[5]
+    assert "| 50.0% at 1,000 | 2,000 |" in lines[3]  # the lowest on the way
     assert "Commit abc." in lines[-1]
     assert "| 0.9 |" in lines[2]  # 42 against 40 of 100: no difference
+
+
+def test_the_summary_has_a_line_for_all_seeds() -> None:
+    runs = [run("ppo", 1, [0.4, 0.9]), run("ppo", 0, [0.4, 0.5, 0.8], after=80)]
+    runs += [run("grpo", seed, [0.4, rate], after=42) for seed, rate in ((0, 0.6), (1, 0.8))]
+    lines = summary_table(runs).splitlines()
+    assert lines[2:] == [
+        "| `mock/Reach` | `grpo` | 2 | 40.0% | 42.0% | 42.0% | 1 of 2 seeds | 1,000 | 1.0 min |",
+        "| `mock/Reach` | `ppo` | 2 | 40.0% | 85.0% | 80.0% | 1,500 [1,000, 2,000] | 1,500 "
+        "| 1.0 min |",
+    ]
 
 
 def test_bands_reach_from_the_worst_to_the_best_seed_and_who_ended_stays() -> None:
