@@ -98,7 +98,7 @@ def test_one_command_compares_algorithms_on_the_same_clone(config_of: Callable) 
     saved = json.loads((folder / "ppo-one_step" / "config.json").read_text())["config"]
     assert saved["algorithm"]["likelihood"]["stochastic_steps"] == "one"
     table = (config.out / "comparison.md").read_text()
-    assert table.count("| `mock/Reach` |") == 2 + 2 * 3  # the summary; two seeds and their mean, each
+    assert table.count("| `mock/Reach` |") == 2 + 2 * 3  # summary; two seeds, their mean
     assert (config.out / "comparison.png").stat().st_size > 1000
 
 
