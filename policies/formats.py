@@ -35,7 +35,7 @@ from policies.checkpoint import (
     load_policy,
     write_policy,
 )
-from policies.load_config import LoadConfig, with_norm_stats, with_settings
+from policies.load_config import LoadConfig, refuse_unused, with_norm_stats, with_settings
 from policies.lora import merged_state
 from policies.orbax import is_orbax, read_orbax
 from policies.pi0 import Pi0
@@ -93,6 +93,7 @@ def load(
     """
     folder, config = Path(path), config or LoadConfig()
     kind = recognise(folder)
+    refuse_unused(config, kind, folder)
     if kind == "pitune":
         policy = with_settings(with_norm_stats(load_policy(folder), config), config)
     elif kind == "lerobot":

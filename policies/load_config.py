@@ -35,6 +35,31 @@ class LoadConfig:
     """For lerobot's π0.5: 32 if version 0.4 trained it, 0 if a later one did."""
 
 
+NOT_FOR: dict[str, tuple[str, ...]] = {
+    "pitune": ("pipeline", "unnormalized", "action_horizon", "state_padding"),
+    "lerobot": ("pipeline",),
+    "openpi": ("state_padding",),
+    "orbax": ("state_padding",),
+}
+"""Settings that mean nothing to a checkpoint of each format."""
+
+
+def refuse_unused(config: LoadConfig, kind: str, folder: Path) -> None:
+    """Refuse what the caller says that a checkpoint of this format would not hear.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    for name in NOT_FOR[kind]:
+        value = getattr(config, name)
+        if value != getattr(LoadConfig(), name):
+            formats = [other for other, unused in NOT_FOR.items() if name not in unused]
+            raise ValueError(
+                f"{name}={value!r} does not apply to {folder}, which is a {kind} checkpoint; leave "
+                f"it out (it is for {', '.join(formats)})"
+            )
+
+
 def with_norm_stats(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
     """Return the policy with other norm stats, where the caller gives some."""
     if config.norm_stats is None:

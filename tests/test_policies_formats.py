@@ -265,6 +265,21 @@ def test_openpi_needs_its_pipeline_and_the_right_one() -> None:
         load(openpi("pi05"), LoadConfig(pipeline="pi0_libero"))
 
 
+def test_settings_that_a_format_would_not_hear_are_refused(
+    tmp_path: Path, lerobot: Callable[[str], Path], tiny_policy: Callable[..., FlowPolicy]
+) -> None:
+    save(tiny_policy(), tmp_path / "ours")
+    for folder, unheard in (
+        (tmp_path / "ours", {"action_horizon": 3}),
+        (tmp_path / "ours", {"pipeline": "pi0_libero"}),
+        (lerobot("pi0"), {"pipeline": "pi0_libero"}),
+        (openpi("pi0"), {"pipeline": "pi0_libero", "state_padding": 0}),
+    ):
+        name, value = list(unheard.items())[-1]
+        with pytest.raises(ValueError, match=rf"{name}={value!r} does not apply to .*; leave it"):
+            load(folder, LoadConfig(**unheard))
+
+
 def test_lerobot_type_that_is_not_that_of_the_weights_is_refused(
     lerobot: Callable[[str], Path],
 ) -> None:

@@ -176,7 +176,7 @@ MUTANTS = {
     ),
     "positions by place": (
         pi0,
-        "Pi0.encode",
+        "Pi0.encode_prefix",
         "(valid.cumsum(1) - 1).clamp(min=0)",
         "torch.arange(valid.shape[1]).expand_as(valid)",
     ),
