@@ -12,6 +12,7 @@ command continues a comparison, and longer lists extend it.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from experiments.quickstart import (
     training_config,
 )
 from experiments.recipes import Recipe
-from experiments.run import WandbMode
+from experiments.run import WandbMode, check_same
 from experiments.train import TrainConfig, train
 
 
@@ -56,7 +57,7 @@ class CompareConfig:
     max_minutes: float = float("inf")
     """Most time for each run [min]."""
     fast: bool = False
-    """Few steps, to see that everything runs."""
+    """Few steps, to see that everything runs, in folders of their own."""
     wandb: WandbMode = "off"
     """Where Weights & Biases metrics go."""
 
@@ -87,11 +88,13 @@ def compare(config: CompareConfig) -> list[FinishedRun]:
 
 
 def _job(config: CompareConfig, env_id: str, seed: int, name: str) -> QuickstartConfig:
+    # a hurried clone must not be taken for one that was cloned in full
+    folder = env_id.replace("/", "-") + ("-fast" if config.fast else "")
     return QuickstartConfig(
         algorithm=name,
         env=QuickstartEnv(id=env_id),
         seed=seed,
-        out=config.out / env_id.replace("/", "-") / f"seed_{seed}",
+        out=config.out / folder / f"seed_{seed}",
         fast=config.fast,
         max_minutes=config.max_minutes,
         wandb=config.wandb,
@@ -107,13 +110,22 @@ def _training(config: CompareConfig, job: QuickstartConfig) -> tuple[Recipe, Tra
 
 
 def _run(config: CompareConfig, job: QuickstartConfig) -> FinishedRun:
-    """Do a job, or what is left of it, and return its run."""
+    """Do a job, or what is left of it, and return its run.
+
+    Raises:
+        ValueError: the folder has a run with other settings.
+    """
     settings, training = _training(config, job)
-    if not (training.out / "summary.json").is_file():
-        make_clone(job, settings)
-        make_guidance(job, settings)
-        begun = any(training.out.glob("checkpoint_*"))
-        train(replace(training, resume=begun, video=False))
+    training = replace(training, video=False)
+    if (training.out / "summary.json").is_file():
+        check_same(training.out, training.identity())
+        return finished_run(training.out, job.algorithm)
+    make_clone(job, settings)
+    make_guidance(job, settings)
+    begun = any(training.out.glob("checkpoint_*"))
+    if not begun and training.out.is_dir():  # what was killed before its first checkpoint
+        shutil.rmtree(training.out)
+    train(replace(training, resume=begun))
     return finished_run(training.out, job.algorithm)
 
 

@@ -126,9 +126,10 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
                 (line,) = axes.plot(steps, mean, label=f"{name} ({len(group)} seeds)")
                 axes.fill_between(steps, low, high, alpha=0.1, linewidth=0, color=line.get_color())
         mine = [run for run in runs if run.summary["env"] == env_id]
-        ends = [run.steps[-1] for run in mine]
-        if max(ends) > 8 * min(ends):
-            axes.set_xscale("symlog", linthresh=min(run.steps[1] for run in mine))
+        moved = [run for run in mine if run.steps[-1] > 0]  # cloning takes no steps
+        ends = [run.steps[-1] for run in moved]
+        if ends and max(ends) > 8 * min(ends):
+            axes.set_xscale("symlog", linthresh=min(run.steps[1] for run in moved))
         axes.set(title=env_id, xlabel="environment steps", ylabel="success rate, as deployed")
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.3)

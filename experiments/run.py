@@ -117,19 +117,7 @@ class Run:
             FileNotFoundError: the folder holds no run.
             ValueError: its config is broken, or is not the one that is asked for now.
         """
-        file = folder / "config.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"no run in {folder} to resume; start it without --resume")
-        try:
-            saved = json.loads(file.read_text())["config"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is broken ({error!r}); the run cannot be resumed") from error
-        different = sorted(_differences(saved, json.loads(json.dumps(config))))
-        if different:
-            raise ValueError(
-                f"{folder} was started with another config; different: {'; '.join(different)}. "
-                "Resume with the same options, or pass another --out"
-            )
+        check_same(folder, config)
         run = cls(folder, config, wandb_mode)
         run._read_rows()
         return run
@@ -258,6 +246,28 @@ class Run:
             mode="online" if mode == "online" else "offline",
             config=self.config,
             settings=wandb.Settings(silent=True),
+        )
+
+
+def check_same(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a run that was made with another config.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its config is broken, or is not the one that is asked for now.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no run in {folder} to resume; start it without --resume")
+    try:
+        saved = json.loads(file.read_text())["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is broken ({error!r}); the run cannot be resumed") from error
+    different = sorted(_differences(saved, json.loads(json.dumps(config))))
+    if different:
+        raise ValueError(
+            f"{folder} was started with another config; different: {'; '.join(different)}. "
+            "Resume with the same options, or pass another --out"
         )
 
 

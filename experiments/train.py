@@ -121,7 +121,7 @@ class Trainer:
     def _check_memory(self) -> None:
         """Say what is trained and what that needs, and refuse what cannot fit."""
         policy = self.algorithm.actor.policy
-        report = parameter_report(policy, getattr(self.config.algorithm, "minibatch_size", 1))
+        report = parameter_report(policy, self.config.algorithm.policy_minibatch)
         if policy.network.vlm is not None:
             Console(stderr=True).print(report.table())
         check_memory(report, available_bytes(policy.device))

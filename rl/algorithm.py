@@ -22,6 +22,11 @@ class AlgorithmConfig:
         """Return the same settings with this file of demonstrations, where they read one."""
         return self
 
+    @property
+    def policy_minibatch(self) -> int:
+        """Observations in one gradient step on the policy's weights."""
+        return int(getattr(self, "minibatch_size", 1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from policies import FlowActor, FlowPolicy, LikelihoodConfig
 from policies.ema import EMA
 from rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from rl.demonstrations import Demonstrations
+from rl.demonstrations import demonstrations_for
 from rl.registry import register
 
 
@@ -136,7 +136,9 @@ class BehaviourCloning(Algorithm[BCConfig]):
 
     def __init__(self, config: BCConfig, policy: FlowPolicy) -> None:
         super().__init__(config, FlowActor(policy, LikelihoodConfig()))
-        self.chunks = Demonstrations.load(config.demonstrations).chunks(policy.chunk_shape[0])
+        self.chunks = demonstrations_for(policy, config.demonstrations).chunks(
+            policy.chunk_shape[0]
+        )
         self.step = CloningStep(policy, config)
         self.optimizers["policy"] = self.step.optimizer
 

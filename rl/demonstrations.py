@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs import Checked, EpisodeSeeds
+from policies import FlowPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,8 @@ class Demonstrations:
         Past an episode's end its last action is repeated, as the references' data loaders do.
         """
         num = len(self.action)
-        last = torch.searchsorted(self.episode, self.episode, right=True) - 1
         ahead = torch.arange(num)[:, None] + torch.arange(action_horizon)
-        action = self.action[torch.minimum(ahead, last[:, None])]
+        action = self.action[torch.minimum(ahead, self._last()[:, None])]
         return TensorDict({**self.obs, "action": action}, batch_size=[num])
 
     def transitions(self, num_steps: int) -> TensorDict:
@@ -62,10 +62,9 @@ class Demonstrations:
         """
         num = len(self.action)
         chunks = self.chunks(num_steps)
-        last = torch.searchsorted(self.episode, self.episode, right=True) - 1
-        left = last - torch.arange(num) + 1  # steps up to the end, this one included
+        left = self._last() - torch.arange(num) + 1  # steps up to the end, this one included
         step = torch.arange(num_steps)
-        following = torch.minimum(torch.arange(num) + num_steps, last)
+        following = self.following(num_steps)
         ended = (left <= num_steps)[:, None]
         nothing = torch.zeros(num, 1)
         after = {key: value[following] for key, value in self.obs.items()}
@@ -83,11 +82,21 @@ class Demonstrations:
             batch_size=[num],
         )
 
+    def following(self, num_steps: int) -> Tensor:
+        """Return the step (N) that is seen after `num_steps` more, or at the episode's end."""
+        return torch.minimum(torch.arange(len(self.action)) + num_steps, self._last())
+
+    def _last(self) -> Tensor:
+        """Return the last step of each step's episode (N)."""
+        return torch.searchsorted(self.episode, self.episode, right=True) - 1
+
     def save(self, path: Path) -> None:
-        """Write one safetensors file."""
+        """Write one safetensors file, whole or not at all."""
         tensors = {f"obs.{key}": value.contiguous() for key, value in self.obs.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({**tensors, "action": self.action, "episode": self.episode}, path)
+        temporary = path.with_name(f"tmp_{path.name}")
+        save_file({**tensors, "action": self.action, "episode": self.episode}, temporary)
+        temporary.rename(path)
 
     @classmethod
     def load(cls, path: Path) -> Demonstrations:
@@ -111,6 +120,33 @@ class Demonstrations:
             )
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path} does not hold demonstrations ({error!r})") from error
+
+
+def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
+    """Read demonstrations that a policy is to learn from.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or lacks what the policy sees or does.
+    """
+    found = Demonstrations.load(path)
+    missing = sorted(set(policy.obs_keys) - found.obs.keys())
+    if missing:
+        raise ValueError(
+            f"{path} has no {missing}, which the policy sees; it has {sorted(found.obs)}. Collect "
+            "demonstrations with the policy's cameras (--env.cameras)"
+        )
+    pairs = (
+        ("state", policy.preprocessor.state_dim, found.obs["state"].shape[-1]),
+        ("action", policy.preprocessor.action_dim, found.action.shape[-1]),
+    )
+    for name, wanted, given in pairs:
+        if wanted != given:
+            raise ValueError(
+                f"the {name} in {path} has {given} dimensions, the policy's has {wanted}; it was "
+                "recorded on another robot or task"
+            )
+    return found
 
 
 def collect_demonstrations(env: Checked, num_episodes: int, seed: int) -> Demonstrations:

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from policies import FlowPolicy
 from rl.algorithm import Algorithm, AlgorithmConfig
-from rl.demonstrations import Demonstrations
+from rl.demonstrations import demonstrations_for
 from rl.exploration_noise import DifferenceModel, fit
 from rl.exploring_actor import ExploringActor, decide, encode, read
 from rl.flow_actor_critic import ActorCriticConfig, FlowActorCritic
 from rl.registry import register
-from rl.transitions import normalised_chunk
+from rl.transitions import in_parts, normalised_chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,8 @@ class DGNConfig(AlgorithmConfig):
     fit_steps: int = 100
     """Steps of each such fit."""
     schedule: Literal["constant", "exponential", "success"] = "exponential"
-    """How the noise goes: it stays; it decays; or it is off while enough episodes succeed."""
+    """How the noise goes, of any shape: it stays; it decays; or it is off while enough episodes
+    succeed."""
     decay_decisions: int = 30_000
     """exponential: decisions in which the noise shrinks by a factor e."""
     success_threshold: float = 0.5
@@ -81,8 +82,19 @@ class DGNConfig(AlgorithmConfig):
     success_window: int = 100
     """success: how many of the latest episodes count."""
 
+    def __post_init__(self) -> None:
+        for name in ("noise_minibatch_size", "fit_every", "decay_decisions", "success_window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+
     def with_demonstrations(self, file: Path) -> DGNConfig:
         return replace(self, learner=self.learner.with_demonstrations(file))
+
+    @property
+    def policy_minibatch(self) -> int:
+        return self.learner.off_policy.minibatch_size
 
 
 @register("dgn", DGNConfig)
@@ -90,7 +102,8 @@ class DGN(Algorithm[DGNConfig]):
     """An actor-critic with demonstrations, and noise that points towards them."""
 
     def __init__(self, config: DGNConfig, policy: FlowPolicy) -> None:
-        self.learner = FlowActorCritic(policy, config.learner)
+        demonstrations = demonstrations_for(policy, config.learner.off_policy.demonstrations)
+        self.learner = FlowActorCritic(policy, config.learner, demonstrations)
         self.exploring = ExploringActor(policy, self.learner.keep_prefix)
         super().__init__(config, self.exploring)
         self.noise_model = DifferenceModel(
@@ -107,15 +120,13 @@ class DGN(Algorithm[DGNConfig]):
             weight_decay=config.noise_weight_decay,
         )
         self.optimizers = {**self.learner.optimizers(), "noise_model": self.noise_optimizer}
-        self._demonstrations = Demonstrations.load(config.learner.off_policy.demonstrations)
         self.since_fit, self.num_fits = 0, 0
         self.outcomes: list[float] = []
 
     @cached_property
     def demonstrated(self) -> TensorDict:
         """What was seen, and the executed chunk that was demonstrated there (N)."""
-        horizon = self.actor.policy.sampler.execution_horizon
-        return self.learner.demonstrated(self._demonstrations, horizon)
+        return self.learner.demonstrated(self.actor.policy.sampler.execution_horizon)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         rollout = rollout.to(self.actor.policy.device)
@@ -137,11 +148,18 @@ class DGN(Algorithm[DGNConfig]):
         A difference is demonstrated minus own executed action [normalised action]. The policy's
         own action is that of zero noise: drawn noise would add the policy's spread to it.
         """
-        policy, obs = self.actor.policy, self.demonstrated
-        context = encode(policy, obs)
-        nothing = torch.zeros(len(obs), *policy.chunk_shape, device=policy.device)
-        own = decide(policy, context, nothing)
-        return read(policy, obs, context), normalised_chunk(policy, obs) - own
+        policy = self.actor.policy
+
+        def difference(rows: TensorDictBase) -> TensorDict:
+            context = encode(policy, rows)
+            nothing = torch.zeros(len(rows), *policy.chunk_shape, device=policy.device)
+            own = decide(policy, context, nothing)
+            found = {"read": read(policy, rows, context)}
+            found["difference"] = normalised_chunk(policy, rows) - own
+            return TensorDict(found, batch_size=[len(rows)])
+
+        found = in_parts(self.demonstrated, difference)
+        return found["read"], found["difference"]
 
     def noise_scale(self) -> float:
         """Return what the schedule multiplies the fitted noise with; 0 switches to white noise."""
@@ -158,7 +176,8 @@ class DGN(Algorithm[DGNConfig]):
         config, scale = self.config, self.noise_scale()
         if config.noise == "gaussian" or scale == 0:
             shape = (len(seen), self.learner.chunk_dim)
-            return config.exploration_std * torch.randn(shape, device=seen.device)
+            std = config.exploration_std * (scale or 1.0)
+            return std * torch.randn(shape, device=seen.device)
         if config.noise == "equal_size":
             return scale * self.noise_model.sample(seen, "equal_size")
         return scale * self.noise_model.sample(seen)

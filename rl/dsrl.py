@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from policies import FlowPolicy, SteeredActor, SteeredPolicy, SteeringConfig
 from policies.steering import unpack
 from rl.algorithm import Algorithm, AlgorithmConfig
-from rl.demonstrations import Demonstrations
+from rl.demonstrations import Demonstrations, demonstrations_for
 from rl.off_policy import OffPolicy, OffPolicyConfig, means
 from rl.q_ensemble import QEnsemble, pessimistic
 from rl.registry import register
@@ -59,7 +59,8 @@ class DSRLConfig(AlgorithmConfig):
     """Whether the value targets count the entropy of what follows."""
     keep_context: bool = True
     """Noise-aliased: keep each observation's keys and values, so that a frozen prefix is encoded
-    once (15 MB per decision at π0's full size); otherwise observations, encoded in each round."""
+    once (30 MB per decision at π0's full size in bfloat16: its observation's and the next one's);
+    otherwise observations, encoded in each round."""
 
     def __post_init__(self) -> None:
         for name in ("actor_every", "initial_temperature"):
@@ -126,7 +127,7 @@ class DSRL(Algorithm[DSRLConfig]):
         self.num_rounds = 0
         self._demonstrations: Demonstrations | None = None
         if config.off_policy.offline_share:
-            self._demonstrations = Demonstrations.load(config.off_policy.demonstrations)
+            self._demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         rollout = rollout.to(self.policy.device)
@@ -164,9 +165,11 @@ class DSRL(Algorithm[DSRLConfig]):
         rows = rows.to(self.policy.device)
         booked = rows.exclude("action", *demonstrations.obs).clone()
         booked["next"] = rows["next"].select("elapsed")
-        for place, seen in ((booked, rows), (booked["next"], rows["next"])):
-            place["encoded"] = in_parts(seen, self.actor.encode)
-            if not self.config.keep_context:
+        encoded = in_parts(rows, self.actor.encode)
+        following = demonstrations.following(self.policy.sampler.execution_horizon)
+        booked["encoded"], booked["next", "encoded"] = encoded, encoded[following]
+        if not self.config.keep_context:
+            for place, seen in ((booked, rows), (booked["next"], rows["next"])):
                 place["obs"] = seen.select(*self.actor.in_keys)
         latent_dim = self.policy.noise_actor.latent_dim
         booked["latent"] = torch.zeros(len(rows), latent_dim, device=self.policy.device)

@@ -66,6 +66,10 @@ class EPOConfig(AlgorithmConfig):
                 "ppo.scored_steps='one' and ppo.rescore are not supported by epo; leave them"
             )
 
+    @property
+    def policy_minibatch(self) -> int:
+        return self.ppo.minibatch_size
+
 
 @register("epo", EPOConfig)
 class EPO(Algorithm[EPOConfig]):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from policies import FlowPolicy
 from policies.steering import pack
-from rl.demonstrations import Demonstrations
+from rl.demonstrations import Demonstrations, demonstrations_for
 from rl.exploring_actor import decide, encode, kept_prefix, read
 from rl.off_policy import OffPolicy, OffPolicyConfig, means
 from rl.reference import frozen_copy
@@ -58,8 +58,8 @@ class ActorCriticConfig:
 
     keep_prefix: bool = True
     """Where nothing that encodes pictures and prompt is trained: keep their keys and values, so
-    that each is encoded once (15 MB per decision at π0's full size); otherwise pictures are kept
-    and encoded in each round."""
+    that each is encoded once. At π0's full size in bfloat16 that is 30 MB per decision, 15 for
+    its observation and 15 for the next; otherwise pictures are kept and encoded in each round."""
 
     def with_demonstrations(self, file: Path) -> ActorCriticConfig:
         """Return the same settings with this file of demonstrations."""
@@ -78,9 +78,15 @@ class FlowActorCritic:
     Args:
         policy: Trained in place.
         config: Settings.
+        demonstrations: Where the caller reads them too; otherwise they are loaded if needed.
     """
 
-    def __init__(self, policy: FlowPolicy, config: ActorCriticConfig) -> None:
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        config: ActorCriticConfig,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
         self.policy, self.config = policy, config
         self.chunk_dim = policy.sampler.execution_horizon * policy.preprocessor.action_dim
         self.read_dim = policy.preprocessor.model_state_dim + policy.feature_dim
@@ -92,17 +98,26 @@ class FlowActorCritic:
         self.num_rounds = 0
         self.keep_prefix = config.keep_prefix and policy.prefix_is_frozen
         self.anchor = frozen_copy(policy) if config.anchor_coefficient else None
-        settings = config.off_policy
-        self._demonstrations: Demonstrations | None = None
-        if settings.offline_share or config.cloning_coefficient:
-            self._demonstrations = Demonstrations.load(settings.demonstrations)
+        needed = config.off_policy.offline_share or config.cloning_coefficient
+        if demonstrations is None and needed:
+            demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
+        self._demonstrations = demonstrations
 
     @cached_property
     def cloned(self) -> TensorDict | None:
         """Demonstrated chunks of all H actions (N) for `cloning_coefficient`."""
-        if self._demonstrations is None:
-            return None
-        return self.demonstrated(self._demonstrations, self.policy.chunk_shape[0])
+        return self.demonstrated(self.policy.chunk_shape[0]) if self._demonstrations else None
+
+    @cached_property
+    def _demonstrated_prefix(self) -> TensorDict:
+        """The prefix of each demonstrated observation (N), encoded once."""
+        return self._encode_prefix(self._table.chunks(1))
+
+    @property
+    def _table(self) -> Demonstrations:
+        if self._demonstrations is None:  # __init__ has loaded them wherever they are asked for
+            raise ValueError("there are no demonstrations")
+        return self._demonstrations
 
     def networks(self) -> dict[str, nn.Module]:
         """Return what a checkpoint must hold besides the policy."""
@@ -127,25 +142,22 @@ class FlowActorCritic:
         before = {"obs": seen, "chunk": normalised_chunk(self.policy, rollout)}
         memory.replay.push(transitions(rollout, before, {"obs": then}))
 
-    def demonstrated(self, demonstrations: Demonstrations, num_steps: int) -> TensorDict:
-        """Return what was seen and the next `num_steps` actions at each step (N)."""
-        rows = demonstrations.chunks(num_steps).to(self.policy.device)
-        if self.keep_prefix:
-            rows["prefix"] = self._encode_prefix(rows)
-        return rows
+    def demonstrated(self, num_steps: int) -> TensorDict:
+        """Return what was seen and the next `num_steps` actions at each demonstrated step (N)."""
+        rows = self._table.chunks(num_steps).to(self.policy.device)
+        seen = self._kept(rows).set("action", rows["action"])
+        return seen.set("prefix", self._demonstrated_prefix) if self.keep_prefix else seen
 
     def _demonstration_rows(self) -> TensorDict:
         """Return the demonstrations as rows (N) like those of a rollout."""
-        if self._demonstrations is None:  # __init__ has loaded them wherever they are asked for
-            raise ValueError("there are no demonstrations to store")
-        rows = self._demonstrations.transitions(self.policy.sampler.execution_horizon)
-        rows = rows.to(self.policy.device)
-        ends = rows["next"]
-        seen, then = self._kept(rows), self._kept(ends)
+        table, horizon = self._table, self.policy.sampler.execution_horizon
+        rows = table.transitions(horizon).to(self.policy.device)
+        seen, then = self._kept(rows), self._kept(rows["next"])
         if self.keep_prefix:
-            seen["prefix"], then["prefix"] = self._encode_prefix(rows), self._encode_prefix(ends)
-        after = TensorDict({"obs": then, "elapsed": ends["elapsed"]}, [len(rows)])
-        booked = rows.exclude("action", "next", *self._demonstrations.obs)
+            prefix = self._demonstrated_prefix
+            seen["prefix"], then["prefix"] = prefix, prefix[table.following(horizon)]
+        after = TensorDict({"obs": then, "elapsed": rows["next", "elapsed"]}, [len(rows)])
+        booked = rows.exclude("action", "next", *table.obs)
         booked["obs"], booked["next"] = seen, after
         return booked.set("chunk", normalised_chunk(self.policy, rows))
 
@@ -163,12 +175,20 @@ class FlowActorCritic:
         history = []
         for _ in range(rounds):
             self.num_rounds += 1
-            batch = self.off_policy.sample()
+            batch = self._sample()
             metrics = self.critic_step(batch)
             if train_actor and self.num_rounds % self.config.actor_every == 0:
                 metrics |= self.actor_step(batch)
             history.append(metrics)
         return means(history)
+
+    def _sample(self) -> TensorDictBase:
+        """Return rows (B) of the memory; a frozen prefix that was not kept is encoded here."""
+        batch = self.off_policy.sample()
+        if self.policy.prefix_is_frozen and not self.keep_prefix:
+            for seen in (batch["obs"], batch["next", "obs"]):
+                seen["prefix"] = self._encode_prefix(seen)
+        return batch
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take a temporal-difference step on the critics and return its metrics."""

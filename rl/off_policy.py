@@ -30,7 +30,8 @@ class OffPolicyConfig:
     capacity: int = 200_000
     """Decisions that the replay memory keeps; the oldest are overwritten."""
     memory_folder: Path | None = None
-    """Folder for a memory in files; by default it is in the memory of the policy's device."""
+    """Folder for a memory in files, of which a checkpoint copies all rows through memory; by
+    default it is in the memory of the policy's device."""
     minibatch_size: int = 256
     """Decisions per gradient step."""
     warmup_decisions: int = 2000

@@ -26,9 +26,9 @@ class Replay:
 
     Args:
         capacity: Most rows that are kept.
-        device: Where the rows are kept and sampled.
-        folder: Keep the rows in files instead of in memory (CPU only), in a new folder made there:
-            a resumed run fills one of its own.
+        device: Where the rows are kept, and where samples are.
+        folder: Keep the rows in files instead of in memory, in a new folder made there: a resumed
+            run fills one of its own. A checkpoint of the run still passes through memory.
 
     Raises:
         ValueError: the capacity is below 1.
@@ -90,15 +90,15 @@ class Replay:
         if self.folder is None and needed > available:
             raise ValueError(
                 f"capacity={self.capacity} decisions need {readable(needed)}, but "
-                f"{readable(available)} are free; lower the capacity, set memory_folder, or keep "
-                "observations instead of encoded prefixes (keep_prefix, keep_context)"
+                f"{readable(available)} are free; lower the capacity, or keep observations "
+                "instead of encoded prefixes (keep_prefix, keep_context)"
             )
 
     def sample(self, num: int) -> TensorDictBase:
         """Return `num` rows (B), uniformly, with replacement."""
         if not len(self):
             raise RuntimeError("the replay memory is empty; push transitions before sampling")
-        return self._buffer.sample(num).exclude("index")
+        return self._buffer.sample(num).exclude("index").to(self.device)
 
     def all(self) -> TensorDictBase:
         """Return every row that is kept, in the order of their places in the ring."""

@@ -45,6 +45,10 @@ class WSRLConfig(AlgorithmConfig):
     def with_demonstrations(self, file: Path) -> WSRLConfig:
         return replace(self, learner=self.learner.with_demonstrations(file))
 
+    @property
+    def policy_minibatch(self) -> int:
+        return self.learner.off_policy.minibatch_size
+
 
 @register("wsrl", WSRLConfig)
 class WSRL(Algorithm[WSRLConfig]):

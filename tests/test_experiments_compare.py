@@ -144,6 +144,44 @@ def test_what_was_interrupted_goes_on(config_of: Callable, monkeypatch: pytest.M
     assert len(again.steps) == 3
 
 
+def test_what_was_killed_before_its_first_checkpoint_begins_anew(
+    config_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("ppo")
+    evaluation = experiments.train.Trainer._final_evaluation
+    monkeypatch.setattr(experiments.train.Trainer, "_final_evaluation", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compare(config)
+    monkeypatch.setattr(experiments.train.Trainer, "_final_evaluation", evaluation)
+    assert compare(config)[0].summary["iterations"] == 2
+
+
+def test_finished_runs_of_other_settings_are_not_taken_for_these(
+    config_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("ppo")
+    compare(config)
+    other = replace(small_recipe("mock/Reach"), ppo=rl.PPOConfig(clip_high=0.5))
+    monkeypatch.setattr(experiments.quickstart, "recipe", lambda _: other)
+    with pytest.raises(ValueError, match=r"started with another config; .*clip_high: 0.2 -> 0.5"):
+        compare(config)
+
+
+def test_a_hurried_comparison_has_folders_of_its_own(config_of: Callable) -> None:
+    folders = {
+        fast: experiments.compare._job(config_of("ppo", fast=fast), "mock/Reach", 0, "ppo").out
+        for fast in (False, True)
+    }
+    assert folders[False].parent.name == "mock-Reach"
+    assert folders[True].parent.name == "mock-Reach-fast"
+
+
+def test_what_takes_no_steps_is_compared_too(config_of: Callable) -> None:
+    runs = compare(config_of("bc", "ppo"))
+    assert [run.steps[-1] > 0 for run in runs] == [False, True]
+    assert (config_of("bc").out / "comparison.png").stat().st_size > 1000
+
+
 def test_algorithms_are_refused_before_anything_runs(config_of: Callable) -> None:
     config = config_of("ppo", "pppo")
     with pytest.raises(ValueError, match="unknown algorithm 'pppo'; did you mean 'ppo'"):

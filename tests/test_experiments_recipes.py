@@ -41,6 +41,17 @@ def test_every_algorithm_that_reads_demonstrations_is_told_where_they_are(tmp_pa
     assert found["filtered_bc"] == rl.preset("filtered_bc")
 
 
+@pytest.mark.parametrize("env_id", ["mujoco/PickCube", "metaworld/reach-v3", "mock/Reach"])
+@pytest.mark.parametrize("name", ["dsrl", "wsrl", "dgn", "ppo"])
+def test_a_hurried_run_learns_something(env_id: str, name: str) -> None:
+    settings = recipe(env_id).for_algorithm(name).fast()
+    decisions = settings.num_iterations * settings.num_chunks * settings.env.num_envs
+    assert settings.num_iterations >= 6
+    assert settings.eval_every == settings.num_iterations
+    if name != "ppo":
+        assert decisions >= rl.OffPolicyConfig().warmup_decisions + 1000
+
+
 def test_more_environments_than_the_budget_has_decisions_still_learn_once() -> None:
     many = recipe("mujoco/PickCube")
     many = replace(many, env=replace(many.env, num_envs=16_384))

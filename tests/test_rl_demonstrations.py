@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from envs import Checked, EpisodeSeeds
 from envs.mock import Reach, Script
+from policies import FlowPolicy
 from rl import Demonstrations, collect_demonstrations
+from rl.demonstrations import demonstrations_for
 
 
 def two_episodes() -> Demonstrations:
@@ -87,6 +90,34 @@ def test_a_file_holds_them_exactly(tmp_path: Path) -> None:
 def test_a_missing_file_says_where_it_would_come_from(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no demonstrations at .*nowhere; experiments.pre"):
         Demonstrations.load(tmp_path / "nowhere")
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(tensors: dict[str, Tensor], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rl.demonstrations.save_file", cut)
+    with pytest.raises(KeyboardInterrupt):
+        two_episodes().save(tmp_path / "demonstrations.safetensors")
+    assert not (tmp_path / "demonstrations.safetensors").exists()
+
+
+def test_demonstrations_that_lack_what_the_policy_needs_are_refused(
+    tmp_path: Path, tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "demonstrations.safetensors"
+    two_episodes().save(file)
+    assert torch.equal(demonstrations_for(tiny_policy(1, 1), file).action, two_episodes().action)
+    with pytest.raises(ValueError, match=r"the state in .* has 1 dimensions, the policy's has 4;"):
+        demonstrations_for(tiny_policy(4, 1), file)
+    with pytest.raises(ValueError, match=r"the action in .* has 1 dimensions, the policy's has 2"):
+        demonstrations_for(tiny_policy(1, 2), file)
+    monkeypatch.setattr(FlowPolicy, "obs_keys", property(lambda _: ["state", "image/top"]))
+    with pytest.raises(ValueError, match=r"has no \['image/top'\], which the policy sees; it has"):
+        demonstrations_for(tiny_policy(1, 1), file)
 
 
 def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:

@@ -301,6 +301,30 @@ def test_the_exponential_schedule_counts_decisions_after_the_warm_up(new: Callab
     assert torch.allclose(algorithm.perturbation(seen), math.exp(-0.32) * full)
 
 
+def test_white_noise_goes_by_the_same_schedule(new: Callable) -> None:
+    algorithm = new(noise="gaussian", exploration_std=0.2, decay_decisions=100)
+    seen = torch.rand(5000, 4)
+    for decisions in (0, 100):
+        algorithm.learner.off_policy.num_decisions = decisions
+        expected = 0.2 * math.exp(-decisions / 100)
+        assert float(algorithm.perturbation(seen).std()) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "range_"),
+    [
+        ("decay_decisions", 0, "at least 1"),
+        ("success_window", 0, "at least 1"),
+        ("noise_minibatch_size", 0, "at least 1"),
+        ("fit_every", 0, "at least 1"),
+        ("dropout", 1.0, "at least 0 and below 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, value: float, range_: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value} must be {range_}"):
+        DGNConfig(**{name: value})
+
+
 def test_success_switches_the_noise_off_and_failure_on_again(new: Callable) -> None:
     algorithm = new(schedule="success", success_window=10, exploration_std=0.05)
     seen = torch.rand(3000, 4)

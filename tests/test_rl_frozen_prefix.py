@@ -73,34 +73,54 @@ def test_what_was_kept_teaches_the_same_as_encoding_anew(
     assert all(torch.allclose(now[key], other[key], atol=1e-4) for key in start)
 
 
-@LEARNERS
-def test_each_observation_is_encoded_once(
-    name: str, new: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One prefix for each decision, one for each last observation; none while learning."""
-    encoded: list[int] = []
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the list that every encoding of pictures and prompts adds its rows to."""
+    counts: list[int] = []
     original = Pi0.embed_prefix
 
     def counted(self: Pi0, *inputs: Any) -> Any:
         result = original(self, *inputs)
-        encoded.append(len(result[0]))
+        counts.append(len(result[0]))
         return result
 
     monkeypatch.setattr(Pi0, "embed_prefix", counted)
+    return counts
+
+
+@LEARNERS
+def test_each_observation_is_encoded_once(
+    name: str, new: Callable, encoded: list[int], demonstrations: Path
+) -> None:
+    """One prefix for each decision, each last observation and each demonstrated step."""
     algorithm = new(name, cloning_coefficient=0.5)
     rollouts = rl.Rollouts(envs.make(ENV), algorithm, 4, seed=0)
-    for _ in range(2):  # the demonstrations' too
-        algorithm.update(rollouts.collect())
-    encoded.clear()
-    rollout = rollouts.collect()
-    assert sum(encoded) == 16
-    encoded.clear()
-    metrics = algorithm.update(rollout)
-    last = rollout["next", "done"].squeeze(-1).clone()
-    last[:, -1] = True
+    steps = len(rl.Demonstrations.load(demonstrations).action)
+    for number in range(3):
+        encoded.clear()
+        rollout = rollouts.collect()
+        assert sum(encoded) == 16
+        encoded.clear()
+        metrics = algorithm.update(rollout)
+        last = rollout["next", "done"].squeeze(-1).clone()
+        last[:, -1] = True
+        reads = number == {"dgn": 0, "wsrl": 1}[name]  # the noise's first fit; the first cloning
+        assert sum(encoded) == int(last.sum()) + steps * reads
     assert metrics["rounds"] > 1
     assert metrics["cloning_loss"] > 0
-    assert sum(encoded) == int(last.sum())
+
+
+@LEARNERS
+def test_a_frozen_prefix_that_is_not_kept_is_encoded_once_in_a_round(
+    name: str, new: Callable, encoded: list[int]
+) -> None:
+    learner = new(name, keep_prefix=False).learner
+    learner.push(rl.Rollouts(envs.make(ENV), new(name), 4, seed=0).collect())
+    learner.num_rounds = learner.config.actor_every - 1  # the next one steps the policy too
+    learner.policy.tasks = ("reach",)
+    encoded.clear()
+    learner.learn(1)
+    assert sum(encoded) == 2 * learner.off_policy.config.minibatch_size
 
 
 @FAMILIES
@@ -133,7 +153,7 @@ def test_a_kept_prefix_is_that_of_its_own_observation(family: Family, new: Calla
 def test_what_is_trained_is_never_kept(finetune: FinetuneConfig, new: Callable) -> None:
     algorithm = new("wsrl", finetune=finetune)
     assert not algorithm.actor.policy.prefix_is_frozen
-    learned(algorithm, 1)
+    assert learned(algorithm)[-1]["rounds"] > 1
     rows = algorithm.learner.off_policy.replay.all()["obs"]
     assert kept_prefix(rows) is None
     assert "image/wrist" in rows.keys()

@@ -56,6 +56,12 @@ def test_the_oldest_are_overwritten() -> None:
     assert replay.all()["number"].tolist() == [10, 11, 12, 13, 4, 5, 6, 7, 8, 9]
 
 
+def test_samples_of_a_memory_in_files_are_on_the_learners_device(tmp_path: Path) -> None:
+    replay = Replay(10, device="meta", folder=tmp_path)
+    replay.push(rows(0, 3))
+    assert replay.sample(2)["next", "state"].device.type == "meta"
+
+
 def test_a_memory_that_will_not_fit_is_refused_before_it_fills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
