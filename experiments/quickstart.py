@@ -79,7 +79,7 @@ def make_clone(config: QuickstartConfig, settings: Recipe) -> None:
         return
     pretrain(
         PretrainConfig(
-            env=settings.env,
+            env=recipe(config.env.id).env,  # of whichever algorithm: the clone is the same
             out=config.out,
             num_demonstrations=settings.num_demonstrations,
             gradient_steps=settings.gradient_steps,
@@ -95,7 +95,7 @@ def make_guidance(config: QuickstartConfig, settings: Recipe) -> None:
         rl.preset(config.algorithm.partition(":")[0]), rl.DGNConfig
     ):
         return
-    env = envs.make(settings.env)
+    env = envs.make(recipe(config.env.id).env)
     cloned = settings.num_demonstrations
     rl.collect_demonstrations(env, 2 * cloned, config.seed).after(cloned).save(file)
     env.close()

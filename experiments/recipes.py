@@ -82,8 +82,10 @@ class Recipe:
         """Return the same with rollouts as short as the algorithm wants them.
 
         What learns off-policy answers each decision with its updates, so a short rollout only
-        means that a newer policy gathers. A rollout of whole episodes has about half the steps of
-        one that is full, so there are twice as many.
+        means that a newer policy gathers. It is evaluated after every 1000 decisions, where new
+        episodes begin; of few environments that is several episodes, of many it would be less than
+        one, and the end of an episode would never be learned from. A rollout of whole episodes has
+        about half the steps of one that is full, so there are twice as many.
         """
         algorithm = rl.preset(name.partition(":")[0])
         if isinstance(algorithm, rl.GRPOConfig):
@@ -91,12 +93,14 @@ class Recipe:
         if not isinstance(algorithm, rl.DSRLConfig | rl.WSRLConfig | rl.DGNConfig):
             return self
         decisions = 40_000 if isinstance(algorithm, rl.DSRLConfig) else 20_000
-        gathered = 5 * self.env.num_envs  # in an iteration
+        env = replace(self.env, num_envs=min(25, self.env.num_envs))
+        gathered = 5 * env.num_envs  # in an iteration
         return replace(
             self,
+            env=env,
             num_chunks=5,
-            num_iterations=max(1, decisions // gathered),
-            eval_every=max(1, 1000 // gathered),
+            num_iterations=decisions // gathered,
+            eval_every=1000 // gathered,
         )
 
     def algorithm(self, name: str, folder: Path) -> rl.AlgorithmConfig:

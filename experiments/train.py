@@ -132,7 +132,7 @@ class Trainer:
         if not self.before:
             self.before = self._final_evaluation()
             self._film("before")
-            for note in self.algorithm.notes():
+            for note in (*self.algorithm.notes(), *self._cut_episodes()):
                 Console(stderr=True).print(note, markup=False, highlight=False)
             self._checkpoint()
         with TrainingBar(config.num_iterations, self.iteration) as bar:
@@ -150,6 +150,18 @@ class Trainer:
                 if last or metrics.get("success_rate_low", 0.0) >= config.stop_at:
                     break
         return self._finish()
+
+    def _cut_episodes(self) -> list[str]:
+        """Return a note if episodes begin anew, as they do at each evaluation, before they end."""
+        horizon = self.algorithm.actor.policy.sampler.execution_horizon
+        steps = self.config.eval_every * self.rollouts.num_chunks * horizon
+        limit = self.env.spec.max_episode_steps
+        if steps >= limit or not self.algorithm.needs.rollouts:
+            return []
+        return [
+            f"episodes begin anew at each evaluation, after {steps} steps, but may last {limit}: "
+            "their ends are never learned from. Raise eval_every or num_chunks"
+        ]
 
     def _iterate(self) -> dict[str, float]:
         """Collect a rollout, learn from it, and return the metrics of both."""

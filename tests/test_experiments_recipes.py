@@ -52,7 +52,16 @@ def test_a_hurried_run_learns_something(env_id: str, name: str) -> None:
         assert decisions >= rl.OffPolicyConfig().warmup_decisions + 1000
 
 
-def test_more_environments_than_the_budget_has_decisions_still_learn_once() -> None:
-    many = recipe("mujoco/PickCube")
-    many = replace(many, env=replace(many.env, num_envs=16_384))
-    assert many.for_algorithm("wsrl").num_iterations == 1
+@pytest.mark.parametrize(
+    "env_id", ["mujoco/PickCube", "maniskill/PickCube-v1", "metaworld/reach-v3"]
+)
+@pytest.mark.parametrize("num_envs", [100, 16_384])
+def test_episodes_of_off_policy_learners_end_between_evaluations(
+    env_id: str, num_envs: int
+) -> None:
+    settings = recipe(env_id)
+    settings = replace(settings, env=replace(settings.env, num_envs=num_envs))
+    own = settings.for_algorithm("wsrl")
+    assert own.env.num_envs == 25
+    assert own.eval_every * own.num_chunks * 4 >= 160  # steps; the longest time limit is 150
+    assert own.eval_episodes % own.env.num_envs == 0

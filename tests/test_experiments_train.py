@@ -352,6 +352,20 @@ def test_evaluations_do_not_change_what_is_learned_from_the_same_rollouts(
 # What is refused
 
 
+def test_episodes_that_evaluations_cut_short_are_told(
+    config_of: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Chunks of two, a time limit of seven: three decisions between evaluations are too few."""
+    shown = {}
+    for num_chunks in (3, 4):
+        config = config_of("filtered_bc", tmp_path / str(num_chunks), num_iterations=1)
+        train(replace(config, num_chunks=num_chunks, eval_every=1))
+        shown[num_chunks] = " ".join(capsys.readouterr().err.split())
+    note = "episodes begin anew at each evaluation, after 6 steps, but may last 7:"
+    assert note in shown[3]
+    assert "episodes begin anew" not in shown[4]
+
+
 def test_counts_below_one_are_refused(config_of: Callable, tmp_path: Path) -> None:
     for name in ("num_iterations", "num_chunks", "eval_every", "eval_episodes", "torch_threads"):
         with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
