@@ -123,7 +123,7 @@ def _run(config: CompareConfig, job: QuickstartConfig) -> FinishedRun:
     make_clone(job, settings)
     make_guidance(job, settings)
     begun = any(training.out.glob("checkpoint_*"))
-    if not begun and training.out.is_dir():  # what was killed before its first checkpoint
+    if not begun and (training.out / "config.json").is_file():  # killed before its first checkpoint
         shutil.rmtree(training.out)
     train(replace(training, resume=begun))
     return finished_run(training.out, job.algorithm)

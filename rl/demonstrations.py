@@ -5,7 +5,7 @@ Letters: N steps, H action horizon, S state dim, d robot action dim.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -123,13 +123,16 @@ class Demonstrations:
 
 
 def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
-    """Read demonstrations that a policy is to learn from.
+    """Read demonstrations that a policy is to learn from; without `task_id` they are of task 0.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or lacks what the policy sees or does.
     """
     found = Demonstrations.load(path)
+    if "task_id" in policy.obs_keys and "task_id" not in found.obs:
+        tasks = torch.zeros(len(found.action), dtype=torch.int64)
+        found = replace(found, obs={**found.obs, "task_id": tasks})
     missing = sorted(set(policy.obs_keys) - found.obs.keys())
     if missing:
         raise ValueError(

@@ -115,6 +115,13 @@ def test_demonstrations_that_lack_what_the_policy_needs_are_refused(
         demonstrations_for(tiny_policy(4, 1), file)
     with pytest.raises(ValueError, match=r"the action in .* has 1 dimensions, the policy's has 2"):
         demonstrations_for(tiny_policy(1, 2), file)
+    own = Demonstrations(
+        obs={"state": torch.rand(3, 1)}, action=torch.rand(3, 1), episode=torch.zeros(3).long()
+    )
+    own.save(tmp_path / "own.safetensors")
+    monkeypatch.setattr(FlowPolicy, "obs_keys", property(lambda _: ["state", "task_id"]))
+    found = demonstrations_for(tiny_policy(1, 1), tmp_path / "own.safetensors")
+    assert found.obs["task_id"].tolist() == [0, 0, 0]
     monkeypatch.setattr(FlowPolicy, "obs_keys", property(lambda _: ["state", "image/top"]))
     with pytest.raises(ValueError, match=r"has no \['image/top'\], which the policy sees; it has"):
         demonstrations_for(tiny_policy(1, 1), file)
