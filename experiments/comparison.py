@@ -40,9 +40,12 @@ class FinishedRun(NamedTuple):
 
     @property
     def steps_to_level(self) -> float | None:
-        """Environment steps at the first evaluation that reached `LEVEL`; None if none did."""
-        reached = (s for s, rate in zip(self.steps, self.success, strict=True) if rate >= LEVEL)
-        return next(reached, None)
+        """Environment steps at the first evaluation that reached `LEVEL`; None if none did.
+
+        Of those while training: the one before it has other starts.
+        """
+        trained = zip(self.steps[1:], self.success[1:], strict=True)
+        return next((steps for steps, rate in trained if rate >= LEVEL), None)
 
     @property
     def lowest(self) -> tuple[float, float]:

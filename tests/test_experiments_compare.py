@@ -216,6 +216,7 @@ def test_the_command_line(
 def test_steps_to_the_level_are_those_of_the_first_evaluation_that_reached_it() -> None:
     assert run("ppo", 0, [0.4, 0.7, 0.8, 0.6]).steps_to_level == 2000
     assert run("ppo", 0, [0.4, 0.7]).steps_to_level is None
+    assert run("ppo", 0, [0.9, 0.7, 0.8]).steps_to_level == 2000  # the first is on other starts
 
 
 def test_the_table_has_every_seed_with_intervals_and_their_mean() -> None:
