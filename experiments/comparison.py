@@ -118,6 +118,7 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
     from matplotlib.figure import Figure
 
     env_ids = sorted({run.summary["env"] for run in runs})
+    names = sorted({run.name for run in runs})  # one colour for each, in all panels
     figure = Figure(figsize=(6 * len(env_ids), 4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, env_id in zip(
@@ -126,8 +127,9 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
         for (env, name), group in _grouped(runs).items():
             if env == env_id:
                 steps, mean, low, high = seed_band(group)
-                (line,) = axes.plot(steps, mean, label=f"{name} ({len(group)} seeds)")
-                axes.fill_between(steps, low, high, alpha=0.1, linewidth=0, color=line.get_color())
+                color = f"C{names.index(name)}"
+                axes.plot(steps, mean, label=f"{name} ({len(group)} seeds)", color=color)
+                axes.fill_between(steps, low, high, alpha=0.1, linewidth=0, color=color)
         mine = [run for run in runs if run.summary["env"] == env_id]
         moved = [run for run in mine if run.steps[-1] > 0]  # cloning takes no steps
         ends = [run.steps[-1] for run in moved]
