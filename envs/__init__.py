@@ -1,10 +1,10 @@
 """Simulating: one contract, several simulators. Knows no RL and no policy."""
 
-from envs.checked import Checked
-from envs.chunk_env import ChunkEnv
-from envs.registry import EnvConfig, make
-from envs.seeding import EpisodeSeeds, Split, episode_seed
-from envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
+from pitune.envs.checked import Checked
+from pitune.envs.chunk_env import ChunkEnv
+from pitune.envs.registry import EnvConfig, make
+from pitune.envs.seeding import EpisodeSeeds, Split, episode_seed
+from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
 
 __all__ = [
     "Checked",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
+from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
 
 
 class Checked:

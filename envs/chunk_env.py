@@ -18,9 +18,9 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from envs.checked import Checked
-from envs.seeding import EpisodeSeeds
-from envs.vector_env import Observation
+from pitune.envs.checked import Checked
+from pitune.envs.seeding import EpisodeSeeds
+from pitune.envs.vector_env import Observation
 
 
 class ChunkEnv(EnvBase):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-from envs.checked import Checked
-from envs.vector_env import VectorEnv
+from pitune.envs.checked import Checked
+from pitune.envs.vector_env import VectorEnv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def _time_limit(config: EnvConfig, default: int) -> int:
 
 
 def _mujoco(task: str, config: EnvConfig) -> VectorEnv:
-    from envs.tabletop import Tabletop
+    from pitune.envs.tabletop.env import Tabletop
 
     return Tabletop(
         task,
@@ -73,7 +73,7 @@ def _mujoco(task: str, config: EnvConfig) -> VectorEnv:
 
 
 def _maniskill(task: str, config: EnvConfig) -> VectorEnv:
-    from envs.maniskill_adapter import make_maniskill
+    from pitune.envs.maniskill.adapter import make_maniskill
 
     return make_maniskill(
         task,
@@ -87,7 +87,7 @@ def _maniskill(task: str, config: EnvConfig) -> VectorEnv:
 
 
 def _metaworld(task: str, config: EnvConfig) -> VectorEnv:
-    from envs.metaworld_adapter import make_metaworld
+    from pitune.envs.metaworld.adapter import make_metaworld
 
     _no_cameras(config)
     return make_metaworld(
@@ -100,7 +100,7 @@ def _metaworld(task: str, config: EnvConfig) -> VectorEnv:
 
 
 def _gymnasium(name: str, config: EnvConfig) -> VectorEnv:
-    from envs.gymnasium_adapter import make_gymnasium
+    from pitune.envs.gym.adapter import make_gymnasium
 
     _no_cameras(config)
     return make_gymnasium(
@@ -112,8 +112,8 @@ def _gymnasium(name: str, config: EnvConfig) -> VectorEnv:
 
 
 def _mock(name: str, config: EnvConfig) -> VectorEnv:
-    from envs.mock import Reach, Script
-    from envs.mock_two_goals import TwoGoals
+    from pitune.envs.mock.reach import Reach, Script
+    from pitune.envs.mock.two_goals import TwoGoals
 
     if name == "Reach":
         return Reach(

@@ -19,15 +19,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from experiments.comparison import (
-    FinishedRun,
-    comparison_table,
-    draw_curves,
-    finished_run,
-    summary_table,
-)
-from experiments.errors import exit_with_message
-from experiments.quickstart import (
+from pitune.experiments.errors import exit_with_message
+from pitune.experiments.quickstart import (
     QuickstartConfig,
     QuickstartEnv,
     make_clone,
@@ -35,9 +28,16 @@ from experiments.quickstart import (
     settings_of,
     training_config,
 )
-from experiments.recipes import Recipe
-from experiments.run import WandbMode, check_same
-from experiments.train import TrainConfig, train
+from pitune.experiments.recipes import Recipe
+from pitune.experiments.runs.comparison import (
+    FinishedRun,
+    comparison_table,
+    draw_curves,
+    finished_run,
+    summary_table,
+)
+from pitune.experiments.runs.run import WandbMode, check_same
+from pitune.experiments.train import TrainConfig, train
 
 
 @dataclass(frozen=True, kw_only=True)

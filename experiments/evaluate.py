@@ -14,11 +14,9 @@ import torch
 import tyro
 from rich.console import Console
 
-import envs
-import policies
-import rl
-from experiments.errors import exit_with_message
-from experiments.run import plain, provenance
+from pitune import envs, policies, rl
+from pitune.experiments.errors import exit_with_message
+from pitune.experiments.runs.run import plain, provenance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,9 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-import policies
-import rl
-from experiments.errors import exit_with_message
-from policies import FlowPolicy, NormStats
+from pitune import policies, rl
+from pitune.experiments.errors import exit_with_message
+from pitune.policies import FlowPolicy, NormStats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class NormStatsConfig:
     load: policies.LoadConfig = field(default_factory=policies.LoadConfig)
     """What a checkpoint of another format does not hold."""
     demonstrations: Path
-    """File that `experiments.pretrain` or `rl.Demonstrations.save` wrote."""
+    """File that `pitune.experiments.pretrain` or `rl.Demonstrations.save` wrote."""
     out: Path
     """New norm_stats.json."""
     min_scale: float = 1e-2

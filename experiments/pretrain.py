@@ -16,11 +16,9 @@ import torch
 import tyro
 from rich.console import Console
 
-import envs
-import policies
-import rl
-from experiments.errors import exit_with_message
-from rl.behaviour_cloning import CloningStep, clone
+from pitune import envs, policies, rl
+from pitune.experiments.errors import exit_with_message
+from pitune.rl.algorithms.bc import CloningStep, clone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class PretrainConfig:
     expert: policies.GemmaConfig = field(default_factory=lambda: policies.LAPTOP_EXPERT)
     """Sizes of the transformer."""
     torch_threads: int = 1
-    """Threads of PyTorch on the CPU; see `experiments.train`."""
+    """Threads of PyTorch on the CPU; see `pitune.experiments.train`."""
     seed: int = 0
     """Seed of the expert's starts, the weights and the minibatches."""
 

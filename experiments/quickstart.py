@@ -18,14 +18,13 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-import envs
-import rl
-from experiments.errors import exit_with_message
-from experiments.pretrain import PretrainConfig, pretrain
-from experiments.recipes import GUIDANCE, Recipe, recipe
-from experiments.report import closing_table
-from experiments.run import WandbMode
-from experiments.train import TrainConfig, train
+from pitune import envs, rl
+from pitune.experiments.errors import exit_with_message
+from pitune.experiments.pretrain import PretrainConfig, pretrain
+from pitune.experiments.recipes import GUIDANCE, Recipe, recipe
+from pitune.experiments.runs.report import closing_table
+from pitune.experiments.runs.run import WandbMode
+from pitune.experiments.train import TrainConfig, train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import envs
-import policies
-import rl
-from policies import LikelihoodConfig
+from pitune import envs, policies, rl
+from pitune.policies import LikelihoodConfig
+from pitune.rl.algorithms.fpo import plus_plus
 
 DEMONSTRATIONS, GUIDANCE = "demonstrations.safetensors", "guidance.safetensors"
 """Files beside a clone: what was cloned, and what the clone has not seen."""
@@ -45,7 +44,7 @@ VARIANTS: dict[str, dict[str, Callable[[Any], Any]]] = {
         "no_warmup": partial(_off_policy, warmup_decisions=0),
         "keep_data": partial(_off_policy, offline_share=0.5),
     },
-    "fpo": {"plus_plus": rl.fpo.plus_plus},
+    "fpo": {"plus_plus": plus_plus},
 }
 """By algorithm: its variants, and its paper's baselines and ablations, by their word."""
 

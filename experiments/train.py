@@ -20,14 +20,12 @@ import torch
 import tyro
 from rich.console import Console
 
-import envs
-import policies
-import rl
-from experiments.errors import exit_with_message
-from experiments.report import TrainingBar, closing_table, learning_curve
-from experiments.run import Run, WandbMode, plain
-from experiments.video import record_video
-from policies.memory import available_bytes, check_memory, parameter_report
+from pitune import envs, policies, rl
+from pitune.experiments.errors import exit_with_message
+from pitune.experiments.runs.report import TrainingBar, closing_table, learning_curve
+from pitune.experiments.runs.run import Run, WandbMode, plain
+from pitune.experiments.runs.video import record_video
+from pitune.policies.finetuning.memory import available_bytes, check_memory, parameter_report
 
 
 @dataclass(frozen=True, kw_only=True)

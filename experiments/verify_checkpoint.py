@@ -27,16 +27,16 @@ import torch
 import tyro
 from torch import Tensor
 
-from experiments.errors import exit_with_message
-from policies import lerobot_format
-from policies.canonical import read_safetensors
-from policies.chain import sample_chain
-from policies.checkpoint import load_policy
-from policies.flow import TimeGrid, interpolate, target_velocity
-from policies.formats import load_network, recognise
-from policies.lerobot_format import LerobotFolder
-from policies.pi0 import Pi0
-from policies.published import CAMERAS
+from pitune.experiments.errors import exit_with_message
+from pitune.policies.checkpoints import lerobot_read
+from pitune.policies.checkpoints.formats import load_network, recognise
+from pitune.policies.checkpoints.lerobot_read import LerobotFolder
+from pitune.policies.checkpoints.native import load_policy
+from pitune.policies.checkpoints.pipelines import CAMERAS
+from pitune.policies.checkpoints.weights import read_safetensors
+from pitune.policies.flow.chain import sample_chain
+from pitune.policies.flow.path import TimeGrid, interpolate, target_velocity
+from pitune.policies.network.pi0 import Pi0
 
 NEEDED = {"state", "actions", "noise", "time", "tokens", "token_mask"}
 """Inputs without which nothing is compared."""
@@ -152,7 +152,7 @@ def camera_order(checkpoint: Path) -> tuple[str, ...]:
     """Return the cameras in the order of the prefix: openpi's, or that of lerobot's config."""
     if recognise(checkpoint) != "lerobot":
         return CAMERAS
-    pictures = lerobot_format.pictures_config(LerobotFolder.read(checkpoint).config)
+    pictures = lerobot_read.pictures_config(LerobotFolder.read(checkpoint).config)
     return (*pictures.cameras, *pictures.missing)
 
 

@@ -1,21 +1,21 @@
 """Acting: the π0 flow policy, its likelihoods, its checkpoints. Knows no RL and no simulator."""
 
-from policies.actor import FlowActor
-from policies.distributions import ActionDistribution, FlowChain
-from policies.finetune import FinetuneConfig, prepare
-from policies.formats import load, save
-from policies.gemma import GemmaConfig
-from policies.likelihood import LikelihoodConfig
-from policies.load_config import LoadConfig
-from policies.lora import LoRAConfig
-from policies.norm_stats import NormStats
-from policies.pi0 import Pi0
-from policies.pi0_config import LAPTOP_EXPERT, Pi0Config
-from policies.policy import FlowPolicy, SamplerConfig, small_policy
-from policies.preprocessor import Preprocessor, PreprocessorConfig
-from policies.published import PIPELINES, Pipeline
-from policies.robots import infer
-from policies.steering import NoiseActor, SteeredActor, SteeredPolicy, SteeringConfig
+from pitune.policies.actor import FlowActor
+from pitune.policies.checkpoints.config import LoadConfig
+from pitune.policies.checkpoints.formats import load, save
+from pitune.policies.checkpoints.pipelines import PIPELINES, Pipeline
+from pitune.policies.finetuning.trainable import FinetuneConfig, prepare
+from pitune.policies.inference import infer
+from pitune.policies.likelihood.config import LikelihoodConfig
+from pitune.policies.likelihood.distributions import ActionDistribution, FlowChain
+from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
+from pitune.policies.network.gemma import GemmaConfig
+from pitune.policies.network.lora import LoRAConfig
+from pitune.policies.network.pi0 import Pi0
+from pitune.policies.policy import FlowPolicy, SamplerConfig, small_policy
+from pitune.policies.preprocessing.norm_stats import NormStats
+from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
+from pitune.policies.steering import NoiseActor, SteeredActor, SteeredPolicy, SteeringConfig
 
 __all__ = [
     "LAPTOP_EXPERT",

@@ -19,17 +19,22 @@ from tensordict.nn import InteractionType, TensorDictModuleBase
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
-from policies.distributions import ActionDistribution, ExactFlow, FlowChain, LossRatio
-from policies.flow import FlowNoise, FlowSDE, Kernel
-from policies.likelihood import (
+from pitune.policies.flow.path import FlowNoise, FlowSDE, Kernel
+from pitune.policies.likelihood.config import (
     STEP_KERNELS,
     LikelihoodConfig,
     NoiseNetwork,
     VelocityHead,
     draw_flow_times,
 )
-from policies.pi0 import Context
-from policies.policy import FlowPolicy
+from pitune.policies.likelihood.distributions import (
+    ActionDistribution,
+    ExactFlow,
+    FlowChain,
+    LossRatio,
+)
+from pitune.policies.network.pi0 import Context
+from pitune.policies.policy import FlowPolicy
 
 
 class FlowActor(TensorDictModuleBase):

@@ -13,21 +13,21 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from policies.flow import (
+from pitune.policies.flow.ode import Solver, integrate
+from pitune.policies.flow.path import (
     TimeGrid,
     VelocityField,
     interpolate,
     sample_flow_time,
     target_velocity,
 )
-from policies.gemma import GemmaConfig
-from policies.lora import LoRAConfig
-from policies.norm_stats import NormStats
-from policies.ode import Solver, integrate
-from policies.pi0 import Context, Pi0
-from policies.pi0_config import LAPTOP_EXPERT, Pi0Config
-from policies.preprocessor import Preprocessor, PreprocessorConfig
-from policies.prompt import Encoder
+from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
+from pitune.policies.network.gemma import GemmaConfig
+from pitune.policies.network.lora import LoRAConfig
+from pitune.policies.network.pi0 import Context, Pi0
+from pitune.policies.preprocessing.norm_stats import NormStats
+from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
+from pitune.policies.preprocessing.prompt import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,10 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from policies.actor import FlowActor, LikelihoodConfig
-from policies.ode import integrate
-from policies.pi0 import Context
-from policies.policy import FlowPolicy
+from pitune.policies.actor import FlowActor, LikelihoodConfig
+from pitune.policies.flow.ode import integrate
+from pitune.policies.network.pi0 import Context
+from pitune.policies.policy import FlowPolicy
 
 Layout = Literal["repeat", "per_step", "full"]
 

@@ -1,21 +1,21 @@
 """Learning: algorithms, advantages, critics, rollouts, evaluation. The imports are what exists."""
 
-from rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from rl.behaviour_cloning import BCConfig, BehaviourCloning
-from rl.demonstrations import Demonstrations, collect_demonstrations
-from rl.dgn import DGN, DGNConfig
-from rl.dsrl import DSRL, DSRLConfig
-from rl.epo import EPO, EPOConfig
-from rl.evaluate import Evaluation, evaluate
-from rl.filtered_bc import FilteredBC, FilteredBCConfig
-from rl.flow_actor_critic import ActorCriticConfig
-from rl.fpo import FPO, FPOConfig
-from rl.grpo import GRPO, GRPOConfig
-from rl.off_policy import OffPolicyConfig
-from rl.ppo import PPO, PPOConfig
-from rl.registry import make, name_of, preset, presets, register
-from rl.rollout import Rollouts, check_fit, check_needs, rollout_metrics
-from rl.wsrl import WSRL, WSRLConfig
+from pitune.rl.actor_critic.learner import ActorCriticConfig
+from pitune.rl.actor_critic.td import OffPolicyConfig
+from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from pitune.rl.algorithms.bc import BCConfig, BehaviourCloning
+from pitune.rl.algorithms.dgn import DGN, DGNConfig
+from pitune.rl.algorithms.dsrl import DSRL, DSRLConfig
+from pitune.rl.algorithms.epo import EPO, EPOConfig
+from pitune.rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
+from pitune.rl.algorithms.fpo import FPO, FPOConfig
+from pitune.rl.algorithms.grpo import GRPO, GRPOConfig
+from pitune.rl.algorithms.ppo import PPO, PPOConfig
+from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
+from pitune.rl.evaluation.evaluate import Evaluation, evaluate
+from pitune.rl.experience.demonstrations import Demonstrations, collect_demonstrations
+from pitune.rl.experience.rollouts import Rollouts, check_fit, check_needs, rollout_metrics
+from pitune.rl.registry import make, name_of, preset, presets, register
 
 __all__ = [
     "DGN",

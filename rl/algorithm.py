@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import nn
 
-from policies import FlowActor, FlowPolicy
+from pitune.policies import FlowActor, FlowPolicy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from policies import FlowPolicy, SteeredPolicy
-from rl.algorithm import Algorithm, AlgorithmConfig
+from pitune.policies import FlowPolicy, SteeredPolicy
+from pitune.rl.algorithm import Algorithm, AlgorithmConfig
 
 _REGISTRY: dict[str, tuple[type[AlgorithmConfig], type[Algorithm[Any]]]] = {}
 AlgorithmType = TypeVar("AlgorithmType", bound=type[Algorithm[Any]])

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import envs
-import rl
-from experiments.benchmark_update import with_settings
-from policies import FlowPolicy, GemmaConfig, SamplerConfig, save, small_policy
-from rl.behaviour_cloning import CloningStep, clone
+from pitune import envs, rl
+from pitune.experiments.benchmarks.update import with_settings
+from pitune.policies import FlowPolicy, GemmaConfig, SamplerConfig, save, small_policy
+from pitune.rl.algorithms.bc import CloningStep, clone
 
 EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8)
 

@@ -33,7 +33,7 @@ def test_the_three_steps_run_in_under_fifteen_lines(capsys: pytest.CaptureFixtur
 
 
 def test_every_algorithm_and_page_that_is_named_exists() -> None:
-    import rl
+    from pitune import rl
 
     text = README.read_text()
     for name in rl.presets():

@@ -1,0 +1,1 @@
+"""`maniskill/<task>`: ManiSkill 3."""

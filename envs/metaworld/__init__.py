@@ -1,0 +1,1 @@
+"""`metaworld/<task>`: Meta-World."""

@@ -1,0 +1,1 @@
+"""`mock/<name>`: environments for tests."""

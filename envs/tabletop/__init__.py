@@ -1,0 +1,1 @@
+"""`mujoco/<task>`: the embedded tabletop simulator."""

@@ -1,0 +1,250 @@
+"""The embedded simulator: a gripper over a table with cubes, many scenes at once on CPU threads.
+
+The tasks are `mujoco/PushCube`, `mujoco/PickCube` and `mujoco/StackCube`: real contacts, no assets,
+no download. What happens in a scene depends on its seed and its actions alone, bit for bit: not on
+its neighbours, on which of them are active, or on the number of threads.
+
+Action (4), all in [-1, 1]: where the tool shall go in x, y and z, in units of 6 cm from where it is
+now, and the gripper, which opens above 0 and closes otherwise. The tool lags behind such a target:
+at 1 it covers 2.4 cm a step in x and y and 3.9 cm in z once it moves, and less from rest.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Literal
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from pitune.envs.tabletop.experts import TabletopExpert
+from pitune.envs.tabletop.model import CAMERAS, RENDER_CAMERA
+from pitune.envs.tabletop.physics import CONTROL_HZ, TabletopPhysics
+from pitune.envs.tabletop.render import SceneRenderer
+from pitune.envs.tabletop.tasks import TASKS, Scene, Task, dense_reward, draw_start
+from pitune.envs.vector_env import EnvSpec, Observation, StepResult
+
+RENDER_HEIGHT, RENDER_WIDTH = 240, 320
+"""Size of the pictures of `render` [pixels]."""
+
+
+class Tabletop:
+    """One of the tabletop tasks as a `VectorEnv`.
+
+    The observation `state` holds the tool's position and velocity, the fingers' openings, each
+    cube's position and the vector part of its quaternion, each cube relative to the tool, and the
+    goal relative to cube 0 [m, m/s]: S = 20, or 29 with two cubes.
+
+    Args:
+        task: A key of `tabletop_tasks.TASKS`.
+        num_envs: E.
+        reward: `sparse` is 1 on success and 0 before. `dense` is 1 on success and a progress in
+            [0, 1 / max_episode_steps) before: all the progress that an episode can collect is worth
+            less than success, so waiting beside the goal never pays.
+        cameras: Cameras to observe, of `tabletop_model.CAMERAS`; drawn without shadows, for speed.
+        image_size: Height and width of an observed picture [pixels].
+        max_episode_steps: Steps after which an episode is truncated.
+        num_threads: Threads that step the physics; by default one for each available core.
+
+    Raises:
+        ValueError: there is no such task, camera or reward, or a count is below 1.
+        RuntimeError: cameras were asked for and this machine cannot render.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int,
+        *,
+        reward: Literal["sparse", "dense"] = "sparse",
+        cameras: tuple[str, ...] = (),
+        image_size: int = 64,
+        max_episode_steps: int = 60,
+        num_threads: int | None = None,
+    ) -> None:
+        self.task = _find_task(task)
+        _check_choices(reward, cameras)
+        _check_counts(
+            num_envs=num_envs,
+            image_size=image_size,
+            max_episode_steps=max_episode_steps,
+            num_threads=1 if num_threads is None else num_threads,
+        )
+        self.spec = EnvSpec(
+            id=f"mujoco/{task}",
+            num_envs=num_envs,
+            state_dim=11 + 9 * self.task.num_cubes,
+            action_low=(-1.0,) * 4,
+            action_high=(1.0,) * 4,
+            max_episode_steps=max_episode_steps,
+            control_hz=CONTROL_HZ,
+            tasks=(self.task.instruction,),
+            cameras={camera: (3, image_size, image_size) for camera in cameras},
+            simulator=f"mujoco {mujoco.__version__}",
+        )
+        self.reward = reward
+        self.physics = TabletopPhysics(self.task, num_envs, num_threads)
+        self._step_counts = np.zeros(num_envs, dtype=np.int64)
+        self._episode_counts = np.zeros(num_envs, dtype=np.int64)
+        self._ended = np.ones(num_envs, dtype=bool)  # nothing runs before its first reset
+        self._images = {
+            camera: torch.zeros(num_envs, *shape, dtype=torch.uint8)
+            for camera, shape in self.spec.cameras.items()
+        }
+        self._picture_renderer: SceneRenderer | None = None  # made by the first `render`
+        self._camera_renderer: SceneRenderer | None = None
+        if cameras:
+            self._camera_renderer = SceneRenderer(
+                self.physics.model, image_size, image_size, shadows=False
+            )
+
+    @property
+    def scene(self) -> Scene:
+        """The true state of all E scenes, for experts; made of copies."""
+        return self.physics.scene
+
+    @property
+    def step_counts(self) -> np.ndarray:
+        """Steps since the last reset of each scene (E,)."""
+        return self._step_counts.copy()
+
+    @property
+    def episode_counts(self) -> np.ndarray:
+        """Resets of each scene so far (E,); tells an expert that a new episode has begun."""
+        return self._episode_counts.copy()
+
+    def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
+        """Start new episodes; see `VectorEnv.reset`.
+
+        Raises:
+            ValueError: there is not one seed for each environment to reset.
+        """
+        rows = np.arange(self.spec.num_envs) if env_idx is None else env_idx.cpu().numpy()
+        if seed.shape != (len(rows),):
+            raise ValueError(
+                f"seed has shape {tuple(seed.shape)}; {len(rows)} environments are reset, "
+                f"so it must be ({len(rows)},)"
+            )
+        for row, episode_seed in zip(rows.tolist(), seed.tolist(), strict=True):
+            start = draw_start(self.task, np.random.default_rng(episode_seed))
+            self.physics.place(row, start)
+        self._step_counts[rows] = 0
+        self._episode_counts[rows] += 1
+        self._ended[rows] = False
+        self._update_images(rows)
+        return self._observation(self.scene)
+
+    def step(self, action: Tensor, active: Tensor) -> StepResult:
+        """Advance the active environments; see `VectorEnv.step`. Actions are clipped to the bounds.
+
+        Raises:
+            ValueError: a shape is wrong, an active action is not finite, or an active environment
+                has ended or was never reset.
+        """
+        mask = active.cpu().numpy()
+        commands = action.detach().cpu().numpy().astype(np.float64)
+        self._check_step(commands, mask)
+        rows = np.flatnonzero(mask)
+        failed = np.zeros(self.spec.num_envs, dtype=bool)
+        failed[rows] = self.physics.advance(rows, commands[rows])
+        self._step_counts[rows] += 1
+
+        scene = self.scene
+        success = mask & ~failed & self.task.success(scene)
+        timed_out = mask & (self._step_counts >= self.spec.max_episode_steps)
+        truncated = (timed_out & ~success) | failed
+        self._ended |= success | truncated
+        reward = success.astype(np.float64)
+        if self.reward == "dense":
+            progress = dense_reward(self.task, scene) / self.spec.max_episode_steps
+            reward += np.where(mask & ~failed & ~success, progress, 0.0)
+        self._update_images(rows)
+        return StepResult(
+            obs=self._observation(scene),
+            reward=torch.from_numpy(reward.astype(np.float32)),
+            terminated=torch.from_numpy(success),
+            truncated=torch.from_numpy(truncated),
+            info={"success": torch.from_numpy(success.copy()), "invalid": torch.from_numpy(failed)},
+        )
+
+    def render(self) -> Tensor:
+        """Return a picture of every environment (E, 240, 320, 3) uint8; see `VectorEnv.render`."""
+        if self._picture_renderer is None:
+            self._picture_renderer = SceneRenderer(
+                self.physics.model, RENDER_HEIGHT, RENDER_WIDTH, shadows=True
+            )
+        pictures = [
+            self._picture_renderer.picture(state, goal, RENDER_CAMERA)
+            for state, goal in zip(self.physics.states, self.physics.goals, strict=True)
+        ]
+        return torch.from_numpy(np.stack(pictures))
+
+    def expert(self) -> TabletopExpert:
+        """Return a new scripted expert for the task."""
+        return TabletopExpert(self, self.spec.id.removeprefix("mujoco/"))
+
+    def close(self) -> None:
+        """Stop the threads and free the renderers; the environment cannot be used afterwards."""
+        self.physics.close()
+        for renderer in (self._camera_renderer, self._picture_renderer):
+            if renderer is not None:
+                renderer.close()
+
+    def _check_step(self, action: np.ndarray, mask: np.ndarray) -> None:
+        num_envs, action_dim = self.spec.num_envs, self.spec.action_dim
+        if action.shape != (num_envs, action_dim) or mask.shape != (num_envs,):
+            raise ValueError(
+                f"action has shape {action.shape} and active {mask.shape}; "
+                f"they must be ({num_envs}, {action_dim}) and ({num_envs},)"
+            )
+        if not np.isfinite(action[mask]).all():
+            raise ValueError("action of an active environment is not finite")
+        if self._ended[mask].any():
+            ended = np.flatnonzero(mask & self._ended).tolist()
+            raise ValueError(f"environments {ended} have ended; reset them before the next step")
+
+    def _observation(self, scene: Scene) -> Observation:
+        num_envs = self.spec.num_envs
+        poses = np.concatenate([scene.cubes, scene.cube_quaternions[:, :, 1:]], axis=2)
+        relative = scene.cubes - scene.tool[:, None]
+        parts = [scene.tool, scene.tool_velocity, scene.fingers]
+        parts += [poses.reshape(num_envs, -1), relative.reshape(num_envs, -1), scene.error]
+        obs = {
+            "state": torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32)),
+            "task_id": torch.zeros(num_envs, dtype=torch.int64),
+        }
+        return obs | {f"image/{camera}": image.clone() for camera, image in self._images.items()}
+
+    def _update_images(self, rows: np.ndarray) -> None:
+        if self._camera_renderer is None:
+            return
+        for camera, images in self._images.items():
+            for row in rows:
+                state, goal = self.physics.states[row], self.physics.goals[row]
+                picture = self._camera_renderer.picture(state, goal, camera)
+                images[row] = torch.from_numpy(picture).permute(2, 0, 1)
+
+
+def _find_task(name: str) -> Task:
+    if name in TASKS:
+        return TASKS[name]
+    message = f"unknown tabletop task {name!r}; valid: {list(TASKS)}"
+    folded = {task.lower(): task for task in TASKS}  # the likeliest slip is in the capitals
+    near = difflib.get_close_matches(name.lower(), folded, n=1)
+    raise ValueError(f"{message}. Did you mean {folded[near[0]]!r}?" if near else message)
+
+
+def _check_choices(reward: str, cameras: tuple[str, ...]) -> None:
+    if reward not in ("sparse", "dense"):
+        raise ValueError(f"unknown reward {reward!r}; valid: ['sparse', 'dense']")
+    for camera in cameras:
+        if camera not in CAMERAS:
+            raise ValueError(f"unknown camera {camera!r}; valid: {list(CAMERAS)}")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}={count} must be at least 1")

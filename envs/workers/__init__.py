@@ -1,0 +1,1 @@
+"""Single-copy CPU simulators in worker processes."""

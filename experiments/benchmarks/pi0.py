@@ -1,0 +1,164 @@
+"""Time and memory of a π0 network: prefix, flow steps, sampling, scoring, one training step.
+
+    python -m experiments.benchmark_pi0 --preset tiny --batch-size 4
+    python -m experiments.benchmark_pi0 --preset pi0 --dtype bfloat16 --batch-size 1 --repeats 1 \
+        --no-training                         # the real size: 7 GB and minutes on a CPU
+
+The weights are random; time does not depend on their values. A measurement is the median of
+--repeats after one that is thrown away, unless --repeats is 1.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from pitune.experiments.errors import exit_with_message
+from pitune.experiments.runs.run import provenance
+from pitune.policies.finetuning.memory import readable
+from pitune.policies.finetuning.trainable import stays_float32
+from pitune.policies.flow.chain import sample_chain, score_chain
+from pitune.policies.flow.ode import integrate
+from pitune.policies.flow.path import FlowSDE, TimeGrid
+from pitune.policies.network.config import Pi0Config, pi0, pi05, tiny
+from pitune.policies.network.pi0 import Context, Pi0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Time the parts of a π0 network."""
+
+    preset: Literal["tiny", "tiny05", "pi0", "pi05"] = "tiny"
+    """Sizes of the network."""
+    batch_size: int = 1
+    """Observations at once."""
+    cameras: int = 3
+    """Pictures per observation."""
+    prompt_tokens: int = 48
+    """Length of the prompt."""
+    flow_steps: int = 10
+    """K."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the towers; norms, embeddings of pictures and projections stay float32."""
+    training: bool = True
+    """Whether to time a training step of all parameters too; it needs the gradients' memory."""
+    repeats: int = 3
+    """Measurements of each part."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to compute."""
+    torch_threads: int = 2
+    """Threads of PyTorch on the CPU."""
+
+
+def network_of(config: BenchmarkConfig) -> Pi0:
+    """Return a network with random weights, never held in another precision than its own."""
+    presets: dict[str, Pi0Config] = {
+        "tiny": tiny("pi0"),
+        "tiny05": tiny("pi05"),
+        "pi0": pi0(),
+        "pi05": pi05(),
+    }
+    dtype = getattr(torch, config.dtype)
+    with torch.device("meta"):
+        network = Pi0(presets[config.preset])
+    for name, parameter in network.named_parameters():
+        parent = network.get_submodule(name.rpartition(".")[0])
+        kind = torch.float32 if stays_float32(name) else dtype
+        value = torch.empty(parameter.shape, dtype=kind, device=config.device)
+        nn.init.normal_(value, std=0.02)
+        setattr(parent, name.rpartition(".")[2], nn.Parameter(value))
+    network.compute_dtype = dtype
+    return network
+
+
+def measure(config: BenchmarkConfig) -> list[tuple[str, float, str]]:
+    """Return what was done, its seconds, and the peak memory of the process by then."""
+    network = network_of(config)
+    n, horizon = config.batch_size, network.config.action_horizon
+    shape = (n, horizon, network.config.action_dim)
+    size = network.config.vision.image_size if network.config.vision else 224
+    device = torch.device(config.device)
+    inputs = {
+        "state": torch.randn(n, network.config.state_dim, device=device),
+        "images": 2 * torch.rand(n, config.cameras, 3, size, size, device=device) - 1,
+        "tokens": torch.randint(network.config.vocab_size, (n, config.prompt_tokens)).to(device),
+    }
+    noise, flow_time = torch.randn(shape, device=device), torch.full((n, 1), 0.5, device=device)
+    grid, kernel = TimeGrid(config.flow_steps), FlowSDE(0.5, torch.ones(shape[1:], device=device))
+    rows = [("weights", 0.0, peak_memory(device))]
+
+    def timed(what: str, act: Callable[[], object]) -> None:
+        rows.append((what, seconds(act, config.repeats, device), peak_memory(device)))
+
+    with torch.no_grad():
+        context = network.encode(**inputs)
+        field = lambda x, t: network.velocity(context, x, t)  # noqa: E731
+        chain, _ = sample_chain(field, noise, grid, kernel, None)
+        timed("encode the prefix", lambda: network.encode(**inputs))
+        timed("one flow step", lambda: network.velocity(context, noise[:, None], flow_time))
+        timed(f"sample {grid.flow_steps} steps", lambda: integrate(field, noise, grid, "euler"))
+        timed(
+            f"score {grid.flow_steps} steps, one pass",
+            lambda: score_chain(field, chain, grid, kernel, None),
+        )
+    if config.training:
+        timed("training step, all weights", lambda: training_step(network, inputs, noise))
+    return rows
+
+
+def training_step(network: Pi0, inputs: dict[str, Tensor], noise: Tensor) -> None:
+    """Take the gradient of a flow-matching loss and drop it."""
+    context: Context = network.encode(**inputs)
+    time_half = torch.full((len(noise), 1), 0.5, device=noise.device)
+    velocity = network.velocity(context, noise[:, None], time_half).velocity[:, 0]
+    (velocity - noise).square().mean().backward()
+    network.zero_grad(set_to_none=True)
+
+
+def seconds(act: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Return the median time of an act."""
+    found = []
+    for _ in range(repeats + (repeats > 1)):
+        start = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[1:] if repeats > 1 else found)
+
+
+def peak_memory(device: torch.device) -> str:
+    """Return the most memory so far, of the device or of this process."""
+    if device.type == "cuda":
+        return readable(torch.cuda.max_memory_allocated(device))
+    return readable(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def main() -> None:
+    """Command line entry."""
+    with exit_with_message():
+        config = tyro.cli(BenchmarkConfig, description=__doc__)
+        torch.set_num_threads(config.torch_threads)
+        torch.manual_seed(0)
+        table = Table(title=f"{config.preset}, {config.dtype}, batch {config.batch_size}")
+        for column in ("part", "seconds", "peak memory so far"):
+            table.add_column(column, justify="left" if column == "part" else "right")
+        for what, taken, memory in measure(config):
+            table.add_row(what, f"{taken:.4f}" if taken else "", memory)
+        Console().print(table)
+        where = provenance()
+        Console().print(f"commit {where.get('commit', '')}, {where.get('machine', '')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Finished runs side by side: a table and curves, from their folders; numbers are never typed.
+
+Reads only what every algorithm's run has: evaluations, environment steps, time.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pitune.experiments.runs.report import percent
+from pitune.experiments.runs.results_table import read_run
+from pitune.rl.evaluation.statistics import fisher_p_value
+
+LEVEL = 0.8
+"""Success rate whose first evaluation is reported."""
+HEADER = (
+    "| environment | algorithm | seed | before | after | p | after, stochastic "
+    f"| lowest on the way | steps to {LEVEL:.0%} | steps | time |\n"
+    "|---|---|--:|---|---|--:|---|--:|--:|--:|--:|"
+)
+
+
+class FinishedRun(NamedTuple):
+    """What a comparison needs of a run."""
+
+    name: str
+    """The algorithm's word; with its likelihood's or variant's after a colon if one was chosen."""
+    summary: dict[str, Any]
+    commit: str
+    steps: list[float]
+    """Environment steps at each evaluation while training, the first before it."""
+    success: list[float]
+    """Success rate of the deployed policy then."""
+
+    @property
+    def steps_to_level(self) -> float | None:
+        """Environment steps at the first evaluation that reached `LEVEL`; None if none did.
+
+        Of those while training: the one before it has other starts.
+        """
+        trained = zip(self.steps[1:], self.success[1:], strict=True)
+        return next((steps for steps, rate in trained if rate >= LEVEL), None)
+
+    @property
+    def lowest(self) -> tuple[float, float]:
+        """Lowest success rate of the evaluations while training, and its environment steps."""
+        return min(zip(self.success[1:], self.steps[1:], strict=True))
+
+
+def finished_run(folder: Path, name: str) -> FinishedRun:
+    """Read a run's folder.
+
+    Raises:
+        FileNotFoundError: the run did not finish.
+    """
+    summary, provenance = read_run(folder)
+    with (folder / "metrics.csv").open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("success_rate")]
+    before = summary["before"]["ode"]["success_rate"]
+    return FinishedRun(
+        name,
+        summary,
+        str(provenance["commit"]),
+        [0.0, *(float(row["env_steps"]) for row in rows)],
+        [before, *(float(row["success_rate"]) for row in rows)],
+    )
+
+
+def comparison_table(runs: Sequence[FinishedRun]) -> str:
+    """Return a Markdown table: a line for each run, and one for all seeds of an algorithm."""
+    lines = [HEADER]
+    for group in _grouped(runs).values():
+        lines += [_line(run) for run in group]
+        if len(group) > 1:
+            lines.append(_line_of_seeds(group))
+    commits = ", ".join(sorted({run.commit for run in runs}))
+    note = (
+        "Deployed policies with 95 % Wilson intervals on starts that training never saw; p: exact "
+        f"test (Fisher) of after against before. Commit {commits}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def summary_table(runs: Sequence[FinishedRun]) -> str:
+    """Return a Markdown table of what README shows: a line for each algorithm, all seeds together.
+
+    Steps to the level are the mean, and in brackets the lowest and the highest of the seeds.
+    """
+    lines = [
+        "| environment | algorithm | seeds | before | after | worst seed "
+        f"| steps to {LEVEL:.0%} | environment steps | time |\n"
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|"
+    ]
+    for (env_id, name), group in _grouped(runs).items():
+        worst = min(_success(run, "after", "ode") for run in group)
+        lines.append(
+            f"| `{env_id}` | `{name}` | {len(group)} | {_mean(group, 'before', 'ode')} "
+            f"| {_mean(group, 'after', 'ode')} | {worst:.1%} | {_steps_of_seeds(group)} "
+            f"| {_env_steps(group)} | {_minutes(group)} |"
+        )
+    return "\n".join(lines)
+
+
+def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
+    """Draw success over environment steps, a panel for each environment, into a PNG.
+
+    A line is the mean over seeds; a band reaches from the worst to the best. A seed that ended
+    earlier than another, since it had solved the task, goes on with its last value. Where the
+    algorithms' budgets lie far apart the steps are logarithmic from the first evaluation on.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    env_ids = sorted({run.summary["env"] for run in runs})
+    names = sorted({run.name for run in runs})  # one colour for each, in all panels
+    figure = Figure(figsize=(6 * len(env_ids), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, env_id in zip(
+        figure.subplots(1, len(env_ids), squeeze=False)[0], env_ids, strict=True
+    ):
+        for (env, name), group in _grouped(runs).items():
+            if env == env_id:
+                steps, mean, low, high = seed_band(group)
+                color = f"C{names.index(name)}"
+                axes.plot(steps, mean, label=f"{name} ({len(group)} seeds)", color=color)
+                axes.fill_between(steps, low, high, alpha=0.1, linewidth=0, color=color)
+        mine = [run for run in runs if run.summary["env"] == env_id]
+        moved = [run for run in mine if run.steps[-1] > 0]  # cloning takes no steps
+        ends = [run.steps[-1] for run in moved]
+        if ends and max(ends) > 8 * min(ends):
+            axes.set_xscale("symlog", linthresh=min(run.steps[1] for run in moved))
+        axes.set(title=env_id, xlabel="environment steps", ylabel="success rate, as deployed")
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize="small")
+    figure.savefig(file, dpi=150)
+
+
+def seed_band(
+    group: Sequence[FinishedRun], num: int = 200
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return steps, and the mean, lowest and highest success rate of all seeds at them (num,)."""
+    steps = np.linspace(0, max(run.steps[-1] for run in group), num)
+    rates = np.stack([np.interp(steps, run.steps, run.success) for run in group])
+    return steps, rates.mean(0), rates.min(0), rates.max(0)
+
+
+def _grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], list[FinishedRun]]:
+    """Return the runs by environment and algorithm, each by seed."""
+    groups: dict[tuple[str, str], list[FinishedRun]] = {}
+    for run in sorted(runs, key=lambda r: (r.summary["env"], r.name, r.summary["seed"])):
+        groups.setdefault((run.summary["env"], run.name), []).append(run)
+    return groups
+
+
+def _line(run: FinishedRun) -> str:
+    summary = run.summary
+    before, after = summary["before"]["ode"], summary["after"]["ode"]
+    counts = [(e["successes"], e["episodes"]) for e in (before, after)]
+    reached, (lowest, where) = run.steps_to_level, run.lowest
+    return (
+        f"| `{summary['env']}` | `{run.name}` | {summary['seed']} | {percent(before)} "
+        f"| {percent(after)} | {fisher_p_value(*counts):.1g} "
+        f"| {percent(summary['after']['stochastic'])} | {lowest:.1%} at {where:,.0f} "
+        f"| {'never' if reached is None else f'{reached:,.0f}'} | {summary['env_steps']:,} "
+        f"| {summary['train_seconds'] / 60:.1f} min |"
+    )
+
+
+def _line_of_seeds(group: Sequence[FinishedRun]) -> str:
+    """Return the means over seeds; how far these are apart, the lines above show."""
+    return (
+        f"| `{group[0].summary['env']}` | `{group[0].name}` | mean of {len(group)} "
+        f"| {_mean(group, 'before', 'ode')} | {_mean(group, 'after', 'ode')} | "
+        f"| {_mean(group, 'after', 'stochastic')} | | {_steps_of_seeds(group)} "
+        f"| {_env_steps(group)} | {_minutes(group)} |"
+    )
+
+
+def _success(run: FinishedRun, when: str, how: str) -> float:
+    return float(run.summary[when][how]["success_rate"])
+
+
+def _mean(group: Sequence[FinishedRun], when: str, how: str) -> str:
+    return f"{fmean(_success(run, when, how) for run in group):.1%}"
+
+
+def _env_steps(group: Sequence[FinishedRun]) -> str:
+    return f"{fmean(run.summary['env_steps'] for run in group):,.0f}"
+
+
+def _minutes(group: Sequence[FinishedRun]) -> str:
+    return f"{fmean(run.summary['train_seconds'] for run in group) / 60:.1f} min"
+
+
+def _steps_of_seeds(group: Sequence[FinishedRun]) -> str:
+    """Return the mean, lowest and highest steps to the level, or how many seeds got there."""
+    steps = [s for s in (run.steps_to_level for run in group) if s is not None]
+    if len(steps) < len(group):
+        return f"{len(steps)} of {len(group)} seeds"
+    spread = f" [{min(steps):,.0f}, {max(steps):,.0f}]" if len(steps) > 1 else ""
+    return f"{fmean(steps):,.0f}{spread}"

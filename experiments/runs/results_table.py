@@ -1,0 +1,69 @@
+"""The results table of the README, from the folders of finished runs: numbers are never typed.
+
+python -m experiments.results_table runs/*/ppo runs/*/filtered_bc
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from pitune.experiments.errors import exit_with_message
+from pitune.experiments.runs.report import percent
+
+HEADER = (
+    "| environment | algorithm | seed | before (ODE) | after (ODE) | after (stochastic) "
+    "| environment steps | time |\n|---|---|--:|---|---|---|--:|--:|"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """Print finished runs as a Markdown table."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders with a summary.json."""
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the summary of a run and what produced it.
+
+    Raises:
+        FileNotFoundError: the run did not finish.
+    """
+    for name in ("summary.json", "config.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}; is it a finished run?")
+    provenance = json.loads((folder / "config.json").read_text())["provenance"]
+    return json.loads((folder / "summary.json").read_text()), provenance
+
+
+def table(folders: tuple[Path, ...]) -> str:
+    """Return the Markdown table, and under it what the runs were made with."""
+    runs = [read_run(folder) for folder in folders]
+    runs.sort(key=lambda run: (run[0]["env"], run[0]["algorithm"], run[0]["seed"]))
+    rows = [
+        f"| `{s['env']}` | `{s['algorithm']}` | {s['seed']} | {percent(s['before']['ode'])} "
+        f"| {percent(s['after']['ode'])} | {percent(s['after']['stochastic'])} "
+        f"| {s['env_steps']:,} | {s['train_seconds'] / 60:.1f} min |"
+        for s, _ in runs
+    ]
+    commits = sorted({str(provenance["commit"]) for _, provenance in runs})
+    machines = sorted({str(provenance["machine"]) for _, provenance in runs})
+    return "\n".join([HEADER, *rows, "", f"Commit {', '.join(commits)}; {', '.join(machines)}."])
+
+
+def main() -> None:
+    """Command line entry."""
+    with exit_with_message():
+        config = tyro.cli(TableConfig, description=__doc__)
+        Console(soft_wrap=True).print(table(config.runs), markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

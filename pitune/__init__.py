@@ -1,0 +1,1 @@
+"""Reinforcement-learning fine-tuning of π0 flow-matching robot policies."""

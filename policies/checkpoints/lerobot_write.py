@@ -1,0 +1,222 @@
+"""Writes a policy in lerobot's format.
+
+A checkpoint that came from lerobot gets its own json files back. Another one gets new ones, as far
+as lerobot can express its pipeline; what it cannot is refused, what it does otherwise is returned.
+Quirks: every key begins with `model.`, both `embed_tokens` and `lm_head` have to be there, and so
+has a head of the expert that nothing uses.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pitune.policies.checkpoints.lerobot_read import POSTPROCESSOR, PREPROCESSOR
+from pitune.policies.checkpoints.weights import EMBEDDING, EXPERT_HEAD, LM_HEAD
+from pitune.policies.network.config import Pi0Config
+from pitune.policies.policy import SamplerConfig
+from pitune.policies.preprocessing.norm_stats import NormStats
+from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
+
+_MODES = {"zscore": "MEAN_STD", "quantile": "QUANTILES", "none": "IDENTITY"}
+
+
+def write(
+    weights: dict[str, Tensor],
+    network: Pi0Config,
+    preprocessor: PreprocessorConfig,
+    origin: dict[str, Any],
+    folder: Path,
+    sampler: SamplerConfig,
+) -> list[str]:
+    """Write a `pretrained_model` folder into an existing folder.
+
+    Returns:
+        What lerobot will compute differently from this policy.
+
+    Raises:
+        ValueError: lerobot cannot express the policy's pipeline.
+    """
+    differences: list[str] = []
+    steps = origin.get("preprocessor", {}).get("steps", [])
+    if origin.get("format") == "lerobot" and any("state_file" in step for step in steps):
+        files = {name: origin[name] for name in ("config", "preprocessor", "postprocessor")}
+    else:
+        differences = _refuse_or_list(network, preprocessor)
+        files = _new_files(network, preprocessor)
+    files["config"] = {
+        **files["config"],
+        "chunk_size": network.action_horizon,
+        "n_action_steps": sampler.execution_horizon,
+        "num_inference_steps": sampler.flow_steps,
+    }
+    tensors = {f"model.{key}": value.contiguous() for key, value in weights.items()}
+    embedding = tensors[f"model.{EMBEDDING}"]
+    tensors[f"model.{LM_HEAD}"] = embedding.clone()
+    head = torch.zeros(len(embedding), network.expert.width, dtype=embedding.dtype)
+    tensors[f"model.{EXPERT_HEAD}"] = head
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(files["config"], indent=4) + "\n")
+    stats = _stats_tensors(preprocessor.state, preprocessor.action)
+    for name, written in (
+        (PREPROCESSOR, files["preprocessor"]),
+        (POSTPROCESSOR, files["postprocessor"]),
+    ):
+        if not written:
+            continue
+        (folder / name).write_text(json.dumps(written, indent=2) + "\n")
+        for step in written.get("steps", []):
+            if "state_file" in step:
+                save_file(stats, folder / step["state_file"])
+    return differences
+
+
+def _stats_tensors(state: NormStats, action: NormStats) -> dict[str, Tensor]:
+    return {
+        f"{key}.{name}": torch.tensor(getattr(stats, name), dtype=torch.float32)
+        for key, stats in (("observation.state", state), ("action", action))
+        for name in ("mean", "std", "q01", "q99")
+    }
+
+
+def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
+    """Return what lerobot does otherwise; refuse what it cannot do.
+
+    Raises:
+        ValueError: names it.
+    """
+    if config.pictures is None or config.prompt is None:
+        raise ValueError("lerobot's π0 needs cameras and a prompt; this policy lacks one of them")
+    if config.joints != "as_is":
+        raise ValueError(
+            f"lerobot cannot express joints={config.joints!r}; save with format='openpi'"
+        )
+    if (network.family == "pi05") != config.prompt.discrete_state:
+        raise ValueError(
+            f"lerobot's {network.family} always has discrete_state={network.family == 'pi05'}, "
+            f"this policy {config.prompt.discrete_state}; save with format='openpi'"
+        )
+    differences = []
+    if config.pictures.resize != "torch":
+        differences.append("pictures that are not of the right size are resized without antialias")
+    if network.family == "pi0" and config.prompt.clean:
+        differences.append("prompts are not cleaned of underscores and surrounding space")
+    return differences
+
+
+def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict[str, Any]]:
+    pictures, prompt = config.pictures, config.prompt
+    if pictures is None or prompt is None:  # refused above
+        raise ValueError("lerobot's π0 needs cameras and a prompt")
+    size = [3, pictures.size, pictures.size]
+    names = [*pictures.cameras, *(f"empty_camera_{i}" for i, _ in enumerate(pictures.missing))]
+    inputs: dict[str, Any] = {
+        f"observation.images.{name}": {"type": "VISUAL", "shape": size} for name in names
+    }
+    inputs["observation.state"] = {"type": "STATE", "shape": [config.state.dim]}
+    outputs = {"action": {"type": "ACTION", "shape": [config.action.dim]}}
+    mode = _MODES[config.normalization]
+    norm_map = {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode}
+    action_names = [
+        f"joint_{i}" if relative else f"absolute_{i}"
+        for i, relative in enumerate(_padded(config.delta_mask, config.action.dim))
+    ]
+    relative = {
+        "enabled": any(config.delta_mask),
+        "exclude_joints": ["absolute"],
+        "action_names": action_names if any(config.delta_mask) else None,
+    }
+    description = {
+        "type": network.family,
+        "n_obs_steps": 1,
+        "input_features": inputs,
+        "output_features": outputs,
+        "device": "cpu",
+        "paligemma_variant": "gemma_2b",
+        "action_expert_variant": "gemma_300m",
+        "dtype": "float32",
+        "max_state_dim": network.state_dim,
+        "max_action_dim": network.action_dim,
+        "use_relative_actions": relative["enabled"],
+        "relative_exclude_joints": relative["exclude_joints"],
+        "action_feature_names": relative["action_names"],
+        "image_resolution": size[1:],
+        "empty_cameras": len(pictures.missing),
+        "tokenizer_max_length": prompt.max_tokens,
+        "normalization_mapping": norm_map,
+    }
+    normalizer = {"eps": 1e-8, "features": {**inputs, **outputs}, "norm_map": norm_map}
+    return {
+        "config": description,
+        "preprocessor": {
+            "name": "policy_preprocessor",
+            "steps": _steps(network.family, relative, normalizer, prompt.max_tokens),
+        },
+        "postprocessor": {
+            "name": "policy_postprocessor",
+            "steps": [
+                {
+                    "registry_name": "unnormalizer_processor",
+                    "config": {**normalizer, "features": outputs},
+                    "state_file": "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
+                },
+                {
+                    "registry_name": "absolute_actions_processor",
+                    "config": {"enabled": relative["enabled"]},
+                },
+                {
+                    "registry_name": "device_processor",
+                    "config": {"device": "cpu", "float_dtype": None},
+                },
+            ],
+        },
+    }
+
+
+def _padded(mask: tuple[bool, ...], dim: int) -> list[bool]:
+    return [*mask, *(False,) * (dim - len(mask))]
+
+
+def _steps(
+    family: str, relative: dict[str, Any], normalizer: dict[str, Any], max_tokens: int
+) -> list[dict[str, Any]]:
+    """Return the steps of lerobot's own preprocessor, in its order."""
+    relative_step = {"registry_name": "relative_actions_processor", "config": relative}
+    tokenizer_step = {
+        "registry_name": "tokenizer_processor",
+        "config": {
+            "max_length": max_tokens,
+            "task_key": "task",
+            "padding_side": "right",
+            "padding": "max_length",
+            "truncation": True,
+            "tokenizer_name": "google/paligemma-3b-pt-224",
+        },
+    }
+    device_step = {
+        "registry_name": "device_processor",
+        "config": {"device": "cpu", "float_dtype": None},
+    }
+
+    def named(number: int) -> dict[str, Any]:
+        file = f"policy_preprocessor_step_{number}_normalizer_processor.safetensors"
+        return {
+            "registry_name": "normalizer_processor",
+            "config": normalizer,
+            "state_file": file,
+        }
+
+    first = [
+        {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+        {"registry_name": "to_batch_processor", "config": {}},
+    ]
+    if family == "pi0":
+        newline = {"registry_name": "pi0_new_line_processor", "config": {}}
+        return [*first, newline, tokenizer_step, device_step, relative_step, named(6)]
+    prompt = {"registry_name": "pi05_prepare_state_tokenizer_processor_step", "config": {}}
+    return [*first, relative_step, named(3), prompt, tokenizer_step, device_step]

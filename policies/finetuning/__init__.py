@@ -1,0 +1,1 @@
+"""Trainable parameters, precision, averages and memory."""

@@ -1,0 +1,1 @@
+"""Flow matching: path, transition kernels, chains, ODE solvers."""

@@ -1,0 +1,1 @@
+"""The π0 and π0.5 networks."""

@@ -1,0 +1,125 @@
+"""Sizes of the π0 and π0.5 networks, and the presets.
+
+Any width, depth, number of heads, horizon and action dimension will do; a checkpoint's sizes are
+read from its weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pitune.policies.network.gemma import GemmaConfig
+from pitune.policies.network.siglip import SiglipConfig
+
+Family = Literal["pi0", "pi05"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pi0Config:
+    """Sizes of the network, in normalised model space."""
+
+    state_dim: int
+    """S, the width of the state token's input (π0)."""
+    action_dim: int
+    """A, the model's action width; a robot with fewer dimensions is padded."""
+    action_horizon: int
+    """H, how many actions one chunk has. It is not in the weights."""
+    expert: GemmaConfig
+    """The action expert."""
+    family: Family = "pi0"
+    """π0, or π0.5."""
+    vlm: GemmaConfig | None = None
+    """The language model; None for a policy that sees only its state."""
+    vision: SiglipConfig | None = None
+    """The vision tower; None for a policy without cameras."""
+    vocab_size: int = 0
+    """Pieces of the tokenizer; 0 for a policy without a prompt."""
+
+    def __post_init__(self) -> None:
+        if self.expert.adaptive != (self.family == "pi05"):
+            raise ValueError(
+                f"family={self.family!r} does not fit expert.adaptive={self.expert.adaptive}; "
+                "π0.5's expert has adaptive norms, π0's has not"
+            )
+        if self.vlm is None and (self.vision is not None or self.vocab_size):
+            raise ValueError("a vision tower or a vocabulary needs a vlm, but vlm is None")
+        if self.vlm is None and self.family == "pi05":
+            raise ValueError("π0.5 reads all it knows from its prefix, but vlm is None")
+        if self.vlm is not None:
+            for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
+                ours, theirs = getattr(self.expert, name), getattr(self.vlm, name)
+                if ours != theirs:
+                    raise ValueError(
+                        f"the expert's {name}={ours} differs from the vlm's {theirs}; towers that "
+                        "attend to each other share it"
+                    )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Pi0Config:
+        """Rebuild from `dataclasses.asdict`, by way of JSON."""
+        parts: dict[str, Any] = {"expert": GemmaConfig(**values["expert"])}
+        if values.get("vlm") is not None:
+            parts["vlm"] = GemmaConfig(**values["vlm"])
+        if values.get("vision") is not None:
+            parts["vision"] = SiglipConfig(**values["vision"])
+        return cls(**{**values, **parts})
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of an observation's pooled features."""
+        return (self.vlm or self.expert).width
+
+
+LAPTOP_EXPERT = GemmaConfig(
+    width=64, depth=2, mlp_dim=128, num_heads=4, num_kv_heads=1, head_dim=16
+)
+"""The small preset: an expert that two CPU cores fine-tune in minutes."""
+
+
+def pi0(action_horizon: int = 50) -> Pi0Config:
+    """Return the sizes of the published π0: 3.24 billion parameters."""
+    return Pi0Config(
+        state_dim=32,
+        action_dim=32,
+        action_horizon=action_horizon,
+        expert=_gemma(width=1024, mlp_dim=4096),
+        vlm=_gemma(width=2048, mlp_dim=16384),
+        vision=SiglipConfig(width=1152, depth=27, mlp_dim=4304, num_heads=16),
+        vocab_size=257_152,
+    )
+
+
+def pi05(action_horizon: int = 50) -> Pi0Config:
+    """Return the sizes of the published π0.5: 3.35 billion parameters."""
+    base = pi0(action_horizon)
+    return replace(base, family="pi05", expert=replace(base.expert, adaptive=True))
+
+
+def tiny(family: Family = "pi0", *, action_horizon: int = 10, image_size: int = 224) -> Pi0Config:
+    """Return sizes that a test runs in milliseconds: every part of the real ones, small."""
+    return Pi0Config(
+        state_dim=32,
+        action_dim=32,
+        action_horizon=action_horizon,
+        expert=_gemma(width=32, mlp_dim=64, depth=2, head_dim=16, adaptive=family == "pi05"),
+        family=family,
+        vlm=_gemma(width=64, mlp_dim=128, depth=2, head_dim=16),
+        vision=SiglipConfig(width=32, depth=3, mlp_dim=48, num_heads=2, image_size=image_size),
+        vocab_size=1024,
+    )
+
+
+def _gemma(
+    *, width: int, mlp_dim: int, depth: int = 18, head_dim: int = 256, adaptive: bool = False
+) -> GemmaConfig:
+    """Return a tower with the published number of heads."""
+    return GemmaConfig(
+        width=width,
+        depth=depth,
+        mlp_dim=mlp_dim,
+        num_heads=8,
+        num_kv_heads=1,
+        head_dim=head_dim,
+        adaptive=adaptive,
+    )

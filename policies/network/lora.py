@@ -1,0 +1,117 @@
+"""Low-rank updates of linear layers: W + alpha / rank * B A, with few numbers to train.
+
+The adapters are float32 whatever the precision of the weights that they stand on. B begins at
+zero, so a network with fresh adapters computes what it did before; A begins Gaussian, of variance
+1 / inputs, so that A x is of the size of x.
+Source: Hu et al. 2021 (LoRA), section 4.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from pitune.policies.network.gemma import Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Which layers get a low-rank update, and how large."""
+
+    rank: int = 16
+    """Columns of B, rows of A."""
+    alpha: float = 16.0
+    """The update's size: B A counts alpha / rank times [-]."""
+    targets: tuple[str, ...] = ("gemma_expert.*_proj",)
+    """Linear layers by the end of their name, `*` for any part: `q_proj`,
+    `language_model.*.mlp.*_proj`. Each must match at least one layer."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("rank", self.rank), ("alpha", self.alpha)):
+            if value <= 0:
+                raise ValueError(f"LoRA's {name}={value} must be positive")
+        if not self.targets:
+            raise ValueError("LoRA's targets are empty; name layers, such as 'gemma_expert.*_proj'")
+
+
+def add_lora(network: nn.Module, config: LoRAConfig) -> list[str]:
+    """Give the targeted layers an adapter, and return their names.
+
+    Raises:
+        ValueError: a target matches no layer, or a layer has an adapter already.
+    """
+    layers = dict(_linears(network))
+    names: dict[str, None] = {}
+    for target in config.targets:
+        matched = [name for name in layers if _matches(name, target)]
+        if not matched:
+            possible = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in layers})
+            raise ValueError(
+                f"LoRA target {target!r} matches no layer of this network; its linear layers are "
+                f"{possible}"
+            )
+        names |= dict.fromkeys(matched)
+    taken = [name for name in names if layers[name].lora_a is not None]
+    if taken:
+        raise ValueError(
+            f"layers {taken} have a low-rank update already; fold it in with merge_lora first"
+        )
+    for name in names:
+        _attach(layers[name], config)
+    return list(names)
+
+
+def merged_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict with the updates folded in and no adapters; the network stays as is."""
+    state = {
+        key: value
+        for key, value in network.state_dict().items()
+        if key.rpartition(".")[2] not in ("lora_a", "lora_b")
+    }
+    for name, layer in _linears(network):
+        if layer.lora_a is not None:
+            state[f"{name}.weight"] = _merged_weight(layer)
+    return state
+
+
+def merge_lora(network: nn.Module) -> None:
+    """Fold the updates into the weights and remove the adapters."""
+    for _, layer in _linears(network):
+        if layer.lora_a is not None:
+            with torch.no_grad():
+                layer.weight.copy_(_merged_weight(layer))
+            layer.lora_a = layer.lora_b = None
+            layer.lora_scale = 1.0
+
+
+def _linears(network: nn.Module) -> Iterator[tuple[str, Linear]]:
+    """Yield the layers that can have an adapter, by name."""
+    return ((name, layer) for name, layer in network.named_modules() if isinstance(layer, Linear))
+
+
+def _matches(name: str, target: str) -> bool:
+    """Return whether a target is a layer's name or the end of it, from a dot on."""
+    return fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")
+
+
+def _attach(layer: Linear, config: LoRAConfig) -> None:
+    """Give a layer a fresh adapter."""
+    device = layer.weight.device
+    low = torch.randn(config.rank, layer.in_features, device=device) * layer.in_features**-0.5
+    layer.lora_a = nn.Parameter(low)
+    layer.lora_b = nn.Parameter(torch.zeros(layer.out_features, config.rank, device=device))
+    layer.lora_scale = config.alpha / config.rank
+
+
+@torch.no_grad()
+def _merged_weight(layer: Linear) -> Tensor:
+    """Return a layer's weight with its update, in the weight's precision."""
+    if layer.lora_a is None or layer.lora_b is None:
+        return layer.weight.detach()
+    update = layer.lora_scale * (layer.lora_b.float() @ layer.lora_a.float())
+    return (layer.weight.float() + update).to(layer.weight.dtype)

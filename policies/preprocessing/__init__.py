@@ -1,0 +1,1 @@
+"""Observations to network inputs, and network outputs to actions."""

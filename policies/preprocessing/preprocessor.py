@@ -1,0 +1,240 @@
+"""From robot units to the network's normalised space and back.
+
+Every step that openpi and lerobot do differently is a field here, chosen by the loader from the
+source's format and stored in `policy.json` with the norm stats.
+Letters: N rows, S state dim, A action dim, h executed actions, L prompt tokens, V cameras.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from pitune.policies.preprocessing import aloha
+from pitune.policies.preprocessing.images import PicturesConfig, network_pictures
+from pitune.policies.preprocessing.norm_stats import NormStats
+from pitune.policies.preprocessing.prompt import Encoder, PromptConfig, tokenize
+
+Normalization = Literal["zscore", "quantile", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessorConfig:
+    """How observations become the network's inputs, and its outputs actions."""
+
+    state: NormStats
+    action: NormStats
+    """Of what is normalised: with `delta_mask`, of actions relative to the state."""
+    normalization: Normalization = "zscore"
+    """Subtract the mean and divide by the standard deviation; or map 1 % .. 99 % to -1 .. 1."""
+    epsilon: float = 1e-6
+    """Added to the divisor on the way in; openpi 1e-6, lerobot 1e-8 or nothing [robot units]."""
+    epsilon_out: float = 1e-6
+    """Added to the factor on the way out; openpi 1e-6, lerobot nothing [robot units]."""
+    min_scale: float = 1e-2
+    """Least standard deviation or half range; below it a dimension that hardly moved in the
+    demonstrations would turn noise into huge inputs [robot units]."""
+    delta_mask: tuple[bool, ...] = ()
+    """Which action dimensions are relative to the state at the decision, for all of a chunk."""
+    joints: Literal["as_is", "aloha"] = "as_is"
+    """Whether ALOHA's joints are turned into the conventions of π0's pretraining data."""
+    loss_dims: Literal["all", "robot"] = "all"
+    """Whether the padded action dimensions count in the flow-matching loss: openpi's do, lerobot's
+    do not."""
+    pictures: PicturesConfig | None = None
+    """None for a policy without cameras."""
+    prompt: PromptConfig | None = None
+    """None for a policy without a prompt."""
+
+    def __post_init__(self) -> None:
+        if len(self.delta_mask) > min(self.state.dim, self.action.dim):
+            raise ValueError(
+                f"delta_mask has {len(self.delta_mask)} entries, but the state has "
+                f"{self.state.dim} dimensions and the action {self.action.dim}"
+            )
+        if self.normalization == "quantile" and not (
+            self.state.has_quantiles and self.action.has_quantiles
+        ):
+            raise ValueError(
+                "normalization='quantile' needs q01 and q99 in the norm stats, but they hold none; "
+                "recompute the stats from demonstrations"
+            )
+        if self.joints == "aloha" and (self.state.dim, self.action.dim) != (aloha.DIM, aloha.DIM):
+            raise ValueError(
+                f"joints='aloha' needs {aloha.DIM} state and action dimensions, the norm stats "
+                f"have {self.state.dim} and {self.action.dim}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PreprocessorConfig:
+        """Rebuild from `dataclasses.asdict`, by way of JSON."""
+        parts: dict[str, Any] = {
+            name: NormStats(**{key: tuple(numbers) for key, numbers in values[name].items()})
+            for name in ("state", "action")
+        }
+        parts["delta_mask"] = tuple(values.get("delta_mask", ()))
+        if values.get("pictures") is not None:
+            pictures = values["pictures"]
+            parts["pictures"] = PicturesConfig(**{**pictures, "missing": (*pictures["missing"],)})
+        if values.get("prompt") is not None:
+            parts["prompt"] = PromptConfig(**values["prompt"])
+        return cls(**{**values, **parts})
+
+    def fingerprint(self) -> str:
+        """Return a hash of all settings and statistics; two policies with the same agree on it."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Preprocessor(nn.Module):
+    """Scales states and actions, pads them to the network's widths, resizes and tokenizes.
+
+    Args:
+        config: Statistics and the way they are used.
+        model_state_dim: Width of the network's state input, at least that of the robot.
+        model_action_dim: Width of the network's actions, at least that of the robot.
+
+    Raises:
+        ValueError: the network is narrower than the robot.
+    """
+
+    def __init__(
+        self, config: PreprocessorConfig, model_state_dim: int, model_action_dim: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.state_dim, self.action_dim = config.state.dim, config.action.dim
+        self.model_state_dim, self.model_action_dim = model_state_dim, model_action_dim
+        for name, robot, model in (
+            ("state", self.state_dim, model_state_dim),
+            ("action", self.action_dim, model_action_dim),
+        ):
+            if robot > model:
+                raise ValueError(
+                    f"the robot's {name} has {robot} dimensions, the network takes {model} at most"
+                )
+        self._shift = 1.0 if config.normalization == "quantile" else 0.0
+        self.state_offset, self.state_scale = _buffers(config.state, config, config.epsilon)
+        self.action_offset, self.action_scale = _buffers(config.action, config, config.epsilon)
+        self.action_out_offset, self.action_out_scale = _buffers(
+            config.action, config, config.epsilon_out
+        )
+        mask = torch.zeros(self.action_dim, dtype=torch.bool)
+        mask[: len(config.delta_mask)] = torch.tensor(config.delta_mask, dtype=torch.bool)
+        self.delta_mask = nn.Buffer(mask, persistent=False)
+
+    def normalize_state(self, state: Tensor) -> Tensor:
+        """Return states in model space (N, model S) from robot units (N, S)."""
+        return pad(self._scaled_state(state), (0, self.model_state_dim - self.state_dim))
+
+    def normalize_action(self, action: Tensor, state: Tensor | None = None) -> Tensor:
+        """Return actions in model space (N, H, model A) from robot units (N, H, A).
+
+        Args:
+            action: Chunks.
+            state: The states (N, S) at their decisions; only relative actions need them.
+        """
+        action = action.float()
+        if self.config.joints == "aloha":
+            action = aloha.action_to_pi(action)
+        if self.config.delta_mask:
+            action = action - self._origin(state)
+        scaled = (action - self.action_offset) / self.action_scale - self._shift
+        return pad(scaled, (0, self.model_action_dim - self.action_dim))
+
+    def unnormalize_action(self, action: Tensor, state: Tensor | None = None) -> Tensor:
+        """Return actions in robot units (N, h, A) from model space (N, h, model A).
+
+        Args:
+            action: Chunks.
+            state: The states (N, S) at their decisions; only relative actions need them.
+        """
+        action = (action[..., : self.action_dim] + self._shift) * self.action_out_scale
+        action = action + self.action_out_offset
+        if self.config.delta_mask:
+            action = action + self._origin(state)
+        return aloha.action_from_pi(action) if self.config.joints == "aloha" else action
+
+    def pictures(self, images: list[Tensor]) -> Tensor:
+        """Return pictures (N, V, 3, size, size) in [-1, 1] of V cameras' (N, 3, Y, X) uint8."""
+        if self.config.pictures is None:
+            raise ValueError("this policy has no cameras")
+        device = self.state_offset.device
+        return network_pictures([image.to(device) for image in images], self.config.pictures)
+
+    def tokens(
+        self, instructions: list[str], state: Tensor, encoder: Encoder
+    ) -> tuple[Tensor, Tensor]:
+        """Return prompts (N, L) int64 and which tokens are no padding (N, L).
+
+        Args:
+            instructions: One per row.
+            state: (N, S) [robot units].
+            encoder: The tokenizer.
+        """
+        if self.config.prompt is None:
+            raise ValueError("this policy has no prompt")
+        # in double precision: rounding must not move a number into the next bin
+        offset, scale = _offset_and_scale(self.config.state, self.config, self.config.epsilon)
+        scaled = (self._joints(state).double().cpu() - offset) / scale - self._shift
+        tokens, mask = tokenize(instructions, scaled, self.config.prompt, encoder)
+        return tokens.to(state.device), mask.to(state.device)
+
+    def floored(self) -> dict[str, list[int]]:
+        """Return the dimensions whose scale was raised to `min_scale`, per quantity."""
+        return {
+            name: (_spread(stats, self.config) < self.config.min_scale).nonzero().flatten().tolist()
+            for name, stats in (("state", self.config.state), ("action", self.config.action))
+        }
+
+    def _scaled_state(self, state: Tensor) -> Tensor:
+        return (self._joints(state) - self.state_offset) / self.state_scale - self._shift
+
+    def _joints(self, state: Tensor) -> Tensor:
+        state = state.float()
+        return aloha.state_to_pi(state) if self.config.joints == "aloha" else state
+
+    def _origin(self, state: Tensor | None) -> Tensor:
+        """Return what relative actions are relative to (..., 1, A); 0 where they are absolute."""
+        if state is None:
+            raise ValueError(
+                "this policy's actions are relative to the state, but no state was passed"
+            )
+        joints = pad(self._joints(state), (0, max(0, self.action_dim - self.state_dim)))
+        return (joints[..., : self.action_dim] * self.delta_mask)[..., None, :]
+
+
+def _spread(stats: NormStats, config: PreprocessorConfig) -> Tensor:
+    """Return the standard deviation or half the range of each dimension, float64."""
+    if config.normalization == "zscore":
+        return torch.tensor(stats.std, dtype=torch.float64)
+    if config.normalization == "quantile":
+        low, high = torch.tensor([stats.q01, stats.q99], dtype=torch.float64)
+        return (high - low) / 2
+    return torch.ones(stats.dim, dtype=torch.float64)
+
+
+def _buffers(
+    stats: NormStats, config: PreprocessorConfig, epsilon: float
+) -> tuple[nn.Buffer, nn.Buffer]:
+    """Return what is subtracted and what is divided by, float32."""
+    offset, scale = _offset_and_scale(stats, config, epsilon)
+    return nn.Buffer(offset.float(), persistent=False), nn.Buffer(scale.float(), persistent=False)
+
+
+def _offset_and_scale(
+    stats: NormStats, config: PreprocessorConfig, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """Return what is subtracted and what is divided by, float64."""
+    scale = _spread(stats, config).clamp(min=config.min_scale)
+    if config.normalization == "quantile":  # to 0 .. 2, then one is subtracted: as the references
+        return torch.tensor(stats.q01, dtype=torch.float64), scale + epsilon / 2
+    if config.normalization == "zscore":
+        return torch.tensor(stats.mean, dtype=torch.float64), scale + epsilon
+    return torch.zeros_like(scale), torch.ones_like(scale)

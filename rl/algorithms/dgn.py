@@ -1,0 +1,227 @@
+"""DGN: explore in the directions in which the policy differs from the demonstrations.
+
+An off-policy actor-critic that has demonstrations in its minibatches (RLPD), and whose exploration
+noise is a Gaussian fitted to demonstrated minus own action (`pitune.rl.algorithms.dgn_noise`).
+Neither the policy's loss nor the critics' imitates anything; the demonstrations guide by where they
+make the policy look. As the policy improves the noise is annealed, or switched off.
+
+Letters: E envs, T chunk decisions, N demonstrated chunks, D width of what is read, h executed
+actions, d robot action dim.
+Source: Dong, Lessing, Chen, Finn 2025. Differs: docs/dgn.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from pitune.policies import FlowPolicy
+from pitune.rl.actor_critic.actor import ExploringActor, decide, encode, read
+from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
+from pitune.rl.algorithm import Algorithm, AlgorithmConfig
+from pitune.rl.algorithms.dgn_noise import DifferenceModel, fit
+from pitune.rl.experience.demonstrations import demonstrations_for
+from pitune.rl.experience.transitions import in_parts, normalised_chunk
+from pitune.rl.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class DGNConfig(AlgorithmConfig):
+    """Exploration noise shaped by demonstrations, around an off-policy learner.
+
+    The paper's baselines are settings: `noise="equal_size"` or "gaussian" for the same learner
+    with plain noise, `learner.cloning_coefficient` for regularisation by cloning.
+    """
+
+    learner: ActorCriticConfig = field(
+        default_factory=lambda: ActorCriticConfig(
+            off_policy=replace(ActorCriticConfig().off_policy, offline_share=0.5)
+        )
+    )
+    """Critics, memory, warm-up, the demonstrations' file and their share."""
+    noise: Literal["data_guided", "equal_size", "gaussian", "none"] = "data_guided"
+    """The fitted Gaussian; white noise of its size at each observation; white noise of
+    `exploration_std`; or that of the flow's starting points alone."""
+    exploration_std: float = 0.1
+    """Of white noise, and of what follows when `schedule` switches off [normalised action]."""
+    learn_mean: bool = False
+    """Whether the difference's mean is learned too (the paper's full residual), or is zero."""
+    shuffle_differences: bool = False
+    """Control: fit differences to observations that they do not belong to."""
+    hidden: tuple[int, ...] = (128, 128)
+    """Widths of the noise model's hidden layers."""
+    dropout: float = 0.5
+    """Share of its hidden units that is left out in a step of fitting. A demonstrated state has one
+    difference, so without this the covariance is soon wrong everywhere else [-]."""
+    noise_learning_rate: float = 3e-4
+    """AdamW's step size for the noise model [-]."""
+    noise_weight_decay: float = 3e-2
+    """AdamW's weight decay for the noise model [-]."""
+    noise_minibatch_size: int = 128
+    """Demonstrated chunks per step of the noise model."""
+    initial_fit_steps: int = 1000
+    """Steps of the noise model after the first rollout."""
+    fit_every: int = 1000
+    """Decisions between fits to the differences from the policy as it is then."""
+    fit_steps: int = 100
+    """Steps of each such fit."""
+    schedule: Literal["constant", "exponential", "success"] = "exponential"
+    """How the noise goes, of any shape: it stays; it decays; or it is off while enough episodes
+    succeed."""
+    decay_decisions: int = 30_000
+    """exponential: decisions in which the noise shrinks by a factor e."""
+    success_threshold: float = 0.5
+    """success: white noise takes over while the latest episodes' success rate is this or more."""
+    success_window: int = 100
+    """success: how many of the latest episodes count."""
+
+    def __post_init__(self) -> None:
+        for name in ("noise_minibatch_size", "fit_every", "decay_decisions", "success_window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+
+    def with_demonstrations(self, file: Path) -> DGNConfig:
+        return replace(self, learner=self.learner.with_demonstrations(file))
+
+    @property
+    def policy_minibatch(self) -> int:
+        return self.learner.off_policy.minibatch_size
+
+
+@register("dgn", DGNConfig)
+class DGN(Algorithm[DGNConfig]):
+    """An actor-critic with demonstrations, and noise that points towards them."""
+
+    def __init__(self, config: DGNConfig, policy: FlowPolicy) -> None:
+        demonstrations = demonstrations_for(policy, config.learner.off_policy.demonstrations)
+        self.learner = FlowActorCritic(policy, config.learner, demonstrations)
+        self.exploring = ExploringActor(policy, self.learner.keep_prefix)
+        super().__init__(config, self.exploring)
+        self.noise_model = DifferenceModel(
+            self.learner.read_dim,
+            self.learner.chunk_dim,
+            config.hidden,
+            config.learn_mean,
+            config.dropout,
+        ).to(policy.device)
+        self.networks |= {**self.learner.networks(), "noise_model": self.noise_model}
+        self.noise_optimizer = torch.optim.AdamW(
+            self.noise_model.parameters(),
+            lr=config.noise_learning_rate,
+            weight_decay=config.noise_weight_decay,
+        )
+        self.optimizers = {**self.learner.optimizers(), "noise_model": self.noise_optimizer}
+        self.since_fit, self.num_fits = 0, 0
+        self.outcomes: list[float] = []
+
+    @cached_property
+    def demonstrated(self) -> TensorDict:
+        """What was seen, and the executed chunk that was demonstrated there (N)."""
+        return self.learner.demonstrated(self.actor.policy.sampler.execution_horizon)
+
+    def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        rollout = rollout.to(self.actor.policy.device)
+        self.learner.push(rollout)
+        self.num_updates += 1
+        self._count_successes(rollout)
+        memory = self.learner.off_policy
+        warm_up = memory.warming_up
+        rounds = memory.rounds_due(rollout.numel())
+        metrics = self.learner.learn(rounds, train_actor=not warm_up)
+        metrics |= self._refit(rollout.numel()) | {"noise_scale": self.noise_scale()}
+        self._explore()
+        return {"replay_size": float(len(memory.replay)), "rounds": float(rounds), **metrics}
+
+    @torch.no_grad()
+    def differences(self) -> tuple[Tensor, Tensor]:
+        """Return what is read of demonstrations (N, D) and their differences (N, h * d).
+
+        A difference is demonstrated minus own executed action [normalised action]. The policy's
+        own action is that of zero noise: drawn noise would add the policy's spread to it.
+        """
+        policy = self.actor.policy
+
+        def difference(rows: TensorDictBase) -> TensorDict:
+            context = encode(policy, rows)
+            nothing = torch.zeros(len(rows), *policy.chunk_shape, device=policy.device)
+            own = decide(policy, context, nothing)
+            found = {"read": read(policy, rows, context)}
+            found["difference"] = normalised_chunk(policy, rows) - own
+            return TensorDict(found, batch_size=[len(rows)])
+
+        found = in_parts(self.demonstrated, difference)
+        return found["read"], found["difference"]
+
+    def noise_scale(self) -> float:
+        """Return what the schedule multiplies the fitted noise with; 0 switches to white noise."""
+        config = self.config
+        if config.schedule == "exponential":
+            return math.exp(-self.learner.off_policy.num_decisions / config.decay_decisions)
+        if config.schedule == "success" and len(self.outcomes) >= config.success_window:
+            rate = sum(self.outcomes) / len(self.outcomes)
+            return 0.0 if rate >= config.success_threshold else 1.0
+        return 1.0
+
+    def perturbation(self, seen: Tensor) -> Tensor:
+        """Return exploration noise (N, h * d) [normalised action] for what is read (N, D)."""
+        config, scale = self.config, self.noise_scale()
+        if config.noise == "gaussian" or scale == 0:
+            shape = (len(seen), self.learner.chunk_dim)
+            std = config.exploration_std * (scale or 1.0)
+            return std * torch.randn(shape, device=seen.device)
+        if config.noise == "equal_size":
+            return scale * self.noise_model.sample(seen, "equal_size")
+        return scale * self.noise_model.sample(seen)
+
+    def extra_state(self) -> dict[str, Any]:
+        counts = {"since_fit": self.since_fit, "num_fits": self.num_fits}
+        return {"learner": self.learner.state(), "outcomes": list(self.outcomes), **counts}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.learner.load_state(state["learner"])
+        self.since_fit, self.num_fits = state["since_fit"], state["num_fits"]
+        self.outcomes = list(state["outcomes"])
+        self._explore()
+
+    def _refit(self, num_decisions: int) -> dict[str, float]:
+        """Fit the noise to the policy as it is now, if that is due; return the metrics."""
+        config, first = self.config, self.num_fits == 0
+        self.since_fit += num_decisions
+        if not first and self.since_fit < config.fit_every:
+            return {}
+        self.since_fit, self.num_fits = 0, self.num_fits + 1
+        seen, difference = self.differences()
+        fitted = difference
+        if config.shuffle_differences:
+            fitted = difference[torch.randperm(len(difference), device=difference.device)]
+        steps = config.initial_fit_steps if first else config.fit_steps
+        loss = fit(
+            self.noise_model, self.noise_optimizer, seen, fitted, steps, config.noise_minibatch_size
+        )
+        std = self.noise_model.sample(seen).square().mean().sqrt()
+        return {
+            "noise_loss": loss,
+            "noise_std": float(std),
+            "difference": float(difference.square().mean().sqrt()),
+        }
+
+    def _count_successes(self, rollout: TensorDictBase) -> None:
+        """Remember the outcomes of the latest episodes that ended in a rollout (E, T)."""
+        after = rollout["next"]
+        counted = (after["done"] & ~after["invalid"]).squeeze(-1).T  # (T, E): in order of time
+        ended = after["success"].squeeze(-1).T[counted].float().tolist()
+        self.outcomes = [*self.outcomes, *ended][-self.config.success_window :]
+
+    def _explore(self) -> None:
+        """Add noise to the actions once it has been fitted, after the first rollout."""
+        if self.num_fits and self.config.noise != "none":
+            self.exploring.perturb = self.perturbation

@@ -1,0 +1,263 @@
+"""Evolutionary policy optimization: PPO on a population that shares one policy and one critic.
+
+Each member is a gene that conditions the shared networks and owns an equal share of the
+environments. All members learn from their own episodes as in PPO; the master (member 0) learns in
+addition from decisions of the others, weighed by importance. Now and then members that are worse
+beyond chance are replaced by children of the best. The deployed policy is the best member.
+
+With one member and no others to learn from it is exactly `ppo`, bit for bit.
+Left out of the papers: entropy bonuses that differ between members; recurrent networks.
+Letters: E envs, T chunk decisions, B decisions, P members, M scored flow steps.
+Sources: Wang et al. 2025 (EPO); Singla et al. 2024 (SAPG, split and aggregate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from pitune.policies import FlowPolicy
+from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from pitune.rl.algorithms.epo_evolution import Fitness, evolve
+from pitune.rl.algorithms.epo_population import Population, PopulationActor, PopulationCritic
+from pitune.rl.algorithms.ppo import PPOConfig, critic_loss, policy_loss
+from pitune.rl.gradient_step import descend, minibatches, run_epochs
+from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
+from pitune.rl.policy_gradient.batch import add_next_features, judged_decisions
+from pitune.rl.policy_gradient.loss import clip_notes, log_ratios
+from pitune.rl.policy_gradient.surrogate import clipped_surrogate
+from pitune.rl.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class EPOConfig(AlgorithmConfig):
+    """PPO on a population of genes that condition one policy and one critic."""
+
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """How members learn from their own episodes."""
+    num_members: int = 4
+    """Members (P); the number of environments is a multiple of it."""
+    gene_dim: int = 16
+    """Length of a gene (G)."""
+    aggregate: float = 1.0
+    """Weight of the others' decisions in what the master learns; 0 leaves it to itself [-]."""
+    log_ratio_cap: float = 5.0
+    """The others' decisions that the master finds this much more or less likely are left out."""
+    evolve_every: int = 10
+    """Updates between selections; 0 never selects."""
+    selection_deviations: float = 2.0
+    """Standard errors by which a member must be worse than the best to be replaced [-]."""
+    mutation_std: float = 0.3
+    """Noise on a child's gene; genes start with a deviation of 1 [-]."""
+    fitness_decay: float = 0.7
+    """Share of a member's record that each update keeps [-]."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_members", "gene_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.ppo.scored_steps == "one" or self.ppo.rescore:
+            raise ValueError(
+                "ppo.scored_steps='one' and ppo.rescore are not supported by epo; leave them"
+            )
+
+    @property
+    def policy_minibatch(self) -> int:
+        return self.ppo.minibatch_size
+
+
+@register("epo", EPOConfig)
+class EPO(Algorithm[EPOConfig]):
+    """A population of PPO learners in one network."""
+
+    actor: PopulationActor
+
+    def __init__(self, config: EPOConfig, policy: FlowPolicy) -> None:
+        if getattr(policy.network, "state_proj", None) is None:
+            raise ValueError(
+                "epo conditions π0's state token, and this network has none (π0.5 reads the state "
+                "in its prompt); take ppo or grpo"
+            )
+        width = policy.network.config.expert.width
+        population = Population(config.num_members, config.gene_dim, width).to(policy.device)
+        super().__init__(config, PopulationActor(policy, config.ppo.likelihood, population))
+        self.needs = Needs(num_shares=config.num_members, success_signal=True)
+        self.critic = PopulationCritic(policy.preprocessor, population, policy.feature_dim).to(
+            policy.device
+        )
+        self.networks |= {"population": population, "critic": self.critic}
+        self.loss = policy_loss(self.actor, config.ppo)
+        ppo = config.ppo
+        self.optimizers = {
+            "actor": torch.optim.Adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
+            "critic": torch.optim.Adam(self.critic.parameters(), lr=ppo.critic_learning_rate),
+        }
+        self.fitness = Fitness(config.num_members, config.fitness_decay)
+        self.num_replaced = 0
+
+    def notes(self) -> list[str]:
+        return clip_notes(self.actor, self.config.ppo.clip_low, self.config.ppo.clip_high)
+
+    def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        config, ppo = self.config, self.config.ppo
+        rollout = rollout.to(self.actor.policy.device).copy()
+        rollout["next", "member"] = rollout["member"]
+        if self.critic.feature_dim:
+            add_next_features(self.actor.policy, rollout)
+        self.fitness.add(rollout)
+        batch, metrics = judged_decisions(
+            rollout,
+            self.actor,
+            self.critic,
+            discount=ppo.discount,
+            gae_lambda=ppo.gae_lambda,
+            time_limit=ppo.time_limit,
+            normalize_returns=ppo.normalize_returns,
+        )
+        others = self.others(rollout) if config.num_members > 1 and config.aggregate > 0 else None
+        if others is not None:
+            metrics["aggregated"] = float(len(others))
+        rows = minibatches(len(batch), ppo.minibatch_size, ppo.num_epochs)
+        metrics |= run_epochs(
+            batch, rows, lambda part: self.gradient_step(part, others), ppo.target_kl
+        )
+        self.num_updates += 1
+        if config.evolve_every and self.num_updates % config.evolve_every == 0:
+            self._select()
+        self.actor.best = self.fitness.best()
+        return metrics | self._population_metrics(batch)
+
+    def gradient_step(
+        self, batch: TensorDictBase, others: TensorDictBase | None
+    ) -> dict[str, float]:
+        """Take one gradient step on the critic, and on the policy when it is its time."""
+        if others is not None and len(others):
+            num = max(1, len(batch) // self.config.num_members)
+            others = others[torch.randint(len(others), (num,))]
+        else:
+            others = None
+        value, _ = self._descend("critic", self._critic_loss, batch, others)
+        metrics = {"value_loss": value}
+        if self.num_updates >= self.config.ppo.critic_warmup:
+            _, norm = self._descend("actor", self._actor_loss, batch, others)
+            metrics |= {**self.loss.metrics(), "grad_norm": norm}
+        return metrics
+
+    @torch.no_grad()
+    def others(self, rollout: TensorDictBase) -> TensorDictBase:
+        """Return the other members' decisions (B) as the master is to learn from them.
+
+        Their value targets look one decision ahead with the master's own values, because what
+        follows was not its doing. `centre` is the master's old log-ratio to who acted: it is
+        around this that its ratio is clipped.
+        """
+        ppo = self.config.ppo
+        relabelled = rollout.copy()
+        relabelled["member"] = torch.zeros_like(rollout["member"])
+        relabelled["next", "member"] = relabelled["member"]
+        relabelled["state_value"] = self.critic.value(relabelled)
+        relabelled["next", "state_value"] = self.critic.value(relabelled["next"])
+        advantage, target = generalized_advantage(relabelled, ppo.discount, 0.0, ppo.time_limit)
+        relabelled["advantage"], relabelled["value_target"] = advantage, target
+        chosen = (rollout["member"] != 0) & ~rollout["next", "invalid"].squeeze(-1)
+        keys = [*self.actor.in_keys, *self.critic.in_keys, *self.actor.out_keys]
+        keys += ["advantage", "value_target", "state_value"]
+        batch = relabelled.select(*dict.fromkeys(keys))[chosen]
+        centre = [log_ratios(self.actor, part)[0] for part in batch.split(ppo.minibatch_size)]
+        batch["centre"] = torch.cat(centre)
+        near = (batch["centre"].abs() <= self.config.log_ratio_cap).all(1)
+        batch["advantage"] = standardize(batch["advantage"])
+        return batch[near]
+
+    def _actor_loss(self, batch: TensorDictBase, others: TensorDictBase | None) -> Tensor:
+        loss = self.loss(batch)
+        return loss if others is None else loss + self.config.aggregate * self.master_loss(others)
+
+    def _critic_loss(self, batch: TensorDictBase, others: TensorDictBase | None) -> Tensor:
+        loss = critic_loss(self.critic, batch, self.config.ppo.value_clip)
+        if others is None:
+            return loss
+        off = critic_loss(self.critic, others, self.config.ppo.value_clip)
+        return loss + self.config.aggregate * off
+
+    def master_loss(self, others: TensorDictBase) -> Tensor:
+        """Return the master's loss on decisions (B) that others took."""
+        log_ratio, _ = log_ratios(self.actor, others)
+        ppo = self.config.ppo
+        gain = clipped_surrogate(
+            log_ratio,
+            others["advantage"],
+            ppo.clip_low,
+            ppo.clip_high,
+            ppo.dual_clip,
+            centre=others["centre"],
+        )
+        return -gain.mean()
+
+    def _descend(
+        self,
+        name: str,
+        loss: Callable[[TensorDictBase, TensorDictBase | None], Tensor],
+        batch: TensorDictBase,
+        others: TensorDictBase | None,
+    ) -> tuple[float, float]:
+        return descend(
+            self.optimizers[name],
+            lambda part: loss(part, others),
+            batch,
+            max_grad_norm=self.config.ppo.max_grad_norm,
+            name=name,
+            update=self.num_updates,
+            num_parts=self.config.ppo.num_parts if name == "actor" else 1,
+        )
+
+    def _select(self) -> None:
+        replaced = evolve(
+            self.actor.population,
+            self.optimizers["actor"],
+            self.fitness,
+            deviations=self.config.selection_deviations,
+            mutation_std=self.config.mutation_std,
+        )
+        self.num_replaced += len(replaced)
+
+    @torch.no_grad()
+    def _population_metrics(self, batch: TensorDictBase) -> dict[str, float]:
+        """Return how far the members are apart: in genes, in success, and in what they do."""
+        if self.config.num_members == 1:
+            return {}
+        rate = self.fitness.rate()
+        metrics = {f"fitness/{i}": value for i, value in enumerate(rate.tolist()) if value == value}
+        rows = batch[:32]
+        actions = [
+            self.actor.member_policy(m).sample_actions(rows, rows["chain"][:, 0])
+            for m in range(self.config.num_members)
+        ]
+        return {
+            **metrics,
+            "best_member": float(self.actor.best),
+            "replaced": float(self.num_replaced),
+            "gene_spread": self.actor.population.spread(),
+            "action_spread": float(torch.stack(actions).std(0).mean()),
+        }
+
+    def deployed_policy(self) -> FlowPolicy:
+        """Return the best member as a policy of its own."""
+        return self.actor.member_policy(self.actor.best)
+
+    def extra_state(self) -> dict[str, Any]:
+        # what is saved as the policy is the best member; the shared bias is kept here
+        bias = self.actor.policy.network.state_proj.bias.detach().clone()
+        record = {"successes": self.fitness.successes, "episodes": self.fitness.episodes}
+        return {**record, "bias": bias, "best": self.actor.best, "replaced": self.num_replaced}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.actor.policy.network.state_proj.bias.copy_(state["bias"])
+        self.fitness.successes, self.fitness.episodes = state["successes"], state["episodes"]
+        self.actor.best, self.num_replaced = state["best"], state["replaced"]

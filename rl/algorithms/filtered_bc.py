@@ -1,0 +1,74 @@
+"""Filtered behaviour cloning: clone the policy's own successes.
+
+The simplest thing that learns from success. A control more than a method: what PPO brings beyond
+this is what its advantages bring. Also known as rejection fine-tuning or expert iteration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from pitune.rl.algorithms.bc import BCConfig, CloningStep, clone
+from pitune.rl.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilteredBCConfig(AlgorithmConfig):
+    """Clone the policy's own successful episodes."""
+
+    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
+    """Exploration noise of the rollouts."""
+    cloning: BCConfig = field(
+        default_factory=lambda: BCConfig(learning_rate=3e-4, decay_steps=0, final_fraction=1.0)
+    )
+    """Step size, minibatch and gradient steps per update; its demonstrations are not read."""
+
+
+@register("filtered_bc", FilteredBCConfig)
+class FilteredBC(Algorithm[FilteredBCConfig]):
+    """Clones the chunks of the rollout's successful episodes, whole episodes only."""
+
+    needs = Needs(success_signal=True)
+
+    def __init__(self, config: FilteredBCConfig, policy: FlowPolicy) -> None:
+        super().__init__(config, FlowActor(policy, config.likelihood))
+        self.step = CloningStep(policy, config.cloning)
+        self.optimizers["policy"] = self.step.optimizer
+
+    def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        chunks = self.successes(rollout)
+        self.num_updates += 1
+        metrics = {"cloned_chunks": float(len(chunks))}
+        if len(chunks):
+            loss = clone(self.step, chunks, self.config.cloning.gradient_steps)
+            metrics["flow_loss"] = loss
+        return metrics
+
+    def successes(self, rollout: TensorDictBase) -> TensorDict:
+        """Return the decisions (B) that led to a success inside the rollout (E, T).
+
+        The clone's target is what was sampled, all H actions of it.
+        """
+        done = rollout["next", "done"].squeeze(-1)
+        success = rollout["next", "success"].squeeze(-1)
+        good = torch.zeros_like(success)
+        leads = torch.zeros_like(success[:, 0])
+        for t in reversed(range(success.shape[1])):
+            leads = torch.where(done[:, t], success[:, t], leads)
+            good[:, t] = leads
+        chosen = rollout.select(*self.actor.in_keys, "chain")[good]
+        action = self.actor.policy.preprocessor.unnormalize_action(
+            chosen["chain"][:, -1], chosen["state"]
+        )
+        return TensorDict({**chosen.exclude("chain"), "action": action}, batch_size=[len(chosen)])
+
+    def extra_state(self) -> dict[str, int]:
+        return {"num_steps": self.step.num_steps}
+
+    def load_extra_state(self, state: dict[str, int]) -> None:
+        self.step.num_steps = state["num_steps"]

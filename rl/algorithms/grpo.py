@@ -1,0 +1,234 @@
+"""Flow GRPO: episodes from the same start, judged against each other; no critic.
+
+Neighbouring environments play the same starts (`pitune.envs.seeding`). An episode's advantage is
+how much better it scored than its group, and all its decisions share it; the ratio is that of flow
+PPO. Groups whose episodes all ended alike say nothing and are dropped, before any shaped reward
+could make noise of them; more rollouts of the same policy are added until enough groups are left.
+
+Left out of the papers: no clip on advantages, no curriculum of starts. Letters: E envs, T chunk
+decisions, B minibatch, Q episodes per environment, N groups, G episodes per group.
+Sources: Shao et al. 2024 (GRPO); Yu et al. 2025 (DAPO, resampling); Zheng et al. 2025 (GSPO,
+trajectory ratios); Liu et al. 2025 (Flow-GRPO, Dr. GRPO); Chen et al. 2025 (πRL).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from pitune.rl.gradient_step import descend, minibatches, run_epochs
+from pitune.rl.policy_gradient.advantage import GroupScale, group_relative
+from pitune.rl.policy_gradient.episodes import Episodes, episodes, grouped, ungrouped
+from pitune.rl.policy_gradient.loss import PolicyLoss, check_trainable, clip_notes, log_ratios
+from pitune.rl.policy_gradient.reference import KLSpace
+from pitune.rl.policy_gradient.surrogate import clipped_surrogate, trajectory_log_ratio
+from pitune.rl.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(AlgorithmConfig):
+    """Clipped policy gradient on advantages within groups of equal starts."""
+
+    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
+    """Which noise makes the policy stochastic, and what its log-probability sums."""
+    group_size: int = 10
+    """Episodes per start (G); the number of environments is a multiple of it."""
+    learning_rate: float = 2e-4
+    """Adam's step size [-]."""
+    num_epochs: int = 4
+    """Passes over the kept groups."""
+    minibatch_size: int = 512
+    """Chunk decisions per gradient step; a ragged last one is dropped."""
+    clip_low: float = 0.2
+    """How far the ratio may fall below 1 [-]."""
+    clip_high: float = 0.2
+    """How far the ratio may rise above 1 [-]."""
+    target_kl: float = 0.2
+    """An update ends when the policy is this far from the one that gathered [nats per ratio]."""
+    discount: float = 1.0
+    """Per environment step [-]; below 1 it also prefers the faster of two successes."""
+    advantage_scale: GroupScale = "group"
+    """What advantages are divided by: the group's deviation, the batch's, or nothing."""
+    level: Literal["chunk", "trajectory"] = "chunk"
+    """One ratio per chunk, or one per episode: the geometric mean of its chunks' ratios."""
+    weighting: Literal["decision", "episode"] = "decision"
+    """Whether each decision counts alike or each episode does, however long it took."""
+    min_kept: float = 0.25
+    """An update waits, and rollouts of the same policy are added, until groups with unequal
+    outcomes are at least this share of one rollout's groups [-]; 0 never waits."""
+    kl_coefficient: float = 0.0
+    """Weight of the divergence from the pretrained policy, per scored flow step [-]."""
+    kl_space: KLSpace = "kernel"
+    """Divergence of the flow steps' Gaussians [nats], or of their velocities."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm [-]."""
+
+    def __post_init__(self) -> None:
+        check_trainable(self.likelihood)
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size={self.group_size} must be at least 2: an episode is judged against "
+                "the others of its group"
+            )
+
+
+@register("grpo", GRPOConfig)
+class GRPO(Algorithm[GRPOConfig]):
+    """GRPO whose action is a whole chunk and whose likelihood is that of its chain."""
+
+    def __init__(self, config: GRPOConfig, policy: FlowPolicy) -> None:
+        super().__init__(config, FlowActor(policy, config.likelihood))
+        self.needs = Needs(group_size=config.group_size, whole_episodes=True, success_signal=True)
+        clip = (config.clip_low, config.clip_high)
+        self.loss = PolicyLoss(
+            self.actor,
+            partial(clipped_surrogate, clip_low=clip[0], clip_high=clip[1]),
+            clip,
+            kl_coefficient=config.kl_coefficient,
+            kl_space=config.kl_space,
+        )
+        self.optimizers["actor"] = torch.optim.Adam(
+            self.actor.parameters(), lr=config.learning_rate
+        )
+        self.pending: list[TensorDictBase] = []
+        """Kept decisions of rollouts that the next update will learn from too."""
+        self.num_pending_groups = 0
+
+    def notes(self) -> list[str]:
+        return clip_notes(self.actor, self.config.clip_low, self.config.clip_high)
+
+    def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        batch, num_kept, metrics = self.prepare(rollout)
+        self.pending.append(batch)
+        self.num_pending_groups += num_kept
+        self.num_updates += 1
+        metrics["pending_groups"] = float(self.num_pending_groups)
+        num_groups = metrics["groups"]
+        if self.num_pending_groups < max(1, math.ceil(self.config.min_kept * num_groups)):
+            return {**metrics, "gradient_steps": 0.0}
+        rows = self._whole_batch()
+        parts = self._minibatches(rows)
+        return metrics | run_epochs(rows, parts, self.actor_step, self.config.target_kl)
+
+    @torch.no_grad()
+    def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, int, dict[str, float]]:
+        """Return the decisions (B) of kept groups with advantages, their groups, and metrics.
+
+        Raises:
+            ValueError: the environments do not divide into groups.
+        """
+        config, size = self.config, self.config.group_size
+        if rollout.batch_size[0] % size:
+            raise ValueError(
+                f"num_envs={rollout.batch_size[0]} must be a multiple of group_size={size}"
+            )
+        rollout = rollout.to(self.actor.policy.device).copy()
+        played = episodes(rollout, config.discount)
+        counted, success = grouped(played.counted, size), grouped(played.success, size)
+        wins = (success & counted).sum(1)
+        kept = (wins > 0) & (wins < counted.sum(1))
+        advantage = group_relative(
+            grouped(played.score, size), counted & kept[:, None], config.advantage_scale
+        )
+        table = ungrouped(advantage, played.score.shape[1])
+        chosen = ungrouped(counted & kept[:, None], played.score.shape[1])
+        batch = self._decisions(rollout, played, table, chosen)
+        num_kept, num = int(kept.sum()), len(kept)
+        metrics = {
+            "groups": float(num),
+            "kept_groups": num_kept / num,
+            "solved_groups": float((wins == counted.sum(1)).float().mean()),
+            "group_start_spread": _spread(played, size),
+        }
+        return batch, num_kept, metrics
+
+    def _decisions(
+        self, rollout: TensorDictBase, played: Episodes, advantage: Tensor, chosen: Tensor
+    ) -> TensorDictBase:
+        """Return the decisions (B) of chosen episodes (E, Q), by episode, with their advantages."""
+        keys = [*self.actor.in_keys, "chain", "action_log_prob"]
+        keys += [key for key in self.actor.out_keys if key not in (*keys, "action")]
+        num_envs, num_episodes = advantage.shape
+        played_out = played.number < num_episodes
+        column = played.number.clamp(max=num_episodes - 1)
+        mine = played_out & chosen.gather(1, column)
+        env = torch.arange(num_envs, device=column.device)[:, None]
+        episode = (env * num_episodes + column)[mine]
+        batch = rollout.select(*keys)[mine]
+        batch["advantage"] = advantage.gather(1, column)[mine][:, None]
+        length = torch.bincount(episode, minlength=num_envs * num_episodes)[episode]
+        weight = torch.ones_like(batch["advantage"])
+        if self.config.weighting == "episode" or self.config.level == "trajectory":
+            weight = weight / length[:, None]
+        batch["weight"] = weight
+        batch["episode"] = episode
+        return batch
+
+    def _whole_batch(self) -> TensorDictBase:
+        """Return what is pending as one batch, and forget it. Weights are 1 on average."""
+        offset, parts = 0, []
+        for part in self.pending:
+            parts.append(part.copy().set("episode", part["episode"] + offset))
+            offset += int(part["episode"].max()) + 1 if len(part) else 0
+        self.pending, self.num_pending_groups = [], 0
+        batch: TensorDictBase = torch.cat(parts)  # type: ignore[arg-type, assignment]
+        batch["episode"] = batch["episode"].unique(return_inverse=True)[1]
+        batch["weight"] = batch["weight"] / batch["weight"].mean()
+        return batch
+
+    def _minibatches(self, batch: TensorDictBase) -> list[Tensor]:
+        """Return the rows of each gradient step; whole episodes if these have one ratio each."""
+        size, num_epochs = self.config.minibatch_size, self.config.num_epochs
+        if self.config.level == "chunk":
+            return minibatches(len(batch), size, num_epochs)
+        episode = batch["episode"].cpu()
+        num = int(episode.max()) + 1
+        per_step = max(1, round(size * num / len(batch)))
+        return [
+            torch.isin(episode, chosen).nonzero().flatten()
+            for chosen in minibatches(num, per_step, num_epochs)
+        ]
+
+    def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
+        """Take one gradient step on the policy and return its metrics."""
+        _, grad_norm = descend(
+            self.optimizers["actor"],
+            self.loss if self.config.level == "chunk" else self._trajectory_loss,
+            batch,
+            max_grad_norm=self.config.max_grad_norm,
+            name="actor",
+            update=self.num_updates,
+        )
+        return {**self.loss.metrics(), "grad_norm": grad_norm}
+
+    def _trajectory_loss(self, batch: TensorDictBase) -> Tensor:
+        """Return the loss of whole episodes whose decisions share one ratio."""
+        log_ratio, dist = log_ratios(self.actor, batch)
+        return self.loss.of_ratios(trajectory_log_ratio(log_ratio, batch["episode"]), dist, batch)
+
+    def extra_state(self) -> dict[str, Any]:
+        pending = [{str(k): v for k, v in part.items()} for part in self.pending]
+        return {"pending": pending, "num_pending_groups": self.num_pending_groups}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.pending = [
+            TensorDict(part, batch_size=[len(part["chain"])]) for part in state["pending"]
+        ]
+        self.num_pending_groups = state["num_pending_groups"]
+
+
+def _spread(played: Episodes, group_size: int) -> float:
+    """Return how far starts of a group are apart at most [robot units]; 0 as it should be."""
+    starts = torch.stack([grouped(column, group_size) for column in played.start.unbind(-1)], -1)
+    together = grouped(played.counted, group_size).all(1)
+    if not together.any():
+        return 0.0
+    return float((starts - starts[:, :1])[together].abs().max())

@@ -1,0 +1,94 @@
+"""WSRL: warm-start an off-policy learner, without keeping the data that the policy was made of.
+
+What destroys a pretrained policy in its first online steps is a critic that is wrong where the
+policy goes: it pulls the policy away before it has seen anything. So the frozen policy first fills
+an empty memory, the critics are fitted to that, and only then does the policy move.
+
+The paper starts from a pretrained critic as well. A π0 checkpoint brings none; fitting the critics
+on the warm-up's data takes its place. Left out: the offline pre-training (CQL, Cal-QL, IQL).
+Source: Zhou et al. 2024; the learner is `pitune.rl.actor_critic.learner`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from pitune.policies import FlowPolicy
+from pitune.rl.actor_critic.actor import ExploringActor
+from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
+from pitune.rl.algorithm import Algorithm, AlgorithmConfig
+from pitune.rl.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class WSRLConfig(AlgorithmConfig):
+    """Warm-start an off-policy learner with the pretrained policy's own experience.
+
+    The paper's ablations are settings: no warm-up is `learner.off_policy.warmup_decisions=0`,
+    keeping the data is `learner.off_policy.offline_share=0.5`.
+    """
+
+    learner: ActorCriticConfig = field(default_factory=ActorCriticConfig)
+    """Critics, memory, warm-up, and how the policy follows the critics."""
+    exploration_std: float = 0.2
+    """Gaussian noise on the executed actions after the warm-up [normalised action]."""
+    warmup_std: float = 0.3
+    """The same during the warm-up. A clone hardly varies its actions, so that critics fitted to its
+    own alone do not know which way to go [normalised action]."""
+
+    def with_demonstrations(self, file: Path) -> WSRLConfig:
+        return replace(self, learner=self.learner.with_demonstrations(file))
+
+    @property
+    def policy_minibatch(self) -> int:
+        return self.learner.off_policy.minibatch_size
+
+
+@register("wsrl", WSRLConfig)
+class WSRL(Algorithm[WSRLConfig]):
+    """A warm-up with the frozen policy, then online actor-critic updates."""
+
+    def __init__(self, config: WSRLConfig, policy: FlowPolicy) -> None:
+        self.learner = FlowActorCritic(policy, config.learner)
+        self.exploring = ExploringActor(policy, self.learner.keep_prefix)
+        super().__init__(config, self.exploring)
+        self.networks |= self.learner.networks()
+        self.optimizers = self.learner.optimizers()
+        self._explore()
+
+    def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        rollout = rollout.to(self.actor.policy.device)
+        self.learner.push(rollout)
+        self.num_updates += 1
+        memory = self.learner.off_policy
+        warm_up = memory.warming_up
+        rounds = memory.rounds_due(rollout.numel())
+        metrics = self.learner.learn(rounds, train_actor=not warm_up)
+        self._explore()
+        return {"replay_size": float(len(memory.replay)), "rounds": float(rounds), **metrics}
+
+    def extra_state(self) -> dict[str, Any]:
+        return self.learner.state()
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.learner.load_state(state)
+        self._explore()
+
+    def _explore(self) -> None:
+        """Add the noise of the phase; without any, the policy acts as it is."""
+        self.exploring.perturb = self._gaussian if self._std() > 0 else None
+
+    def _std(self) -> float:
+        warming_up = self.learner.off_policy.warming_up
+        return self.config.warmup_std if warming_up else self.config.exploration_std
+
+    def _gaussian(self, seen: Tensor) -> Tensor:
+        """Return noise (N, h * d) [normalised action]."""
+        shape = (len(seen), self.learner.chunk_dim)
+        return self._std() * torch.randn(shape, device=seen.device)

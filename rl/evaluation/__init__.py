@@ -1,0 +1,1 @@
+"""Success rates and their statistics."""

@@ -1,0 +1,1 @@
+"""Rollouts, replay memory and demonstrations."""

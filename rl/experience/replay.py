@@ -1,0 +1,131 @@
+"""Replay memory for off-policy learners: TorchRL's buffer, uniform, of tensors only.
+
+Strings never enter (a storage silently gives back other rows' strings); tasks travel as integers.
+Pictures stay uint8. The buffer draws from the global random numbers, so a run that restores those
+and this memory's state goes on bit for bit.
+
+Letters: B rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
+
+from pitune.policies.finetuning.memory import available_bytes, readable
+
+
+class Replay:
+    """A ring of transitions; when it is full the oldest are overwritten.
+
+    Args:
+        capacity: Most rows that are kept.
+        device: Where the rows are kept, and where samples are.
+        folder: Keep the rows in files instead of in memory, in a new folder made there: a resumed
+            run fills one of its own. A checkpoint of the run still passes through memory.
+
+    Raises:
+        ValueError: the capacity is below 1.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        folder: Path | None = None,
+    ) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity={capacity} must be at least 1")
+        storage: LazyTensorStorage | LazyMemmapStorage
+        if folder is None:
+            storage = LazyTensorStorage(capacity, device=device)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            own = mkdtemp(prefix="replay_", dir=folder)
+            storage = LazyMemmapStorage(capacity, scratch_dir=own)
+        self.capacity, self.device, self.folder = capacity, torch.device(device), folder
+        self._buffer = TensorDictReplayBuffer(storage=storage)
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    @property
+    def num_pushed(self) -> int:
+        """How many rows were ever pushed, overwritten ones included."""
+        return int(self._buffer.writer.state_dict()["_write_count"])
+
+    def push(self, rows: TensorDictBase) -> None:
+        """Add rows (B); of more than `capacity` only the last are kept.
+
+        Raises:
+            TypeError: a row holds something that is not a tensor.
+            ValueError: a number is not finite, or a full memory would not fit.
+        """
+        for key, value in rows.flatten_keys(".").items():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"replay key {key!r} holds a {type(value).__name__}, only tensors are kept; "
+                    "store an index into a table instead"
+                )
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(
+                    f"replay key {key!r} is not finite; check the observations and rewards of the "
+                    "environment"
+                )
+        if len(rows):
+            if not len(self):
+                self._check_size(rows)
+            self._buffer.extend(rows[-self.capacity :])
+
+    def _check_size(self, rows: TensorDictBase) -> None:
+        """Refuse a memory that would not fit once it is full."""
+        needed = self.capacity * sum(v[0].nbytes for v in rows.flatten_keys(".").values())
+        available = available_bytes(self.device)
+        if self.folder is None and needed > available:
+            raise ValueError(
+                f"capacity={self.capacity} decisions need {readable(needed)}, but "
+                f"{readable(available)} are free; lower the capacity, or keep observations "
+                "instead of encoded prefixes (keep_prefix, keep_context)"
+            )
+
+    def sample(self, num: int) -> TensorDictBase:
+        """Return `num` rows (B), uniformly, with replacement."""
+        if not len(self):
+            raise RuntimeError("the replay memory is empty; push transitions before sampling")
+        return self._buffer.sample(num).exclude("index").to(self.device)
+
+    def all(self) -> TensorDictBase:
+        """Return every row that is kept, in the order of their places in the ring."""
+        return self._buffer[:].exclude("index")
+
+    def state(self) -> dict[str, Any]:
+        """Return the filled rows and the place where the next one goes, as tensors and numbers."""
+        rows = self.all().flatten_keys(".") if len(self) else TensorDict(batch_size=[0])
+        return {
+            "rows": {key: value.cpu().clone() for key, value in rows.items()},
+            "writer": self._buffer.writer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned, in place of what is here.
+
+        Raises:
+            ValueError: the state has more rows than fit.
+        """
+        rows = state["rows"]
+        num = len(next(iter(rows.values()))) if rows else 0
+        if num > self.capacity:
+            raise ValueError(
+                f"the saved replay memory has {num} rows, capacity={self.capacity}; resume with "
+                "the capacity that it was saved with"
+            )
+        self._buffer.empty()
+        if num:
+            self._buffer.extend(TensorDict(rows, batch_size=[num]).unflatten_keys("."))
+        self._buffer.writer.load_state_dict(state["writer"])

@@ -1,0 +1,161 @@
+"""Experience: an actor in an environment, as rollouts (E, T) of TorchRL's in-process collector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tensordict import TensorDict, TensorDictBase
+from torchrl.collectors import Collector
+from torchrl.envs import ExplorationType
+
+from pitune.envs import Checked, ChunkEnv, EnvSpec, EpisodeSeeds
+from pitune.policies import FlowPolicy
+from pitune.rl.algorithm import Algorithm
+
+
+def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
+    """Refuse a policy that cannot act in an environment.
+
+    Raises:
+        ValueError: their state or action widths differ, or the policy needs cameras that the
+            environment does not have.
+    """
+    pairs = (
+        ("state", policy.preprocessor.state_dim, spec.state_dim),
+        ("action", policy.preprocessor.action_dim, spec.action_dim),
+    )
+    for name, wanted, given in pairs:
+        if wanted != given:
+            raise ValueError(
+                f"the checkpoint's {name} has {wanted} dimensions, {spec.id} has {given}; it was "
+                "trained for another robot or task, pass its environment with --env.id"
+            )
+    cameras = [key.removeprefix("image/") for key in policy.obs_keys if key.startswith("image/")]
+    missing = sorted(set(cameras) - set(spec.cameras))
+    if missing:
+        raise ValueError(
+            f"the checkpoint needs cameras {missing}, {spec.id} was made with "
+            f"{list(spec.cameras)}; pass --env.cameras"
+        )
+
+
+def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
+    """Refuse an environment that lacks what an algorithm declares to need.
+
+    Raises:
+        ValueError: names both sides.
+    """
+    name, needs = type(algorithm).__name__, algorithm.needs
+    if needs.success_signal and not spec.success_signal:
+        raise ValueError(f"{name} needs a success signal, {spec.id} has none")
+    if spec.num_envs % needs.num_shares:
+        raise ValueError(
+            f"{name} splits the environments into {needs.num_shares} equal shares; "
+            f"num_envs={spec.num_envs} must be a multiple of that"
+        )
+    if needs.group_size > 1 and not spec.deterministic_reset:
+        raise ValueError(
+            f"{name} needs groups of {needs.group_size} equal starts, but a seed does not fix the "
+            f"start of {spec.id}"
+        )
+
+
+class Rollouts:
+    """Collects rollouts with an algorithm's actor.
+
+    Args:
+        env: The checked simulator.
+        algorithm: Whose actor acts (in exploration mode), and whose needs count.
+        num_chunks: T, decisions per environment and rollout; fewer if the algorithm needs whole
+            episodes and the rest would not hold another one.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: the policy or the environment does not fit, or no whole episode fits in.
+    """
+
+    def __init__(self, env: Checked, algorithm: Algorithm[Any], num_chunks: int, seed: int) -> None:
+        check_fit(algorithm.actor.policy, env.spec)
+        check_needs(algorithm, env.spec)
+        algorithm.actor.policy.tasks = env.spec.tasks
+        self.env, self.algorithm, self.num_chunks, self.seed = env, algorithm, num_chunks, seed
+        self._num_episodes: int | None = None
+        if algorithm.needs.whole_episodes:
+            self._num_episodes, self.num_chunks = self._whole_episodes(num_chunks)
+        self.num_env_steps = 0
+        """Simulator steps so far."""
+        self.simulator_seconds = 0.0
+        """Time that the last rollout spent inside the simulator [s]."""
+        self._iteration, self._begun = 0, False
+        self.restart(0)
+
+    def _whole_episodes(self, num_chunks: int) -> tuple[int, int]:
+        """Return how many episodes surely fit into so many chunks, and how many chunks they need.
+
+        What counted by chance would favour short episodes, and successes are short.
+        """
+        horizon = self.algorithm.actor.policy.sampler.execution_horizon
+        longest = -(-self.env.spec.max_episode_steps // horizon)
+        if num_chunks < longest:
+            raise ValueError(
+                f"num_chunks={num_chunks} does not hold an episode of {self.env.spec.id}: "
+                f"{self.env.spec.max_episode_steps} steps in chunks of {horizon} are {longest} "
+                f"decisions, and {type(self.algorithm).__name__} needs whole episodes"
+            )
+        num_episodes = num_chunks // longest
+        return num_episodes, num_episodes * longest
+
+    def restart(self, iteration: int) -> None:
+        """Begin new episodes, whose seeds are a function of the run's seed and the iteration.
+
+        Called wherever a checkpoint is written, and when one is resumed from: so both go on with
+        the same episodes, on every simulator, without its state having to be saved.
+        """
+        spec = self.env.spec
+        seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", self.algorithm.needs.group_size)
+        seeds.episodes += iteration * 1_000_000  # no episode number is used twice in a run
+        horizon = self.algorithm.actor.policy.sampler.execution_horizon
+        self._chunk_env = ChunkEnv(self.env, horizon, seeds, self._num_episodes)
+        self._iteration, self._begun = iteration, False
+        self._collector: Iterator[TensorDictBase] = iter(())
+        if self.algorithm.needs.rollouts:
+            self._collector = iter(
+                Collector(
+                    self._chunk_env,
+                    self.algorithm.actor,
+                    frames_per_batch=spec.num_envs * self.num_chunks,
+                    total_frames=-1,
+                    exploration_type=ExplorationType.RANDOM,
+                    use_buffers=False,
+                    track_traj_ids=False,
+                    auto_register_policy_transforms=False,
+                )
+            )
+
+    def collect(self) -> TensorDictBase:
+        """Return the next rollout (E, T); empty if the algorithm does not learn from any."""
+        if not self.algorithm.needs.rollouts:
+            return TensorDict(batch_size=(self.env.spec.num_envs, 0))
+        if self._begun and self._num_episodes is not None:
+            self.restart(self._iteration + 1)
+        self._begun = True
+        steps, seconds = self._chunk_env.num_env_steps, self._chunk_env.simulator_seconds
+        rollout: TensorDictBase = next(self._collector)
+        self.num_env_steps += self._chunk_env.num_env_steps - steps
+        self.simulator_seconds = self._chunk_env.simulator_seconds - seconds
+        return rollout
+
+
+def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
+    """Return what a rollout (E, T) tells by itself: how the episodes that ended in it fared."""
+    if rollout.batch_size.numel() == 0:  # TensorDict's own numel() is never below 1
+        return {}
+    after = rollout["next"]
+    counted = after["done"] & ~after["invalid"]
+    num = int(counted.sum())
+    metrics = {"train/episodes": float(num), "train/invalid": float(after["invalid"].sum())}
+    if num:
+        metrics["train/success_rate"] = float((after["success"] & counted).sum()) / num
+    metrics["train/reward_per_step"] = float(after["reward"].sum() / after["duration"].sum())
+    return metrics

@@ -1,0 +1,103 @@
+"""State values. Letters: N rows, S state dim."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+
+from pitune.policies import Preprocessor
+
+RETURN_RATE = 0.05
+"""Share of a new batch in the running scale of returns, once that has seen enough [-]."""
+LEAST_RETURN_STD = 1e-2
+"""Returns that hardly differ are not blown up [reward]."""
+
+
+class ValueCritic(TensorDictModuleBase):
+    """V(observation, time): reads the robot's state, and how much of the episode's time is used.
+
+    Of a policy that sees more than the state it also reads the pooled features of the prefix.
+
+    The time matters where a time limit ends the episode: without it the value of a state would be
+    an average over how much time is left. A network of its own, not a head on the policy, so that
+    its gradients do not disturb the pretrained weights.
+
+    Args:
+        preprocessor: Scales the state as the policy does; shared, and not trained.
+        feature_dim: Width of the policy's features, `FlowPolicy.feature_dim`; 0 for none.
+        hidden: Widths of the hidden layers.
+    """
+
+    def __init__(
+        self,
+        preprocessor: Preprocessor,
+        feature_dim: int = 0,
+        hidden: tuple[int, ...] = (256, 256),
+    ) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = ["state", "elapsed"], ["state_value"]
+        self.feature_dim = feature_dim
+        if feature_dim:
+            self.in_keys.append("features")
+        self._preprocessor = [
+            preprocessor
+        ]  # in a list: not a submodule, its buffers are the policy's
+        widths = (preprocessor.model_state_dim + 1 + feature_dim, *hidden)
+        layers: list[nn.Module] = []
+        for narrow, wide in pairwise(widths):
+            layers += [nn.Linear(narrow, wide), nn.SiLU()]
+        head = nn.Linear(widths[-1], 1)
+        nn.init.normal_(head.weight, std=0.02)  # first advantages: from rewards
+        nn.init.zeros_(head.bias)
+        self.net = nn.Sequential(*layers, head)
+        self.return_mean: Tensor
+        self.return_std: Tensor
+        self.num_rescaled: Tensor
+        self.register_buffer("return_mean", torch.zeros(()))
+        self.register_buffer("return_std", torch.ones(()))
+        self.register_buffer("num_rescaled", torch.zeros(()))
+
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        return td.set("state_value", self.value(td))
+
+    def value(self, td: TensorDictBase) -> Tensor:
+        """Return the values (N, 1) of observations (N) [reward]."""
+        parts = [self._preprocessor[0].normalize_state(td["state"]), td["elapsed"]]
+        if self.feature_dim:
+            parts.append(td["features"])
+        scaled: Tensor = self.net(torch.cat(parts, dim=-1))
+        return scaled * self.return_std + self.return_mean
+
+    def scaled(self, value: Tensor) -> Tensor:
+        """Return values in the units that the network learns in; unchanged before `rescale`."""
+        return (value - self.return_mean) / self.return_std
+
+    @torch.no_grad()
+    def rescale(self, target: Tensor) -> None:
+        """Follow the mean and deviation of value targets (B, 1); no value changes by it.
+
+        The last layer is changed with the scale, so that values before and after mean the same.
+        Source: van Hasselt et al. 2016 (PopArt).
+        """
+        self.num_rescaled += 1
+        rate = max(RETURN_RATE, 1 / float(self.num_rescaled))
+        old_mean, old_std = self.return_mean.clone(), self.return_std.clone()
+        square = (1 - rate) * (old_std.square() + old_mean.square()) + rate * target.square().mean()
+        self.return_mean.lerp_(target.mean(), rate)
+        variance = (square - self.return_mean.square()).clamp(min=LEAST_RETURN_STD**2)
+        self.return_std.copy_(variance.sqrt())
+        head: nn.Linear = self.net[-1]  # type: ignore[assignment]
+        head.weight.mul_(old_std / self.return_std)
+        head.bias.mul_(old_std).add_(old_mean - self.return_mean).div_(self.return_std)
+
+
+def explained_variance(value: Tensor, target: Tensor) -> float:
+    """Return the share of the targets' variance that the values explain; below 0 they harm."""
+    variance = target.var(correction=0)
+    if variance < 1e-12:
+        return float("nan")
+    return float(1 - (target - value).var(correction=0) / variance)

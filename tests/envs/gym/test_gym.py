@@ -1,0 +1,260 @@
+"""`adapter`: ids of Gymnasium, and its vector environments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from pitune.envs.gym.adapter import GymnasiumVector, make_gymnasium
+
+DISABLED, SAME_STEP, NEXT_STEP = (
+    AutoresetMode.DISABLED,
+    AutoresetMode.SAME_STEP,
+    AutoresetMode.NEXT_STEP,
+)
+
+
+class Clock(gymnasium.Env):
+    """State (seed, time), seed -1 if there is none. Ends at time `seed % 10`; 0 is never."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Box(0, 4, (1,), np.float32)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None, parts: bool = False) -> None:
+        self.render_mode, self.parts = render_mode, parts
+        self.state = np.zeros(2)
+        if parts:
+            self.observation_space = spaces.Dict({"hand": self.observation_space})
+
+    def obs(self) -> Any:
+        # A copy: Gymnasium keeps no copy of its own of the last observation before a reset.
+        return {"hand": self.state.copy()} if self.parts else self.state.copy()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        self.state[:] = -1 if seed is None else seed, 0
+        return self.obs(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        self.state[1] = np.nan if action[0] == 3 else self.state[1] + 1
+        end = bool(self.state[1] == self.state[0] % 10)
+        return self.obs(), float(action[0]), end, False, {"success": end}
+
+    def render(self) -> np.ndarray:
+        return np.full((2, 3, 3), self.state[1], np.uint8)
+
+
+class Endless(gymnasium.vector.VectorEnv):
+    """A batched simulator of its own: takes one seed, and resets some or, if deaf, always all."""
+
+    metadata = {"autoreset_mode": DISABLED, "render_fps": 7}  # noqa: RUF012
+
+    def __init__(self, num_envs: int, max_episode_steps: int = 3, deaf: bool = False) -> None:
+        self.num_envs, self.deaf = num_envs, deaf
+        self.single_observation_space = spaces.Box(-1, 9, (1,), np.float32)
+        self.single_action_space = spaces.Box(-1, 1, (1,), np.float32)
+        self.action_space = spaces.Box(-1, 1, (num_envs, 1), np.float32)
+        self.time = np.zeros((num_envs, 1), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        assert seed is None or isinstance(seed, int)
+        mask = np.ones(self.num_envs, bool)
+        if options is not None and not self.deaf:
+            mask = options["reset_mask"]
+        self.time[mask] = 0
+        return self.time, {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, ...]:  # type: ignore[override]
+        self.time += 1
+        no = np.zeros(self.num_envs, bool)
+        return self.time, np.zeros(self.num_envs), no, no, {}  # type: ignore[return-value]
+
+
+TOYS = {
+    "pitune/Clock-v0": {"entry_point": Clock, "max_episode_steps": 30},
+    "pitune/Hours-v0": {"entry_point": Clock, "nondeterministic": True},
+    "pitune/Endless-v0": {"vector_entry_point": Endless, "max_episode_steps": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def toys() -> Iterator[None]:
+    for name, settings in TOYS.items():
+        gymnasium.register(name, **settings)  # type: ignore[arg-type]
+    yield
+    for name in TOYS:
+        del gymnasium.registry[name]
+
+
+def seeds(*numbers: int) -> torch.Tensor:
+    return torch.tensor(numbers)
+
+
+def step(env: Any, active: list[int], action: float = 1.0) -> Any:
+    mask = torch.isin(torch.arange(env.spec.num_envs), torch.tensor(active))
+    return env.step(torch.full((env.spec.num_envs, 1), action), mask)
+
+
+def vector(mode: AutoresetMode, num_envs: int = 3, kind: Any = SyncVectorEnv) -> GymnasiumVector:
+    env = kind([Clock] * num_envs, autoreset_mode=mode)
+    return GymnasiumVector(env, id="toy", max_episode_steps=20)
+
+
+def test_a_registered_environment_runs_under_the_contract() -> None:
+    env = make_gymnasium("Pendulum-v1", 2)
+    assert (env.spec.id, env.spec.state_dim, env.spec.action_high) == ("gym/Pendulum-v1", 3, (2.0,))
+    assert (env.spec.max_episode_steps, env.spec.control_hz) == (200, 20)
+    assert env.spec.simulator == f"gymnasium {gymnasium.__version__}"
+    assert not env.spec.success_signal
+    first = env.reset(seeds(3, 4))["state"]
+    assert torch.equal(env.reset(seeds(4, 3))["state"], first.flip(0))
+    result = step(env, [0])
+    assert result.reward[0] < 0
+    assert result.reward[1] == 0
+    assert torch.equal(result.obs["state"][1], first.flip(0)[1])
+
+
+def test_own_time_limit_and_the_one_asked_for() -> None:
+    assert make_gymnasium("pitune/Clock-v0", 1).spec.max_episode_steps == 30
+    env = make_gymnasium("pitune/Clock-v0", 1, max_episode_steps=40)
+    env.reset(seeds(0))
+    for _ in range(39):
+        assert not step(env, [0]).truncated.any()
+    assert step(env, [0]).truncated.all()
+    with pytest.raises(ValueError, match="pass max_episode_steps"):
+        make_gymnasium("pitune/Hours-v0", 1)
+
+
+def test_observation_of_unknown_parts_is_made_flat_and_pictures_are_asked_for() -> None:
+    env = make_gymnasium("pitune/Clock-v0", 1, parts=True)
+    assert env.reset(seeds(5))["state"].tolist() == [[5, 0]]
+    assert env.render().shape == (1, 2, 3, 3)
+
+
+def test_nondeterministic_environments_are_marked() -> None:
+    env = make_gymnasium("pitune/Hours-v0", 1, max_episode_steps=5)
+    assert not env.spec.deterministic_reset
+
+
+def test_ids_that_cannot_be_used_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"id='Pendulum-v7' .* near it are \['Pendulum-v1'"):
+        make_gymnasium("Pendulum-v7", 1)
+    with pytest.raises(ValueError, match=r"gym/CartPole-v1: action_space=Discrete\(2\)"):
+        make_gymnasium("CartPole-v1", 1)
+
+
+def test_an_id_that_is_only_a_vector_environment_is_made_as_one() -> None:
+    env = make_gymnasium("pitune/Endless-v0", 2)
+    assert isinstance(env, GymnasiumVector)
+    assert (env.spec.max_episode_steps, env.spec.control_hz) == (3, 7)
+    assert not env.spec.deterministic_reset
+    env.reset(seeds(1, 2))
+    step(env, [0, 1])
+    assert env.reset(seeds(3), seeds(1))["state"].tolist() == [[1], [0]]
+    step(env, [0, 1])
+    # The time limit is ours: what the simulator does not end goes on unseen.
+    assert step(env, [0, 1]).truncated.tolist() == [True, False]
+    result = step(env, [1])
+    assert result.truncated.tolist() == [False, True]
+    assert result.obs["state"].tolist() == [[3], [3]]
+
+
+def test_a_vector_environment_that_resets_too_many_is_found_out() -> None:
+    env = GymnasiumVector(Endless(2, deaf=True), id="toy", max_episode_steps=9)
+    env.reset(seeds(1, 2))
+    step(env, [0, 1])
+    with pytest.raises(RuntimeError, match=r"toy: a reset of environments \[1\] changed others"):
+        env.reset(seeds(3), seeds(1))
+
+
+@pytest.mark.parametrize("mode", [DISABLED, SAME_STEP])
+def test_frames_are_right_over_ends_that_are_staggered_and_together(mode: AutoresetMode) -> None:
+    env = vector(mode)
+    assert env.reset(seeds(102, 4, 14))["state"].tolist() == [[102, 0], [4, 0], [14, 0]]
+    assert step(env, [0, 1, 2]).obs["state"].tolist() == [[102, 1], [4, 1], [14, 1]]
+    result = step(env, [0, 1, 2])
+    assert result.obs["state"].tolist() == [[102, 2], [4, 2], [14, 2]]
+    assert result.terminated.tolist() == [True, False, False]
+    assert result.info["success"].tolist() == [True, False, False]
+    result = step(env, [1, 2])  # the first is stepped along unseen
+    assert result.obs["state"].tolist() == [[102, 2], [4, 3], [14, 3]]
+    assert result.reward.tolist() == [0, 1, 1]
+    result = step(env, [1, 2])
+    assert result.obs["state"].tolist() == [[102, 2], [4, 4], [14, 4]]
+    assert result.terminated.tolist() == [False, True, True]
+    assert env.reset(seeds(7, 8), seeds(2, 0))["state"].tolist() == [[8, 0], [4, 4], [7, 0]]
+    result = step(env, [0, 2])
+    assert result.obs["state"].tolist() == [[8, 1], [4, 4], [7, 1]]
+    assert env.spec.deterministic_reset
+
+
+def test_first_reset_may_name_some_environments() -> None:
+    env = vector(DISABLED)
+    assert env.reset(seeds(5, 6), seeds(0, 2))["state"].tolist()[0] == [5, 0]
+    assert step(env, [0, 2]).obs["state"].tolist()[2] == [6, 1]
+
+
+def test_an_observation_that_is_not_finite_invalidates_its_episode() -> None:
+    env = vector(DISABLED, 2)
+    env.reset(seeds(0, 0))
+    action = torch.tensor([[3.0], [1.0]])
+    result = env.step(action, torch.tensor([True, True]))
+    assert result.info["invalid"].tolist() == [True, False]
+    assert result.truncated.tolist() == [True, False]
+    assert result.obs["state"].tolist() == [[0, 0], [0, 1]]
+    step(env, [1])
+    assert env.reset(seeds(5), seeds(0))["state"].tolist() == [[5, 0], [0, 2]]
+
+
+def test_what_was_returned_is_never_written_again() -> None:
+    env = make_gymnasium("pitune/Endless-v0", 1)  # it returns one buffer again and again
+    first = env.reset(seeds(1))
+    second = step(env, [0])
+    step(env, [0])
+    assert first["state"].tolist() == [[0]]
+    assert second.obs["state"].tolist() == [[1]]
+
+
+def test_a_running_environment_cannot_be_held_still() -> None:
+    env = vector(DISABLED)
+    env.reset(seeds(0, 0, 0))
+    with pytest.raises(ValueError, match=r"active environments \[0\] must be \[0, 1, 2\]"):
+        step(env, [0])
+
+
+def test_processes_of_gymnasium_take_seeds_too() -> None:
+    env = vector(DISABLED, 2, kind=functools.partial(AsyncVectorEnv, context="fork"))
+    assert env.reset(seeds(5, 1))["state"].tolist() == [[5, 0], [1, 0]]
+    assert step(env, [0, 1]).terminated.tolist() == [False, True]
+    assert env.reset(seeds(8), seeds(1))["state"].tolist() == [[5, 1], [8, 0]]
+    assert env.spec.deterministic_reset
+    env.close()
+    env.close()
+
+
+def test_vector_environments_that_cannot_be_used_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"NEXT_STEP is not usable.*autoreset_mode=AutoresetMode"):
+        vector(NEXT_STEP)
+    with pytest.raises(ValueError, match="toy has no time limit of its own"):
+        GymnasiumVector(Endless(1), id="toy")
+    with pytest.raises(ValueError, match="toy has no expert"):
+        vector(DISABLED).expert()
+    with pytest.raises(RuntimeError, match="toy returned no pictures"):
+        GymnasiumVector(
+            SyncVectorEnv([Mute], autoreset_mode=DISABLED), id="toy", max_episode_steps=3
+        ).render()
+
+
+class Mute(Clock):
+    """Returns no picture."""
+
+    def render(self) -> None:  # type: ignore[override]
+        return None

@@ -1,0 +1,116 @@
+"""`adapter`: the seed is the start, whatever happened before."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from pitune.envs.metaworld.adapter import make_metaworld
+from pitune.envs.workers.env import WorkerEnv
+
+pytest.importorskip("metaworld")
+pytestmark = pytest.mark.sim
+
+ALL = torch.tensor([True, True])
+
+
+def play(env: WorkerEnv, num_steps: int, seed: int) -> list[torch.Tensor]:
+    """Return the states (E, S) of random actions, the same for all environments."""
+    generator = torch.Generator().manual_seed(seed)
+    states = []
+    for _ in range(num_steps):
+        action = torch.rand(1, 4, generator=generator) * 2 - 1
+        result = env.step(action.expand(env.spec.num_envs, 4), ALL)
+        states.append(torch.cat([result.obs["state"], result.reward[:, None]], 1))
+    return states
+
+
+# Unlike the others, door-unlock places its object by where the model's bodies stood before.
+@pytest.mark.parametrize("task", ["peg-insert-side-v3", "door-unlock-v3", "pick-place-v3"])
+def test_equal_seeds_are_equal_episodes_in_any_environment_and_order(task: str) -> None:
+    env = make_metaworld(task, 2, reward="dense")
+    obs = env.reset(torch.tensor([7, 7]))["state"]
+    assert torch.equal(obs[0], obs[1])
+    first = play(env, 30, seed=0)
+    assert torch.equal(torch.stack(first)[:, 0], torch.stack(first)[:, 1])
+    env.reset(torch.tensor([8, 9]))
+    play(env, 20, seed=1)
+    env.reset(torch.tensor([10]), torch.tensor([0]))
+    assert torch.equal(env.reset(torch.tensor([7, 7]))["state"], obs)
+    assert torch.equal(torch.stack(play(env, 30, seed=0)), torch.stack(first))
+
+
+def test_every_seed_is_another_configuration() -> None:
+    env = make_metaworld("peg-insert-side-v3", 2)
+    starts = [env.reset(torch.tensor([seed, seed + 1]))["state"] for seed in range(0, 100, 2)]
+    states = torch.cat(starts)
+    assert len(torch.unique(states[:, 4:7], dim=0)) == 100  # the peg
+    assert len(torch.unique(states[:, 36:], dim=0)) == 100  # the hole
+    assert states.dtype == torch.float32
+    # The whole random space is used: along x, 0.2 m for the peg and 0.1 m for the hole.
+    widths = states.max(0).values - states.min(0).values
+    assert widths[4] > 0.19
+    assert widths[36] > 0.095
+
+
+def test_expert_solves_the_task_and_success_ends_the_episode() -> None:
+    env = make_metaworld("pick-place-v3", 2)
+    env.reset(torch.tensor([0, 1]))
+    expert, running, solved, rewards = env.expert(), ALL.clone(), ~ALL, torch.zeros(2)
+    while running.any():
+        action = expert.act()
+        assert action.abs().max() <= 1
+        result = env.step(action, running)
+        solved |= result.info["success"]
+        rewards += result.reward
+        running &= ~(result.terminated | result.truncated)
+    assert solved.all()
+    assert rewards.tolist() == [1, 1]
+
+
+def test_time_limit_may_be_longer_than_meta_worlds_own() -> None:
+    env = make_metaworld("reach-v3", 2, max_episode_steps=510)
+    env.reset(torch.tensor([0, 1]))
+    active = torch.tensor([True, False])
+    for _ in range(509):
+        assert not env.step(torch.zeros(2, 4), active).truncated.any()
+    assert env.step(torch.zeros(2, 4), active).truncated.tolist() == [True, False]
+
+
+def test_spec_describes_the_task() -> None:
+    spec = make_metaworld("peg-insert-side-v3", 1).spec
+    assert spec.id == "metaworld/peg-insert-side-v3"
+    assert spec.tasks == ("peg insert side",)
+    assert (spec.state_dim, spec.action_dim, spec.max_episode_steps) == (39, 4, 150)
+    assert spec.control_hz == 80
+    assert spec.simulator.startswith("metaworld 3.")
+    assert spec.success_signal
+    assert spec.deterministic_reset
+
+
+def test_pictures_differ_between_environments() -> None:
+    env = make_metaworld("peg-insert-side-v3", 2, camera="topview", image_size=64)
+    env.reset(torch.tensor([0, 1]))
+    try:
+        pictures = env.render()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    assert pictures.shape == (2, 64, 64, 3)
+    assert (pictures[0] != pictures[1]).any()
+    assert torch.equal(env.render(), pictures)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"task='peg-insert-v3' .* near it are \['peg-insert-sid"):
+        make_metaworld("peg-insert-v3", 1)
+    with pytest.raises(ValueError, match="reward='shaped' must be 'sparse' or 'dense'"):
+        make_metaworld("reach-v3", 1, reward="shaped")  # type: ignore[arg-type]
+
+
+def test_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "metaworld", None)
+    monkeypatch.delitem(sys.modules, "metaworld.env_dict", raising=False)
+    with pytest.raises(ImportError, match=r'pip install "pitune\[metaworld\]"'):
+        make_metaworld("reach-v3", 1)
