@@ -11,7 +11,7 @@ from torch import Tensor
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
 
 
-class Checked:
+class CheckedEnv:
     """A `VectorEnv` that checks another one.
 
     Actions must have the right shape and be finite; they are clipped to the bounds, and how many

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from pitune.envs.checked import Checked
+from pitune.envs.checked import CheckedEnv
 from pitune.envs.seeding import EpisodeSeeds
 from pitune.envs.vector_env import Observation
 
@@ -41,7 +41,7 @@ class ChunkEnv(EnvBase):
 
     def __init__(
         self,
-        env: Checked,
+        env: CheckedEnv,
         execution_horizon: int,
         seeds: EpisodeSeeds,
         num_episodes: int | None = None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-from pitune.envs.checked import Checked
+from pitune.envs.checked import CheckedEnv
 from pitune.envs.vector_env import VectorEnv
 
 
@@ -34,7 +34,7 @@ class EnvConfig:
     """Height and width of the pictures [pixels]."""
 
 
-def make(config: EnvConfig) -> Checked:
+def make(config: EnvConfig) -> CheckedEnv:
     """Make an environment.
 
     Raises:
@@ -51,7 +51,7 @@ def make(config: EnvConfig) -> Checked:
             f"unknown environment id={config.id!r}{hint} valid: a prefix of {sorted(_ADAPTERS)}, "
             "a slash and a task, e.g. 'mujoco/PickCube'"
         )
-    return Checked(_ADAPTERS[prefix](name, config))
+    return CheckedEnv(_ADAPTERS[prefix](name, config))
 
 
 def _time_limit(config: EnvConfig, default: int) -> int:

@@ -38,7 +38,7 @@ class EpisodeSeeds:
         num_envs: E.
         seed: Seed of the run, at least 0.
         split: What the episodes are for.
-        group_size: Neighbouring environments that share every start (G); 1 for none.
+        group_size: Neighboring environments that share every start (G); 1 for none.
 
     Raises:
         ValueError: the environments do not divide into groups, or the seed is negative.

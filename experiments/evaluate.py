@@ -45,9 +45,9 @@ def evaluate(config: EvaluateConfig) -> rl.Evaluation:
     """Evaluate, print, and write the result where that was asked for."""
     policy = policies.load(config.checkpoint, config.load).to(config.device)
     if isinstance(policy, policies.SteeredPolicy):
-        actor: policies.FlowActor = policies.SteeredActor(policy)
+        actor: policies.LikelihoodActor = policies.SteeredActor(policy)
     else:
-        actor = policies.FlowActor(policy, config.likelihood)
+        actor = policies.LikelihoodActor(policy, config.likelihood)
     env = envs.make(config.env)
     result = rl.evaluate(
         env, actor, config.episodes, seed=config.seed, stochastic=config.stochastic

@@ -3,7 +3,7 @@
     python -m experiments.norm_stats --checkpoint pi0_libero --load.pipeline pi0_libero \
         --load.unnormalized --demonstrations demonstrations.safetensors --out norm_stats.json
 
-What is measured is what is normalised: with relative actions their differences from the state, over
+What is measured is what is normalized: with relative actions their differences from the state, over
 whole chunks. Dimensions that hardly move are given a floor, and named. The file is in the format of
 openpi, and every script takes it with --load.norm-stats. Reuse the pretrained stats where the robot
 is the same.
@@ -63,7 +63,7 @@ def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str,
 
 
 def measured(policy: FlowPolicy, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the policy's pipeline normalises of states (N, S) and chunks (N, H, d)."""
+    """Return what the policy's pipeline normalizes of states (N, S) and chunks (N, H, d)."""
     bare = replace(
         policy.preprocessor.config,
         state=NormStats.identity(state.shape[-1]),

@@ -97,7 +97,7 @@ class Trainer:
         torch.set_num_threads(config.torch_threads)
         open_run = Run.resume if config.resume else Run.create
         policy = policies.load(config.checkpoint, config.load).to(config.device)
-        policies.prepare(policy, config.finetune)
+        policies.apply_finetuning(policy, config.finetune)
         self.algorithm = rl.make(config.algorithm, policy)
         self._check_memory()
         self.env = envs.make(config.env)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pitune.experiments.errors import exit_with_message
 from pitune.policies.checkpoints import lerobot_read
-from pitune.policies.checkpoints.formats import load_network, recognise
+from pitune.policies.checkpoints.formats import load_network, recognize
 from pitune.policies.checkpoints.lerobot_read import LerobotFolder
 from pitune.policies.checkpoints.native import load_policy
 from pitune.policies.checkpoints.pipelines import CAMERAS
@@ -71,7 +71,7 @@ def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
     missing = sorted(NEEDED - inputs.keys())
     if missing:
         raise ValueError(f"{config.inputs} lacks {missing}; it holds {sorted(inputs)}")
-    kind = recognise(config.checkpoint)
+    kind = recognize(config.checkpoint)
     network = _network(config.checkpoint, kind, inputs["actions"].shape[1])
     if config.dtype != "auto":
         network.compute_dtype = getattr(torch, config.dtype)
@@ -150,7 +150,7 @@ def compute(
 
 def camera_order(checkpoint: Path) -> tuple[str, ...]:
     """Return the cameras in the order of the prefix: openpi's, or that of lerobot's config."""
-    if recognise(checkpoint) != "lerobot":
+    if recognize(checkpoint) != "lerobot":
         return CAMERAS
     pictures = lerobot_read.pictures_config(LerobotFolder.read(checkpoint).config)
     return (*pictures.cameras, *pictures.missing)

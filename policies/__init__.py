@@ -1,10 +1,10 @@
 """Acting: the π0 flow policy, its likelihoods, its checkpoints. Knows no RL and no simulator."""
 
-from pitune.policies.actor import FlowActor
+from pitune.policies.actor import LikelihoodActor
 from pitune.policies.checkpoints.config import LoadConfig
 from pitune.policies.checkpoints.formats import load, save
 from pitune.policies.checkpoints.pipelines import PIPELINES, Pipeline
-from pitune.policies.finetuning.trainable import FinetuneConfig, prepare
+from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetuning
 from pitune.policies.inference import infer
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution, FlowChain
@@ -22,10 +22,10 @@ __all__ = [
     "PIPELINES",
     "ActionDistribution",
     "FinetuneConfig",
-    "FlowActor",
     "FlowChain",
     "FlowPolicy",
     "GemmaConfig",
+    "LikelihoodActor",
     "LikelihoodConfig",
     "LoRAConfig",
     "LoadConfig",
@@ -40,9 +40,9 @@ __all__ = [
     "SteeredActor",
     "SteeredPolicy",
     "SteeringConfig",
+    "apply_finetuning",
     "infer",
     "load",
-    "prepare",
     "save",
     "small_policy",
 ]

@@ -1,7 +1,7 @@
 """The flow policy behind TorchRL's actor interface, with a likelihood.
 
-`FlowActor` writes `action`, the `chain` of points from noise to action and its `action_log_prob`;
-`get_dist(td)` scores a stored chain. TorchRL's losses and collectors take it unchanged: the loss's
+`LikelihoodActor` writes `action`, the `chain` of points from noise to action and its
+`action_log_prob`; `get_dist(td)` scores a stored chain. TorchRL's losses and collectors take it unchanged: the loss's
 "action" is the chain, the environment's is `action`.
 
 The likelihood is that of the *unclipped* chain: clipping to the robot's bounds belongs to the
@@ -37,7 +37,7 @@ from pitune.policies.network.pi0 import Context
 from pitune.policies.policy import FlowPolicy
 
 
-class FlowActor(TensorDictModuleBase):
+class LikelihoodActor(TensorDictModuleBase):
     """The policy as TorchRL sees it.
 
     In `ExplorationType.RANDOM` it samples the stochastic chain; in DETERMINISTIC it acts as
@@ -120,7 +120,7 @@ class FlowActor(TensorDictModuleBase):
     def terminal_std(self, td: TensorDictBase) -> float:
         """Return the standard deviation that the last flow step gives executed entries.
 
-        Averaged over decisions (N) with their chains [normalised action]. This jitter reaches the
+        Averaged over decisions (N) with their chains [normalized action]. This jitter reaches the
         robot whole; in most kernels it is not the level or bound that was configured. For
         likelihoods that need no noise in the steps it is that of the finished chunk.
         """

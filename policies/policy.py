@@ -177,7 +177,7 @@ class FlowPolicy(nn.Module):
         return inputs
 
     def _model_state(self, obs: TensorDictBase) -> Tensor:
-        """Return the normalised states (N, S) of observations."""
+        """Return the normalized states (N, S) of observations."""
         return self.preprocessor.normalize_state(obs["state"].to(self.device))
 
     def _instructions(self, obs: TensorDictBase) -> list[str]:
@@ -203,7 +203,7 @@ class FlowPolicy(nn.Module):
         return torch.randn(num, *self.chunk_shape, device=self.device)
 
     def executed(self, point: Tensor, obs: TensorDictBase | None = None) -> Tensor:
-        """Return the actions to execute (N, h, d) [robot units] of normalised chunks (N, H, A).
+        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
 
         Args:
             point: Chunks.
@@ -229,7 +229,7 @@ class FlowPolicy(nn.Module):
         return self.preprocessor.unnormalize_action(self._integrated(obs, noise), state)
 
     def _integrated(self, obs: TensorDictBase, noise: Tensor | None) -> Tensor:
-        """Return normalised chunks (N, H, A) at the end of the ODE."""
+        """Return normalized chunks (N, H, A) at the end of the ODE."""
         context = self.encode(obs)
         noise = self.draw_noise(len(obs)) if noise is None else noise
         return integrate(self.field(context), noise, self.grid, self.sampler.solver)

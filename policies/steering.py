@@ -24,7 +24,7 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pitune.policies.actor import FlowActor, LikelihoodConfig
+from pitune.policies.actor import LikelihoodActor, LikelihoodConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.network.pi0 import Context
 from pitune.policies.policy import FlowPolicy
@@ -154,7 +154,7 @@ class SteeredPolicy(FlowPolicy):
 
     @torch.no_grad()
     def decode(self, context: Context, latent: Tensor) -> Tensor:
-        """Return the executed actions (N, h, A) [normalised] that the frozen flow makes of latents.
+        """Return the executed actions (N, h, A) [normalized] that the frozen flow makes of latents.
 
         As deployed: the sampler's flow steps and solver.
         """
@@ -163,7 +163,7 @@ class SteeredPolicy(FlowPolicy):
         return point[:, : self.sampler.execution_horizon]
 
     def _integrated(self, obs: TensorDictBase, noise: Tensor | None) -> Tensor:
-        """Return normalised chunks (N, H, A).
+        """Return normalized chunks (N, H, A).
 
         Once steered, the noise actor's mode is the starting point, and `noise` is not used.
         """
@@ -189,7 +189,7 @@ def unpack(packed: TensorDictBase) -> Context:
     return Context(cache=cache, **dict(packed.exclude("keys", "values").items()))
 
 
-class SteeredActor(FlowActor):
+class SteeredActor(LikelihoodActor):
     """The steered policy as TorchRL sees it; writes what a learner of steering stores.
 
     In `ExplorationType.RANDOM` the latent is drawn from the noise actor, or from the standard

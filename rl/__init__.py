@@ -3,7 +3,7 @@
 from pitune.rl.actor_critic.learner import ActorCriticConfig
 from pitune.rl.actor_critic.td import OffPolicyConfig
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from pitune.rl.algorithms.bc import BCConfig, BehaviourCloning
+from pitune.rl.algorithms.bc import BCConfig, BehaviorCloning
 from pitune.rl.algorithms.dgn import DGN, DGNConfig
 from pitune.rl.algorithms.dsrl import DSRL, DSRLConfig
 from pitune.rl.algorithms.epo import EPO, EPOConfig
@@ -29,7 +29,7 @@ __all__ = [
     "Algorithm",
     "AlgorithmConfig",
     "BCConfig",
-    "BehaviourCloning",
+    "BehaviorCloning",
     "DGNConfig",
     "DSRLConfig",
     "Demonstrations",

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import nn
 
-from pitune.policies import FlowActor, FlowPolicy
+from pitune.policies import FlowPolicy, LikelihoodActor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class Needs:
     """What an algorithm asks of the environment; checked when the two are put together."""
 
     rollouts: bool = True
-    """Whether it learns from the environment at all; behaviour cloning does not."""
+    """Whether it learns from the environment at all; behavior cloning does not."""
     group_size: int = 1
-    """Neighbouring environments that must start alike."""
+    """Neighboring environments that must start alike."""
     num_shares: int = 1
     """Equal shares that the environments are split into; their number is a multiple of it."""
     whole_episodes: bool = False
@@ -61,7 +61,7 @@ class Algorithm(ABC, Generic[ConfigType]):
 
     needs = Needs()
 
-    def __init__(self, config: ConfigType, actor: FlowActor) -> None:
+    def __init__(self, config: ConfigType, actor: LikelihoodActor) -> None:
         self.config, self.actor = config, actor
         self.networks: dict[str, nn.Module] = {}
         if actor.noise_network is not None:

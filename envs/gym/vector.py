@@ -110,7 +110,7 @@ class GymnasiumVector:
             if (value[others] != self._obs[key][others]).any():
                 raise RuntimeError(
                     f"{self.spec.id}: a reset of environments {rows.tolist()} changed others too; "
-                    "a vector environment is needed that honours options['reset_mask']"
+                    "a vector environment is needed that honors options['reset_mask']"
                 )
             self._obs[key][mask] = value[mask]
         self._running |= mask

@@ -24,7 +24,7 @@ GAIN = 0.7
 OPEN, CLOSED = 1.0, -1.0
 """Gripper commands [-]."""
 ON_TABLE = 0.02
-"""Height of a cube's centre, and of the tool that pushes it [m]."""
+"""Height of a cube's center, and of the tool that pushes it [m]."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class View:
     """What a phase sees."""
 
     tool: Tensor
-    """Tool centre point (E, 3) [m]."""
+    """Tool center point (E, 3) [m]."""
     cube: Tensor
     """Cube to be moved (E, 3) [m]."""
     goal: Tensor
-    """Where its centre should be, or the cube to put it on (E, 3) [m]."""
+    """Where its center should be, or the cube to put it on (E, 3) [m]."""
     waited: Tensor
     """Steps since the phase began (E,)."""
 

@@ -120,10 +120,10 @@ class Reach:
         """Return the square from above (E, 3, size, size): goals green and red, the point white."""
         pictures = torch.zeros(self.spec.num_envs, 3, size, size, dtype=torch.uint8)
         envs = torch.arange(self.spec.num_envs)
-        colours = torch.tensor([[0, 255, 0], [255, 0, 0]], dtype=torch.uint8)
+        colors = torch.tensor([[0, 255, 0], [255, 0, 0]], dtype=torch.uint8)
         for goal in range(len(self.spec.tasks)):
             x, y = (self.goals[:, goal] * (size - 1)).round().long().unbind(-1)
-            pictures[envs, :, y, x] = colours[goal]
+            pictures[envs, :, y, x] = colors[goal]
         x, y = (self.point * (size - 1)).round().long().unbind(-1)
         pictures[envs, :, y, x] = 255
         return pictures

@@ -2,7 +2,7 @@
 
 The tasks are `mujoco/PushCube`, `mujoco/PickCube` and `mujoco/StackCube`: real contacts, no assets,
 no download. What happens in a scene depends on its seed and its actions alone, bit for bit: not on
-its neighbours, on which of them are active, or on the number of threads.
+its neighbors, on which of them are active, or on the number of threads.
 
 Action (4), all in [-1, 1]: where the tool shall go in x, y and z, in units of 6 cm from where it is
 now, and the gripper, which opens above 0 and closes otherwise. The tool lags behind such a target:

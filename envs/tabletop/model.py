@@ -18,11 +18,11 @@ SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 100, 50
 """Limits of MuJoCo's contact solver, its own defaults. With lower ones it may stop too early when
 the gripper hits a cube hard, and the cube flies off at several m/s: an exploit for a learner."""
 CUBE_HALF_SIZE = 0.02
-"""Half the edge of a cube [m]; also the height of its centre when it lies on the table."""
+"""Half the edge of a cube [m]; also the height of its center when it lies on the table."""
 CUBE_MASS = 0.06
 """Mass of a cube [kg]."""
 TOOL_HOME_HEIGHT = 0.25
-"""Height of the tool centre point, between the fingertips, where the slides stand at 0 [m]."""
+"""Height of the tool center point, between the fingertips, where the slides stand at 0 [m]."""
 SLIDE_LOW = (-0.3, -0.3, -0.235)
 """Lowest targets of the x, y and z slides [m]; at the lowest z the fingers clear the table."""
 SLIDE_HIGH = (0.3, 0.3, 0.15)
@@ -31,7 +31,7 @@ FINGER_OPEN = 0.04
 """Target of a finger's slide when the gripper is open [m]: half the gap between the fingers."""
 FINGER_CLOSED = -0.01
 """Target when it closes [m]: beyond touching, which sets the force of the grasp."""
-CUBE_COLOURS = ("0.85 0.16 0.13 1", "0.16 0.38 0.78 1")
+CUBE_COLORS = ("0.85 0.16 0.13 1", "0.16 0.38 0.78 1")
 """Red and blue, in the order of the cubes (RGBA)."""
 CAMERAS = ("front", "wrist")
 """`front` looks at the whole table; `wrist` rides on the gripper and looks at its fingertips."""
@@ -188,8 +188,8 @@ def looks_xml() -> str:
       <material name="metal" rgba="0.55 0.57 0.60 1" specular="0.8" shininess="0.8"/>
       <material name="rubber" rgba="0.12 0.12 0.13 1" specular="0.1"/>
       <material name="accent" rgba="0.95 0.55 0.12 1" specular="0.4"/>
-      <material name="cube0" rgba="{CUBE_COLOURS[0]}" specular="0.3" shininess="0.4"/>
-      <material name="cube1" rgba="{CUBE_COLOURS[1]}" specular="0.3" shininess="0.4"/>
+      <material name="cube0" rgba="{CUBE_COLORS[0]}" specular="0.3" shininess="0.4"/>
+      <material name="cube1" rgba="{CUBE_COLORS[1]}" specular="0.3" shininess="0.4"/>
     </asset>"""
 
 
@@ -202,8 +202,8 @@ def wood_pixels(height: int, width: int) -> np.ndarray:
     grain = 0.035 * np.sin(2 * np.pi * 40 * (row + wave)) + 0.02 * np.sin(560 * (row + 0.5 * wave))
     seam = np.where(np.abs(8 * row - np.round(8 * row)) < 0.015, -0.22, 0.0)
     brightness = 1 + tone + grain + seam
-    colour = np.array([196, 158, 116]) * brightness[:, :, None]
-    return np.clip(colour, 0, 255).astype(np.uint8)
+    color = np.array([196, 158, 116]) * brightness[:, :, None]
+    return np.clip(color, 0, 255).astype(np.uint8)
 
 
 def look_at(position: tuple[float, float, float], target: tuple[float, float, float]) -> str:

@@ -61,16 +61,16 @@ class TabletopPhysics:
         positions = self.states[:, 1 : 1 + num_positions].copy()
         velocities = self.states[:, 1 + num_positions :][:, : self.model.nv].copy()
         cubes = positions[:, _NUM_JOINTS:].reshape(num_envs, -1, 7)
-        centres = cubes[:, :, :3]
-        on_cube = centres.shape[1] > 1  # with two cubes the goal rides on the second
+        centers = cubes[:, :, :3]
+        on_cube = centers.shape[1] > 1  # with two cubes the goal rides on the second
         return Scene(
             tool=positions[:, :_NUM_SLIDES] + np.array([0.0, 0.0, TOOL_HOME_HEIGHT]),
             tool_velocity=velocities[:, :_NUM_SLIDES],
             fingers=positions[:, _NUM_SLIDES:_NUM_JOINTS],
-            cubes=centres,
+            cubes=centers,
             cube_quaternions=cubes[:, :, 3:],
             cube_velocities=velocities[:, _NUM_JOINTS:].reshape(num_envs, -1, 6)[:, :, :3],
-            goal=goal_on_cube(centres) if on_cube else self.goals.copy(),
+            goal=goal_on_cube(centers) if on_cube else self.goals.copy(),
         )
 
     def place(self, row: int, start: Start) -> None:

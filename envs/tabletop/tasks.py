@@ -21,17 +21,17 @@ class Scene:
     """The true state of E scenes, in metres and seconds; all float64, in the world frame."""
 
     tool: Array
-    """Tool centre point, between the fingertips (E, 3) [m]."""
+    """Tool center point, between the fingertips (E, 3) [m]."""
     tool_velocity: Array
     """(E, 3) [m/s]."""
     fingers: Array
     """How far each finger is from the middle (E, 2) [m]; 0 is closed."""
     cubes: Array
-    """Centres (E, N, 3) [m]."""
+    """Centers (E, N, 3) [m]."""
     cube_quaternions: Array
     """Orientations, w x y z (E, N, 4) [-]."""
     cube_velocities: Array
-    """Of the centres (E, N, 3) [m/s]."""
+    """Of the centers (E, N, 3) [m/s]."""
     goal: Array
     """Where cube 0 shall be (E, 3) [m]."""
 
@@ -48,7 +48,7 @@ class Start:
     tool: Array
     """Where the gripper hangs (2,) [m], at its home height and open."""
     cubes: Array
-    """Centres (N, 3) [m]."""
+    """Centers (N, 3) [m]."""
     goal: Array
     """Where cube 0 shall be (3,) [m]."""
 
@@ -64,7 +64,7 @@ class Task:
     goal_marker: str | None
     """Shape that shows the goal, a key of `tabletop_model.GOAL_MARKERS`."""
     draw_goal: Callable[[np.random.Generator, Array], Array]
-    """From the cubes' centres (N, 3) [m] to the goal (3,) [m]."""
+    """From the cubes' centers (N, 3) [m] to the goal (3,) [m]."""
     success: Callable[[Scene], Array]
     """Whether each scene is solved (E,) bool."""
 
@@ -73,13 +73,13 @@ def draw_start(task: Task, rng: np.random.Generator) -> Start:
     """Draw the start of one episode; consumes nothing but `rng`."""
     tool = rng.uniform(-0.03, 0.03, 2)
     first = rng.uniform(-0.12, 0.12, 2)
-    centres = [first, first + 0.1 * _direction(rng)][: task.num_cubes]
-    cubes = np.array([[x, y, CUBE_HALF_SIZE] for x, y in centres])
+    centers = [first, first + 0.1 * _direction(rng)][: task.num_cubes]
+    cubes = np.array([[x, y, CUBE_HALF_SIZE] for x, y in centers])
     return Start(tool=tool, cubes=cubes, goal=task.draw_goal(rng, cubes))
 
 
 def goal_on_cube(cubes: Array) -> Array:
-    """Return the place on top of cube 1 (..., 3) [m] from the cubes' centres (..., N, 3) [m]."""
+    """Return the place on top of cube 1 (..., 3) [m] from the cubes' centers (..., N, 3) [m]."""
     return cubes[..., 1, :] + np.array([0.0, 0.0, 2 * CUBE_HALF_SIZE])
 
 

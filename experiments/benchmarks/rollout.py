@@ -71,8 +71,8 @@ def raw_steps_per_second(env: envs.VectorEnv, num_steps: int) -> float:
     return num_steps * env.spec.num_envs / (time.perf_counter() - start)
 
 
-def chunked_steps_per_second(env: envs.Checked, horizon: int, num_chunks: int) -> float:
-    """Return the speed through `Collector`, `ChunkEnv` and `Checked` [1/s]."""
+def chunked_steps_per_second(env: envs.CheckedEnv, horizon: int, num_chunks: int) -> float:
+    """Return the speed through `Collector`, `ChunkEnv` and `CheckedEnv` [1/s]."""
     spec = env.spec
     chunk_env = envs.ChunkEnv(env, horizon, EpisodeSeeds(spec.num_envs, 0, "train"))
     policy = DoNothing((spec.num_envs, horizon, spec.action_dim), spec.device)

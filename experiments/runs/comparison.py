@@ -118,7 +118,7 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
     from matplotlib.figure import Figure
 
     env_ids = sorted({run.summary["env"] for run in runs})
-    names = sorted({run.name for run in runs})  # one colour for each, in all panels
+    names = sorted({run.name for run in runs})  # one color for each, in all panels
     figure = Figure(figsize=(6 * len(env_ids), 4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, env_id in zip(

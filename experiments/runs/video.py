@@ -13,13 +13,13 @@ from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune import envs
-from pitune.policies import FlowActor
+from pitune.policies import LikelihoodActor
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def record_video(config: envs.EnvConfig, actor: FlowActor, file: Path, seed: int) -> bool:
+def record_video(config: envs.EnvConfig, actor: LikelihoodActor, file: Path, seed: int) -> bool:
     """Film four environments side by side for one episode; return whether that was possible.
 
     The same seed shows the same starts, so films before and after can be compared. A machine that
@@ -39,7 +39,7 @@ def record_video(config: envs.EnvConfig, actor: FlowActor, file: Path, seed: int
     return True
 
 
-def _frames(env: envs.Checked, actor: FlowActor, seed: int) -> list[np.ndarray]:
+def _frames(env: envs.CheckedEnv, actor: LikelihoodActor, seed: int) -> list[np.ndarray]:
     """Return the pictures of one episode of every environment, two by two."""
     seeds = envs.EpisodeSeeds(env.spec.num_envs, seed, "test")
     env_idx = torch.arange(env.spec.num_envs, device=env.spec.device)
@@ -60,5 +60,5 @@ def _frames(env: envs.Checked, actor: FlowActor, seed: int) -> list[np.ndarray]:
     return frames
 
 
-def _grid(env: envs.Checked) -> np.ndarray:
+def _grid(env: envs.CheckedEnv) -> np.ndarray:
     return rearrange(env.render().cpu().numpy(), "(a b) y x c -> (a y) (b x) c", a=2)

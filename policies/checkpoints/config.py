@@ -69,7 +69,7 @@ def with_norm_stats(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
     before = policy.preprocessor.config
     if before.normalization == "none":
         raise ValueError(
-            "this policy was saved unnormalised, so norm stats would not be used; load the "
+            "this policy was saved unnormalized, so norm stats would not be used; load the "
             "original checkpoint with norm_stats (--load.norm-stats)"
         )
     preprocessor = replace(

@@ -1,4 +1,4 @@
-"""Checkpoints of every supported format: recognise, load, give back.
+"""Checkpoints of every supported format: recognize, load, give back.
 
     policy = policies.load("pi05_libero", LoadConfig(pipeline="pi05_libero"))
     policies.save(policy, "fine_tuned", format="openpi")
@@ -52,7 +52,7 @@ Format = Literal["pitune", "openpi", "lerobot"]
 _VLM_WEIGHT = VLM + "language_model.layers.0.self_attn.q_proj.weight"
 
 
-def recognise(path: Path) -> str:
+def recognize(path: Path) -> str:
     """Return the format of a checkpoint folder: pitune, orbax, lerobot or openpi.
 
     Raises:
@@ -97,7 +97,7 @@ def load(
         ValueError: a file is damaged or does not fit, or something has to be said in `config`.
     """
     folder, config = Path(path), config or LoadConfig()
-    kind = recognise(folder)
+    kind = recognize(folder)
     refuse_unused(config, kind, folder)
     if kind == "pitune":
         policy = with_settings(with_norm_stats(load_policy(folder), config), config)

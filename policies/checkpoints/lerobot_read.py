@@ -126,7 +126,7 @@ def preprocessor_config(
     family: str,
     state_padding: int | None = None,
 ) -> PreprocessorConfig:
-    """Return lerobot's preprocessing; without stats nothing is normalised.
+    """Return lerobot's preprocessing; without stats nothing is normalized.
 
     Args:
         files: The checkpoint's json files.
@@ -135,7 +135,7 @@ def preprocessor_config(
         state_padding: Width of the state in π0.5's prompt, where the checkpoint does not tell.
 
     Raises:
-        ValueError: the checkpoint normalises in a way that is not supported.
+        ValueError: the checkpoint normalizes in a way that is not supported.
     """
     config = files.config
     state_dim = _width(config, "input_features", "observation.state")
@@ -203,7 +203,7 @@ def _normalization(files: LerobotFolder) -> Normalization:
     state, action = modes.get("STATE", "MEAN_STD"), modes.get("ACTION", "MEAN_STD")
     if state != action or state not in _MODES:
         raise ValueError(
-            f"the checkpoint normalises its state by {state} and its action by {action}; "
+            f"the checkpoint normalizes its state by {state} and its action by {action}; "
             f"supported is one of {sorted(_MODES)} for both"
         )
     return _MODES[state]

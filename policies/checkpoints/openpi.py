@@ -72,7 +72,7 @@ def _stats(values: dict[str, Any]) -> NormStats:
 def preprocessor_config(
     pipeline: Pipeline, stats: tuple[NormStats, NormStats] | None, network: Pi0Config
 ) -> PreprocessorConfig:
-    """Return openpi's preprocessing; without stats nothing is normalised."""
+    """Return openpi's preprocessing; without stats nothing is normalized."""
     state_dim, action_dim = pipeline.state_dim, pipeline.action_dim
     normalization: Normalization
     if stats is None:
@@ -149,7 +149,7 @@ def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]
     expected = "quantile" if network.family == "pi05" else "zscore"
     if config.normalization not in (expected, "none"):
         raise ValueError(
-            f"openpi normalises {network.family} by {expected}, this policy by "
+            f"openpi normalizes {network.family} by {expected}, this policy by "
             f"{config.normalization}; save with format='pitune' or 'lerobot'"
         )
     found = {

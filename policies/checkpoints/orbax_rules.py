@@ -4,7 +4,7 @@ JAX keeps matrices as (in, out), heads as an axis of their own, and all layers o
 leaf; PyTorch keeps (out, in) and one tensor per layer. A rule names the PyTorch parameters that
 one layer of a leaf holds, and the function that takes them out of it.
 Letters: D width of a tower, M hidden width, N query heads, K key and value heads, h head dim,
-C colours, Y, X pixels.
+C colors, Y, X pixels.
 Source: openpi `models/pi0.py`, `models/gemma.py`, `models/siglip.py`.
 """
 

@@ -1,6 +1,6 @@
 """What openpi's released checkpoints were trained with, but do not say.
 
-openpi keeps the horizon, the normalisation, the delta actions, the cameras and the robot's
+openpi keeps the horizon, the normalization, the delta actions, the cameras and the robot's
 dimensions in a Python config of its own, not in the checkpoint. These are those settings, by the
 config's name.
 Source: openpi `training/config.py`, `policies/{libero,droid,aloha}_policy.py`.
@@ -35,7 +35,7 @@ class Pipeline:
     cameras: dict[str, str]
     """The network's cameras, each with the observation's camera that fills it."""
     quantiles: bool
-    """Whether quantiles normalise; otherwise mean and standard deviation."""
+    """Whether quantiles normalize; otherwise mean and standard deviation."""
     discrete_state: bool = False
     """Whether the state stands in the prompt (π0.5)."""
     delta_mask: tuple[bool, ...] = ()

@@ -21,7 +21,7 @@ from pitune.policies.finetuning.trainable import trained_parameters
 class EMA:
     """Average of a module's trained parameters.
 
-    Make it when all is in its place: after `pitune.policies.finetuning.trainable.prepare`, on the
+    Make it when all is in its place: after `pitune.policies.apply_finetuning`, on the
     final device, and before the first gradient step.
 
     Args:
@@ -48,7 +48,7 @@ class EMA:
         if other:
             raise ValueError(
                 f"trained parameters must be float32 to be averaged, but {other} are not; "
-                "policies.finetune.prepare makes them so"
+                "policies.apply_finetuning makes them so"
             )
         self._average = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._inside = False

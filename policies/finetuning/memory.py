@@ -88,7 +88,7 @@ class MemoryReport:
 
 
 def parameter_report(policy: FlowPolicy, batch_size: int = 1) -> MemoryReport:
-    """Return what training a policy needs, after `pitune.policies.finetuning.trainable.prepare`.
+    """Return what training a policy needs, after `pitune.policies.apply_finetuning`.
 
     Args:
         policy: Whose parameters say by `requires_grad` whether they are trained.

@@ -63,7 +63,7 @@ class FinetuneConfig:
             )
 
 
-def prepare(policy: FlowPolicy, config: FinetuneConfig) -> None:
+def apply_finetuning(policy: FlowPolicy, config: FinetuneConfig) -> None:
     """Make a policy ready to be trained: adapters, what is trained, precisions, checkpointing.
 
     Adapters that the policy came with are folded into its weights first.

@@ -6,7 +6,7 @@ the π0 paper counts the other way. It is stated here, tested, and converted now
     x_t = t * noise + (1 - t) * action,      velocity = noise - action,      x <- x - dt * velocity
 
 Letters: B rows, M points of flow time per row, K flow steps, H action horizon, A action dim.
-All points are normalised actions; chains and densities are float32.
+All points are normalized actions; chains and densities are float32.
 
 A *transition kernel* turns one flow step into a Gaussian, and the same function samples and scores
 it: a sampler and a scorer that disagree is this field's commonest defect.
@@ -167,7 +167,7 @@ class FlowNoise:
     """
 
     std: Callable[[FlowOutput, Tensor], Tensor]
-    """`(output, flow_time (B, M)) -> (B, M, H, A)`, the standard deviation [normalised action]."""
+    """`(output, flow_time (B, M)) -> (B, M, H, A)`, the standard deviation [normalized action]."""
     mask: Tensor | None = None
 
     def __call__(self, x: Tensor, output: FlowOutput, step: Tensor, grid: TimeGrid) -> Transition:

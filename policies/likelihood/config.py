@@ -45,11 +45,11 @@ class LikelihoodConfig:
     noise_level: float = 0.5
     """Flow-SDE's noise; see `FlowSDE` [-]."""
     noise_std_min: float = 0.08
-    """Flow-Noise: least standard deviation [normalised action]."""
+    """Flow-Noise: least standard deviation [normalized action]."""
     noise_std_max: float = 0.16
     """Flow-Noise: greatest standard deviation; equal to the least for a constant noise."""
     head_std: float = 0.1
-    """velocity_gaussian: a flow step's standard deviation before training [normalised action]."""
+    """velocity_gaussian: a flow step's standard deviation before training [normalized action]."""
     num_draws: int = 8
     """flow_matching: draws of noise and flow time per decision, kept from acting to learning."""
     draw_times: DrawTimes = "training"
@@ -60,7 +60,7 @@ class LikelihoodConfig:
     """flow_matching: a draw's loss counts as at most this, so that no single one rules a ratio."""
     action_noise: float = 0.0
     """flow_matching: standard deviation of noise on the chunk while exploring; the flow's own
-    spread, which is all that there is without it, may be too little to learn from [normalised
+    spread, which is all that there is without it, may be too little to learn from [normalized
     action]."""
     num_probes: int = 0
     """ode: probes of Hutchinson's divergence; 0 is the full one, H * A backward passes."""
@@ -122,7 +122,7 @@ class NoiseNetwork(nn.Module):
         self.net = nn.Sequential(*layers, head)
 
     def forward(self, output: FlowOutput, flow_time: Tensor) -> Tensor:
-        """Return the standard deviation (N, M, H, A) [normalised action]."""
+        """Return the standard deviation (N, M, H, A) [normalized action]."""
         if output.hidden is None:
             raise ValueError("Flow-Noise needs the network's hidden features, but there are none")
         fraction = 0.5 * (torch.tanh(self.net(output.hidden.float())) + 1)
@@ -139,7 +139,7 @@ class VelocityHead(nn.Module):
     Args:
         width: D, of the features.
         action_dim: A.
-        std: Of a flow step at the start [normalised action].
+        std: Of a flow step at the start [normalized action].
         dt: Length of a flow step [flow time].
     """
 
@@ -151,7 +151,7 @@ class VelocityHead(nn.Module):
         nn.init.constant_(self.head.bias, math.log(std / dt))
 
     def forward(self, output: FlowOutput, flow_time: Tensor) -> Tensor:
-        """Return a flow step's standard deviation (N, M, H, A) [normalised action]."""
+        """Return a flow step's standard deviation (N, M, H, A) [normalized action]."""
         if output.hidden is None:
             raise ValueError(
                 "the velocity head needs the network's hidden features: there are none"

@@ -17,7 +17,7 @@ Family = Literal["pi0", "pi05"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pi0Config:
-    """Sizes of the network, in normalised model space."""
+    """Sizes of the network, in normalized model space."""
 
     state_dim: int
     """S, the width of the state token's input (π0)."""

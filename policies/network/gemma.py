@@ -110,7 +110,7 @@ class AdaptiveRMSNorm(nn.Module):
 
         Args:
             x: Tokens; L is a multiple of M.
-            condition: (N, M, D); each holds for L / M neighbouring tokens.
+            condition: (N, M, D); each holds for L / M neighboring tokens.
         """
         if condition is None:
             raise ValueError("an adaptive norm needs a condition; π0.5's is the flow time")
@@ -226,7 +226,7 @@ class Gemma(nn.Module):
             mask: True where a token may look (N, 1, L, P + L); everywhere by default, which is
                 right within one block without padding.
             cache: Keys and values of the blocks before.
-            condition: Of adaptive norms (N, M, D), each for L / M neighbouring tokens.
+            condition: Of adaptive norms (N, M, D), each for L / M neighboring tokens.
         """
         rotation = rotary_angles(positions, self.config.head_dim)
         after: Cache = []

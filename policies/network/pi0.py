@@ -117,7 +117,7 @@ class Pi0(nn.Module):
         """Return the context of observations; no flow step changes it.
 
         Args:
-            state: Normalised states (N, S); π0.5 does not read them.
+            state: Normalized states (N, S); π0.5 does not read them.
             images: (N, V, 3, Y, X) in [-1, 1].
             image_mask: Which cameras are there (N, V); all by default.
             tokens: Prompts (N, L) int64.
@@ -224,7 +224,7 @@ class Pi0(nn.Module):
 
         Args:
             context: Encoded observations of N rows.
-            x: Noisy action chunks (N, M, H, A) [normalised action].
+            x: Noisy action chunks (N, M, H, A) [normalized action].
             flow_time: (N, M).
         """
         n, m, horizon, _ = x.shape
@@ -259,7 +259,7 @@ class Pi0(nn.Module):
 def flow_time_embedding(flow_time: Tensor, width: int) -> Tensor:
     """Return sines and cosines of the flow time (..., width), float32.
 
-    Periods are geometric from 4e-3 to 4, so that neighbouring steps of a fine grid differ too.
+    Periods are geometric from 4e-3 to 4, so that neighboring steps of a fine grid differ too.
     Computed in double precision, as the reference does: the shortest period amplifies rounding.
     """
     fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=flow_time.device)

@@ -49,7 +49,7 @@ def network_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
 
 
 def _resize_bytes(image: Tensor, size: int) -> Tensor:
-    """Resize as openpi does: centred, antialiased, black bars, rounded to bytes."""
+    """Resize as openpi does: centered, antialiased, black bars, rounded to bytes."""
     if image.shape[-2:] != (size, size):
         rows = [_resize_picture(row, size) for row in image.permute(0, 2, 3, 1).cpu().numpy()]
         image = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).to(image.device)
@@ -66,7 +66,7 @@ def _resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def _resize_floats(image: Tensor, size: int) -> Tensor:
-    """Resize as lerobot does: centred, not antialiased, black bars, not rounded."""
+    """Resize as lerobot does: centered, not antialiased, black bars, not rounded."""
     scaled = image.float() / 255
     if image.shape[-2:] == (size, size):
         return scaled

@@ -1,4 +1,4 @@
-"""From robot units to the network's normalised space and back.
+"""From robot units to the network's normalized space and back.
 
 Every step that openpi and lerobot do differently is a field here, chosen by the loader from the
 source's format and stored in `policy.json` with the norm stats.
@@ -30,7 +30,7 @@ class PreprocessorConfig:
 
     state: NormStats
     action: NormStats
-    """Of what is normalised: with `delta_mask`, of actions relative to the state."""
+    """Of what is normalized: with `delta_mask`, of actions relative to the state."""
     normalization: Normalization = "zscore"
     """Subtract the mean and divide by the standard deviation; or map 1 % .. 99 % to -1 .. 1."""
     epsilon: float = 1e-6

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 NUM_BINS = 256
-"""Levels of a discretised state between -1 and 1."""
+"""Levels of a discretized state between -1 and 1."""
 
 
 class Encoder(Protocol):
@@ -34,7 +34,7 @@ class PromptConfig:
     """Whether space around the words is removed and underscores and newlines become spaces:
     openpi does it, lerobot does for π0.5 only."""
     discrete_state: bool = False
-    """Whether the normalised state stands in the prompt, in whole numbers (π0.5)."""
+    """Whether the normalized state stands in the prompt, in whole numbers (π0.5)."""
     state_padding: int = 0
     """Width to which the state is padded with zeros before that (lerobot 0.4 did, 32); 0 for none.
     """
@@ -47,18 +47,18 @@ def prompt_text(instruction: str, state: Tensor | None, config: PromptConfig) ->
 
     Args:
         instruction: What the robot is told.
-        state: One normalised state (S), for `discrete_state`.
+        state: One normalized state (S), for `discrete_state`.
         config: Whether the instruction is cleaned.
     """
     if config.clean:
         instruction = instruction.strip().replace("_", " ").replace("\n", " ")
     if state is None:
         return instruction if instruction.endswith("\n") else instruction + "\n"
-    numbers = " ".join(str(number) for number in discretise(state).tolist())
+    numbers = " ".join(str(number) for number in discretize(state).tolist())
     return f"Task: {instruction}, State: {numbers};\nAction: "
 
 
-def discretise(state: Tensor) -> Tensor:
+def discretize(state: Tensor) -> Tensor:
     """Return the bin of each number (int64): 0 .. 255 between -1 and 1, -1 below, 255 above."""
     edges = torch.linspace(-1, 1, NUM_BINS + 1, dtype=torch.float64)[:-1]
     return torch.bucketize(state.double().cpu(), edges, right=True) - 1
@@ -71,7 +71,7 @@ def tokenize(
 
     Args:
         instructions: One per row.
-        state: Normalised states without padding (N, S).
+        state: Normalized states without padding (N, S).
         config: How.
         encoder: The tokenizer.
     """

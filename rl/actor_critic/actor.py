@@ -14,20 +14,20 @@ from tensordict.nn import InteractionType
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.network.pi0 import Context
 from pitune.policies.steering import pack, unpack
 
 LARGEST_STATE = 5.0
-"""Critics and noise models read states cut here [normalised]. A dimension that hardly moved in a
+"""Critics and noise models read states cut here [normalized]. A dimension that hardly moved in a
 few demonstrations is 80 where it does move, and its gradients keep Adam from fitting the rest."""
 
 Perturbation = Callable[[Tensor], Tensor]
-"""From what a critic reads (N, D) to noise on the executed actions (N, h * d) [normalised]."""
+"""From what a critic reads (N, D) to noise on the executed actions (N, h * d) [normalized]."""
 
 
-class ExploringActor(FlowActor):
+class ExploringActor(LikelihoodActor):
     """Acts as deployed, and in `ExplorationType.RANDOM` adds noise to the finished chunk.
 
     Args:
@@ -85,7 +85,7 @@ def read(policy: FlowPolicy, rows: TensorDictBase, context: Context | None = Non
 
 
 def decide(policy: FlowPolicy, context: Context, noise: Tensor) -> Tensor:
-    """Return the executed actions (N, h * d) [normalised] of noise (N, H, A), with gradients."""
+    """Return the executed actions (N, h * d) [normalized] of noise (N, H, A), with gradients."""
     point = integrate(policy.field(context), noise, policy.grid, policy.sampler.solver)
     executed = point[:, : policy.sampler.execution_horizon, : policy.preprocessor.action_dim]
     return executed.flatten(1)

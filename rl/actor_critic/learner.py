@@ -29,7 +29,7 @@ from pitune.rl.actor_critic.actor import decide, encode, kept_prefix, read
 from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig, means
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
-from pitune.rl.experience.transitions import in_parts, next_encoded, normalised_chunk, transitions
+from pitune.rl.experience.transitions import in_parts, next_encoded, normalized_chunk, transitions
 from pitune.rl.policy_gradient.reference import frozen_copy
 
 
@@ -53,7 +53,7 @@ class ActorCriticConfig:
     """Weight of flow matching on the demonstrations beside the value, which is scaled to 1 [-]."""
     anchor_coefficient: float = 3.0
     """Weight of the squared distance between what the policy and the pretrained one make of the
-    same noise, mean over executed entries [1 / normalised action squared]. It bounds how far the
+    same noise, mean over executed entries [1 / normalized action squared]. It bounds how far the
     policy follows critics that are wrong; 0 lets go, and saves a copy of what is trained."""
 
     keep_prefix: bool = True
@@ -139,7 +139,7 @@ class FlowActorCritic:
         if self.keep_prefix:
             seen["prefix"] = rollout["prefix"]
             then["prefix"] = next_encoded(rollout, rollout["prefix"], self._encode_prefix)
-        before = {"obs": seen, "chunk": normalised_chunk(self.policy, rollout)}
+        before = {"obs": seen, "chunk": normalized_chunk(self.policy, rollout)}
         memory.replay.push(transitions(rollout, before, {"obs": then}))
 
     def demonstrated(self, num_steps: int) -> TensorDict:
@@ -159,7 +159,7 @@ class FlowActorCritic:
         after = TensorDict({"obs": then, "elapsed": rows["next", "elapsed"]}, [len(rows)])
         booked = rows.exclude("action", "next", *table.obs)
         booked["obs"], booked["next"] = seen, after
-        return booked.set("chunk", normalised_chunk(self.policy, rows))
+        return booked.set("chunk", normalized_chunk(self.policy, rows))
 
     def _kept(self, rows: TensorDictBase) -> TensorDictBase:
         """Return what a memory keeps of observations, without their prefix."""

@@ -3,7 +3,7 @@
 Letters: N members, B rows, D input width.
 Sources: Chen et al. 2021 (REDQ: targets from a random subset of many critics); Ball et al. 2023
 (RLPD: layer norm bounds what critics say of actions that nobody took); Lillicrap et al. 2015 (the
-head's initialisation).
+head's initialization).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pessimism = Literal["min", "mean"]
 
 
 class EnsembleLinear(nn.Module):
-    """N linear layers side by side, each initialised as `nn.Linear` is.
+    """N linear layers side by side, each initialized as `nn.Linear` is.
 
     Args:
         num: N.

@@ -1,4 +1,4 @@
-"""Behaviour cloning: flow matching on demonstrations. It makes the policy that RL then improves.
+"""Behavior cloning: flow matching on demonstrations. It makes the policy that RL then improves.
 
 As a registered algorithm it is also a control: continuing it for the time that RL took shows what
 more cloning would have brought. It learns from no rollout.
@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.policies.finetuning.ema import EMA
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.experience.demonstrations import demonstrations_for
@@ -129,13 +129,13 @@ class CloningStep:
 
 
 @register("bc", BCConfig)
-class BehaviourCloning(Algorithm[BCConfig]):
+class BehaviorCloning(Algorithm[BCConfig]):
     """Clones demonstrations, `gradient_steps` at a time."""
 
     needs = Needs(rollouts=False)
 
     def __init__(self, config: BCConfig, policy: FlowPolicy) -> None:
-        super().__init__(config, FlowActor(policy, LikelihoodConfig()))
+        super().__init__(config, LikelihoodActor(policy, LikelihoodConfig()))
         self.chunks = demonstrations_for(policy, config.demonstrations).chunks(
             policy.chunk_shape[0]
         )

@@ -28,7 +28,7 @@ from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
 from pitune.rl.algorithms.dgn_noise import DifferenceModel, fit
 from pitune.rl.experience.demonstrations import demonstrations_for
-from pitune.rl.experience.transitions import in_parts, normalised_chunk
+from pitune.rl.experience.transitions import in_parts, normalized_chunk
 from pitune.rl.registry import register
 
 
@@ -37,7 +37,7 @@ class DGNConfig(AlgorithmConfig):
     """Exploration noise shaped by demonstrations, around an off-policy learner.
 
     The paper's baselines are settings: `noise="equal_size"` or "gaussian" for the same learner
-    with plain noise, `learner.cloning_coefficient` for regularisation by cloning.
+    with plain noise, `learner.cloning_coefficient` for regularization by cloning.
     """
 
     learner: ActorCriticConfig = field(
@@ -50,7 +50,7 @@ class DGNConfig(AlgorithmConfig):
     """The fitted Gaussian; white noise of its size at each observation; white noise of
     `exploration_std`; or that of the flow's starting points alone."""
     exploration_std: float = 0.1
-    """Of white noise, and of what follows when `schedule` switches off [normalised action]."""
+    """Of white noise, and of what follows when `schedule` switches off [normalized action]."""
     learn_mean: bool = False
     """Whether the difference's mean is learned too (the paper's full residual), or is zero."""
     shuffle_differences: bool = False
@@ -145,7 +145,7 @@ class DGN(Algorithm[DGNConfig]):
     def differences(self) -> tuple[Tensor, Tensor]:
         """Return what is read of demonstrations (N, D) and their differences (N, h * d).
 
-        A difference is demonstrated minus own executed action [normalised action]. The policy's
+        A difference is demonstrated minus own executed action [normalized action]. The policy's
         own action is that of zero noise: drawn noise would add the policy's spread to it.
         """
         policy = self.actor.policy
@@ -155,7 +155,7 @@ class DGN(Algorithm[DGNConfig]):
             nothing = torch.zeros(len(rows), *policy.chunk_shape, device=policy.device)
             own = decide(policy, context, nothing)
             found = {"read": read(policy, rows, context)}
-            found["difference"] = normalised_chunk(policy, rows) - own
+            found["difference"] = normalized_chunk(policy, rows) - own
             return TensorDict(found, batch_size=[len(rows)])
 
         found = in_parts(self.demonstrated, difference)
@@ -172,7 +172,7 @@ class DGN(Algorithm[DGNConfig]):
         return 1.0
 
     def perturbation(self, seen: Tensor) -> Tensor:
-        """Return exploration noise (N, h * d) [normalised action] for what is read (N, D)."""
+        """Return exploration noise (N, h * d) [normalized action] for what is read (N, D)."""
         config, scale = self.config, self.noise_scale()
         if config.noise == "gaussian" or scale == 0:
             shape = (len(seen), self.learner.chunk_dim)

@@ -23,7 +23,7 @@ from torch.nn.functional import softplus
 
 Shape = Literal["data_guided", "equal_size"]
 MIN_DIAGONAL = 1e-5
-"""Least diagonal entry of the covariance's factor [normalised action]."""
+"""Least diagonal entry of the covariance's factor [normalized action]."""
 
 
 class DifferenceModel(nn.Module):
@@ -55,7 +55,7 @@ class DifferenceModel(nn.Module):
         self.net = nn.Sequential(*layers, nn.Linear((in_dim, *hidden)[-1], out_dim)).eval()
 
     def forward(self, read: Tensor) -> MultivariateNormal:
-        """Return the distribution of the difference (N, X) [normalised action]."""
+        """Return the distribution of the difference (N, X) [normalized action]."""
         out = self.net(read)
         lower = out.new_zeros(len(read), self.dim, self.dim)
         lower[:, self.rows, self.columns] = out[:, : len(self.rows)]
@@ -68,7 +68,7 @@ class DifferenceModel(nn.Module):
 
     @torch.no_grad()
     def sample(self, read: Tensor, shape: Shape = "data_guided") -> Tensor:
-        """Return noise (N, X) [normalised action].
+        """Return noise (N, X) [normalized action].
 
         Args:
             read: What is read of the observations (N, D).

@@ -30,7 +30,7 @@ from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig, means
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
-from pitune.rl.experience.transitions import in_parts, next_encoded, normalised_chunk, transitions
+from pitune.rl.experience.transitions import in_parts, next_encoded, normalized_chunk, transitions
 from pitune.rl.registry import register
 
 
@@ -150,7 +150,7 @@ class DSRL(Algorithm[DSRLConfig]):
         before = {
             "encoded": rollout["encoded"],
             "latent": rollout["latent"],
-            "chunk": normalised_chunk(self.policy, rollout),
+            "chunk": normalized_chunk(self.policy, rollout),
         }
         after = {"encoded": next_encoded(rollout, rollout["encoded"], self.actor.encode)}
         if self.aliased and not self.config.keep_context:
@@ -173,7 +173,7 @@ class DSRL(Algorithm[DSRLConfig]):
                 place["obs"] = seen.select(*self.actor.in_keys)
         latent_dim = self.policy.noise_actor.latent_dim
         booked["latent"] = torch.zeros(len(rows), latent_dim, device=self.policy.device)
-        return booked.set("chunk", normalised_chunk(self.policy, rows))
+        return booked.set("chunk", normalized_chunk(self.policy, rows))
 
     def round(self) -> dict[str, float]:
         """Take one step of the critics, and every `actor_every` one of what learns from them."""
@@ -241,7 +241,7 @@ class DSRL(Algorithm[DSRLConfig]):
         return torch.where(from_actor, own, normal)
 
     def chunk_of(self, rows: TensorDictBase, latent: Tensor) -> Tensor:
-        """Return the actions (B, h * d) [normalised] that the frozen flow makes of latents."""
+        """Return the actions (B, h * d) [normalized] that the frozen flow makes of latents."""
         if self.config.keep_context:
             context = unpack(rows["encoded", "context"])
         else:

@@ -153,24 +153,24 @@ class EPO(Algorithm[EPOConfig]):
         """Return the other members' decisions (B) as the master is to learn from them.
 
         Their value targets look one decision ahead with the master's own values, because what
-        follows was not its doing. `centre` is the master's old log-ratio to who acted: it is
+        follows was not its doing. `center` is the master's old log-ratio to who acted: it is
         around this that its ratio is clipped.
         """
         ppo = self.config.ppo
-        relabelled = rollout.copy()
-        relabelled["member"] = torch.zeros_like(rollout["member"])
-        relabelled["next", "member"] = relabelled["member"]
-        relabelled["state_value"] = self.critic.value(relabelled)
-        relabelled["next", "state_value"] = self.critic.value(relabelled["next"])
-        advantage, target = generalized_advantage(relabelled, ppo.discount, 0.0, ppo.time_limit)
-        relabelled["advantage"], relabelled["value_target"] = advantage, target
+        relabeled = rollout.copy()
+        relabeled["member"] = torch.zeros_like(rollout["member"])
+        relabeled["next", "member"] = relabeled["member"]
+        relabeled["state_value"] = self.critic.value(relabeled)
+        relabeled["next", "state_value"] = self.critic.value(relabeled["next"])
+        advantage, target = generalized_advantage(relabeled, ppo.discount, 0.0, ppo.time_limit)
+        relabeled["advantage"], relabeled["value_target"] = advantage, target
         chosen = (rollout["member"] != 0) & ~rollout["next", "invalid"].squeeze(-1)
         keys = [*self.actor.in_keys, *self.critic.in_keys, *self.actor.out_keys]
         keys += ["advantage", "value_target", "state_value"]
-        batch = relabelled.select(*dict.fromkeys(keys))[chosen]
-        centre = [log_ratios(self.actor, part)[0] for part in batch.split(ppo.minibatch_size)]
-        batch["centre"] = torch.cat(centre)
-        near = (batch["centre"].abs() <= self.config.log_ratio_cap).all(1)
+        batch = relabeled.select(*dict.fromkeys(keys))[chosen]
+        center = [log_ratios(self.actor, part)[0] for part in batch.split(ppo.minibatch_size)]
+        batch["center"] = torch.cat(center)
+        near = (batch["center"].abs() <= self.config.log_ratio_cap).all(1)
         batch["advantage"] = standardize(batch["advantage"])
         return batch[near]
 
@@ -195,7 +195,7 @@ class EPO(Algorithm[EPOConfig]):
             ppo.clip_low,
             ppo.clip_high,
             ppo.dual_clip,
-            centre=others["centre"],
+            center=others["center"],
         )
         return -gain.mean()
 

@@ -19,7 +19,7 @@ from tensordict.nn import InteractionType
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig, Preprocessor
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig, Preprocessor
 from pitune.policies.network.pi0 import Context
 from pitune.rl.policy_gradient.value import ValueCritic
 
@@ -58,7 +58,7 @@ class Population(nn.Module):
         return len(self.genes)
 
     def members(self, num_rows: int) -> Tensor:
-        """Return who owns each of N environments (N,): equal shares of neighbours.
+        """Return who owns each of N environments (N,): equal shares of neighbors.
 
         Raises:
             ValueError: they do not divide.
@@ -73,7 +73,7 @@ class Population(nn.Module):
         return float(torch.pdist(self.genes.detach()).mean()) if len(self) > 1 else 0.0
 
 
-class PopulationActor(FlowActor):
+class PopulationActor(LikelihoodActor):
     """An actor whose environments belong to members; as deployed it acts as the best.
 
     Args:

@@ -1,4 +1,4 @@
-"""Filtered behaviour cloning: clone the policy's own successes.
+"""Filtered behavior cloning: clone the policy's own successes.
 
 The simplest thing that learns from success. A control more than a method: what PPO brings beyond
 this is what its advantages bring. Also known as rejection fine-tuning or expert iteration.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.bc import BCConfig, CloningStep, clone
 from pitune.rl.registry import register
@@ -36,7 +36,7 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
     needs = Needs(success_signal=True)
 
     def __init__(self, config: FilteredBCConfig, policy: FlowPolicy) -> None:
-        super().__init__(config, FlowActor(policy, config.likelihood))
+        super().__init__(config, LikelihoodActor(policy, config.likelihood))
         self.step = CloningStep(policy, config.cloning)
         self.optimizers["policy"] = self.step.optimizer
 

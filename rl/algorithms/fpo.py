@@ -25,7 +25,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
 from pitune.rl.algorithms.ppo import critic_loss
 from pitune.rl.gradient_step import Loss, descend, minibatches, run_epochs
@@ -97,7 +97,7 @@ class FPO(Algorithm[FPOConfig]):
     """Actor, critic and update of FPO."""
 
     def __init__(self, config: FPOConfig, policy: FlowPolicy) -> None:
-        super().__init__(config, FlowActor(policy, config.likelihood))
+        super().__init__(config, LikelihoodActor(policy, config.likelihood))
         self.critic = ValueCritic(policy.preprocessor, policy.feature_dim).to(policy.device)
         self.networks["critic"] = self.critic
         clip = (config.clip_low, config.clip_high)

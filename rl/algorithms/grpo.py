@@ -1,6 +1,6 @@
 """Flow GRPO: episodes from the same start, judged against each other; no critic.
 
-Neighbouring environments play the same starts (`pitune.envs.seeding`). An episode's advantage is
+Neighboring environments play the same starts (`pitune.envs.seeding`). An episode's advantage is
 how much better it scored than its group, and all its decisions share it; the ratio is that of flow
 PPO. Groups whose episodes all ended alike say nothing and are dropped, before any shaped reward
 could make noise of them; more rollouts of the same policy are added until enough groups are left.
@@ -22,7 +22,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.gradient_step import descend, minibatches, run_epochs
 from pitune.rl.policy_gradient.advantage import GroupScale, group_relative
@@ -85,7 +85,7 @@ class GRPO(Algorithm[GRPOConfig]):
     """GRPO whose action is a whole chunk and whose likelihood is that of its chain."""
 
     def __init__(self, config: GRPOConfig, policy: FlowPolicy) -> None:
-        super().__init__(config, FlowActor(policy, config.likelihood))
+        super().__init__(config, LikelihoodActor(policy, config.likelihood))
         self.needs = Needs(group_size=config.group_size, whole_episodes=True, success_signal=True)
         clip = (config.clip_low, config.clip_high)
         self.loss = PolicyLoss(

@@ -22,7 +22,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
 from pitune.rl.gradient_step import descend, minibatches, run_epochs
 from pitune.rl.policy_gradient.advantage import TimeLimit
@@ -108,8 +108,8 @@ class PPOConfig(AlgorithmConfig):
             raise ValueError(f"dual_clip={self.dual_clip} must be above 1; infinite is none")
 
 
-def policy_loss(actor: FlowActor, config: PPOConfig) -> PolicyLoss:
-    """Return PPO's loss for an actor, with the config's clips and regularisation."""
+def policy_loss(actor: LikelihoodActor, config: PPOConfig) -> PolicyLoss:
+    """Return PPO's loss for an actor, with the config's clips and regularization."""
     clip = (config.clip_low, config.clip_high)
     surrogate = partial(
         clipped_surrogate, clip_low=clip[0], clip_high=clip[1], dual_clip=config.dual_clip
@@ -137,7 +137,7 @@ class PPO(Algorithm[PPOConfig]):
     """PPO whose action is a whole chunk and whose likelihood is that of its chain."""
 
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
-        super().__init__(config, FlowActor(policy, config.likelihood))
+        super().__init__(config, LikelihoodActor(policy, config.likelihood))
         self.critic = ValueCritic(policy.preprocessor, policy.feature_dim).to(policy.device)
         self.networks["critic"] = self.critic
         self.loss = policy_loss(self.actor, config)

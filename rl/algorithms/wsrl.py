@@ -37,10 +37,10 @@ class WSRLConfig(AlgorithmConfig):
     learner: ActorCriticConfig = field(default_factory=ActorCriticConfig)
     """Critics, memory, warm-up, and how the policy follows the critics."""
     exploration_std: float = 0.2
-    """Gaussian noise on the executed actions after the warm-up [normalised action]."""
+    """Gaussian noise on the executed actions after the warm-up [normalized action]."""
     warmup_std: float = 0.3
     """The same during the warm-up. A clone hardly varies its actions, so that critics fitted to its
-    own alone do not know which way to go [normalised action]."""
+    own alone do not know which way to go [normalized action]."""
 
     def with_demonstrations(self, file: Path) -> WSRLConfig:
         return replace(self, learner=self.learner.with_demonstrations(file))
@@ -89,6 +89,6 @@ class WSRL(Algorithm[WSRLConfig]):
         return self.config.warmup_std if warming_up else self.config.exploration_std
 
     def _gaussian(self, seen: Tensor) -> Tensor:
-        """Return noise (N, h * d) [normalised action]."""
+        """Return noise (N, h * d) [normalized action]."""
         shape = (len(seen), self.learner.chunk_dim)
         return self._std() * torch.randn(shape, device=seen.device)

@@ -1,6 +1,6 @@
 """Success rates that can be believed: the same number of episodes in every environment.
 
-Stopping after the first n finished episodes favours short ones, and successes are short. Here each
+Stopping after the first n finished episodes favors short ones, and successes are short. Here each
 environment plays its quota, from starts that training never sees and that every evaluation shares,
 so that two policies can be compared pair by pair. The training's random numbers are not touched.
 """
@@ -16,8 +16,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from pitune.envs import Checked, ChunkEnv, EpisodeSeeds, Split
-from pitune.policies import FlowActor
+from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, Split
+from pitune.policies import LikelihoodActor
 from pitune.rl.evaluation.statistics import wilson_interval
 from pitune.rl.experience.rollouts import check_fit
 
@@ -85,8 +85,8 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    env: Checked,
-    actor: FlowActor,
+    env: CheckedEnv,
+    actor: LikelihoodActor,
     num_episodes: int,
     *,
     seed: int = 0,
@@ -134,7 +134,7 @@ def evaluate(
 
 def _play(
     chunk_env: ChunkEnv,
-    actor: FlowActor,
+    actor: LikelihoodActor,
     quota: int,
     on_step: Callable[[Tensor], None] | None,
 ) -> list[list[dict[str, Any]]]:

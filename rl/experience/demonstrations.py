@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from torch import Tensor
 
-from pitune.envs import Checked, EpisodeSeeds
+from pitune.envs import CheckedEnv, EpisodeSeeds
 from pitune.policies import FlowPolicy
 
 
@@ -152,7 +152,7 @@ def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
     return found
 
 
-def collect_demonstrations(env: Checked, num_episodes: int, seed: int) -> Demonstrations:
+def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Demonstrations:
     """Let the environment's expert act, and keep its first `num_episodes` successes.
 
     "First" is by round and environment, not by time: keeping what finishes first would keep the
@@ -182,7 +182,7 @@ def collect_demonstrations(env: Checked, num_episodes: int, seed: int) -> Demons
     )
 
 
-def _expert_round(env: Checked, seeds: EpisodeSeeds) -> list[TensorDict]:
+def _expert_round(env: CheckedEnv, seeds: EpisodeSeeds) -> list[TensorDict]:
     """Play one episode in every environment and return the successful ones, in order."""
     num_envs = env.spec.num_envs
     env_idx = torch.arange(num_envs, device=env.spec.device)

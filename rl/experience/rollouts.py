@@ -9,7 +9,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.envs import ExplorationType
 
-from pitune.envs import Checked, ChunkEnv, EnvSpec, EpisodeSeeds
+from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds
 from pitune.policies import FlowPolicy
 from pitune.rl.algorithm import Algorithm
 
@@ -75,7 +75,9 @@ class Rollouts:
         ValueError: the policy or the environment does not fit, or no whole episode fits in.
     """
 
-    def __init__(self, env: Checked, algorithm: Algorithm[Any], num_chunks: int, seed: int) -> None:
+    def __init__(
+        self, env: CheckedEnv, algorithm: Algorithm[Any], num_chunks: int, seed: int
+    ) -> None:
         check_fit(algorithm.actor.policy, env.spec)
         check_needs(algorithm, env.spec)
         algorithm.actor.policy.tasks = env.spec.tasks
@@ -93,7 +95,7 @@ class Rollouts:
     def _whole_episodes(self, num_chunks: int) -> tuple[int, int]:
         """Return how many episodes surely fit into so many chunks, and how many chunks they need.
 
-        What counted by chance would favour short episodes, and successes are short.
+        What counted by chance would favor short episodes, and successes are short.
         """
         horizon = self.algorithm.actor.policy.sampler.execution_horizon
         longest = -(-self.env.spec.max_episode_steps // horizon)

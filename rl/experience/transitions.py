@@ -44,11 +44,11 @@ def transitions(
 Encoded = TypeVar("Encoded", Tensor, TensorDictBase)
 
 
-def normalised_chunk(policy: FlowPolicy, decisions: TensorDictBase) -> Tensor:
-    """Return the actions (..., h * d) [normalised] of decisions (...) with `action` and `state`."""
+def normalized_chunk(policy: FlowPolicy, decisions: TensorDictBase) -> Tensor:
+    """Return the actions (..., h * d) [normalized] of decisions (...) with `action` and `state`."""
     action, state = (decisions[key].to(policy.device) for key in ("action", "state"))
-    normalised = policy.preprocessor.normalize_action(action, state)
-    return normalised[..., : policy.preprocessor.action_dim].flatten(-2)
+    normalized = policy.preprocessor.normalize_action(action, state)
+    return normalized[..., : policy.preprocessor.action_dim].flatten(-2)
 
 
 ENCODED_ROWS = 64

@@ -71,9 +71,9 @@ def standardize(advantage: Tensor, epsilon: float = 1e-5) -> Tensor:
 
     Advantages that are all equal become 0, not noise divided by nothing.
     """
-    centred = advantage - advantage.mean()
-    std = centred.square().mean().sqrt()
-    return centred / (std + epsilon) if std > epsilon else torch.zeros_like(advantage)
+    centered = advantage - advantage.mean()
+    std = centered.square().mean().sqrt()
+    return centered / (std + epsilon) if std > epsilon else torch.zeros_like(advantage)
 
 
 def group_relative(
@@ -93,9 +93,9 @@ def group_relative(
     """
     weight = counted.to(score.dtype)
     num = weight.sum(1, keepdim=True).clamp(min=1)
-    centred = (score - (score * weight).sum(1, keepdim=True) / num) * weight
+    centered = (score - (score * weight).sum(1, keepdim=True) / num) * weight
     if scale == "group":
-        return centred / ((centred.square().sum(1, keepdim=True) / num).sqrt() + epsilon)
+        return centered / ((centered.square().sum(1, keepdim=True) / num).sqrt() + epsilon)
     if scale == "batch":
-        return centred / ((centred.square().sum() / weight.sum().clamp(min=1)).sqrt() + epsilon)
-    return centred
+        return centered / ((centered.square().sum() / weight.sum().clamp(min=1)).sqrt() + epsilon)
+    return centered

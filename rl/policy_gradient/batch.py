@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowActor, FlowPolicy
+from pitune.policies import FlowPolicy, LikelihoodActor
 from pitune.rl.experience.transitions import in_parts, next_encoded
 from pitune.rl.policy_gradient.advantage import TimeLimit, generalized_advantage, standardize
 from pitune.rl.policy_gradient.value import ValueCritic, explained_variance
@@ -18,7 +18,7 @@ from pitune.rl.policy_gradient.value import ValueCritic, explained_variance
 @torch.no_grad()
 def judged_decisions(
     rollout: TensorDictBase,
-    actor: FlowActor,
+    actor: LikelihoodActor,
     critic: ValueCritic,
     *,
     discount: float,
@@ -28,7 +28,7 @@ def judged_decisions(
 ) -> tuple[TensorDictBase, dict[str, float]]:
     """Return the valid decisions (B) of a rollout (E, T) and what they tell of the critic.
 
-    They carry what the actor needs to score them, `advantage` (standardised over the batch),
+    They carry what the actor needs to score them, `advantage` (standardized over the batch),
     `state_value` and `value_target` (B, 1). Decisions in a simulator that broke down are left out.
     """
     rollout = rollout.to(actor.policy.device).copy()
@@ -75,7 +75,7 @@ def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
 
 @torch.no_grad()
 def rescored(
-    batch: TensorDictBase, actor: FlowActor, size: int
+    batch: TensorDictBase, actor: LikelihoodActor, size: int
 ) -> tuple[TensorDictBase, dict[str, float]]:
     """Return decisions (B) whose old log-probabilities are those of the training forward.
 

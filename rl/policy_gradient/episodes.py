@@ -75,7 +75,7 @@ def _returns_to_go(after: TensorDictBase, discount: float) -> Tensor:
 
 
 def grouped(table: Tensor, group_size: int) -> Tensor:
-    """Return a table (E, Q) by groups (N, G): neighbours that played the same start together."""
+    """Return a table (E, Q) by groups (N, G): neighbors that played the same start together."""
     by_group = table.unflatten(0, (-1, group_size)).transpose(1, 2)  # (E / G, Q, G)
     return by_group.flatten(0, 1)
 

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import ActionDistribution, FlowActor, LikelihoodConfig
+from pitune.policies import ActionDistribution, LikelihoodActor, LikelihoodConfig
 from pitune.policies.likelihood.config import STEP_KERNELS
 from pitune.rl.policy_gradient.reference import KLSpace, Reference
 from pitune.rl.policy_gradient.surrogate import implied_clip, ratio_metrics
@@ -33,7 +33,7 @@ def check_trainable(likelihood: LikelihoodConfig) -> None:
         )
 
 
-def clip_notes(actor: FlowActor, clip_low: float, clip_high: float) -> list[str]:
+def clip_notes(actor: LikelihoodActor, clip_low: float, clip_high: float) -> list[str]:
     """Return what a clip means for an actor's likelihood; nothing where its steps have none."""
     config, policy = actor.config, actor.policy
     if config.kernel not in STEP_KERNELS:
@@ -44,7 +44,7 @@ def clip_notes(actor: FlowActor, clip_low: float, clip_high: float) -> list[str]
     return [implied_clip(clip_low, clip_high, config.reduction, num_entries, num_steps)]
 
 
-def log_ratios(actor: FlowActor, batch: TensorDictBase) -> tuple[Tensor, ActionDistribution]:
+def log_ratios(actor: LikelihoodActor, batch: TensorDictBase) -> tuple[Tensor, ActionDistribution]:
     """Return the log-ratios (B, M) of the present policy to the one that acted.
 
     Also the distribution, which has then scored the batch's chains.
@@ -65,7 +65,7 @@ def with_one_step(batch: TensorDictBase, flow_steps: int) -> TensorDictBase:
 
 
 class PolicyLoss:
-    """Mean over decisions of minus the surrogate, with the regularisation that is asked for.
+    """Mean over decisions of minus the surrogate, with the regularization that is asked for.
 
     Remembers what it has seen since `metrics` was last asked, so that the metrics of a gradient
     step that was taken in parts are those of the whole.
@@ -82,7 +82,7 @@ class PolicyLoss:
 
     def __init__(
         self,
-        actor: FlowActor,
+        actor: LikelihoodActor,
         surrogate: Surrogate,
         clip: tuple[float, float],
         *,

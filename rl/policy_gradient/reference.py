@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from pitune.policies import ActionDistribution, FlowActor, FlowChain, FlowPolicy
+from pitune.policies import ActionDistribution, FlowChain, FlowPolicy, LikelihoodActor
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import kl_divergence
 
@@ -34,7 +34,7 @@ class Reference:
         actor: Copied with its policy and its learned noise.
     """
 
-    def __init__(self, actor: FlowActor) -> None:
+    def __init__(self, actor: LikelihoodActor) -> None:
         self.actor, self._original = frozen_copy(actor), actor
 
     def _policy(self) -> FlowPolicy:
@@ -71,7 +71,7 @@ class Reference:
         difference = (dist.velocity - reference.velocity).square() * mask
         return difference.sum((-2, -1)) / mask.sum()
 
-    def cloning_loss(self, actor: FlowActor, batch: TensorDictBase) -> Tensor:
+    def cloning_loss(self, actor: LikelihoodActor, batch: TensorDictBase) -> Tensor:
         """Return the flow-matching loss (B,) on what the reference would do in the same places.
 
         Its chunks are drawn anew, as deployed, and all their entries count, as in cloning.

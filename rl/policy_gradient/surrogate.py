@@ -19,25 +19,25 @@ def clipped_surrogate(
     clip_low: float,
     clip_high: float,
     dual_clip: float = math.inf,
-    centre: Tensor | None = None,
+    center: Tensor | None = None,
 ) -> Tensor:
-    """Return the objective of each ratio (B, M), to be maximised.
+    """Return the objective of each ratio (B, M), to be maximized.
 
     Args:
         log_ratio: Of the policy to the one that acted (B, M).
         advantage: Broadcasts to `log_ratio`.
-        clip_low: How far a ratio may fall below its centre [-].
+        clip_low: How far a ratio may fall below its center [-].
         clip_high: How far it may rise above [-].
         dual_clip: Where the advantage is negative the objective is at least this many times it, so
             that a ratio that ran away cannot dominate the batch; above 1, infinite for none.
-        centre: Logarithm of the ratio around which is clipped (B, M); 0 unless another policy
+        center: Logarithm of the ratio around which is clipped (B, M); 0 unless another policy
             than the present one's predecessor acted.
     """
     low, high = torch.tensor(-clip_low).log1p(), torch.tensor(clip_high).log1p()
-    if centre is None:
+    if center is None:
         clipped = log_ratio.clamp(low.to(log_ratio), high.to(log_ratio))
     else:
-        clipped = torch.minimum(torch.maximum(log_ratio, centre + low), centre + high)
+        clipped = torch.minimum(torch.maximum(log_ratio, center + low), center + high)
     gains = torch.stack([log_ratio.exp() * advantage, clipped.exp() * advantage], -1)
     gain = gains.min(dim=-1).values
     if math.isinf(dual_clip):

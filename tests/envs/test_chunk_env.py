@@ -17,7 +17,7 @@ from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs.utils import check_env_specs
 
-from pitune.envs import Checked, ChunkEnv, EpisodeSeeds, StepResult, episode_seed
+from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, StepResult, episode_seed
 from pitune.envs.mock.reach import Reach, Script
 
 HORIZON = 3
@@ -41,7 +41,7 @@ class Recorder:
 
 def chunked(env: Any, *, horizon: int = HORIZON, seed: int = 0, group_size: int = 1) -> ChunkEnv:
     seeds = EpisodeSeeds(env.spec.num_envs, seed, "train", group_size)
-    return ChunkEnv(Checked(env), horizon, seeds)
+    return ChunkEnv(CheckedEnv(env), horizon, seeds)
 
 
 def script(lengths: tuple[int, ...], ends: tuple[str, ...], reuse_buffer: bool = False) -> Recorder:
@@ -185,7 +185,7 @@ def test_a_simulator_without_the_checks_would_rewrite_the_rollout() -> None:
     first = env.step(torch.zeros(1, 1), everyone).obs["state"]
     env.step(torch.zeros(1, 1), everyone)
     assert first[0, 2] == 2
-    checked = Checked(env)
+    checked = CheckedEnv(env)
     first = checked.step(torch.zeros(1, 1), everyone).obs["state"]
     checked.step(torch.zeros(1, 1), everyone)
     assert first[0, 2] == 3

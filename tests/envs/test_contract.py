@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.envs.utils import check_env_specs
 
 from pitune import envs
-from pitune.envs import Checked, ChunkEnv, EpisodeSeeds, StepResult
+from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, StepResult
 from pitune.envs.mock.reach import Reach, Script
 
 LIMIT = 4
@@ -23,7 +23,7 @@ EVERYONE = torch.ones(NUM_ENVS, dtype=torch.bool)
 SEEDS = torch.tensor([5, 5, 9])
 
 
-def made(id: str, **options: Any) -> Callable[[], Checked]:
+def made(id: str, **options: Any) -> Callable[[], CheckedEnv]:
     config = envs.EnvConfig(
         id=id, num_envs=NUM_ENVS, num_workers=0, max_episode_steps=LIMIT, **options
     )
@@ -31,7 +31,7 @@ def made(id: str, **options: Any) -> Callable[[], Checked]:
 
 
 def with_simulator(package: str, id: str) -> Any:
-    def make() -> Checked:
+    def make() -> CheckedEnv:
         pytest.importorskip(package)
         return made(id)()
 
@@ -42,12 +42,12 @@ ENVIRONMENTS = [
     pytest.param(made("mock/Reach"), id="mock/Reach"),
     pytest.param(made("mock/Reach", cameras=("top", "side"), reward="dense"), id="with cameras"),
     pytest.param(
-        lambda: Checked(Reach(NUM_ENVS, num_tasks=2, max_episode_steps=LIMIT)), id="two tasks"
+        lambda: CheckedEnv(Reach(NUM_ENVS, num_tasks=2, max_episode_steps=LIMIT)), id="two tasks"
     ),
     pytest.param(made("mock/Script"), id="mock/Script"),
     pytest.param(made("mock/TwoGoals"), id="mock/TwoGoals"),
     pytest.param(
-        lambda: Checked(
+        lambda: CheckedEnv(
             Script(NUM_ENVS, lengths=(LIMIT,) * 3, ends=("time",) * 3, reuse_buffer=True)
         ),
         id="reused buffer",
@@ -62,24 +62,24 @@ ENVIRONMENTS = [
 
 
 @pytest.fixture(scope="module", params=ENVIRONMENTS)
-def made_once(request: pytest.FixtureRequest) -> Iterator[Checked]:
+def made_once(request: pytest.FixtureRequest) -> Iterator[CheckedEnv]:
     env = request.param()
     yield env
     env.close()
 
 
 @pytest.fixture
-def env(made_once: Checked) -> Checked:
+def env(made_once: CheckedEnv) -> CheckedEnv:
     """Return an environment whose episodes have the seeds 5, 5 and 9."""
     made_once.reset(SEEDS)
     return made_once
 
 
-def bounds(env: Checked) -> tuple[Tensor, Tensor]:
+def bounds(env: CheckedEnv) -> tuple[Tensor, Tensor]:
     return env.low.expand(NUM_ENVS, -1), env.high.expand(NUM_ENVS, -1)
 
 
-def middle(env: Checked) -> Tensor:
+def middle(env: CheckedEnv) -> Tensor:
     """Return an action (E, A) that does little."""
     low, high = bounds(env)
     return (low + high) / 2
@@ -106,7 +106,7 @@ def assert_same(first: Any, second: Any, rows: Any = slice(None)) -> None:
             assert_same(one, other, rows)
 
 
-def comparable(env: Checked, state: Tensor) -> Tensor:
+def comparable(env: CheckedEnv, state: Tensor) -> Tensor:
     """Return states (E, S) of which equal seeds give equal rows; Script shows its row first."""
     return state[:, 1:] if env.spec.id == "mock/Script" else state
 
@@ -114,7 +114,7 @@ def comparable(env: Checked, state: Tensor) -> Tensor:
 # What comes out
 
 
-def test_the_spec_is_complete(env: Checked) -> None:
+def test_the_spec_is_complete(env: CheckedEnv) -> None:
     spec = env.spec
     assert spec.num_envs == NUM_ENVS
     assert spec.max_episode_steps == LIMIT
@@ -129,7 +129,7 @@ def test_the_spec_is_complete(env: Checked) -> None:
     assert name
 
 
-def test_observations_and_results_are_as_the_spec_says(env: Checked) -> None:
+def test_observations_and_results_are_as_the_spec_says(env: CheckedEnv) -> None:
     spec = env.spec
     result = env.step(middle(env), EVERYONE)
     for obs in (env.reset(SEEDS), result.obs):
@@ -154,7 +154,7 @@ def test_observations_and_results_are_as_the_spec_says(env: Checked) -> None:
         assert flag.device == spec.device
 
 
-def test_what_was_returned_never_changes_later(env: Checked) -> None:
+def test_what_was_returned_never_changes_later(env: CheckedEnv) -> None:
     kept: list[Any] = [env.reset(SEEDS)]
     kept += [env.step(middle(env), EVERYONE) for _ in range(2)]
     kept += [env.reset(torch.tensor([3]), torch.tensor([1]))]
@@ -168,7 +168,7 @@ def test_what_was_returned_never_changes_later(env: Checked) -> None:
 # Seeds and resets
 
 
-def test_equal_seeds_are_equal_starts(env: Checked) -> None:
+def test_equal_seeds_are_equal_starts(env: CheckedEnv) -> None:
     if not env.spec.deterministic_reset:
         pytest.skip("a seed does not fix the start here")
     first = env.reset(SEEDS)
@@ -183,7 +183,7 @@ def test_equal_seeds_are_equal_starts(env: Checked) -> None:
     assert torch.equal(comparable(env, again["state"])[0], state[2])
 
 
-def test_a_reset_of_some_leaves_the_others_alone(env: Checked) -> None:
+def test_a_reset_of_some_leaves_the_others_alone(env: CheckedEnv) -> None:
     before = env.step(middle(env), EVERYONE).obs
     others = [0, 2]
     after = env.reset(torch.tensor([11]), torch.tensor([1]))
@@ -200,7 +200,7 @@ def test_a_reset_of_some_leaves_the_others_alone(env: Checked) -> None:
             return  # solved by accident
 
 
-def test_environments_may_be_reset_in_any_order(env: Checked) -> None:
+def test_environments_may_be_reset_in_any_order(env: CheckedEnv) -> None:
     if not env.spec.deterministic_reset:
         pytest.skip("a seed does not fix the start here")
     whole = env.reset(torch.tensor([21, 22, 23]))
@@ -212,7 +212,7 @@ def test_environments_may_be_reset_in_any_order(env: Checked) -> None:
 # Steps
 
 
-def test_rows_that_are_not_active_are_untouched(env: Checked) -> None:
+def test_rows_that_are_not_active_are_untouched(env: CheckedEnv) -> None:
     before = env.step(middle(env), EVERYONE).obs
     action = bounds(env)[1].clone()
     action[1] = torch.nan  # never looked at
@@ -227,7 +227,7 @@ def test_rows_that_are_not_active_are_untouched(env: Checked) -> None:
     assert not (nobody.terminated | nobody.truncated).any()
 
 
-def test_time_that_was_not_active_does_not_count(env: Checked) -> None:
+def test_time_that_was_not_active_does_not_count(env: CheckedEnv) -> None:
     """An environment that is left out of two steps is truncated two steps later."""
     only_first = torch.tensor([True, False, False])
     for _ in range(2):
@@ -242,7 +242,7 @@ def test_time_that_was_not_active_does_not_count(env: Checked) -> None:
         ended |= result.truncated
 
 
-def test_the_time_limit_truncates(env: Checked) -> None:
+def test_the_time_limit_truncates(env: CheckedEnv) -> None:
     active = EVERYONE.clone()
     for step in range(1, LIMIT + 1):
         result = env.step(middle(env), active)
@@ -258,7 +258,7 @@ def test_the_time_limit_truncates(env: Checked) -> None:
     assert_same(waiting.obs, result.obs)
 
 
-def test_actions_outside_the_bounds_are_clipped_and_counted(env: Checked) -> None:
+def test_actions_outside_the_bounds_are_clipped_and_counted(env: CheckedEnv) -> None:
     entries, clipped = env.num_entries, env.num_clipped
     low, high = bounds(env)
     at_bound = env.step(high, EVERYONE)
@@ -276,7 +276,7 @@ def test_actions_outside_the_bounds_are_clipped_and_counted(env: Checked) -> Non
     assert env.num_clipped - clipped == 3 * env.spec.action_dim
 
 
-def test_equal_actions_from_equal_starts_are_equal_episodes(env: Checked) -> None:
+def test_equal_actions_from_equal_starts_are_equal_episodes(env: CheckedEnv) -> None:
     if not env.spec.deterministic_reset:
         pytest.skip("a seed does not fix the start here")
     low, high = bounds(env)
@@ -294,7 +294,7 @@ def test_equal_actions_from_equal_starts_are_equal_episodes(env: Checked) -> Non
 # What is refused
 
 
-def test_wrong_actions_and_seeds_are_refused(env: Checked) -> None:
+def test_wrong_actions_and_seeds_are_refused(env: CheckedEnv) -> None:
     dim = env.spec.action_dim
     for shape in ((NUM_ENVS, dim + 1), (NUM_ENVS - 1, dim), (dim,), (NUM_ENVS, 1, dim)):
         with pytest.raises(ValueError, match=r"action of shape .* must be \(3, .*\) for .*: 3 env"):
@@ -333,7 +333,7 @@ class Broken(Reach):
 
 @pytest.mark.parametrize("wrong", ["state", "reward"])
 def test_numbers_that_are_not_finite_do_not_come_out(wrong: str) -> None:
-    env = Checked(Broken(wrong, "step"))
+    env = CheckedEnv(Broken(wrong, "step"))
     env.reset(SEEDS)
     message = rf"{wrong} is not finite in environments \[1\] of mock/Reach"
     with pytest.raises(ValueError, match=message):
@@ -343,13 +343,13 @@ def test_numbers_that_are_not_finite_do_not_come_out(wrong: str) -> None:
 def test_a_start_that_is_not_finite_does_not_come_out() -> None:
     message = r"state is not finite in environments \[1\] of mock/Reach after reset"
     with pytest.raises(ValueError, match=message):
-        Checked(Broken("state", "reset")).reset(SEEDS)
+        CheckedEnv(Broken("state", "reset")).reset(SEEDS)
 
 
 # Pictures, experts, TorchRL
 
 
-def test_it_shows_itself_or_says_why_not(env: Checked) -> None:
+def test_it_shows_itself_or_says_why_not(env: CheckedEnv) -> None:
     if env.spec.id == "mock/Script":
         with pytest.raises(RuntimeError, match="nothing to look at"):
             env.render()
@@ -364,7 +364,7 @@ def test_it_shows_itself_or_says_why_not(env: Checked) -> None:
     assert pictures.float().std() > 0
 
 
-def test_its_expert_acts_or_nobody_has_written_one(env: Checked) -> None:
+def test_its_expert_acts_or_nobody_has_written_one(env: CheckedEnv) -> None:
     if env.spec.id in ("mock/Script", "gym/Pendulum-v1"):
         with pytest.raises(ValueError, match="expert"):
             env.expert()
@@ -375,6 +375,6 @@ def test_its_expert_acts_or_nobody_has_written_one(env: Checked) -> None:
     env.step(action, EVERYONE)
 
 
-def test_torchrl_finds_its_specs_kept(env: Checked) -> None:
+def test_torchrl_finds_its_specs_kept(env: CheckedEnv) -> None:
     seeds = EpisodeSeeds(NUM_ENVS, 0, "train")
     check_env_specs(ChunkEnv(env, 2, seeds))

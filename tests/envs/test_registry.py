@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pitune.envs import Checked, EnvConfig, make
+from pitune.envs import CheckedEnv, EnvConfig, make
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_there_is_at_least_one_environment(num_envs: int) -> None:
 def test_the_time_limit_is_the_tasks_own_unless_asked_for(id: str, default: int) -> None:
     for asked, expected in ((None, default), (3, 3)):
         env = make(EnvConfig(id=id, num_envs=2, num_workers=0, max_episode_steps=asked))
-        assert isinstance(env, Checked)
+        assert isinstance(env, CheckedEnv)
         assert env.spec.max_episode_steps == expected
         assert (env.spec.id, env.spec.num_envs) == (id, 2)
         env.close()

@@ -1,4 +1,4 @@
-"""`norm_stats`: the statistics of what a checkpoint's pipeline normalises."""
+"""`norm_stats`: the statistics of what a checkpoint's pipeline normalizes."""
 
 from __future__ import annotations
 

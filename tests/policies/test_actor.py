@@ -16,10 +16,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import ClipPPOLoss
 
 from pitune.policies import (
-    FlowActor,
     FlowChain,
     FlowPolicy,
     GemmaConfig,
+    LikelihoodActor,
     LikelihoodConfig,
     NormStats,
     Pi0Config,
@@ -61,9 +61,9 @@ def make_policy(flow_steps: int = 4) -> FlowPolicy:
     return FlowPolicy(network, stats, sampler)
 
 
-def make_actor(flow_steps: int = 4, **likelihood: Any) -> FlowActor:
+def make_actor(flow_steps: int = 4, **likelihood: Any) -> LikelihoodActor:
     """An actor whose learned noise, if any, differs between entries."""
-    actor = FlowActor(make_policy(flow_steps), LikelihoodConfig(**likelihood))
+    actor = LikelihoodActor(make_policy(flow_steps), LikelihoodConfig(**likelihood))
     if isinstance(actor.noise_network, VelocityHead):  # unbounded, so a little of it
         torch.nn.init.normal_(actor.noise_network.head.weight, std=0.1)
     elif actor.noise_network is not None:
@@ -75,7 +75,7 @@ def observations(num: int = 32) -> TensorDict:
     return TensorDict({"state": torch.randn(num, 3)}, [num])
 
 
-def log_ratio(actor: FlowActor, td: TensorDict, micro_batch: int) -> Tensor:
+def log_ratio(actor: LikelihoodActor, td: TensorDict, micro_batch: int) -> Tensor:
     """New minus old log-probability of stored chains, scored some rows at a time."""
     with torch.no_grad():
         parts = [actor.get_dist(part).log_prob(part["chain"]) for part in td.split(micro_batch)]

@@ -46,7 +46,7 @@ def observations(num: int = 8) -> TensorDict:
 
 
 def normal_velocity(context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:
-    """The exact velocity when normalised actions are N(0, 1): E[noise - action | x_t = x]."""
+    """The exact velocity when normalized actions are N(0, 1): E[noise - action | x_t = x]."""
     t = flow_time[..., None, None]
     return FlowOutput((2 * t - 1) / ((1 - t) ** 2 + t**2) * x)
 
@@ -85,7 +85,7 @@ def test_loss_of_given_draws_matches_numbers_worked_by_hand() -> None:
         return FlowOutput(torch.full_like(x, 0.5))
 
     policy.network.velocity = half  # type: ignore[method-assign]
-    action = torch.tensor([3.0, -1.5]).expand(1, 4, 2)  # normalised (1, -1), padded with 0
+    action = torch.tensor([3.0, -1.5]).expand(1, 4, 2)  # normalized (1, -1), padded with 0
     noise = torch.tensor([2.0, 1.0, 4.0]).expand(1, 4, 3)
     loss = policy.loss(observations(1), action, noise, torch.tensor([0.25]))
     # noise - action = (1, 2, 4); the padded dimension counts, as in openpi
@@ -143,5 +143,5 @@ def test_small_policy_carries_the_statistics_of_its_demonstrations() -> None:
     assert policy.preprocessor.config.action == NormStats.of(action)
     assert policy.chunk_shape == (6, 2)
     assert policy.sample_actions(observations()).shape == (8, 3, 2)
-    normalised = policy.preprocessor.normalize_action(action)
-    assert torch.allclose(normalised.mean(0), torch.zeros(2), atol=1e-4)
+    normalized = policy.preprocessor.normalize_action(action)
+    assert torch.allclose(normalized.mean(0), torch.zeros(2), atol=1e-4)

@@ -13,7 +13,13 @@ from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune import policies
-from pitune.policies import FlowActor, LikelihoodConfig, SteeredActor, SteeredPolicy, SteeringConfig
+from pitune.policies import (
+    LikelihoodActor,
+    LikelihoodConfig,
+    SteeredActor,
+    SteeredPolicy,
+    SteeringConfig,
+)
 from pitune.policies.steering import NoiseActor, pack, unpack
 
 LAYOUTS = ("repeat", "per_step", "full")
@@ -214,7 +220,7 @@ def test_the_actor_acts_as_deployed_when_it_does_not_explore(
     policy = steer()
     with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
         by_actor = SteeredActor(policy)(obs.clone())["action"]
-        by_script = FlowActor(policy, LikelihoodConfig())(obs.clone())["action"]
+        by_script = LikelihoodActor(policy, LikelihoodConfig())(obs.clone())["action"]
     assert torch.equal(by_actor, policy.sample_actions(obs))
     assert torch.equal(by_script, by_actor)  # experiments.evaluate builds the latter
 

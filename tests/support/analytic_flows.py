@@ -30,8 +30,8 @@ def gaussian_variance(t: Tensor) -> Tensor:
 def gaussian_field(x: Tensor, flow_time: Tensor) -> FlowOutput:
     """E[noise - action | x_t = x] when actions are N(MEAN, STD^2)."""
     t = flow_time[..., None, None]
-    centred = x - (1 - t) * MEAN
-    return FlowOutput((t - (1 - t) * STD**2) / gaussian_variance(t) * centred - MEAN)
+    centered = x - (1 - t) * MEAN
+    return FlowOutput((t - (1 - t) * STD**2) / gaussian_variance(t) * centered - MEAN)
 
 
 def mixture_field(weights: Tensor, means: Tensor, stds: Tensor) -> VelocityField:
@@ -41,11 +41,11 @@ def mixture_field(weights: Tensor, means: Tensor, stds: Tensor) -> VelocityField
         t = flow_time[..., None, None]  # (B, M, 1, 1)
         std = stds[:, None]
         variance = (1 - t) ** 2 * std**2 + t**2  # (B, M, C, 1)
-        centred = x.flatten(2)[:, :, None] - (1 - t) * means  # (B, M, C, D)
-        distance = centred.square().sum(-1, keepdim=True) / variance
+        centered = x.flatten(2)[:, :, None] - (1 - t) * means  # (B, M, C, D)
+        distance = centered.square().sum(-1, keepdim=True) / variance
         logits = weights.log()[:, None] - 0.5 * (distance + means.shape[1] * variance.log())
-        noise = t / variance * centred
-        action = means + (1 - t) * std**2 / variance * centred
+        noise = t / variance * centered
+        action = means + (1 - t) * std**2 / variance * centered
         velocity = (logits.softmax(-2) * (noise - action)).sum(-2)
         return FlowOutput(velocity.unflatten(-1, x.shape[2:]))
 

@@ -17,7 +17,7 @@ from pitune.rl.algorithms.bc import CloningStep, clone
 NUM = 400
 
 
-def make(num_envs: int = NUM) -> envs.Checked:
+def make(num_envs: int = NUM) -> envs.CheckedEnv:
     return envs.make(envs.EnvConfig(id="mock/TwoGoals", num_envs=num_envs, num_workers=0))
 
 

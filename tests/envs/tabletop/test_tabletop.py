@@ -152,7 +152,7 @@ def test_the_observation_is_laid_out_as_documented() -> None:
 
 
 @pytest.mark.parametrize("task", ALL_TASKS)
-def test_results_do_not_depend_on_threads_neighbours_or_earlier_steps(task: str) -> None:
+def test_results_do_not_depend_on_threads_neighbors_or_earlier_steps(task: str) -> None:
     steps, num_envs = 12, 6
     actions = random_actions(steps, num_envs)
     wide = start(task, num_envs, num_threads=3, max_episode_steps=1000)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pitune import policies
-from pitune import rl
+from pitune import policies, rl
 from pitune.experiments.runs.run import Run, plain, provenance
 
 CONFIG = {"seed": 0, "env": {"id": "mock/Reach", "cameras": []}, "algorithm_name": "ppo"}

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from pitune import envs
-from pitune import rl
+from pitune import envs, rl
 from pitune.experiments.runs.video import _frames, record_video
-from pitune.policies import FlowActor, LikelihoodConfig
+from pitune.policies import LikelihoodActor, LikelihoodConfig
 
 CONFIG = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=6)
 
@@ -20,7 +19,7 @@ def test_a_film_shows_the_deployed_policy(tiny_policy: Callable) -> None:
     """For the plain actor its ODE; for one that steers its policy, what that does."""
     acted: list[torch.Tensor] = []
 
-    class Seen(FlowActor):
+    class Seen(LikelihoodActor):
         def forward(self, td: TensorDictBase) -> TensorDictBase:
             td = super().forward(td)
             acted.append(td["action"])
@@ -47,6 +46,6 @@ def test_a_film_of_a_population_is_its_best_member_s(tiny_policy: Callable) -> N
 
 
 def test_a_film_is_written(tiny_policy: Callable, tmp_path: Path) -> None:
-    actor = FlowActor(tiny_policy(), LikelihoodConfig())
+    actor = LikelihoodActor(tiny_policy(), LikelihoodConfig())
     assert record_video(CONFIG, actor, tmp_path / "film.mp4", seed=0)
     assert (tmp_path / "film.mp4").stat().st_size > 100

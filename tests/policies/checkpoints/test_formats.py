@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pitune import policies
 from pitune.policies import PIPELINES, FlowPolicy, LoadConfig, Preprocessor, infer, load, save
-from pitune.policies.checkpoints.formats import recognise
+from pitune.policies.checkpoints.formats import recognize
 from pitune.policies.checkpoints.weights import EMBEDDING, EXPERT_HEAD, LM_HEAD
 from pitune.policies.inference import observation
 
@@ -431,7 +431,7 @@ def test_every_published_pipeline_is_consistent() -> None:
         assert len(pipeline.delta_mask) in (0, pipeline.action_dim)
         assert pipeline.execution_horizon <= pipeline.action_horizon
         assert pipeline.quantiles == (pipeline.family == "pi05")
-        assert recognise(openpi(pipeline.family)) == "openpi"
+        assert recognize(openpi(pipeline.family)) == "openpi"
 
 
 def test_large_files_are_mapped_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from pitune.policies.finetuning.memory import (
     parameter_report,
     readable,
 )
-from pitune.policies.finetuning.trainable import FinetuneConfig, prepare
+from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetuning
 from pitune.policies.network.config import Family, pi0, pi05
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.network.siglip import SiglipConfig
@@ -97,16 +97,16 @@ def test_activations_are_estimated_within_15_percent(
 ) -> None:
     torch.manual_seed(0)
     policy = make_policy(middling(family))
-    prepare(policy, FinetuneConfig(trainable=trainable, dtype=dtype))  # type: ignore[arg-type]
+    apply_finetuning(policy, FinetuneConfig(trainable=trainable, dtype=dtype))  # type: ignore[arg-type]
     assert activation_bytes(policy, 4) == pytest.approx(saved_bytes(policy, 4), rel=0.15)
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing() -> None:
     policy = make_policy(middling("pi0"))
-    prepare(policy, FinetuneConfig())
+    apply_finetuning(policy, FinetuneConfig())
     one = activation_bytes(policy, 1)
     assert activation_bytes(policy, 8) == 8 * one
-    prepare(policy, FinetuneConfig(gradient_checkpointing=True))
+    apply_finetuning(policy, FinetuneConfig(gradient_checkpointing=True))
     assert activation_bytes(policy, 1) < 0.6 * one
     policy.network.requires_grad_(False)
     assert activation_bytes(policy, 8) == 0
@@ -115,7 +115,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing() -> None
 @pytest.mark.parametrize("config", [FinetuneConfig(), FinetuneConfig(trainable=("vision",))])
 def test_weights_gradients_and_moments_are_counted_exactly(config: FinetuneConfig) -> None:
     policy = make_policy(middling("pi0"))
-    prepare(policy, replace(config, dtype="bfloat16"))
+    apply_finetuning(policy, replace(config, dtype="bfloat16"))
     report = parameter_report(policy)
     weights = list(policy.parameters())
     assert sum(row.parameters for row in report.rows) == sum(v.numel() for v in weights)
@@ -141,7 +141,7 @@ def full_size(network: Pi0Config, config: FinetuneConfig) -> FlowPolicy:
     """A policy of the published size that takes no memory."""
     with torch.device("meta"):
         policy = make_policy(network, image_size=224)
-    prepare(policy, config)
+    apply_finetuning(policy, config)
     return policy
 
 

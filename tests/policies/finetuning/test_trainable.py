@@ -10,8 +10,8 @@ from torch import Tensor
 from pitune.policies import FlowPolicy, GemmaConfig, NormStats, PreprocessorConfig, SamplerConfig
 from pitune.policies.finetuning.trainable import (
     FinetuneConfig,
+    apply_finetuning,
     group_of,
-    prepare,
     trained_parameters,
 )
 from pitune.policies.network.config import Family, Pi0Config, tiny
@@ -85,7 +85,7 @@ def with_gradient(policy: FlowPolicy) -> set[str]:
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_group_trains_alone(family: Family, group: str) -> None:
     policy = make_policy(family)
-    prepare(policy, FinetuneConfig(trainable=(group,)))
+    apply_finetuning(policy, FinetuneConfig(trainable=(group,)))
     names = {name for name, _ in policy.network.named_parameters()}
     expected = {name for name in names if name.startswith(GROUPS[group])}
     assert trained_names(policy) == expected
@@ -106,7 +106,7 @@ def test_a_group_trains_alone(family: Family, group: str) -> None:
 def test_the_groups_are_the_whole_network_once(family: Family) -> None:
     policy = make_policy(family)
     names = [name for name, _ in policy.network.named_parameters()]
-    prepare(policy, FinetuneConfig())
+    apply_finetuning(policy, FinetuneConfig())
     assert trained_names(policy) == set(names)
     for name in names:
         assert [g for g, prefixes in GROUPS.items() if name.startswith(prefixes)] == [
@@ -116,8 +116,8 @@ def test_the_groups_are_the_whole_network_once(family: Family) -> None:
 
 def test_groups_add_up_and_the_last_word_holds() -> None:
     policy = make_policy()
-    prepare(policy, FinetuneConfig(trainable=("vision",)))
-    prepare(policy, FinetuneConfig(trainable=("action_expert", "projections")))
+    apply_finetuning(policy, FinetuneConfig(trainable=("vision",)))
+    apply_finetuning(policy, FinetuneConfig(trainable=("action_expert", "projections")))
     prefixes = (GROUPS["action_expert"], *GROUPS["projections"])
     assert all(name.startswith(prefixes) for name in trained_names(policy))
     assert {group_of(name) for name in trained_names(policy)} == {"action_expert", "projections"}
@@ -126,7 +126,7 @@ def test_groups_add_up_and_the_last_word_holds() -> None:
 def test_lora_freezes_the_layers_that_it_stands_on() -> None:
     policy = make_policy()
     lora = LoRAConfig(rank=2, alpha=2, targets=("gemma_expert.*.q_proj", "fc1"))
-    prepare(policy, FinetuneConfig(trainable=("action_expert",), lora=lora))
+    apply_finetuning(policy, FinetuneConfig(trainable=("action_expert",), lora=lora))
     names = trained_names(policy)
     assert not any(name.endswith(("q_proj.weight", "fc1.weight", "fc1.bias")) for name in names)
     assert any(name.endswith("k_proj.weight") for name in names)
@@ -139,7 +139,7 @@ def test_lora_freezes_the_layers_that_it_stands_on() -> None:
 def test_lora_alone() -> None:
     policy = make_policy()
     lora = LoRAConfig(rank=2, alpha=2)
-    prepare(policy, FinetuneConfig(trainable=(), lora=lora))
+    apply_finetuning(policy, FinetuneConfig(trainable=(), lora=lora))
     names = trained_names(policy)
     assert len(names) == 2 * 2 * 7
     assert all(name.endswith(("lora_a", "lora_b")) for name in names)
@@ -151,7 +151,7 @@ def test_gradient_checkpointing_changes_no_number(family: Family) -> None:
     gradients = []
     for checkpointing in (False, True):
         policy = make_policy(family)
-        prepare(policy, FinetuneConfig(gradient_checkpointing=checkpointing))
+        apply_finetuning(policy, FinetuneConfig(gradient_checkpointing=checkpointing))
         towers = [m for m in policy.modules() if hasattr(m, "gradient_checkpointing")]
         assert [m.gradient_checkpointing for m in towers] == [checkpointing] * 3
         kept = saved_bytes(policy)
@@ -163,7 +163,7 @@ def test_gradient_checkpointing_changes_no_number(family: Family) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         torch.testing.assert_close(value, second[name], rtol=1e-5, atol=1e-7)
-    prepare(policy, FinetuneConfig())
+    apply_finetuning(policy, FinetuneConfig())
     assert saved_bytes(policy) == much
 
 
@@ -183,7 +183,7 @@ def saved_bytes(policy: FlowPolicy) -> int:
 def test_bfloat16_keeps_master_weights_and_what_needs_float32(family: Family) -> None:
     policy = make_policy(family)
     exact = loss(policy).item()
-    prepare(policy, FinetuneConfig(trainable=("action_expert",), dtype="bfloat16"))
+    apply_finetuning(policy, FinetuneConfig(trainable=("action_expert",), dtype="bfloat16"))
     assert policy.network.compute_dtype == torch.bfloat16
     for name, value in policy.network.named_parameters():
         kept = value.requires_grad or any(
@@ -200,7 +200,7 @@ def test_bfloat16_keeps_master_weights_and_what_needs_float32(family: Family) ->
 def test_a_bfloat16_checkpoint_is_trained_in_float32() -> None:
     policy = make_policy()
     policy.network.bfloat16()
-    prepare(policy, FinetuneConfig(trainable=("vlm",)))
+    apply_finetuning(policy, FinetuneConfig(trainable=("vlm",)))
     assert {value.dtype for value in policy.network.parameters()} == {torch.float32}
     assert policy.network.compute_dtype == torch.float32
 
@@ -208,7 +208,7 @@ def test_a_bfloat16_checkpoint_is_trained_in_float32() -> None:
 def test_small_updates_are_not_lost_in_bfloat16() -> None:
     policy = make_policy()
     policy.network.bfloat16()
-    prepare(policy, FinetuneConfig(dtype="bfloat16"))
+    apply_finetuning(policy, FinetuneConfig(dtype="bfloat16"))
     before = {name: value.clone() for name, value in policy.network.named_parameters()}
     loss(policy).backward()
     torch.optim.SGD(policy.parameters(), lr=1e-6).step()
@@ -242,12 +242,12 @@ def test_a_group_that_the_network_lacks_is_named() -> None:
         r"\['action_expert', 'projections'\]"
     )
     with pytest.raises(ValueError, match=message):
-        prepare(policy, FinetuneConfig(trainable=("vlm", "action_expert", "vision")))
-    prepare(policy, FinetuneConfig())
+        apply_finetuning(policy, FinetuneConfig(trainable=("vlm", "action_expert", "vision")))
+    apply_finetuning(policy, FinetuneConfig())
     assert trained_names(policy) == {name for name, _ in policy.network.named_parameters()}
 
 
 def test_an_unknown_lora_target_is_named() -> None:
     lora = LoRAConfig(rank=2, alpha=2, targets=("language_model.*.q_proj",))
     with pytest.raises(ValueError, match=r"LoRA target 'language_model\.\*\.q_proj' matches no la"):
-        prepare(state_only(), FinetuneConfig(lora=lora))
+        apply_finetuning(state_only(), FinetuneConfig(lora=lora))

@@ -28,7 +28,7 @@ def gaussian_field(x: Tensor, flow_time: Tensor) -> FlowOutput:
 
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
 def test_ode_samples_of_a_gaussian_have_its_mean_and_spread(solver: Solver) -> None:
-    # quantiles of the normal in place of draws: an ODE's error is then the discretisation's alone
+    # quantiles of the normal in place of draws: an ODE's error is then the discretization's alone
     noise = Normal(0.0, 1.0).icdf((torch.arange(4000) + 0.5) / 4000)[:, None, None]
     action = integrate(gaussian_field, noise, TimeGrid(200), solver)
     assert float(action.mean()) == pytest.approx(MEAN, rel=0.01)

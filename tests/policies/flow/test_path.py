@@ -110,8 +110,8 @@ def test_training_times_follow_the_beta_law_and_not_its_mirror_image() -> None:
 def paper_velocity(x: Tensor, s: float) -> Tensor:
     """E[action - noise | x_s = x] in the paper's time, x_s = (1 - s) noise + s action."""
     variance = s**2 * STD**2 + (1 - s) ** 2
-    centred = x - s * MEAN
-    return MEAN + (s * STD**2 - (1 - s)) / variance * centred
+    centered = x - s * MEAN
+    return MEAN + (s * STD**2 - (1 - s)) / variance * centered
 
 
 def paper_chain(noise: Tensor, num_steps: int, noise_level: float) -> Tensor:

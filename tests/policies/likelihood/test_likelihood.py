@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.distributions import Normal
 
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.policies.flow.chain import sample_chain
 from pitune.policies.flow.ode import ode_log_likelihood
 from pitune.policies.flow.path import FlowOutput, FlowSDE, TimeGrid, Transition, log_prob
@@ -28,8 +28,10 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def acted(policy: FlowPolicy, num: int = 32, **likelihood: Any) -> tuple[FlowActor, TensorDict]:
-    actor = FlowActor(policy, LikelihoodConfig(**likelihood))
+def acted(
+    policy: FlowPolicy, num: int = 32, **likelihood: Any
+) -> tuple[LikelihoodActor, TensorDict]:
+    actor = LikelihoodActor(policy, LikelihoodConfig(**likelihood))
     return actor, actor(TensorDict({"state": torch.rand(num, 4)}, [num]))
 
 

@@ -34,7 +34,7 @@ def velocity(network: Pi0) -> Tensor:
     return network.velocity(context, x, flow_time).velocity
 
 
-def randomise(network: Pi0) -> None:
+def randomize(network: Pi0) -> None:
     """Give the adapters the numbers that training might."""
     torch.manual_seed(2)
     for name, parameter in network.named_parameters():
@@ -53,7 +53,7 @@ def test_fresh_adapters_change_nothing(family: Family) -> None:
     names = add_lora(network, BOTH)
     assert torch.equal(velocity(network), before)
     assert len(adapters(network)) == 2 * len(names)
-    randomise(network)
+    randomize(network)
     assert (velocity(network) - before).abs().max() > 1e-3
 
 
@@ -90,7 +90,7 @@ def test_merged_equals_unmerged(family: Family) -> None:
     network = make_network(family)
     targets = (*BOTH.targets, *(("dense",) if family == "pi05" else ()))
     add_lora(network, LoRAConfig(rank=4, alpha=6.0, targets=targets))
-    randomise(network)
+    randomize(network)
     unmerged = velocity(network)
     before = {key: value.clone() for key, value in network.state_dict().items()}
 
@@ -114,7 +114,7 @@ def test_merged_equals_unmerged(family: Family) -> None:
 def test_merged_equals_unmerged_to_rounding_in_one_layer() -> None:
     network = make_network()
     add_lora(network, BOTH)
-    randomise(network)
+    randomize(network)
     layer = network.get_submodule(Q_PROJ.format(0))
     x = torch.randn(5, 32)
     weight = merged_state(network)[f"{Q_PROJ.format(0)}.weight"]
@@ -126,7 +126,7 @@ def test_an_update_has_its_rank() -> None:
     key = f"{Q_PROJ.format(1)}.weight"
     before = network.state_dict()[key].clone()
     add_lora(network, BOTH)
-    randomise(network)
+    randomize(network)
     update = merged_state(network)[key] - before
     singular = torch.linalg.svdvals(update.double())
     assert (singular > 1e-5 * singular[0]).sum() == 4
@@ -137,7 +137,7 @@ def test_only_the_adapters_get_gradients_of_a_frozen_base() -> None:
     network.requires_grad_(False)
     names = add_lora(network, LoRAConfig(rank=2, alpha=2, targets=("gemma_expert.*.q_proj",)))
     assert names == [Q_PROJ.format(0), Q_PROJ.format(1)]
-    randomise(network)
+    randomize(network)
     velocity(network).square().mean().backward()
     with_gradient = {key for key, value in network.named_parameters() if value.grad is not None}
     assert with_gradient == adapters(network).keys()
@@ -148,7 +148,7 @@ def test_only_the_adapters_get_gradients_of_a_frozen_base() -> None:
 def test_bfloat16_weights_keep_float32_adapters() -> None:
     network = make_network().bfloat16()
     add_lora(network, BOTH)
-    randomise(network)
+    randomize(network)
     assert {value.dtype for value in adapters(network).values()} == {torch.float32}
     state = merged_state(network)
     assert {value.dtype for value in state.values()} == {torch.bfloat16}
@@ -214,7 +214,7 @@ def test_senseless_settings_are_refused(values: dict, message: str) -> None:
 def test_a_network_with_adapters_can_be_copied_and_loaded() -> None:
     network = make_network()
     add_lora(network, BOTH)
-    randomise(network)
+    randomize(network)
     again = make_network()
     add_lora(again, BOTH)
     again.load_state_dict(network.state_dict())

@@ -38,7 +38,7 @@ def new(small_preset: Callable, demonstrations: Path) -> Callable[..., rl.Algori
         name: str, family: Family = "pi0", finetune: FinetuneConfig = FROZEN, **changes: Any
     ) -> rl.Algorithm[Any]:
         policy = vision_policy(family)
-        policies.prepare(policy, finetune)
+        policies.apply_finetuning(policy, finetune)
         config = small_preset(name).with_demonstrations(demonstrations)
         torch.manual_seed(0)
         return rl.make(with_settings(config, changes), policy)

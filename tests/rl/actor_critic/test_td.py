@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from pitune.envs import ChunkEnv, EpisodeSeeds
-from pitune.envs.checked import Checked
+from pitune.envs.checked import CheckedEnv
 from pitune.envs.mock.reach import Script
 from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig
 from pitune.rl.experience.transitions import next_encoded, transitions
@@ -27,7 +27,7 @@ def rollout() -> TensorDictBase:
     Environment 0 succeeds at step 3, 1 runs out of time at step 4, 2 fails at step 2.
     """
     script = Script(3, lengths=(3, 4, 2), ends=("success", "time", "failure"))
-    env = ChunkEnv(Checked(script), 2, EpisodeSeeds(3, 0, "train"))
+    env = ChunkEnv(CheckedEnv(script), 2, EpisodeSeeds(3, 0, "train"))
     td, columns = env.reset(), []
     for _ in range(4):
         td["action"] = torch.zeros(3, 2, 1)

@@ -14,9 +14,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune import envs, policies, rl
-from pitune.envs.checked import Checked
+from pitune.envs.checked import CheckedEnv
 from pitune.envs.mock.reach import Reach
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 
 NAMES = sorted(rl.presets())
 every_algorithm = pytest.mark.parametrize("name", NAMES)
@@ -231,7 +231,7 @@ def test_missing_cameras_are_named(tiny_policy: Callable, monkeypatch: pytest.Mo
 
 def test_what_an_algorithm_needs_is_asked_of_the_environment(new: Callable) -> None:
     algorithm = new("filtered_bc")
-    env = Checked(Reach(4))
+    env = CheckedEnv(Reach(4))
     rl.check_needs(algorithm, env.spec)
     env.spec = replace(env.spec, success_signal=False)
     with pytest.raises(ValueError, match="FilteredBC needs a success signal, mock/Reach has none"):
@@ -300,7 +300,7 @@ class MyConfig(rl.AlgorithmConfig):
 class Mine(rl.Algorithm[MyConfig]):
     def __init__(self, config: MyConfig, policy: FlowPolicy) -> None:
         super().__init__(
-            config, FlowActor(policy, LikelihoodConfig(noise_level=config.noise_level))
+            config, LikelihoodActor(policy, LikelihoodConfig(noise_level=config.noise_level))
         )
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:

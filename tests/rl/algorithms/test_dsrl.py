@@ -174,8 +174,8 @@ def test_demonstrations_teach_the_action_critic(
     ]
     assert shapes[0] == shapes[1]
     chunk = rl.Demonstrations.load(demonstrations_file).chunks(2)["action"]
-    normalised = algorithm.policy.preprocessor.normalize_action(chunk).flatten(1)
-    assert torch.allclose(offline["chunk"], normalised)
+    normalized = algorithm.policy.preprocessor.normalize_action(chunk).flatten(1)
+    assert torch.allclose(offline["chunk"], normalized)
 
 
 def test_demonstrations_without_noise_are_refused_where_noise_is_learned_from() -> None:

@@ -109,7 +109,7 @@ def test_at_first_every_member_is_the_pretrained_policy(tiny_policy: Callable) -
     assert all(float((a - expected).abs().max().detach()) > 1e-2 for a in apart)
 
 
-def test_members_own_equal_shares_of_neighbours(tiny_policy: Callable) -> None:
+def test_members_own_equal_shares_of_neighbors(tiny_policy: Callable) -> None:
     """T-D1, the mapping."""
     rollout = gather(new_epo(tiny_policy()))
     assert rollout["member"][:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -191,7 +191,7 @@ def test_others_decisions_carry_the_master_s_gradient_and_who_acted_s_probabilit
     (genes,) = torch.autograd.grad(algorithm.master_loss(others), population.genes)
     assert genes[0].abs().min() > 0
     assert genes[1:].eq(0).all()
-    assert others["centre"].abs().max() > 1e-2
+    assert others["center"].abs().max() > 1e-2
     assert others["advantage"].mean().abs() < 1e-5
 
 
@@ -201,7 +201,7 @@ def test_the_clip_is_around_the_master_s_own_old_ratio(tiny_policy: Callable) ->
     tell_apart(algorithm)
     others = algorithm.others(onto(algorithm, gather(algorithm)))
     log_ratio, _ = log_ratios(algorithm.actor, others)
-    assert torch.allclose(log_ratio, others["centre"], atol=1e-4)
+    assert torch.allclose(log_ratio, others["center"], atol=1e-4)
     assert (log_ratio.abs() > 0.3).any()  # a clip around 1 would cut these
     by_hand = -(log_ratio.exp() * others["advantage"]).mean()
     assert float(algorithm.master_loss(others)) == pytest.approx(float(by_hand), rel=1e-3)
@@ -231,7 +231,7 @@ def test_decisions_too_far_from_the_master_are_left_out(tiny_policy: Callable) -
     tell_apart(algorithm)
     others = algorithm.others(onto(algorithm, gather(algorithm)))
     assert 0 < len(others) < 30
-    assert others["centre"].abs().max() <= 0.2
+    assert others["center"].abs().max() <= 0.2
 
 
 # Fitness

@@ -56,8 +56,8 @@ def test_the_target_is_the_sampled_chunk_in_robot_units(tiny_policy: Callable) -
     algorithm = FilteredBC(FilteredBCConfig(), policy)
     chosen = algorithm.successes(rollout_of([[NO, YES]], [[NO, YES]]))
     scale, offset = policy.preprocessor.action_scale, policy.preprocessor.action_offset
-    normalised = torch.tensor([[[0.0, 0.0], [0.0, -1.0]], [[0.1, 0.1], [0.1, -1.0]]])
-    assert torch.allclose(chosen["action"], normalised * scale + offset)
+    normalized = torch.tensor([[[0.0, 0.0], [0.0, -1.0]], [[0.1, 0.1], [0.1, -1.0]]])
+    assert torch.allclose(chosen["action"], normalized * scale + offset)
     assert chosen["action"].shape == (2, 2, 2)  # all H actions, though one is executed
 
 

@@ -56,7 +56,7 @@ def test_ratio_is_one_before_the_first_step_and_moves_after(
 def test_statistics_that_change_before_the_loss_trip_the_ratio(
     mode: Callable, tiny_policy: Callable
 ) -> None:
-    """Negative control: the defect of a published code, which normalised anew in between."""
+    """Negative control: the defect of a published code, which normalized anew in between."""
     algorithm = new_fpo(tiny_policy(), mode)
     rollout = gather(algorithm)
     algorithm.actor.policy.preprocessor.state_offset += 0.1

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pitune import envs, policies, rl
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.policies.flow.path import (
     FlowOutput,
     FlowSDE,
@@ -171,7 +171,7 @@ def test_episodes_that_did_not_end_or_broke_down_do_not_count() -> None:
     assert episodes(rollout, 1.0).counted.tolist() == [[True, False], [False, True]]
 
 
-def test_groups_are_neighbours_that_play_the_same_number() -> None:
+def test_groups_are_neighbors_that_play_the_same_number() -> None:
     table = torch.arange(8).reshape(4, 2)  # environment, episode
     found = grouped(table, 2)
     assert found.tolist() == [[0, 2], [1, 3], [4, 6], [5, 7]]
@@ -426,7 +426,7 @@ def test_the_divergence_starts_at_zero_and_grows(
     kernel: str, space: Any, tiny_policy: Callable
 ) -> None:
     torch.manual_seed(0)
-    actor = FlowActor(tiny_policy(horizon=3), LikelihoodConfig(kernel=kernel))  # type: ignore[arg-type]
+    actor = LikelihoodActor(tiny_policy(horizon=3), LikelihoodConfig(kernel=kernel))  # type: ignore[arg-type]
     reference = Reference(actor)
     batch = actor(TensorDict({"state": torch.rand(16, 4)}, [16])).set("advantage", torch.zeros(16))
 

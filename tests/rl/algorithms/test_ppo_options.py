@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 
 from pitune import envs, rl
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.rl.algorithms.ppo import critic_loss
 from pitune.rl.policy_gradient.loss import log_ratios
 from pitune.rl.policy_gradient.reference import Reference, frozen_copy
@@ -128,7 +128,7 @@ def test_cloning_the_reference_brings_a_policy_back(tiny_policy: Callable) -> No
     """The gradient of the cloning loss moves a policy that left towards the one that it left."""
     torch.manual_seed(0)
     policy = tiny_policy()
-    actor = FlowActor(policy, LikelihoodConfig())
+    actor = LikelihoodActor(policy, LikelihoodConfig())
     reference = Reference(actor)
     batch = gather(new_ppo(tiny_policy()))[:, 0]
     bias = policy.network.action_out_proj.bias

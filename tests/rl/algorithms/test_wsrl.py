@@ -60,8 +60,8 @@ def test_critics_read_states_within_bounds(new: Callable) -> None:
     """A dimension that hardly moved in the demonstrations would drown the others."""
     policy = new().actor.policy
     scaling = policy.preprocessor
-    normalised = torch.tensor([[0.5, -4.0, 80.0, -30.0]])
-    state = normalised * scaling.state_scale + scaling.state_offset
+    normalized = torch.tensor([[0.5, -4.0, 80.0, -30.0]])
+    state = normalized * scaling.state_scale + scaling.state_offset
     seen = read(policy, TensorDict({"state": state}, batch_size=[1]))
     assert torch.allclose(seen, torch.tensor([[0.5, -4.0, 5.0, -5.0]]), atol=1e-5)
 

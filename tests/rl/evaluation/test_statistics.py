@@ -41,11 +41,11 @@ def test_intervals_match_the_table(
 def test_wilson_is_its_closed_form() -> None:
     z = 1.959963984540054
     for k, n in ((1, 3), (7, 40), (199, 200)):
-        centre, half = (
+        center, half = (
             (k + z**2 / 2) / (n + z**2),
             z / (n + z**2) * math.sqrt(k * (n - k) / n + z**2 / 4),
         )
-        assert wilson_interval(k, n) == pytest.approx((centre - half, centre + half), abs=1e-9)
+        assert wilson_interval(k, n) == pytest.approx((center - half, center + half), abs=1e-9)
 
 
 @pytest.mark.parametrize("interval", [wilson_interval, clopper_pearson_interval])

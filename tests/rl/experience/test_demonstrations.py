@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pitune.envs import Checked, EpisodeSeeds
+from pitune.envs import CheckedEnv, EpisodeSeeds
 from pitune.envs.mock.reach import Reach, Script
 from pitune.policies import FlowPolicy
 from pitune.rl import Demonstrations, collect_demonstrations
@@ -170,7 +170,7 @@ class Sometimes(Reach):
 def test_successes_are_kept_in_the_order_of_their_starts() -> None:
     env = Sometimes(3, max_episode_steps=15)
     env.hopeless = (1,)
-    demonstrations = collect_demonstrations(Checked(env), 5, seed=3)
+    demonstrations = collect_demonstrations(CheckedEnv(env), 5, seed=3)
     seeds = EpisodeSeeds(3, 3, "demonstrations")
     everyone = torch.arange(3)
     rounds = [Reach(3).reset(seeds.next(everyone))["state"] for _ in range(3)]
@@ -182,7 +182,7 @@ def test_successes_are_kept_in_the_order_of_their_starts() -> None:
 
 
 def test_every_step_up_to_success_is_recorded_with_its_action() -> None:
-    demonstrations = collect_demonstrations(Checked(Reach(4)), 4, seed=0)
+    demonstrations = collect_demonstrations(CheckedEnv(Reach(4)), 4, seed=0)
     env = Reach(4)
     env.reset(EpisodeSeeds(4, 0, "demonstrations").next(torch.arange(4)))
     assert torch.bincount(demonstrations.episode).tolist() == env.optimal_steps().tolist()
@@ -207,7 +207,7 @@ def test_recorded_actions_are_inside_the_bounds() -> None:
 
             return Louder()
 
-    demonstrations = collect_demonstrations(Checked(Wild(4)), 2, seed=0)
+    demonstrations = collect_demonstrations(CheckedEnv(Wild(4)), 2, seed=0)
     assert demonstrations.action.abs().max() == 1
 
 
@@ -215,18 +215,19 @@ def test_an_expert_that_always_fails_is_given_up() -> None:
     env = Sometimes(2, max_episode_steps=3)
     env.hopeless = (0, 1)
     with pytest.raises(RuntimeError, match=r"expert of mock/Reach succeeded in \d of 40 episodes"):
-        collect_demonstrations(Checked(env), 2, seed=0)
+        collect_demonstrations(CheckedEnv(env), 2, seed=0)
 
 
 def test_an_environment_without_expert_says_so() -> None:
     env = Script(1, lengths=(2,), ends=("success",))
     with pytest.raises(ValueError, match="mock/Script has no expert; use mock/Reach"):
-        collect_demonstrations(Checked(env), 1, seed=0)
+        collect_demonstrations(CheckedEnv(env), 1, seed=0)
 
 
 def test_the_same_seed_records_the_same_episodes() -> None:
     first, second, other = (
-        collect_demonstrations(Checked(Reach(2)), 3, seed=seed).obs["state"] for seed in (0, 0, 1)
+        collect_demonstrations(CheckedEnv(Reach(2)), 3, seed=seed).obs["state"]
+        for seed in (0, 0, 1)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first[:2], other[:2])

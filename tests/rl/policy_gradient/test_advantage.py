@@ -1,4 +1,4 @@
-"""`advantage`: generalised advantages of chunks, by hand, by a slow reference, by identities.
+"""`advantage`: generalized advantages of chunks, by hand, by a slow reference, by identities.
 
 Letters: E envs, T decisions, h executed actions per chunk, d duration.
 """
@@ -335,7 +335,7 @@ def test_a_simulator_that_breaks_down_is_no_failure_of_the_policy(time_limit: Ti
     assert advantage.flatten().tolist() == pytest.approx([-3.75, -1.5])
 
 
-# Standardising
+# Standardizing
 
 
 def test_standardized_advantages_have_mean_zero_and_deviation_one() -> None:

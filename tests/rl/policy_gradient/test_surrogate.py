@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
-from pitune.policies import FlowActor, FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.rl.gradient_step import descend, minibatches
 from pitune.rl.policy_gradient.loss import PolicyLoss
 from pitune.rl.policy_gradient.surrogate import (
@@ -31,9 +31,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def acted(policy: FlowPolicy, num: int = 24, **likelihood: Any) -> tuple[FlowActor, TensorDict]:
-    """Return an actor and decisions that a neighbouring policy took, with advantages."""
-    actor = FlowActor(policy, LikelihoodConfig(**likelihood))
+def acted(
+    policy: FlowPolicy, num: int = 24, **likelihood: Any
+) -> tuple[LikelihoodActor, TensorDict]:
+    """Return an actor and decisions that a neighboring policy took, with advantages."""
+    actor = LikelihoodActor(policy, LikelihoodConfig(**likelihood))
     batch = actor(TensorDict({"state": torch.rand(num, 4)}, [num]))
     batch["advantage"] = torch.randn(num, 1)
     batch["action_log_prob"] += 0.4 * torch.randn_like(batch["action_log_prob"])
@@ -97,17 +99,17 @@ def test_dual_clip_bounds_the_loss_of_bad_decisions_only() -> None:
     )
 
 
-def test_a_clip_around_another_centre_still_has_a_gradient_where_one_around_1_has_none() -> None:
+def test_a_clip_around_another_center_still_has_a_gradient_where_one_around_1_has_none() -> None:
     """T-D3: ratio 3, of a policy whose predecessor already had 2.9, and a positive advantage."""
     log_ratio = torch.tensor([[math.log(3.0)]], requires_grad=True)
-    centre = torch.tensor([[math.log(2.9)]])
-    around = clipped_surrogate(log_ratio, torch.ones(1, 1), 0.2, 0.2, centre=centre)
+    center = torch.tensor([[math.log(2.9)]])
+    around = clipped_surrogate(log_ratio, torch.ones(1, 1), 0.2, 0.2, center=center)
     assert around.item() == pytest.approx(3.0)
     assert gradient(around.sum(), [log_ratio]).item() == pytest.approx(3.0)
     flat = clipped_surrogate(log_ratio, torch.ones(1, 1), 0.2, 0.2)
     assert flat.item() == pytest.approx(1.2)
     assert gradient(flat.sum(), [log_ratio]).item() == 0
-    same = clipped_surrogate(LOG_RATIO, torch.ones(6, 1), 0.2, 0.3, centre=torch.zeros(6, 1))
+    same = clipped_surrogate(LOG_RATIO, torch.ones(6, 1), 0.2, 0.3, center=torch.zeros(6, 1))
     assert torch.allclose(same, clipped_surrogate(LOG_RATIO, torch.ones(6, 1), 0.2, 0.3))
 
 
