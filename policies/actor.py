@@ -1,8 +1,8 @@
 """The flow policy behind TorchRL's actor interface, with a likelihood.
 
 `LikelihoodActor` writes `action`, the `chain` of points from noise to action and its
-`action_log_prob`; `get_dist(td)` scores a stored chain. TorchRL's losses and collectors take it unchanged: the loss's
-"action" is the chain, the environment's is `action`.
+`action_log_prob`; `get_dist(td)` scores a stored chain. TorchRL's losses and collectors take it
+unchanged: the loss's "action" is the chain, the environment's is `action`.
 
 The likelihood is that of the *unclipped* chain: clipping to the robot's bounds belongs to the
 environment (the density of a clipped action has atoms). Noise enters only the entries that are
