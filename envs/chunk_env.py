@@ -11,12 +11,14 @@ Letters: E envs, h executed actions per chunk, A action dim.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import make_composite_from_td
 
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.seeding import EpisodeSeeds
@@ -37,6 +39,8 @@ class ChunkEnv(EnvBase):
         seeds: Which seed starts which episode; also the place to ask for groups.
         num_episodes: Episodes per environment after which it waits until all are reset: nothing
             is executed then, and `duration` is 0. None plays on for ever.
+        preprocess: Adds entries to observations (n), such as a policy's `model_input`; it sees each
+            observation once. The pictures are not passed on then.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class ChunkEnv(EnvBase):
         execution_horizon: int,
         seeds: EpisodeSeeds,
         num_episodes: int | None = None,
+        preprocess: Callable[[TensorDictBase], TensorDictBase] | None = None,
     ) -> None:
         spec = env.spec
         super().__init__(device=spec.device, batch_size=torch.Size([spec.num_envs]))
@@ -57,6 +62,9 @@ class ChunkEnv(EnvBase):
         self._num_episodes = num_episodes
         self._played = torch.zeros_like(self._steps)
         self._obs: Observation = {}
+        # bound in a tuple, because a module as an attribute would become a part of this one
+        self._preprocess = (preprocess,)
+        self._preprocessed: TensorDict | None = None
         self._make_specs()
 
     def _make_specs(self) -> None:
@@ -73,10 +81,16 @@ class ChunkEnv(EnvBase):
             "success": flag.clone(),
             "invalid": flag.clone(),
         }
-        for camera, shape in spec.cameras.items():
-            observation[f"image/{camera}"] = Unbounded(
-                (n, *shape), dtype=torch.uint8, device=device
-            )
+        cameras = {
+            f"image/{camera}": Unbounded((n, *shape), dtype=torch.uint8, device=device)
+            for camera, shape in spec.cameras.items()
+        }
+        if self._preprocess[0] is None:
+            observation |= cameras
+        else:
+            zeros = Composite({**observation, **cameras}, shape=(n,)).zero()
+            added = self._added({key: zeros[key] for key in zeros.keys()}, slice(None))
+            observation |= {key: make_composite_from_td(added)[key] for key in added.keys()}
         self.observation_spec = Composite(observation, shape=(n,))
         low, high = self.env.low.expand(n, h, -1), self.env.high.expand(n, h, -1)
         self.action_spec = Bounded(low, high, shape=low.shape, device=device)
@@ -98,6 +112,7 @@ class ChunkEnv(EnvBase):
             self._obs = self.env.reset(seeds, env_idx)
             self.simulator_seconds += time.perf_counter() - start
             self._steps[env_idx] = 0
+            self._preprocess_rows(env_idx)
         n, h = self.batch_size[0], self.execution_horizon
         nothing = {
             "reward_steps": torch.zeros(n, h, device=self.device),
@@ -116,7 +131,7 @@ class ChunkEnv(EnvBase):
                 f"action chunk of shape {tuple(chunk.shape)} must be "
                 f"{(n, h, self.env.spec.action_dim)}: environments, execution_horizon, action dim"
             )
-        active = self._playing()
+        active = executed = self._playing()
         ended = {key: torch.zeros_like(active) for key in ("terminated", "truncated")}
         marks = {key: torch.zeros_like(active) for key in ("success", "invalid")}
         rewards, live = [], []
@@ -136,7 +151,30 @@ class ChunkEnv(EnvBase):
                 active = active & ~(terminated | truncated)
             else:
                 rewards.append(torch.zeros(n, device=self.device))
+        self._preprocess_rows(executed.nonzero().flatten())
         return self._booked(torch.stack(rewards, 1), torch.stack(live, 1), {**ended, **marks})
+
+    def _preprocess_rows(self, env_idx: Tensor) -> None:
+        """Preprocess the present observations of some environments (n,); the others keep theirs."""
+        if self._preprocess[0] is None or not len(env_idx):
+            return
+        everything = self._preprocessed is None or len(env_idx) == self.batch_size[0]
+        rows = slice(None) if everything else env_idx
+        added = self._added(self._obs, rows)
+        if self._preprocessed is None or everything:
+            self._preprocessed = added
+        else:
+            self._preprocessed = self._preprocessed.clone()
+            self._preprocessed[env_idx] = added
+
+    def _added(self, obs: Observation, rows: slice | Tensor) -> TensorDict:
+        """Return the entries that preprocessing adds to some rows (n) of observations (E)."""
+        (preprocess,) = self._preprocess
+        values = {key: value[rows] for key, value in obs.items()}
+        td = TensorDict(values, batch_size=[len(values["state"])], device=self.device)
+        if preprocess is None:
+            return td.select()
+        return preprocess(td).exclude(*values)
 
     def _booked(self, reward_steps: Tensor, live: Tensor, flags: dict[str, Tensor]) -> TensorDict:
         """Return what a step writes, from per-step rewards and live mask (E, h) and flags (E,)."""
@@ -163,7 +201,10 @@ class ChunkEnv(EnvBase):
 
     def _observation(self) -> dict[str, Tensor]:
         elapsed = self._steps[:, None].float() / self.env.spec.max_episode_steps
-        return {**self._obs, "elapsed": elapsed}
+        if self._preprocessed is None:
+            return {**self._obs, "elapsed": elapsed}
+        kept = {key: value for key, value in self._obs.items() if not key.startswith("image/")}
+        return {**kept, **self._preprocessed, "elapsed": elapsed}
 
     def _tensordict(self, values: dict[str, Tensor]) -> TensorDict:
         return TensorDict(values, batch_size=self.batch_size, device=self.device)

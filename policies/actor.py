@@ -1,14 +1,16 @@
-"""The flow policy behind TorchRL's actor interface, with a likelihood.
+"""Flow policies behind TorchRL's actor interface.
 
-`LikelihoodActor` writes `action`, the `chain` of points from noise to action and its
-`action_log_prob`; `get_dist(td)` scores a stored chain. TorchRL's losses and collectors take it
-unchanged: the loss's "action" is the chain, the environment's is `action`.
+`Actor` acts as deployed. `LikelihoodActor` explores with a likelihood: it writes `action`, the
+`chain` of points from noise to action and its `action_log_prob`, and `get_dist(td)` scores a stored
+chain. TorchRL's losses and collectors take both unchanged: the loss's "action" is the chain, the
+environment's is `action`.
 
 The likelihood is that of the *unclipped* chain: clipping to the robot's bounds belongs to the
 environment (the density of a clipped action has atoms). Noise enters only the entries that are
 executed, and exactly those are scored.
 
-Letters: N rows, M scored steps (K, or 1), K flow steps, H action horizon, A action dim.
+Letters: N rows, M scored steps (K, or 1), K flow steps, H action horizon, A action dim, D width of
+the action expert.
 """
 
 from __future__ import annotations
@@ -19,154 +21,118 @@ from tensordict.nn import InteractionType, TensorDictModuleBase
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
-from pitune.policies.flow.path import FlowNoise, FlowSDE, Kernel
-from pitune.policies.likelihood.config import (
-    STEP_KERNELS,
-    LikelihoodConfig,
-    NoiseNetwork,
-    VelocityHead,
-    draw_flow_times,
-)
-from pitune.policies.likelihood.distributions import (
-    ActionDistribution,
-    ExactFlow,
-    FlowChain,
-    LossRatio,
-)
+from pitune.policies.likelihood.config import LikelihoodConfig
+from pitune.policies.likelihood.distributions import ActionDistribution
+from pitune.policies.likelihood.registry import make_likelihood
 from pitune.policies.network.pi0 import Context
 from pitune.policies.policy import FlowPolicy
+from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
 
 
-class LikelihoodActor(TensorDictModuleBase):
-    """The policy as TorchRL sees it.
+class Actor(TensorDictModuleBase):
+    """A policy as TorchRL sees it; this one acts as deployed in every exploration type.
 
-    In `ExplorationType.RANDOM` it samples the stochastic chain; in DETERMINISTIC it acts as
-    deployed: the ODE from fresh noise. A `noise` entry in the input replaces the fresh noise.
+    Subclasses explore: in `ExplorationType.RANDOM` their `explore` is called, in DETERMINISTIC the
+    policy acts as deployed. A `noise` entry in the input replaces the fresh starting noise.
 
     Args:
         policy: The flow policy; its parameters are this module's parameters.
-        config: The likelihood.
+
+    Example:
+        >>> from pitune.policies import SamplerConfig, small_policy
+        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
+        >>> policy = small_policy(states, actions, action_horizon=4, sampler=SamplerConfig())
+        >>> obs = TensorDict({"state": states[:3]}, batch_size=[3])
+        >>> Actor(policy)(policy.observation_preprocessor(())(obs))["action"].shape
+        torch.Size([3, 4, 2])
+    """
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self.in_keys, self.out_keys = [MODEL_INPUT], ["action"]
+
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        noise = td.get("noise", None)
+        if interaction_type() == InteractionType.DETERMINISTIC:
+            with torch.no_grad():
+                return td.set("action", self.deployed_actions(ModelInput.of(td), noise))
+        return self.explore(td, noise)
+
+    def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
+        """Return the actions (N, h, d) [robot units] of the policy as it would be deployed."""
+        return self.policy.sample_actions(inputs, noise)
+
+    def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
+        """Write `out_keys` for observations (N), exploring; by default without any exploration.
+
+        Args:
+            td: With `model_input`.
+            noise: Starting points (N, H, A), or None for fresh ones.
+        """
+        with torch.no_grad():
+            return td.set("action", self.deployed_actions(ModelInput.of(td), noise))
+
+
+class LikelihoodActor(Actor):
+    """An actor whose chains have a log-probability.
+
+    Args:
+        policy: The flow policy.
+        config: The likelihood, by its config's type; see `register_likelihood`.
+
+    Attributes:
+        likelihood: Draws and scores chains; its learned noise is trained with the policy.
     """
 
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
-        super().__init__()
-        self.policy, self.config = policy, config
-        self.noise_network: NoiseNetwork | VelocityHead | None = None
-        sizes = (policy.network.config.expert.width, policy.network.config.action_dim)
-        if config.kernel == "flow_noise":
-            bounds = (config.noise_std_min, config.noise_std_max)
-            self.noise_network = NoiseNetwork(*sizes, *bounds).to(policy.device)
-        elif config.kernel == "velocity_gaussian":
-            head = VelocityHead(*sizes, config.head_std, policy.grid.dt)
-            self.noise_network = head.to(policy.device)
-        self.in_keys = list(policy.obs_keys)
+        super().__init__(policy)
+        self.config = config
+        self.likelihood = make_likelihood(config, policy)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]
         self.out_keys = ["action", "chain", "action_log_prob"]
         if policy.feature_dim:
             self.out_keys.append("features")
-        if config.stochastic_steps == "one":
-            self.out_keys.append("stochastic_step")
-        if config.kernel == "flow_matching":
-            self.out_keys += ["draw_noise", "draw_time"]
-
-    def kernel(self) -> Kernel:
-        """Return the transition kernel, with noise only in executed entries."""
-        mask = self.policy.executed_mask()
-        if self.noise_network is not None:
-            return FlowNoise(self.noise_network, mask)
-        return FlowSDE(self.config.noise_level, mask)
+        self.out_keys += self.likelihood.draw_keys
 
     def encode(self, td: TensorDictBase) -> Context:
         """Return the encoded observations (N) that sampling and scoring share."""
-        return self.policy.encode(td)
+        return self.policy.encode(ModelInput.of(td), state_offset=self.state_offset(td))
+
+    def state_offset(self, td: TensorDictBase) -> Tensor | None:
+        """Return an offset (N, D) of the state tokens of observations (N); None by default."""
+        return None
 
     def get_dist(self, td: TensorDictBase) -> ActionDistribution:
         """Return the distribution over chains, given observations (N).
 
-        A `stochastic_step` (N,) in the input says which step of each row is random; for a chain
-        whose steps all are, it says which one to score. A flow-matching loss is measured at the
-        input's `draw_noise` (N, M, H, A) and `draw_time` (N, M).
-
-        Raises:
-            ValueError: those draws are missing.
+        The random choices of the likelihood (`likelihood.draw_keys`) are read from the input: a
+        `stochastic_step` (N,) is the only random step of each row, also for a chain whose steps
+        all are, where it is then the one to score.
         """
-        step = td.get("stochastic_step", None)
-        step = None if step is None else step.to(self.policy.device)
-        return self._distribution(td, self.encode(td), step)
-
-    def _distribution(
-        self, td: TensorDictBase, context: Context, step: Tensor | None
-    ) -> ActionDistribution:
-        """Return the distribution over chains, given encoded observations (N)."""
-        if self.config.kernel == "flow_matching":
-            return self._loss_ratio(td, context)
-        if self.config.kernel == "ode":
-            shape = (len(td), *self.policy.chunk_shape)
-            field, device = self.policy.field(context), self.policy.device
-            return ExactFlow(field, self.policy.grid, self.config, shape, device)
-        return self._chains(context, len(td), step)
-
-    def _loss_ratio(self, td: TensorDictBase, context: Context) -> LossRatio:
-        if "draw_noise" not in td.keys() or "draw_time" not in td.keys():
-            raise ValueError(
-                "kernel='flow_matching' scores at the draws that were made when acting; the input "
-                "has no draw_noise and draw_time, pass what the actor wrote"
-            )
-        field, mask = self.policy.field(context), self.policy.executed_mask()
-        draws = td["draw_noise"].to(mask), td["draw_time"].to(mask)
-        return LossRatio(field, self.policy.grid, self.config, *draws, mask)
+        return self.likelihood.distribution(self.policy, self.encode(td), len(td), td)
 
     @torch.no_grad()
     def terminal_std(self, td: TensorDictBase) -> float:
         """Return the standard deviation that the last flow step gives executed entries.
 
         Averaged over decisions (N) with their chains [normalized action]. This jitter reaches the
-        robot whole; in most kernels it is not the level or bound that was configured. For
-        likelihoods that need no noise in the steps it is that of the finished chunk.
+        robot whole; with most likelihoods it is not the level or bound that was configured. For
+        those without random flow steps it is that of the finished chunk.
         """
-        if self.config.kernel not in STEP_KERNELS:
-            return self.config.action_noise
-        last = torch.full((len(td),), self.policy.grid.flow_steps - 1, device=self.policy.device)
-        dist = self._chains(self.encode(td), len(td), last)
-        dist.log_prob(td["chain"])
-        random = dist.scored_std > 0
-        return float(dist.scored_std[random].mean())
+        return self.likelihood.terminal_std(self.policy, self.encode(td), td["chain"])
 
-    def _chains(self, context: Context, num: int, step: Tensor | None) -> FlowChain:
-        """Return the distribution whose only random step is the given one (N,), or none."""
-        shape = (num, *self.policy.chunk_shape)
-        return FlowChain(
-            self.policy.field(context),
-            self.kernel(),
-            self.policy.grid,
-            self.config,
-            step,
-            shape,
-            num_scored=int(self.policy.executed_mask().sum()),
-            device=self.policy.device,
-        )
-
-    def forward(self, td: TensorDictBase) -> TensorDictBase:
-        noise = td.get("noise", None)
+    def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
         noise = self.policy.draw_noise(len(td)) if noise is None else noise
-        if interaction_type() == InteractionType.DETERMINISTIC:
-            with torch.no_grad():
-                return td.set("action", self.policy.sample_actions(td, noise))
-        step = None  # a step that some earlier decision left in the input says nothing of this one
-        if self.config.stochastic_steps == "one":
-            step = torch.randint(self.policy.grid.flow_steps, td.shape, device=noise.device)
-            td.set("stochastic_step", step)
-        if self.config.kernel == "flow_matching":
-            shape = (len(td), self.config.num_draws)
-            td["draw_noise"] = torch.randn(*shape, *self.policy.chunk_shape, device=noise.device)
-            times = draw_flow_times(shape, self.config.draw_times, self.policy.grid)
-            td["draw_time"] = times.to(noise.device)
+        # only fresh draws count: entries that an earlier decision left in the input are stale
+        draws = self.likelihood.draw(self.policy, len(td))
         with torch.no_grad():
             context = self.encode(td)
-            dist = self._distribution(td, context, step)
+            dist = self.likelihood.distribution(self.policy, context, len(td), draws)
             chain, log_prob = dist.sample_and_log_prob(noise)
-        if self.policy.feature_dim:  # for critics: the prefix is dear to encode
+        td.update(draws)
+        if self.policy.feature_dim:  # cached for the critics: encoding the prefix is expensive
             td.set("features", context.features)
         td.set("chain", chain)
-        td.set("action", self.policy.executed(chain[:, -1], td))
+        td.set("action", self.policy.executed(chain[:, -1], ModelInput.of(td)))
         return td.set("action_log_prob", log_prob)

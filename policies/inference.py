@@ -41,14 +41,13 @@ def infer(
     Raises:
         ValueError: the state or a picture is missing, or has a wrong shape.
     """
-    obs = observation(policy, raw)
-    words = raw.get("prompt", raw.get("task"))
     prompt = policy.preprocessor.config.prompt
-    if prompt is not None:
-        policy.tasks = (_instruction(words, prompt),)
+    words = raw.get("prompt", raw.get("task"))
+    instructions = () if prompt is None else (_instruction(words, prompt),)
     start = None if noise is None else torch.as_tensor(noise, device=policy.device).float()[None]
     with torch.no_grad():
-        return policy.sample_chunk(obs, start)[0].cpu().numpy()
+        inputs = policy.model_input(observation(policy, raw), instructions)
+        return policy.sample_chunk(inputs, start)[0].cpu().numpy()
 
 
 def observation(policy: FlowPolicy, raw: Mapping[str, Any]) -> TensorDict:

@@ -1,16 +1,17 @@
-"""A flow policy: network, preprocessing and sampler; what a checkpoint holds and a robot runs.
+"""A flow policy: network, preprocessing, sampler and, optionally, a source of its starting noise.
 
 Letters: N rows, M points of flow time per row, H action horizon, h executed actions, A model action
-dim, d robot action dim, S robot state dim.
+dim, d robot action dim, S model state dim, D width of a critic's input.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies.flow.ode import Solver, integrate
@@ -25,6 +26,10 @@ from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
 from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.network.pi0 import Context, Pi0
+from pitune.policies.noise_source import NoiseSource
+from pitune.policies.preprocessing.critic_input import critic_input
+from pitune.policies.preprocessing.images import scaled_pictures
+from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.preprocessing.prompt import Encoder
@@ -44,62 +49,90 @@ class SamplerConfig:
     """Whether flow times are accumulated (openpi) or computed (lerobot); see `TimeGrid`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PolicyInfo:
+    """Facts about a policy that no weight holds; never changed, only replaced."""
+
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Entries that the checkpoint's own format needs to be written again."""
+    tokenizer: Encoder | None = None
+    """Of a policy that reads a prompt."""
+    lora: LoRAConfig | None = None
+    """The low-rank updates that the network has."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PolicyInfo:
+        return self
+
+
 class FlowPolicy(nn.Module):
-    """Velocity field + sampler: observation -> action chunk.
+    """Velocity field and sampler: observations to action chunks.
 
     Args:
         network: The π0 network, or its sizes for an untrained one.
         preprocessor: Norm statistics and scaling.
         sampler: Flow steps and execution horizon.
-
-    Attributes:
-        tokenizer: Of policies that read a prompt.
-        lora: The low-rank updates that the network has, if any.
-        tasks: Instructions in words, which the observations' `task_id` counts.
-        origin: What the checkpoint's own format needs to be written again.
+        noise_source: Chooses the starting noise; fresh standard-normal noise by default.
+        info: Origin, tokenizer and adapters.
 
     Raises:
         ValueError: more actions would be executed than are predicted, or none; the network and
             the preprocessor differ in whether there are cameras or a prompt.
-    """
 
-    tokenizer: Encoder | None = None
-    tasks: tuple[str, ...] = ()
-    lora: LoRAConfig | None = None
+    Example:
+        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
+        >>> policy = small_policy(states, actions, action_horizon=4, sampler=SamplerConfig())
+        >>> inputs = policy.model_input({"state": states[:3]})
+        >>> policy.sample_actions(inputs).shape
+        torch.Size([3, 4, 2])
+    """
 
     def __init__(
         self,
         network: Pi0 | Pi0Config,
-        preprocessor: PreprocessorConfig,
+        preprocessor: PreprocessorConfig | Preprocessor,
         sampler: SamplerConfig,
+        noise_source: NoiseSource | None = None,
+        info: PolicyInfo | None = None,
     ) -> None:
         super().__init__()
-        self.origin: dict[str, Any] = {}
         self.network = Pi0(network) if isinstance(network, Pi0Config) else network
-        network = self.network.config
+        if isinstance(preprocessor, PreprocessorConfig):
+            preprocessor = _preprocessor(preprocessor, self.network.config)
+        self.preprocessor, self.sampler = preprocessor, sampler
+        self.noise_source, self.info = noise_source, info or PolicyInfo()
+        self._check()
+
+    def _check(self) -> None:
+        network, config = self.network.config, self.preprocessor.config
         for name, ours, theirs in (
-            ("pictures", preprocessor.pictures is not None, network.vision is not None),
-            ("prompt", preprocessor.prompt is not None, network.vocab_size > 0),
+            ("pictures", config.pictures is not None, network.vision is not None),
+            ("prompt", config.prompt is not None, network.vocab_size > 0),
         ):
             if ours != theirs:
                 raise ValueError(
                     f"the preprocessor has {'a' if ours else 'no'} {name} config, but the network "
                     f"{'reads' if theirs else 'does not read'} it"
                 )
-        if not 1 <= sampler.execution_horizon <= network.action_horizon:
+        if not 1 <= self.sampler.execution_horizon <= network.action_horizon:
             raise ValueError(
-                f"execution_horizon={sampler.execution_horizon} must be between 1 and "
+                f"execution_horizon={self.sampler.execution_horizon} must be between 1 and "
                 f"action_horizon={network.action_horizon}"
             )
-        # π0.5 reads its state in the prompt, whatever its width
-        given = preprocessor.state.dim if network.family == "pi05" else 0
-        state_dim = max(network.state_dim, given)
-        self.preprocessor = Preprocessor(preprocessor, state_dim, network.action_dim)
-        self.sampler = sampler
+
+    def replace(self, **changes: Any) -> FlowPolicy:
+        """Return a policy with other parts, sharing the rest; see the constructor's arguments."""
+        parts = {
+            "network": self.network,
+            "preprocessor": self.preprocessor,
+            "sampler": self.sampler,
+            "noise_source": self.noise_source,
+            "info": self.info,
+        }
+        return FlowPolicy(**{**parts, **changes})
 
     @property
     def device(self) -> torch.device:
-        """Where the policy computes; observations are moved there."""
+        """Where the policy computes."""
         return self.network.action_out_proj.weight.device
 
     @property
@@ -109,15 +142,12 @@ class FlowPolicy(nn.Module):
 
     @property
     def obs_keys(self) -> list[str]:
-        """What the policy reads of an observation."""
-        pictures, prompt = self.preprocessor.config.pictures, self.preprocessor.config.prompt
-        cameras = [] if pictures is None else list(pictures.cameras.values())
-        task = [] if prompt is None else ["task_id"]
-        return ["state", *(f"image/{camera}" for camera in cameras), *task]
+        """Keys of an observation that the policy reads."""
+        return self.preprocessor.obs_keys
 
     @property
     def feature_dim(self) -> int:
-        """Width of the features of what the policy sees besides the state; 0 if that is all."""
+        """Width of the pooled features of pictures and prompt; 0 without them."""
         return 0 if self.network.vlm is None else self.network.config.feature_dim
 
     @property
@@ -133,66 +163,62 @@ class FlowPolicy(nn.Module):
 
     @property
     def prefix_is_frozen(self) -> bool:
-        """Whether there are pictures or a prompt, and nothing that encodes them is trained."""
+        """Whether there are pictures or a prompt, and no module that encodes them is trained."""
         vlm = self.network.vlm
         return vlm is not None and not any(p.requires_grad for p in vlm.parameters())
 
-    def encode(self, obs: TensorDictBase, prefix: Context | None = None) -> Context:
-        """Return the context of observations (N), computed once and shared by all flow steps.
+    def observation_preprocessor(self, tasks: Sequence[str]) -> ObservationPreprocessor:
+        """Return the module that adds `model_input` to observations of an environment.
 
         Args:
-            obs: Observations; with a prefix only their state is read.
-            prefix: What `encode_prefix` returned for them; encoded anew by default.
+            tasks: The environment's instructions, `EnvSpec.tasks`.
         """
-        if prefix is None:
-            return self.network.encode(**self.inputs(obs))
-        return self.network.with_state(prefix, self._model_state(obs))
+        return ObservationPreprocessor(self.preprocessor, self.info.tokenizer, tasks)
 
-    def encode_prefix(self, obs: TensorDictBase) -> Context:
-        """Return the context of the pictures and prompt of observations (N), without their state.
+    def model_input(
+        self, obs: TensorDictBase | Mapping[str, Tensor], tasks: Sequence[str] = ()
+    ) -> ModelInput:
+        """Return the network's input for observations (N).
+
+        Args:
+            obs: `state` (N, s), and `image/<camera>` and `task_id` where the policy reads them.
+            tasks: Instructions that `task_id` indexes; the prompt's default where there are none.
+        """
+        rows = {key: obs[key] for key in self.obs_keys if key in obs.keys()}
+        td = TensorDict(rows, batch_size=[len(obs["state"])])
+        return ModelInput.of(self.observation_preprocessor(tasks)(td))
+
+    def encode(
+        self,
+        inputs: ModelInput,
+        prefix: Context | None = None,
+        state_offset: Tensor | None = None,
+    ) -> Context:
+        """Return the context of N observations, computed once and shared by all flow steps.
+
+        Args:
+            inputs: With a prefix only their state is read.
+            prefix: The result of `encode_prefix` for them; encoded anew by default.
+            state_offset: Added to the state token (N, D) or (1, D).
+        """
+        state = inputs.state.to(self.device)
+        if prefix is None and self.network.vlm is not None:
+            prefix = self.encode_prefix(inputs)
+        return self.network.with_state(prefix, state, state_offset)
+
+    def encode_prefix(self, inputs: ModelInput) -> Context:
+        """Return the context of pictures and prompt, without the state.
 
         While `prefix_is_frozen` it is the same at any time, and may be kept.
         """
-        inputs = self.inputs(obs)
-        del inputs["state"]
-        return self.network.encode_prefix(**inputs)
+        inputs = inputs.to(self.device)
+        images = None if inputs.images is None else scaled_pictures(inputs.images)
+        return self.network.encode_prefix(images, None, inputs.tokens, inputs.token_mask)
 
-    def inputs(self, obs: TensorDictBase) -> dict[str, Tensor]:
-        """Return the network's inputs, the arguments of `Pi0.encode`, for observations (N)."""
-        state = obs["state"].to(self.device)
-        inputs = {"state": self._model_state(obs)}
-        pictures = self.preprocessor.config.pictures
-        if pictures is not None:
-            images = [obs[f"image/{camera}"] for camera in pictures.cameras.values()]
-            inputs["images"] = self.preprocessor.pictures(images)
-        if self.preprocessor.config.prompt is not None:
-            words = self._instructions(obs)
-            if self.tokenizer is None:
-                raise ValueError(
-                    "this policy reads a prompt, but has no tokenizer; pass one to `policies.load` "
-                    "(--load.tokenizer)"
-                )
-            tokens, mask = self.preprocessor.tokens(words, state, self.tokenizer)
-            inputs |= {"tokens": tokens, "token_mask": mask}
-        return inputs
-
-    def _model_state(self, obs: TensorDictBase) -> Tensor:
-        """Return the normalized states (N, S) of observations."""
-        return self.preprocessor.normalize_state(obs["state"].to(self.device))
-
-    def _instructions(self, obs: TensorDictBase) -> list[str]:
-        """Return what each robot is told (N)."""
-        prompt = self.preprocessor.config.prompt
-        default = None if prompt is None else prompt.default
-        tasks = self.tasks or ((default,) if default is not None else ())
-        task_id = obs.get("task_id", None)
-        numbers = [0] * len(obs) if task_id is None else task_id.tolist()
-        if not tasks or max(numbers, default=0) >= len(tasks):
-            raise ValueError(
-                f"an observation has task_id={max(numbers, default=0)}, but the policy knows "
-                f"tasks={tasks}; set `policy.tasks` to the environment's, or give a default prompt"
-            )
-        return [tasks[number] for number in numbers]
+    def critic_input(self, inputs: ModelInput, context: Context | None) -> Tensor:
+        """Return the input of critics and noise models (N, D); see `critic_input`."""
+        features = None if context is None else context.features
+        return critic_input(inputs.state.to(self.device), features)
 
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations."""
@@ -202,41 +228,41 @@ class FlowPolicy(nn.Module):
         """Return starting points from the standard normal (N, H, A)."""
         return torch.randn(num, *self.chunk_shape, device=self.device)
 
-    def executed(self, point: Tensor, obs: TensorDictBase | None = None) -> Tensor:
-        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
-
-        Args:
-            point: Chunks.
-            obs: The observations (N) of their decisions; only relative actions need them.
-        """
-        state = None if obs is None else obs["state"].to(self.device)
+    def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
+        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A)."""
         point = point[:, : self.sampler.execution_horizon]
-        return self.preprocessor.unnormalize_action(point, state)
+        return self.preprocessor.unnormalize_action(point, inputs.robot_state.to(self.device))
 
-    def sample_actions(self, obs: TensorDictBase, noise: Tensor | None = None) -> Tensor:
-        """Return the deployed policy's chunk (N, h, d) [robot units].
+    def sample_actions(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
+        """Return the deployed policy's executed actions (N, h, d) [robot units].
 
         Args:
-            obs: Observations (N).
-            noise: Starting points (N, H, A); drawn from the standard normal by default.
+            inputs: Of N observations.
+            noise: Starting points (N, H, A); from the noise source, or drawn, by default.
         """
-        chunk = self._integrated(obs, noise)
-        return self.executed(chunk, obs)
+        return self.executed(self._integrated(inputs, noise), inputs)
 
-    def sample_chunk(self, obs: TensorDictBase, noise: Tensor | None = None) -> Tensor:
+    def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
         """Return all H predicted actions (N, H, d) [robot units], for a robot that chooses h."""
-        state = obs["state"].to(self.device)
-        return self.preprocessor.unnormalize_action(self._integrated(obs, noise), state)
+        chunk = self._integrated(inputs, noise)
+        return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
 
-    def _integrated(self, obs: TensorDictBase, noise: Tensor | None) -> Tensor:
-        """Return normalized chunks (N, H, A) at the end of the ODE."""
-        context = self.encode(obs)
-        noise = self.draw_noise(len(obs)) if noise is None else noise
+    def _integrated(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
+        """Return normalized chunks (N, H, A) at the end of the ODE.
+
+        A noise source that has learned replaces any noise that is given.
+        """
+        context = self.encode(inputs)
+        source = self.noise_source
+        if source is not None and source.steered:
+            noise = source(self.critic_input(inputs, context))
+        elif noise is None:
+            noise = self.draw_noise(len(inputs))
         return integrate(self.field(context), noise, self.grid, self.sampler.solver)
 
     def loss(
         self,
-        obs: TensorDictBase,
+        inputs: ModelInput,
         action: Tensor,
         noise: Tensor | None = None,
         flow_time: Tensor | None = None,
@@ -248,23 +274,30 @@ class FlowPolicy(nn.Module):
         end count, as in the references; a caller that wants otherwise masks before the mean.
 
         Args:
-            obs: Observations (N).
+            inputs: Of N observations.
             action: Demonstrated chunks (N, H, d) [robot units].
             noise: (N, H, A), drawn by default.
             flow_time: (N,), drawn from the training law by default.
-            prefix: What `encode_prefix` returned for the observations; encoded anew by default.
+            prefix: The result of `encode_prefix` for the observations; encoded anew by default.
         """
-        state = obs["state"].to(self.device)
+        state = inputs.robot_state.to(self.device)
         action = self.preprocessor.normalize_action(action.to(self.device), state)
         noise = self.draw_noise(len(action)) if noise is None else noise
         if flow_time is None:
             flow_time = sample_flow_time(len(action), action.device)
-        x = interpolate(action, noise, flow_time[:, None, None])
-        output = self.network.velocity(self.encode(obs, prefix), x[:, None], flow_time[:, None])
+        x = interpolate(action, noise, flow_time[:, None, None])  # (N, H, A)
+        context = self.encode(inputs, prefix)
+        output = self.network.velocity(context, x[:, None], flow_time[:, None])  # (N, 1, H, A)
         loss = (output.velocity[:, 0].float() - target_velocity(action, noise)).square()
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
         return loss
+
+
+def _preprocessor(config: PreprocessorConfig, network: Pi0Config) -> Preprocessor:
+    # π0.5 reads its state in the prompt, whatever its width
+    given = config.state.dim if network.family == "pi05" else 0
+    return Preprocessor(config, max(network.state_dim, given), network.action_dim)
 
 
 def small_policy(

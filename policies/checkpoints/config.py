@@ -100,14 +100,12 @@ def _changed(
 
     A steered policy is refused: its noise actor learned with the settings that it has.
     """
-    if hasattr(policy, "steering"):
+    if policy.noise_source is not None:
         raise ValueError(
             "this checkpoint is steered, and its noise actor fits only the settings that it was "
             "trained with; load it without changes, or change the checkpoint it was made from"
         )
-    changed = FlowPolicy(policy.network, preprocessor, sampler)
-    changed.origin, changed.tokenizer, changed.lora = policy.origin, policy.tokenizer, policy.lora
-    return changed
+    return FlowPolicy(policy.network, preprocessor, sampler, info=policy.info)
 
 
 def _rewired(config: PreprocessorConfig, cameras: dict[str, str]) -> PreprocessorConfig:

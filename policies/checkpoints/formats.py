@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ from pitune.policies.checkpoints.weights import (
 )
 from pitune.policies.network.lora import merged_state
 from pitune.policies.network.pi0 import Pi0
-from pitune.policies.policy import FlowPolicy, SamplerConfig
+from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.tokenizer import Tokenizer, find_tokenizer
 
 Format = Literal["pitune", "openpi", "lerobot"]
@@ -105,8 +105,9 @@ def load(
         policy = _load_lerobot(folder, config)
     else:
         policy = _load_openpi(folder, config, pipeline)
-    if policy.preprocessor.config.prompt is not None and policy.tokenizer is None:
-        policy.tokenizer = _tokenizer(folder, config, policy.network.config.vocab_size)
+    if policy.preprocessor.config.prompt is not None and policy.info.tokenizer is None:
+        tokenizer = _tokenizer(folder, config, policy.network.config.vocab_size)
+        policy = policy.replace(info=replace(policy.info, tokenizer=tokenizer))
     floored = policy.preprocessor.floored()
     if kind != "pitune" and any(floored.values()):
         warnings.warn(
@@ -192,11 +193,11 @@ def _load_openpi(folder: Path, config: LoadConfig, pipeline: Pipeline | None) ->
         execution_horizon=min(pipeline.execution_horizon, horizon),
         accumulated_time=True,
     )
-    policy = FlowPolicy(network, preprocessor, sampler)
-    policy.origin = {"format": "openpi"}
+    origin = {"format": "openpi"}
     if file is not None and config.norm_stats is None:
         asset = file.parent.relative_to(folder)
-        policy.origin["asset_id"] = asset.as_posix().removeprefix("assets/")
+        origin["asset_id"] = asset.as_posix().removeprefix("assets/")
+    policy = FlowPolicy(network, preprocessor, sampler, info=PolicyInfo(origin=origin))
     return with_settings(policy, config)
 
 
@@ -220,8 +221,8 @@ def _load_lerobot(folder: Path, config: LoadConfig) -> FlowPolicy:
         flow_steps=int(files.config.get("num_inference_steps", 10)),
         execution_horizon=min(int(files.config.get("n_action_steps", horizon)), horizon),
     )
-    policy = FlowPolicy(network, preprocessor, sampler)
-    policy.origin = {"format": "lerobot", **asdict(files)}
+    info = PolicyInfo(origin={"format": "lerobot", **asdict(files)})
+    policy = FlowPolicy(network, preprocessor, sampler, info=info)
     return with_settings(policy, config)
 
 
@@ -284,7 +285,7 @@ def save(policy: FlowPolicy, path: Path | str, format: Format = "pitune") -> Non
                 "it with format='pitune'"
             )
         weights = {key: value.detach() for key, value in merged_state(policy.network).items()}
-        arguments = (weights, network, policy.preprocessor.config, policy.origin, folder)
+        arguments = (weights, network, policy.preprocessor.config, dict(policy.info.origin), folder)
         if format == "openpi":
             for difference in openpi.write(*arguments):
                 warnings.warn(f"openpi will differ: {difference}", stacklevel=2)
@@ -294,5 +295,5 @@ def save(policy: FlowPolicy, path: Path | str, format: Format = "pitune") -> Non
         else:
             raise ValueError(f"unknown format={format!r}; valid: pitune, openpi, lerobot")
         (folder / "arch.json").write_text(json.dumps(_unwritten_sizes(policy), indent=2) + "\n")
-        if isinstance(policy.tokenizer, Tokenizer):
-            policy.tokenizer.copy_to(folder / TOKENIZER)
+        if isinstance(policy.info.tokenizer, Tokenizer):
+            policy.info.tokenizer.copy_to(folder / TOKENIZER)

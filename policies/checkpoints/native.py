@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,17 @@ from pitune.policies.checkpoints.weights import check_keys, read_safetensors
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig, add_lora
 from pitune.policies.network.pi0 import Pi0
-from pitune.policies.policy import FlowPolicy, SamplerConfig
+from pitune.policies.noise_source import NoiseSource, SteeringConfig
+from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.tokenizer import Tokenizer
-from pitune.policies.steering import SteeredPolicy, SteeringConfig
 
-FORMAT, VERSION = "pitune", 2
-READABLE = (1, 2)
-"""Versions that are read: 1 had no pictures, prompts or fingerprint."""
+FORMAT, VERSION = "pitune", 3
+READABLE = (1, 2, 3)
+"""Versions that are read: 1 had no pictures, prompts or fingerprint; 2 named the noise source's
+weights otherwise."""
+RENAMED = {"noise_actor.": "noise_source.actor.", "steered": "noise_source.steered"}
+"""Beginnings of weight names in version 2, and those of today."""
 WEIGHTS, DESCRIPTION, TOKENIZER = "policy.safetensors", "policy.json", "tokenizer"
 
 
@@ -67,13 +70,13 @@ def write_policy(policy: FlowPolicy, folder: Path) -> None:
         "sampler": asdict(policy.sampler),
         "fingerprint": policy.preprocessor.config.fingerprint(),
         "compute_dtype": str(policy.network.compute_dtype).removeprefix("torch."),
-        "origin": policy.origin,
-        "lora": None if policy.lora is None else asdict(policy.lora),
+        "origin": dict(policy.info.origin),
+        "lora": None if policy.info.lora is None else asdict(policy.info.lora),
     }
-    if isinstance(policy.tokenizer, Tokenizer):
-        policy.tokenizer.copy_to(folder / TOKENIZER)
-    if isinstance(policy, SteeredPolicy):
-        description["steering"] = asdict(policy.steering)
+    if isinstance(policy.info.tokenizer, Tokenizer):
+        policy.info.tokenizer.copy_to(folder / TOKENIZER)
+    if policy.noise_source is not None:
+        description["steering"] = asdict(policy.noise_source.config)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
@@ -94,12 +97,12 @@ def load_policy(folder: Path) -> FlowPolicy:
             if lora is not None:
                 lora = LoRAConfig(**{**lora, "targets": tuple(lora["targets"])})
                 add_lora(network, lora)
-        policy = FlowPolicy(network, preprocessor, SamplerConfig(**description["sampler"]))
-        policy.origin, policy.lora = dict(description.get("origin", {})), lora
+        info = PolicyInfo(origin=dict(description.get("origin", {})), lora=lora)
+        sampler = SamplerConfig(**description["sampler"])
+        policy = FlowPolicy(network, preprocessor, sampler, info=info)
         network.compute_dtype = getattr(torch, description.get("compute_dtype", "float32"))
         if "steering" in description:
-            steering = SteeringConfig.from_dict(description["steering"])
-            policy = SteeredPolicy(policy, steering)
+            policy = _with_noise_source(policy, description)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / DESCRIPTION} does not describe a policy ({error!r}); it was damaged or "
@@ -111,11 +114,31 @@ def load_policy(folder: Path) -> FlowPolicy:
             f"is {preprocessor.fingerprint()}, {description['fingerprint']} was written; a policy "
             "runs with the statistics that it was trained with"
         )
+    weights = {_renamed(key): value for key, value in weights.items()}
     check_keys(policy.state_dict(), weights, folder / WEIGHTS)
     policy.load_state_dict(weights, assign=True)
     if (folder / TOKENIZER).is_dir():
-        policy.tokenizer = Tokenizer.load(folder / TOKENIZER)
+        info = replace(policy.info, tokenizer=Tokenizer.load(folder / TOKENIZER))
+        policy = policy.replace(info=info)
     return policy
+
+
+def _with_noise_source(policy: FlowPolicy, description: dict[str, Any]) -> FlowPolicy:
+    """Return the policy with the noise source that a checkpoint describes."""
+    config = SteeringConfig.from_dict(description["steering"])
+    width = policy.preprocessor.model_state_dim + policy.network.config.feature_dim
+    horizon = policy.sampler.execution_horizon
+    source = NoiseSource(config, policy.chunk_shape, horizon, width)
+    policy.requires_grad_(False)
+    return policy.replace(noise_source=source)
+
+
+def _renamed(key: str) -> str:
+    """Return today's name of a weight of an older version."""
+    for old, new in RENAMED.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ float32; here the vision tower's layer norms do too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -73,9 +73,9 @@ def apply_finetuning(policy: FlowPolicy, config: FinetuneConfig) -> None:
             already.
     """
     network = policy.network
-    if policy.lora is not None:
+    if policy.info.lora is not None:
         merge_lora(network)
-    policy.lora = config.lora
+    policy.info = replace(policy.info, lora=config.lora)
     trained = _trained_groups(network, config.trainable)
     adapted = set() if config.lora is None else set(add_lora(network, config.lora))
     frozen = network.compute_dtype if config.dtype is None else getattr(torch, config.dtype)

@@ -1,1 +1,5 @@
-"""Likelihoods of a flow policy."""
+"""Likelihoods of a flow policy; importing the package registers the built-in ones."""
+
+from pitune.policies.likelihood import flow_steps, whole_chunk
+
+__all__ = ["flow_steps", "whole_chunk"]

@@ -16,7 +16,11 @@ from torch.distributions import Distribution
 from pitune.policies.flow.chain import sample_chain, score_chain
 from pitune.policies.flow.ode import ode_log_likelihood
 from pitune.policies.flow.path import Kernel, TimeGrid, VelocityField, interpolate, target_velocity
-from pitune.policies.likelihood.config import LikelihoodConfig
+from pitune.policies.likelihood.config import (
+    ExactFlowConfig,
+    FlowMatchingConfig,
+    LikelihoodConfig,
+)
 
 
 class ActionDistribution(Distribution, ABC):
@@ -142,7 +146,7 @@ class LossRatio(ActionDistribution):
         self,
         field: VelocityField,
         grid: TimeGrid,
-        config: LikelihoodConfig,
+        config: FlowMatchingConfig,
         noise: Tensor,
         flow_time: Tensor,
         mask: Tensor,
@@ -182,7 +186,9 @@ class LossRatio(ActionDistribution):
         Raises:
             ValueError: always.
         """
-        raise ValueError("kernel='flow_matching' has no entropy; set entropy_coefficient to 0")
+        raise ValueError(
+            "the flow_matching likelihood has no entropy; set entropy_coefficient to 0"
+        )
 
 
 class ExactFlow(ActionDistribution):
@@ -200,7 +206,7 @@ class ExactFlow(ActionDistribution):
         self,
         field: VelocityField,
         grid: TimeGrid,
-        config: LikelihoodConfig,
+        config: ExactFlowConfig,
         shape: tuple[int, int, int],
         device: torch.device,
     ) -> None:

@@ -113,6 +113,7 @@ class Pi0(nn.Module):
         image_mask: Tensor | None = None,
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
+        state_offset: Tensor | None = None,
     ) -> Context:
         """Return the context of observations; no flow step changes it.
 
@@ -122,11 +123,12 @@ class Pi0(nn.Module):
             image_mask: Which cameras are there (N, V); all by default.
             tokens: Prompts (N, L) int64.
             token_mask: Which tokens are no padding (N, L); all by default.
+            state_offset: Added to the state token (N, D) or (1, D); a gene of a population.
         """
         prefix = None
         if self.vlm is not None:
             prefix = self.encode_prefix(images, image_mask, tokens, token_mask)
-        return self.with_state(prefix, state)
+        return self.with_state(prefix, state, state_offset)
 
     def encode_prefix(
         self,
@@ -148,19 +150,27 @@ class Pi0(nn.Module):
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
         return Context(cache, features, valid)
 
-    def with_state(self, prefix: Context | None, state: Tensor) -> Context:
+    def with_state(
+        self, prefix: Context | None, state: Tensor, state_offset: Tensor | None = None
+    ) -> Context:
         """Return the context of a prefix, if there is one, and of states (N, S).
 
-        π0 adds its state token; π0.5 has none, its prompt tells the state.
+        π0 adds its state token; π0.5 has none, its prompt contains the state. `state_offset` is
+        added to the token, (N, D) or (1, D).
+
+        Raises:
+            ValueError: an offset is given, but the network has no state token.
         """
         if self.config.family == "pi05":
+            if state_offset is not None:
+                raise ValueError("state_offset needs a state token, and π0.5 has none")
             if prefix is None:  # Pi0Config refuses what would lead here
                 raise ValueError("π0.5 reads all it knows from its prefix, but there is none")
             return prefix
         if prefix is None:
-            hidden, cache, valid = self._encode_state(state, None, None)
+            hidden, cache, valid = self._encode_state(state, None, None, state_offset)
             return Context(cache, hidden[:, -1].float(), valid)
-        _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid)
+        _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
         return Context(cache, prefix.features, valid)
 
     def embed_prefix(
@@ -205,10 +215,13 @@ class Pi0(nn.Module):
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
     def _encode_state(
-        self, state: Tensor, cache: Cache | None, valid: Tensor | None
+        self, state: Tensor, cache: Cache | None, valid: Tensor | None, offset: Tensor | None
     ) -> tuple[Tensor, Cache, Tensor | None]:
         """Pass the state token, a block of its own: it cannot see the actions."""
-        tokens = self.state_proj(state)[:, None].to(self.compute_dtype)
+        token = self.state_proj(state)  # (N, D)
+        if offset is not None:
+            token = token + offset
+        tokens = token[:, None].to(self.compute_dtype)  # (N, 1, D)
         if valid is None:
             positions = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=state.device)
             return *self.expert(tokens, positions), None

@@ -32,8 +32,15 @@ class PicturesConfig:
     interpolation on floats (not antialiased)."""
 
 
-def network_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
-    """Return pictures (N, V, 3, size, size) in [-1, 1] of V cameras' (N, 3, Y, X) uint8.
+def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
+    """Return the pictures of V cameras at the network's size (N, V, 3, size, size).
+
+    Where they are bytes they stay bytes, a quarter of the memory; `scaled_pictures` is the rest of
+    the way. lerobot's resizing gives no bytes: then they are float32 in [-1, 1] already.
+
+    Args:
+        images: One tensor per camera (N, 3, Y, X) uint8, in the network's order.
+        config: The cameras, the size and the filter.
 
     Raises:
         ValueError: a picture is not uint8 with three channels.
@@ -44,16 +51,23 @@ def network_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
                 f"pictures of camera {camera!r} are {image.dtype} of shape {tuple(image.shape)}; "
                 "they must be uint8 (N, 3, Y, X)"
             )
-    resize = _resize_bytes if config.resize == "pillow" else _resize_floats
-    return torch.stack([resize(image, config.size) for image in images], dim=1) * 2 - 1
+    right_size = all(image.shape[-2:] == (config.size, config.size) for image in images)
+    if right_size or config.resize == "pillow":
+        return torch.stack([_resize_bytes(image, config.size) for image in images], dim=1)
+    return torch.stack([_resize_floats(image, config.size) for image in images], dim=1) * 2 - 1
+
+
+def scaled_pictures(images: Tensor) -> Tensor:
+    """Return pictures (N, V, 3, size, size) in [-1, 1], float32, of those of `resized_pictures`."""
+    return images.float() / 255 * 2 - 1 if images.dtype == torch.uint8 else images
 
 
 def _resize_bytes(image: Tensor, size: int) -> Tensor:
     """Resize as openpi does: centered, antialiased, black bars, rounded to bytes."""
-    if image.shape[-2:] != (size, size):
-        rows = [_resize_picture(row, size) for row in image.permute(0, 2, 3, 1).cpu().numpy()]
-        image = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).to(image.device)
-    return image.float() / 255
+    if image.shape[-2:] == (size, size):
+        return image
+    rows = [_resize_picture(row, size) for row in image.permute(0, 2, 3, 1).cpu().numpy()]
+    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).to(image.device)
 
 
 def _resize_picture(picture: np.ndarray, size: int) -> np.ndarray:

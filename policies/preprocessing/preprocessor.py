@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pitune.policies.preprocessing import aloha
-from pitune.policies.preprocessing.images import PicturesConfig, network_pictures
+from pitune.policies.preprocessing.images import PicturesConfig, resized_pictures
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.prompt import Encoder, PromptConfig, tokenize
 
@@ -161,12 +162,27 @@ class Preprocessor(nn.Module):
             action = action + self._origin(state)
         return aloha.action_from_pi(action) if self.config.joints == "aloha" else action
 
-    def pictures(self, images: list[Tensor]) -> Tensor:
-        """Return pictures (N, V, 3, size, size) in [-1, 1] of V cameras' (N, 3, Y, X) uint8."""
-        if self.config.pictures is None:
-            raise ValueError("this policy has no cameras")
+    @property
+    def obs_keys(self) -> list[str]:
+        """Keys of an observation that are read: state, cameras and task."""
+        pictures, prompt = self.config.pictures, self.config.prompt
+        cameras = [] if pictures is None else list(pictures.cameras.values())
+        task = [] if prompt is None else ["task_id"]
+        return ["state", *(f"image/{camera}" for camera in cameras), *task]
+
+    def images_and_state(self, obs: TensorDictBase) -> dict[str, Tensor]:
+        """Return `state`, `robot_state` and, with cameras, `images` of observations (N).
+
+        They are fields of `ModelInput`, where their shapes are given.
+        """
         device = self.state_offset.device
-        return network_pictures([image.to(device) for image in images], self.config.pictures)
+        state = obs["state"].to(device)
+        values = {"state": self.normalize_state(state), "robot_state": state.float()}
+        if self.config.pictures is not None:
+            cameras = self.config.pictures.cameras.values()
+            images = [obs[f"image/{camera}"].to(device) for camera in cameras]
+            values["images"] = resized_pictures(images, self.config.pictures)
+        return values
 
     def tokens(
         self, instructions: list[str], state: Tensor, encoder: Encoder

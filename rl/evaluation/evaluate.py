@@ -17,7 +17,7 @@ from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, Split
-from pitune.policies import LikelihoodActor
+from pitune.policies import Actor
 from pitune.rl.evaluation.statistics import wilson_interval
 from pitune.rl.experience.rollouts import check_fit
 
@@ -86,7 +86,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     env: CheckedEnv,
-    actor: LikelihoodActor,
+    actor: Actor,
     num_episodes: int,
     *,
     seed: int = 0,
@@ -111,11 +111,13 @@ def evaluate(
     """
     num_envs = env.spec.num_envs
     check_fit(actor.policy, env.spec)
-    actor.policy.tasks = env.spec.tasks
     if num_episodes < 1 or num_episodes % num_envs:
         raise ValueError(f"num_episodes={num_episodes} must be a multiple of {num_envs} envs")
     chunk_env = ChunkEnv(
-        env, actor.policy.sampler.execution_horizon, EpisodeSeeds(num_envs, seed, split)
+        env,
+        actor.policy.sampler.execution_horizon,
+        EpisodeSeeds(num_envs, seed, split),
+        preprocess=actor.policy.observation_preprocessor(env.spec.tasks),
     )
     mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
     devices = list(range(torch.cuda.device_count()))
@@ -134,7 +136,7 @@ def evaluate(
 
 def _play(
     chunk_env: ChunkEnv,
-    actor: LikelihoodActor,
+    actor: Actor,
     quota: int,
     on_step: Callable[[Tensor], None] | None,
 ) -> list[list[dict[str, Any]]]:

@@ -5,29 +5,34 @@ Letters: N steps, H action horizon, S state dim, d robot action dim.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor
 
 from pitune.envs import CheckedEnv, EpisodeSeeds
 from pitune.policies import FlowPolicy
+from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.rl.experience.transitions import in_parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrations:
     """Steps of successful episodes, one after another."""
 
-    obs: dict[str, Tensor]
-    """Observations before each step (N, ...)."""
+    obs: dict[str, Tensor | TensorDict]
+    """Observations before each step (N, ...), or the policy's `model_input` of them."""
     action: Tensor
     """Executed actions (N, d) [robot units]."""
     episode: Tensor
     """Number of the episode that each step belongs to (N,) int64, not falling."""
+    tasks: tuple[str, ...] = ()
+    """Instructions that the observations' `task_id` indexes."""
 
     @property
     def num_episodes(self) -> int:
@@ -39,7 +44,18 @@ class Demonstrations:
         first = self.episode.unique()[:num_episodes]
         kept = ~torch.isin(self.episode, first)
         obs = {key: value[kept] for key, value in self.obs.items()}
-        return Demonstrations(obs=obs, action=self.action[kept], episode=self.episode[kept])
+        return replace(self, obs=obs, action=self.action[kept], episode=self.episode[kept])
+
+    @torch.no_grad()
+    def preprocessed(self, policy: FlowPolicy) -> Demonstrations:
+        """Return the same steps with a policy's `model_input` as their observations.
+
+        Pictures are resized and prompts tokenized here, once, and never in a gradient step.
+        """
+        preprocess = policy.observation_preprocessor(self.tasks)
+        obs = TensorDict({key: self.obs[key] for key in policy.obs_keys}, [len(self.action)])
+        rows = in_parts(obs, lambda part: preprocess(part).select(MODEL_INPUT))
+        return replace(self, obs={MODEL_INPUT: rows[MODEL_INPUT].cpu()})
 
     def chunks(self, action_horizon: int) -> TensorDict:
         """Return one training example per step (N): its observation and the next H actions.
@@ -93,9 +109,10 @@ class Demonstrations:
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all."""
         tensors = {f"obs.{key}": value.contiguous() for key, value in self.obs.items()}
+        metadata = {"tasks": json.dumps(self.tasks)}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"tmp_{path.name}")
-        save_file({**tensors, "action": self.action, "episode": self.episode}, temporary)
+        save_file({**tensors, "action": self.action, "episode": self.episode}, temporary, metadata)
         temporary.rename(path)
 
     @classmethod
@@ -112,18 +129,21 @@ class Demonstrations:
                 "demonstrations.safetensors"
             )
         try:
-            tensors = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                metadata = file.metadata() or {}
             return cls(
                 obs={k.removeprefix("obs."): v for k, v in tensors.items() if k.startswith("obs.")},
                 action=tensors["action"],
                 episode=tensors["episode"],
+                tasks=tuple(json.loads(metadata.get("tasks", "[]"))),
             )
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path} does not hold demonstrations ({error!r})") from error
 
 
 def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
-    """Read demonstrations that a policy is to learn from; without `task_id` they are of task 0.
+    """Read and preprocess demonstrations for a policy; without `task_id` they are of task 0.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -149,7 +169,13 @@ def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
                 f"the {name} in {path} has {given} dimensions, the policy's has {wanted}; it was "
                 "recorded on another robot or task"
             )
-    return found
+    reads_prompt = policy.preprocessor.config.prompt
+    if reads_prompt is not None and not found.tasks and reads_prompt.default is None:
+        raise ValueError(
+            f"{path} holds no instructions, but the policy reads a prompt; collect the "
+            "demonstrations again with this version, or give the policy a default prompt"
+        )
+    return found.preprocessed(policy)
 
 
 def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Demonstrations:
@@ -179,6 +205,7 @@ def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Dem
         obs={key: steps[key] for key in steps.keys() if key != "action"},
         action=steps["action"],
         episode=torch.arange(num_episodes).repeat_interleave(lengths),
+        tasks=env.spec.tasks,
     )
 
 

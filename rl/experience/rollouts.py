@@ -80,7 +80,6 @@ class Rollouts:
     ) -> None:
         check_fit(algorithm.actor.policy, env.spec)
         check_needs(algorithm, env.spec)
-        algorithm.actor.policy.tasks = env.spec.tasks
         self.env, self.algorithm, self.num_chunks, self.seed = env, algorithm, num_chunks, seed
         self._num_episodes: int | None = None
         if algorithm.needs.whole_episodes:
@@ -118,7 +117,8 @@ class Rollouts:
         seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", self.algorithm.needs.group_size)
         seeds.episodes += iteration * 1_000_000  # no episode number is used twice in a run
         horizon = self.algorithm.actor.policy.sampler.execution_horizon
-        self._chunk_env = ChunkEnv(self.env, horizon, seeds, self._num_episodes)
+        preprocess = self.algorithm.actor.policy.observation_preprocessor(spec.tasks)
+        self._chunk_env = ChunkEnv(self.env, horizon, seeds, self._num_episodes, preprocess)
         self._iteration, self._begun = iteration, False
         self._collector: Iterator[TensorDictBase] = iter(())
         if self.algorithm.needs.rollouts:

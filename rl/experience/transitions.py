@@ -14,6 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
+from pitune.policies.preprocessing.model_input import MODEL_INPUT
 
 
 def transitions(
@@ -44,9 +45,15 @@ def transitions(
 Encoded = TypeVar("Encoded", Tensor, TensorDictBase)
 
 
-def normalized_chunk(policy: FlowPolicy, decisions: TensorDictBase) -> Tensor:
-    """Return the actions (..., h * d) [normalized] of decisions (...) with `action` and `state`."""
-    action, state = (decisions[key].to(policy.device) for key in ("action", "state"))
+def normalize_chunk(policy: FlowPolicy, decisions: TensorDictBase) -> Tensor:
+    """Return the executed actions (..., h * d) [normalized] of decisions (...).
+
+    Args:
+        policy: Its preprocessor scales.
+        decisions: With `action` and `model_input`.
+    """
+    action = decisions["action"].to(policy.device)
+    state = decisions[MODEL_INPUT, "robot_state"].to(policy.device)
     normalized = policy.preprocessor.normalize_action(action, state)
     return normalized[..., : policy.preprocessor.action_dim].flatten(-2)
 
@@ -56,20 +63,20 @@ ENCODED_ROWS = 64
 
 
 def in_parts(obs: TensorDictBase, encode: Callable[[TensorDictBase], Encoded]) -> Encoded:
-    """Return what observations (N) are encoded to, a few of them at a time."""
+    """Return the encoding of observations (N), computed for a few of them at a time."""
     parts = [encode(part) for part in obs.split(ENCODED_ROWS)]
     joined: Encoded = torch.cat(parts)  # type: ignore[arg-type, assignment]
     return joined
 
 
 @torch.no_grad()
-def next_encoded(
+def encode_next(
     rollout: TensorDictBase, encoded: Encoded, encode: Callable[[TensorDictBase], Encoded]
 ) -> Encoded:
-    """Return what the observations that decisions ended in are encoded to (E, T).
+    """Return the encoding of the observations that decisions ended in (E, T).
 
-    Where the episode goes on that is the next decision's, which is there already; only the last
-    observations of episodes and of the rollout are encoded here.
+    Where the episode goes on it is that of the next decision, which is there already. Only the
+    last observations of episodes and of the rollout are encoded here.
 
     Args:
         rollout: (E, T).

@@ -22,7 +22,7 @@ from pitune.experiments.runs.comparison import (
     seed_band,
     summary_table,
 )
-from pitune.policies import LikelihoodConfig
+from pitune.policies import likelihood_config
 from pitune.rl.algorithms.fpo import plus_plus
 from pitune.rl.evaluation.statistics import fisher_p_value, wilson_interval
 
@@ -276,7 +276,7 @@ def test_a_word_after_the_colon_changes_the_likelihood_and_nothing_else() -> Non
     plain = settings.algorithm("ppo", Path())
     assert plain == settings.ppo != rl.PPOConfig()
     noisy = settings.algorithm("ppo:flow_noise", Path())
-    assert noisy == replace(settings.ppo, likelihood=LikelihoodConfig(kernel="flow_noise"))
+    assert noisy == replace(settings.ppo, likelihood=likelihood_config("flow_noise"))
     population = settings.algorithm("epo:one_step", Path())
     assert isinstance(population, rl.EPOConfig)
     assert population.ppo == replace(settings.ppo, likelihood=LIKELIHOODS["one_step"])

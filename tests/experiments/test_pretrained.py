@@ -13,7 +13,7 @@ from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
 from pitune.experiments.evaluate import EvaluateConfig, evaluate
 from pitune.experiments.train import TrainConfig, train
-from pitune.policies import FinetuneConfig, LoadConfig, LoRAConfig
+from pitune.policies import FinetuneConfig, LoadConfig, LoRAConfig, ModelInput
 from pitune.policies.network.config import Family
 from pitune.rl.policy_gradient.batch import add_next_features
 from vision_policies import ENV, SLOTS, TOKENIZER, vision_policy
@@ -130,7 +130,7 @@ def test_lora_trains_saves_resumes_and_is_folded_in_on_export(
     tuned = policies.load(whole["checkpoint"])
     resumed = policies.load(parts["checkpoint"]).state_dict()
     assert all(torch.equal(resumed[key], value) for key, value in tuned.state_dict().items())
-    assert tuned.lora == lora
+    assert tuned.info.lora == lora
     base = policies.load(checkpoint, LOAD).state_dict()
     frozen = {key: value for key, value in tuned.state_dict().items() if "lora" not in key}
     assert all(torch.equal(base[key], value) for key, value in frozen.items())
@@ -244,5 +244,5 @@ def test_critics_read_the_features_of_each_observation_and_of_what_followed(
     with torch.no_grad():
         for place in (rollout, rollout["next"]):
             rows = place.select(*policy.obs_keys).flatten()
-            direct = policy.encode(rows).features.unflatten(0, rollout.batch_size)
+            direct = policy.encode(ModelInput.of(rows)).features.unflatten(0, rollout.batch_size)
             assert torch.allclose(place["features"], direct, atol=1e-6)

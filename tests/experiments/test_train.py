@@ -46,7 +46,7 @@ def config_of(small_preset: Callable, half_trained: Path) -> Callable[..., Train
     def make(name: str, out: Path, **changes: Any) -> TrainConfig:
         algorithm = small_preset(name.partition(" ")[0])
         if "learned noise" in name:
-            likelihood = policies.LikelihoodConfig(kernel="flow_noise", stochastic_steps="one")
+            likelihood = policies.likelihood_config("flow_noise", stochastic_steps="one")
             algorithm = replace(algorithm, likelihood=likelihood)
         config = TrainConfig(
             algorithm=algorithm,

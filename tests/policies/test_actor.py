@@ -17,18 +17,21 @@ from torchrl.objectives import ClipPPOLoss
 
 from pitune.policies import (
     FlowChain,
+    FlowNoiseConfig,
     FlowPolicy,
+    FlowSDEConfig,
     GemmaConfig,
     LikelihoodActor,
-    LikelihoodConfig,
+    ModelInput,
     NormStats,
     Pi0Config,
     PreprocessorConfig,
     SamplerConfig,
+    likelihood_config,
 )
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import FlowNoise, FlowOutput, FlowSDE, TimeGrid, ode_step
-from pitune.policies.likelihood.config import NoiseNetwork, VelocityHead
+from pitune.policies.likelihood.heads import NoiseNetwork, VelocityHead
 
 HORIZON, EXECUTED, MODEL_DIM, ROBOT_DIM = 4, 2, 3, 2
 EXPERT = GemmaConfig(width=16, depth=2, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8)
@@ -36,7 +39,7 @@ LIKELIHOODS: dict[str, dict[str, Any]] = {
     "flow_sde": {"kernel": "flow_sde"},
     "flow_noise_learned": {"kernel": "flow_noise"},
     "velocity_gaussian": {"kernel": "velocity_gaussian"},
-    "flow_noise_constant": {"kernel": "flow_noise", "noise_std_min": 0.1, "noise_std_max": 0.1},
+    "flow_noise_constant": {"kernel": "flow_noise", "std_min": 0.1, "std_max": 0.1},
 }
 
 
@@ -61,18 +64,20 @@ def make_policy(flow_steps: int = 4) -> FlowPolicy:
     return FlowPolicy(network, stats, sampler)
 
 
-def make_actor(flow_steps: int = 4, **likelihood: Any) -> LikelihoodActor:
+def make_actor(flow_steps: int = 4, kernel: str = "flow_sde", **likelihood: Any) -> LikelihoodActor:
     """An actor whose learned noise, if any, differs between entries."""
-    actor = LikelihoodActor(make_policy(flow_steps), LikelihoodConfig(**likelihood))
-    if isinstance(actor.noise_network, VelocityHead):  # unbounded, so a little of it
-        torch.nn.init.normal_(actor.noise_network.head.weight, std=0.1)
-    elif actor.noise_network is not None:
-        torch.nn.init.normal_(actor.noise_network.net[-1].weight)
+    actor = LikelihoodActor(make_policy(flow_steps), likelihood_config(kernel, **likelihood))
+    if isinstance(actor.likelihood.head, VelocityHead):  # unbounded, so a little of it
+        torch.nn.init.normal_(actor.likelihood.head.head.weight, std=0.1)
+    elif actor.likelihood.head is not None:
+        torch.nn.init.normal_(actor.likelihood.head.net[-1].weight)
     return actor
 
 
 def observations(num: int = 32) -> TensorDict:
-    return TensorDict({"state": torch.randn(num, 3)}, [num])
+    obs = TensorDict({"state": torch.randn(num, 3)}, [num])
+    with torch.random.fork_rng():
+        return make_policy().observation_preprocessor(())(obs)
 
 
 def log_ratio(actor: LikelihoodActor, td: TensorDict, micro_batch: int) -> Tensor:
@@ -88,15 +93,15 @@ def log_ratio(actor: LikelihoodActor, td: TensorDict, micro_batch: int) -> Tenso
 @pytest.mark.parametrize("steps", ["one", "all"])
 def test_the_actor_writes_what_it_says(steps: str) -> None:
     actor = make_actor(stochastic_steps=steps)
-    assert actor.in_keys == ["state"]
+    assert actor.in_keys == ["model_input"]
     assert actor.log_prob_keys == ["action_log_prob"]
     assert actor.dist_sample_keys == ["chain"]
     td = actor(observations())
-    assert set(td.keys()) == {*actor.in_keys, *actor.out_keys}
+    assert set(td.keys()) == {"state", *actor.in_keys, *actor.out_keys}
     assert td["action"].shape == (32, EXECUTED, ROBOT_DIM)
     assert td["chain"].shape == (32, 5, HORIZON, MODEL_DIM)
     assert td["action_log_prob"].shape == (32, 1 if steps == "one" else 4)
-    assert not any(value.requires_grad for value in td.values())
+    assert not any(value.requires_grad for value in td.values(True, True))
 
 
 def test_the_action_is_the_end_of_the_chain_in_robot_units() -> None:
@@ -128,11 +133,11 @@ def test_deterministic_actions_are_those_of_the_deployed_policy(name: str) -> No
     noise = torch.randn(32, HORIZON, MODEL_DIM)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         given = actor(obs.clone().set("noise", noise))
-        assert torch.equal(given["action"], actor.policy.sample_actions(obs, noise))
+        assert torch.equal(given["action"], actor.policy.sample_actions(ModelInput.of(obs), noise))
         torch.manual_seed(3)
         fresh = actor(obs.clone())["action"]
     torch.manual_seed(3)
-    assert torch.equal(fresh, actor.policy.sample_actions(obs))
+    assert torch.equal(fresh, actor.policy.sample_actions(ModelInput.of(obs)))
     assert "chain" not in given.keys()
     random = actor(obs.clone().set("noise", noise))["action"]
     assert float((random - given["action"]).abs().max()) > 0.05
@@ -143,8 +148,8 @@ def test_the_actors_parameters_are_the_policys_and_the_noise_networks() -> None:
     num_policy = len(list(sde.policy.parameters()))
     assert {id(p) for p in sde.parameters()} == {id(p) for p in sde.policy.parameters()}
     assert len(list(sde.parameters())) == num_policy
-    assert learned.noise_network is not None
-    num_noise = len(list(learned.noise_network.parameters()))
+    assert learned.likelihood.head is not None
+    num_noise = len(list(learned.likelihood.head.parameters()))
     assert num_noise == 6  # weights and biases of three layers
     assert len(list(learned.parameters())) == num_policy + num_noise
 
@@ -184,7 +189,7 @@ def test_noise_enters_executed_entries_of_random_steps_and_no_others(name: str, 
     actor = make_actor(**LIKELIHOODS[name], stochastic_steps=steps)
     td = actor(observations(64))
     policy, grid = actor.policy, actor.policy.grid
-    field, chain = policy.field(policy.encode(td)), td["chain"]
+    field, chain = policy.field(policy.encode(ModelInput.of(td))), td["chain"]
     executed = torch.zeros(HORIZON, MODEL_DIM, dtype=torch.bool)
     executed[:EXECUTED, :ROBOT_DIM] = True
     assert torch.equal(policy.executed_mask() > 0, executed)
@@ -205,7 +210,7 @@ def test_noise_in_the_padding_would_be_seen() -> None:
     actor = make_actor()
     actor.policy.executed_mask = lambda: torch.ones(HORIZON, MODEL_DIM)  # type: ignore[method-assign]
     td = actor(observations())
-    field = actor.policy.field(actor.policy.encode(td))
+    field = actor.policy.field(actor.policy.encode(ModelInput.of(td)))
     x, step = td["chain"][:, :1], torch.zeros(32, 1, dtype=torch.int64)
     with torch.no_grad():
         output = field(x, actor.policy.grid.times()[step])
@@ -238,7 +243,7 @@ def test_ratio_is_one_after_the_rollout_was_stored(name: str, tmp_path: Path) ->
     actor = make_actor(**LIKELIHOODS[name], stochastic_steps="one", ratio="joint")
     td = actor(observations())
     wide = td.clone()
-    for key in ("state", "chain", "action_log_prob"):
+    for key in (("model_input", "state"), "chain", "action_log_prob"):
         wide[key] = td[key].double().float()
     assert float(log_ratio(actor, wide, 32).abs().max()) < ROUNDING
     td.memmap(tmp_path / "rollout")
@@ -267,8 +272,10 @@ def test_log_prob_is_the_normal_density_of_the_executed_entries(name: str) -> No
     policy, x, x_next = actor.policy, td["chain"][:, :-1], td["chain"][:, 1:]
     step = torch.arange(4).expand(32, 4)
     with torch.no_grad():
-        output = policy.field(policy.encode(td))(x, policy.grid.times()[step])
-        mean, std = actor.kernel()(x, output, step, policy.grid)
+        output = policy.field(policy.encode(ModelInput.of(td)))(x, policy.grid.times()[step])
+        mean, std = actor.likelihood.kernel(actor.policy.executed_mask())(
+            x, output, step, policy.grid
+        )
     executed = (..., slice(EXECUTED), slice(ROBOT_DIM))
     density = Normal(mean[executed], std.expand_as(mean)[executed]).log_prob(x_next[executed])
     assert torch.allclose(td["action_log_prob"], density.sum((-2, -1)), atol=1e-4)
@@ -319,7 +326,7 @@ def test_the_gradient_of_one_drawn_step_is_on_average_that_of_all() -> None:
 def test_only_the_joint_sum_is_an_importance_weight(reduction: str) -> None:
     # The field is affine, so the new policy's mean action is known: E[r f] must be it.
     slope, offset, shift, num = 0.4, -0.3, 0.15, 20_000
-    grid, config = TimeGrid(4), LikelihoodConfig(ratio="joint", reduction=reduction)  # type: ignore[arg-type]
+    grid, config = TimeGrid(4), FlowSDEConfig(ratio="joint", reduction=reduction)  # type: ignore[arg-type]
 
     def chains(extra: float) -> FlowChain:
         return FlowChain(
@@ -378,7 +385,7 @@ def test_learned_noise_stays_inside_its_bounds_and_starts_in_the_middle() -> Non
 
 
 def test_equal_bounds_make_the_noise_constant() -> None:
-    actor = make_actor(kernel="flow_noise", noise_std_min=0.1, noise_std_max=0.1)
+    actor = make_actor(kernel="flow_noise", std_min=0.1, std_max=0.1)
     td = actor(observations())
     dist = actor.get_dist(td)
     dist.log_prob(td["chain"])
@@ -400,14 +407,14 @@ def test_entropy_is_the_mean_normal_entropy_of_the_random_entries(name: str, ste
 
 def test_entropy_trains_the_learned_noise() -> None:
     actor = make_actor(kernel="flow_noise")
-    assert actor.noise_network is not None
+    assert actor.likelihood.head is not None
     td = actor(observations())
     dist = actor.get_dist(td)
     dist.log_prob(td["chain"])
     before = dist.entropy().mean()
     (-before).backward()
     with torch.no_grad():
-        for parameter in actor.noise_network.parameters():
+        for parameter in actor.likelihood.head.parameters():
             parameter -= 0.1 * parameter.grad
         dist.log_prob(td["chain"])
     assert bool(dist.entropy().mean() > before)
@@ -415,14 +422,14 @@ def test_entropy_trains_the_learned_noise() -> None:
 
 def test_one_constant_flow_noise_step_is_gaussian_ppo_worked_by_hand() -> None:
     std, num = 0.1, 64
-    options = {"kernel": "flow_noise", "noise_std_min": std, "noise_std_max": std}
+    options = {"kernel": "flow_noise", "std_min": std, "std_max": std}
     actor = make_actor(flow_steps=1, **options, ratio="joint")
     td = actor(observations(num))
     noise, action = td["chain"].unbind(1)
     executed = (..., slice(EXECUTED), slice(ROBOT_DIM))
 
     def mean() -> Tensor:
-        context = actor.policy.encode(td)
+        context = actor.policy.encode(ModelInput.of(td))
         velocity = actor.policy.network.velocity(context, noise[:, None], torch.ones(num, 1))
         return (noise - velocity.velocity[:, 0])[executed]
 
@@ -474,7 +481,7 @@ def test_the_mean_of_many_sampled_first_steps_is_the_kernels() -> None:
     noise = torch.randn(1, HORIZON, MODEL_DIM).expand(20_000, -1, -1)
     end = actor(td.set("noise", noise))["chain"][:, -1]
     with torch.no_grad():
-        field = actor.policy.field(actor.policy.encode(td[:1]))
+        field = actor.policy.field(actor.policy.encode(ModelInput.of(td[:1])))
         ode = integrate(field, noise[:1], TimeGrid(1))[0]
     # K = 1: N(noise - v - a^2 / 2 * noise, a^2) where there is noise, the ODE elsewhere
     mask = actor.policy.executed_mask()
@@ -494,21 +501,21 @@ def test_sampling_several_chains_per_row_is_refused() -> None:
 @pytest.mark.parametrize("bounds", [(0.0, 0.1), (-0.1, 0.1), (0.2, 0.1)])
 def test_bounds_of_the_noise_are_checked(bounds: tuple[float, float]) -> None:
     low, high = bounds
-    with pytest.raises(ValueError, match=f"noise_std_min={low} must be above 0 and at most"):
-        LikelihoodConfig(kernel="flow_noise", noise_std_min=low, noise_std_max=high)
+    with pytest.raises(ValueError, match=f"std_min={low} must be above 0 and at most"):
+        FlowNoiseConfig(std_min=low, std_max=high)
 
 
 @pytest.mark.parametrize("level", [0.0, -0.5])
 def test_a_likelihood_without_noise_is_refused(level: float) -> None:
     with pytest.raises(ValueError, match=f"noise_level={level} must be above 0; without noise"):
-        LikelihoodConfig(noise_level=level)
+        FlowSDEConfig(noise_level=level)
 
 
-@pytest.mark.parametrize("name", ["kernel", "stochastic_steps", "reduction", "ratio"])
+@pytest.mark.parametrize("name", ["stochastic_steps", "reduction", "ratio"])
 def test_unknown_words_of_a_likelihood_are_refused_with_the_valid_ones(name: str) -> None:
-    message = f"unknown likelihood {name}='nonsense'; valid: (flow_sde|one|sum|joint), "
+    message = f"unknown likelihood {name}='nonsense'; valid: (one|sum|joint), "
     with pytest.raises(ValueError, match=message):
-        LikelihoodConfig(**{name: "nonsense"})
+        FlowSDEConfig(**{name: "nonsense"})
 
 
 def test_a_step_left_by_an_earlier_decision_does_not_silence_the_others() -> None:
@@ -516,7 +523,7 @@ def test_a_step_left_by_an_earlier_decision_does_not_silence_the_others() -> Non
     stale = observations().set("stochastic_step", torch.zeros(32, dtype=torch.int64))
     td = actor(stale)
     assert td["action_log_prob"].shape == (32, 4)
-    field, grid = actor.policy.field(actor.policy.encode(td)), actor.policy.grid
+    field, grid = actor.policy.field(actor.policy.encode(ModelInput.of(td))), actor.policy.grid
     for k in range(4):
         x, step = td["chain"][:, k : k + 1], torch.full((32, 1), k)
         with torch.no_grad():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from pitune.policies import (
     FlowPolicy,
     GemmaConfig,
+    ModelInput,
     NormStats,
     Pi0Config,
     PreprocessorConfig,
@@ -41,8 +41,10 @@ def make_policy(
     return FlowPolicy(network, stats, sampler)
 
 
-def observations(num: int = 8) -> TensorDict:
-    return TensorDict({"state": torch.randn(num, 3)}, [num])
+def observations(num: int = 8) -> ModelInput:
+    """Inputs of any of these policies."""
+    state = torch.randn(num, 3)
+    return ModelInput(state=state, robot_state=state)
 
 
 def normal_velocity(context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:
@@ -119,7 +121,7 @@ def test_actions_of_the_exact_velocity_have_the_robots_mean_and_spread() -> None
 def test_executed_entries_are_the_first_steps_and_the_robots_dimensions() -> None:
     by_hand = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0] * 3, [0.0] * 3])
     assert torch.equal(make_policy().executed_mask(), by_hand)
-    assert make_policy().executed(torch.zeros(5, 4, 3)).shape == (5, 2, 2)
+    assert make_policy().executed(torch.zeros(5, 4, 3), observations(5)).shape == (5, 2, 2)
     assert make_policy(execution_horizon=4).executed_mask().sum() == 8
 
 

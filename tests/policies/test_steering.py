@@ -14,8 +14,9 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune import policies
 from pitune.policies import (
+    FlowSDEConfig,
     LikelihoodActor,
-    LikelihoodConfig,
+    ModelInput,
     SteeredActor,
     SteeredPolicy,
     SteeringConfig,
@@ -63,14 +64,18 @@ def test_the_frozen_flow_makes_of_noise_what_the_base_policy_does(
 ) -> None:
     policy, base = steer(layout="full"), tiny_policy(horizon=3, executed=2)
     latent = torch.randn(6, 6)
-    actions = policy.preprocessor.unnormalize_action(policy.decode(policy.encode(obs), latent))
-    assert torch.equal(actions, base.sample_actions(obs, latent.unflatten(1, (3, 2))))
-    again = policy.decode(policy.encode(obs), latent)
-    assert torch.equal(again, policy.decode(policy.encode(obs), latent))
+    actions = policy.preprocessor.unnormalize_action(
+        policy.decode(policy.encode(ModelInput.of(obs)), latent)
+    )
+    assert torch.equal(
+        actions, base.sample_actions(ModelInput.of(obs), latent.unflatten(1, (3, 2)))
+    )
+    again = policy.decode(policy.encode(ModelInput.of(obs)), latent)
+    assert torch.equal(again, policy.decode(policy.encode(ModelInput.of(obs)), latent))
     order = torch.tensor([3, 0, 5, 1, 2, 4])
-    shuffled = policy.decode(policy.encode(obs[order]), latent[order])
+    shuffled = policy.decode(policy.encode(ModelInput.of(obs[order])), latent[order])
     assert torch.allclose(shuffled, again[order], atol=1e-6)
-    other = policy.decode(policy.encode(obs), latent + 1)
+    other = policy.decode(policy.encode(ModelInput.of(obs)), latent + 1)
     assert (other - again).abs().min() > 1e-4  # a flow that ignored its noise would be seen
 
 
@@ -80,10 +85,14 @@ def test_deployed_it_starts_from_the_noise_actors_mode(
 ) -> None:
     policy, base = steer(layout=layout), tiny_policy(horizon=3, executed=2)
     with torch.no_grad():
-        latent = policy.noise_actor.mode(policy.steering_input(obs, policy.encode(obs)))
-        expected = base.sample_actions(obs, policy.noise_of(latent))
-        assert torch.equal(policy.sample_actions(obs), expected)
-        assert torch.equal(policy.sample_actions(obs, policy.draw_noise(6)), expected)
+        latent = policy.noise_actor.mode(
+            policy.steering_input(obs, policy.encode(ModelInput.of(obs)))
+        )
+        expected = base.sample_actions(ModelInput.of(obs), policy.noise_of(latent))
+        assert torch.equal(policy.sample_actions(ModelInput.of(obs)), expected)
+        assert torch.equal(
+            policy.sample_actions(ModelInput.of(obs), policy.draw_noise(6)), expected
+        )
 
 
 def test_until_it_is_steered_it_is_the_base_policy(
@@ -91,7 +100,10 @@ def test_until_it_is_steered_it_is_the_base_policy(
 ) -> None:
     policy, base = steer(steered=False), tiny_policy(horizon=3, executed=2)
     noise = policy.draw_noise(6)
-    assert torch.equal(policy.sample_actions(obs, noise), base.sample_actions(obs, noise))
+    assert torch.equal(
+        policy.sample_actions(ModelInput.of(obs), noise),
+        base.sample_actions(ModelInput.of(obs), noise),
+    )
 
 
 def test_a_small_bound_stays_near_the_mode(steer: Callable, obs: TensorDict) -> None:
@@ -171,13 +183,13 @@ def test_gradients_reach_the_noise_actor_through_its_samples(steer: Callable) ->
 
 def test_a_context_survives_packing(steer: Callable, obs: TensorDict) -> None:
     policy = steer()
-    context = policy.encode(obs)
+    context = policy.encode(ModelInput.of(obs))
     packed = pack(context)
     assert packed.batch_size == (6,)
     assert all(isinstance(value, torch.Tensor) for value in packed.values())
     rows = torch.tensor([4, 4, 1])
     latent = torch.randn(3, 2)
-    expected = policy.decode(policy.encode(obs[rows]), latent)
+    expected = policy.decode(policy.encode(ModelInput.of(obs[rows])), latent)
     assert torch.allclose(policy.decode(unpack(packed[rows]), latent), expected, atol=1e-6)
 
 
@@ -190,10 +202,10 @@ def test_the_actor_writes_what_a_learner_stores(
     with set_exploration_type(ExplorationType.RANDOM):
         written = actor(obs.clone())
     assert ("context" in written["encoded"].keys()) is keep
-    read = policy.steering_input(obs, policy.encode(obs))
+    read = policy.steering_input(obs, policy.encode(ModelInput.of(obs)))
     assert torch.equal(written["encoded", "input"], read)
     assert (written["encoded"] == actor.encode(obs)).all()
-    decoded = policy.decode(policy.encode(obs), written["latent"])
+    decoded = policy.decode(policy.encode(ModelInput.of(obs)), written["latent"])
     assert torch.equal(written["action"], policy.preprocessor.unnormalize_action(decoded))
     assert not written["latent"].requires_grad
 
@@ -220,8 +232,8 @@ def test_the_actor_acts_as_deployed_when_it_does_not_explore(
     policy = steer()
     with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
         by_actor = SteeredActor(policy)(obs.clone())["action"]
-        by_script = LikelihoodActor(policy, LikelihoodConfig())(obs.clone())["action"]
-    assert torch.equal(by_actor, policy.sample_actions(obs))
+        by_script = LikelihoodActor(policy, FlowSDEConfig())(obs.clone())["action"]
+    assert torch.equal(by_actor, policy.sample_actions(ModelInput.of(obs)))
     assert torch.equal(by_script, by_actor)  # experiments.evaluate builds the latter
 
 
@@ -236,7 +248,9 @@ def test_policy_and_noise_actor_are_saved_together(
     loaded = policies.load(tmp_path / "steered")
     assert isinstance(loaded, SteeredPolicy)
     assert loaded.steering == policy.steering
-    assert torch.equal(loaded.sample_actions(obs), policy.sample_actions(obs))
+    assert torch.equal(
+        loaded.sample_actions(ModelInput.of(obs)), policy.sample_actions(ModelInput.of(obs))
+    )
     assert not loaded.network.action_out_proj.weight.requires_grad
     description = json.loads((tmp_path / "steered" / "policy.json").read_text())
     assert description["steering"]["layout"] == "per_step"

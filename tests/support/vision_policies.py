@@ -54,5 +54,5 @@ def vision_policy(family: Family = "pi0", **changes: Any) -> FlowPolicy:
     )
     sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=2)
     policy = FlowPolicy(Pi0(network), preprocessor, sampler)
-    policy.tokenizer = Tokenizer.load(TOKENIZER)
+    policy.info.tokenizer = Tokenizer.load(TOKENIZER)
     return policy

@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from pitune import envs, rl
 from pitune.experiments.runs.video import _frames, record_video
-from pitune.policies import LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowSDEConfig, LikelihoodActor
 
 CONFIG = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=6)
 
@@ -25,7 +25,7 @@ def test_a_film_shows_the_deployed_policy(tiny_policy: Callable) -> None:
             acted.append(td["action"])
             return td
 
-    actor = Seen(tiny_policy(), LikelihoodConfig())
+    actor = Seen(tiny_policy(), FlowSDEConfig())
     state = envs.make(CONFIG).reset(envs.EpisodeSeeds(4, 3, "test").next(torch.arange(4)))
     frames = _frames(envs.make(CONFIG), actor, seed=3)
     assert len(frames) == 7  # the start and six steps
@@ -46,6 +46,6 @@ def test_a_film_of_a_population_is_its_best_member_s(tiny_policy: Callable) -> N
 
 
 def test_a_film_is_written(tiny_policy: Callable, tmp_path: Path) -> None:
-    actor = LikelihoodActor(tiny_policy(), LikelihoodConfig())
+    actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
     assert record_video(CONFIG, actor, tmp_path / "film.mp4", seed=0)
     assert (tmp_path / "film.mp4").stat().st_size > 100

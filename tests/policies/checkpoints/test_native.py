@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from pitune.policies import (
     FlowPolicy,
     GemmaConfig,
+    ModelInput,
     NormStats,
     Pi0Config,
     PreprocessorConfig,
@@ -66,7 +67,10 @@ def test_a_policy_comes_back_exactly(policy: FlowPolicy, folder: Path) -> None:
     assert list(before) == list(after)
     assert all(torch.equal(before[key], after[key]) for key in before)
     obs, noise = TensorDict({"state": torch.randn(16, 3)}, [16]), torch.randn(16, 5, 3)
-    assert torch.equal(loaded.sample_actions(obs, noise), policy.sample_actions(obs, noise))
+    assert torch.equal(
+        loaded.sample_actions(ModelInput.of(obs), noise),
+        policy.sample_actions(ModelInput.of(obs), noise),
+    )
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 

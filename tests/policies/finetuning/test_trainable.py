@@ -48,7 +48,7 @@ def make_policy(family: Family = "pi0") -> FlowPolicy:
     policy = FlowPolicy(
         tiny(family, image_size=28), preprocessor, SamplerConfig(execution_horizon=2)
     )
-    policy.tokenizer = Letters()
+    policy.info.tokenizer = Letters()
     return policy
 
 

@@ -12,12 +12,18 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.distributions import Normal
 
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import (
+    FlowPolicy,
+    LikelihoodActor,
+    ModelInput,
+    likelihood_config,
+)
 from pitune.policies.flow.chain import sample_chain
 from pitune.policies.flow.ode import ode_log_likelihood
 from pitune.policies.flow.path import FlowOutput, FlowSDE, TimeGrid, Transition, log_prob
-from pitune.policies.likelihood.config import VelocityHead, draw_flow_times
 from pitune.policies.likelihood.distributions import LossRatio
+from pitune.policies.likelihood.heads import VelocityHead
+from pitune.policies.likelihood.whole_chunk import draw_flow_times
 
 MEAN, STD = 0.6, 0.5
 """Of the Gaussian target."""
@@ -29,10 +35,15 @@ def _seed() -> None:
 
 
 def acted(
-    policy: FlowPolicy, num: int = 32, **likelihood: Any
+    policy: FlowPolicy, num: int = 32, kernel: str = "flow_sde", **likelihood: Any
 ) -> tuple[LikelihoodActor, TensorDict]:
-    actor = LikelihoodActor(policy, LikelihoodConfig(**likelihood))
-    return actor, actor(TensorDict({"state": torch.rand(num, 4)}, [num]))
+    actor = LikelihoodActor(policy, likelihood_config(kernel, **likelihood))
+    return actor, actor(observations(policy, num))
+
+
+def observations(policy: FlowPolicy, num: int) -> TensorDict:
+    obs = TensorDict({"state": torch.rand(num, 4)}, [num])
+    return policy.observation_preprocessor(())(obs)
 
 
 def gaussian_field(x: Tensor, flow_time: Tensor) -> FlowOutput:
@@ -87,13 +98,17 @@ def test_the_loss_is_that_of_cloning_on_the_executed_entries(tiny_policy: Callab
     actor, td = acted(policy, kernel="flow_matching", num_draws=2, ratio="step", reduction="mean")
     action = policy.preprocessor.unnormalize_action(td["chain"][:, -1])
     for draw in range(2):
-        entries = policy.loss(td, action, td["draw_noise"][:, draw], td["draw_time"][:, draw])
+        entries = policy.loss(
+            ModelInput.of(td), action, td["draw_noise"][:, draw], td["draw_time"][:, draw]
+        )
         by_hand = -entries[:, :2].mean((1, 2))
         assert torch.allclose(td["action_log_prob"][:, draw], by_hand, atol=1e-4)
-    whole = -policy.loss(td, action, td["draw_noise"][:, 0], td["draw_time"][:, 0]).mean((1, 2))
+    whole = -policy.loss(
+        ModelInput.of(td), action, td["draw_noise"][:, 0], td["draw_time"][:, 0]
+    ).mean((1, 2))
     assert not torch.allclose(td["action_log_prob"][:, 0], whole, atol=1e-2)
-    actor.config = LikelihoodConfig(
-        kernel="flow_matching", ratio="step", reduction="mean", loss_space="noise"
+    actor.likelihood.config = likelihood_config(
+        "flow_matching", ratio="step", reduction="mean", loss_space="noise"
     )
     in_noise = actor.get_dist(td).log_prob(td["chain"])
     weight = (1 - td["draw_time"]).square()
@@ -106,7 +121,7 @@ def test_moving_towards_an_action_raises_its_ratio(tiny_policy: Callable) -> Non
     policy = actor.policy
     action = policy.preprocessor.unnormalize_action(td["chain"][:, -1])
     torch.manual_seed(1)
-    loss = torch.stack([policy.loss(td, action).mean() for _ in range(64)]).mean()
+    loss = torch.stack([policy.loss(ModelInput.of(td), action).mean() for _ in range(64)]).mean()
     parameters = list(policy.parameters())
     for parameter, gradient in zip(
         parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
@@ -128,14 +143,16 @@ def test_a_policy_gradient_through_losses_learns_the_better_action(tiny_policy: 
         advantage = (good - good.mean()) / good.std()
         optimizer = torch.optim.SGD(actor.parameters(), lr=0.02)
         noise = torch.randn(512, 2, 2)
-        before = actor.policy.sample_actions(td, noise).mean()
+        before = actor.policy.sample_actions(ModelInput.of(td), noise).mean()
         for _ in range(5):
             log_ratio = actor.get_dist(td).log_prob(td["chain"]) - td["action_log_prob"]
             optimizer.zero_grad()
             (-(sign * log_ratio).exp() * advantage).mean().backward()
             torch.nn.utils.clip_grad_norm_(actor.parameters(), 0.5)
             optimizer.step()
-        moves[sign] = float((actor.policy.sample_actions(td, noise).mean() - before).detach())
+        moves[sign] = float(
+            (actor.policy.sample_actions(ModelInput.of(td), noise).mean() - before).detach()
+        )
     assert moves[1.0] > 0.01
     assert moves[-1.0] < -0.01  # negative control: the inverted ratio of some published code
 
@@ -157,9 +174,9 @@ def test_flow_times_of_draws_follow_their_law(law: Any) -> None:
 
 def test_scoring_a_loss_without_its_draws_is_refused(tiny_policy: Callable) -> None:
     actor, td = acted(tiny_policy(), kernel="flow_matching")
-    with pytest.raises(ValueError, match="the input has no draw_noise and draw_time, pass what"):
-        actor.get_dist(td.select("state", "chain"))
-    with pytest.raises(ValueError, match="kernel='flow_matching' has no entropy"):
+    with pytest.raises(ValueError, match="input has no draw_noise and draw_time, pass the"):
+        actor.get_dist(td.select("model_input", "chain"))
+    with pytest.raises(ValueError, match="the flow_matching likelihood has no entropy"):
         actor.get_dist(td).entropy()
 
 
@@ -198,12 +215,14 @@ def test_hutchinsons_divergence_is_unbiased() -> None:
 def test_the_exact_likelihood_stands_behind_get_dist(ratio: str, tiny_policy: Callable) -> None:
     actor, td = acted(tiny_policy(), num=4, kernel="ode", ratio=ratio)
     policy = actor.policy
-    by_hand, _ = ode_log_likelihood(policy.field(policy.encode(td)), td["chain"][:, -1])
+    by_hand, _ = ode_log_likelihood(
+        policy.field(policy.encode(ModelInput.of(td))), td["chain"][:, -1]
+    )
     assert torch.allclose(td["action_log_prob"].reshape(4), by_hand, atol=1e-5)
     again = actor.get_dist(td).log_prob(td["chain"])
     assert torch.allclose(again, td["action_log_prob"], atol=1e-5)
     noise = td["chain"][:, 0]
-    assert torch.allclose(td["action"], policy.sample_actions(td, noise), atol=1e-5)
+    assert torch.allclose(td["action"], policy.sample_actions(ModelInput.of(td), noise), atol=1e-5)
 
 
 def marginal_density(kernel: Callable, points: Tensor, grid: TimeGrid) -> Tensor:
@@ -234,14 +253,12 @@ def test_flow_sdes_marginal_is_the_exact_likelihood_of_the_ode() -> None:
 
 
 def test_the_velocity_head_starts_constant_and_is_scored_as_a_normal(tiny_policy: Callable) -> None:
-    actor, td = acted(
-        tiny_policy(flow_steps=4), kernel="velocity_gaussian", head_std=0.2, ratio="step"
-    )
-    assert isinstance(actor.noise_network, VelocityHead)
+    actor, td = acted(tiny_policy(flow_steps=4), kernel="velocity_gaussian", std=0.2, ratio="step")
+    assert isinstance(actor.likelihood.head, VelocityHead)
     assert actor.terminal_std(td) == pytest.approx(0.2, rel=1e-5)
     policy, dt = actor.policy, 0.25
     with torch.no_grad():
-        field = policy.field(policy.encode(td))
+        field = policy.field(policy.encode(ModelInput.of(td)))
         velocity = field(td["chain"][:, :-1], policy.grid.times()[:4].expand(32, 4)).velocity
     # in terms of velocities: u = (x - x_next) / dt ~ N(v, (0.2 / dt)^2), whose density is dt times
     sampled = (td["chain"][:, :-1] - td["chain"][:, 1:]) / dt
@@ -265,31 +282,51 @@ def test_the_velocity_head_has_no_bounds_and_learns() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["flow_matching", "ode"])
-def test_one_random_step_means_nothing_where_no_step_is_random(kernel: Any) -> None:
-    with pytest.raises(ValueError, match=f"'one' means nothing with kernel={kernel!r}"):
-        LikelihoodConfig(kernel=kernel, stochastic_steps="one")
+def test_one_random_step_means_nothing_where_no_step_is_random(kernel: str) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stochastic_steps'"):
+        likelihood_config(kernel, stochastic_steps="one")
 
 
 def test_noise_on_the_chunk_is_for_likelihoods_that_need_no_density() -> None:
     with pytest.raises(ValueError, match=r"action_noise=-0\.1 must be at least 0"):
-        LikelihoodConfig(kernel="flow_matching", action_noise=-0.1)
-    with pytest.raises(ValueError, match="means nothing with kernel='flow_sde'"):
-        LikelihoodConfig(action_noise=0.1)
+        likelihood_config("flow_matching", action_noise=-0.1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'action_noise'"):
+        likelihood_config("flow_sde", action_noise=0.1)
 
 
-@pytest.mark.parametrize("changes", [{"num_draws": 0}, {"num_probes": -1}])
-def test_numbers_of_draws_and_probes_are_checked(changes: dict) -> None:
-    with pytest.raises(ValueError, match=r"num_draws=.* must be at least 1 and num_probes="):
-        LikelihoodConfig(**changes)
-    with pytest.raises(ValueError, match=r"head_std=0.0 must be above 0"):
-        LikelihoodConfig(head_std=0.0)
+@pytest.mark.parametrize(
+    ("kernel", "setting", "message"),
+    [
+        ("flow_matching", {"num_draws": 0}, "num_draws=0 must be at least 1"),
+        ("ode", {"num_probes": -1}, "num_probes=-1 must be at least 0"),
+        ("velocity_gaussian", {"std": 0.0}, "std=0.0 must be above 0"),
+        (
+            "flow_matching",
+            {"draw_times": "never"},
+            "unknown likelihood draw_times='never'; valid: t",
+        ),
+        (
+            "flow_matching",
+            {"loss_space": "x"},
+            "unknown likelihood loss_space='x'; valid: velocity",
+        ),
+    ],
+)
+def test_settings_of_a_likelihood_are_checked(kernel: str, setting: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        likelihood_config(kernel, **setting)
+
+
+def test_an_unknown_likelihood_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown likelihood 'flow_sd'; did you mean 'flow_sde'"):
+        likelihood_config("flow_sd")
 
 
 def test_the_loss_ratio_samples_the_deployed_flow() -> None:
     grid = TimeGrid(3)
     draws = torch.randn(5, 2, 1, 1), torch.rand(5, 2)
     dist = LossRatio(
-        gaussian_field, grid, LikelihoodConfig(kernel="flow_matching"), *draws, torch.ones(1, 1)
+        gaussian_field, grid, likelihood_config("flow_matching"), *draws, torch.ones(1, 1)
     )
     noise = torch.randn(5, 1, 1)
     expected, _ = sample_chain(gaussian_field, noise, grid)

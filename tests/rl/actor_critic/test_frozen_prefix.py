@@ -13,7 +13,7 @@ from tensordict import TensorDict
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
-from pitune.policies import FinetuneConfig, LoRAConfig, Pi0
+from pitune.policies import FinetuneConfig, LoRAConfig, ModelInput, Pi0
 from pitune.policies.network.config import Family
 from pitune.rl.actor_critic.actor import encode, kept_prefix
 from vision_policies import ENV, vision_policy
@@ -132,7 +132,7 @@ def test_a_kept_prefix_is_that_of_its_own_observation(family: Family, new: Calla
     valid = ~rollout["next", "invalid"].squeeze(-1)
     for rows, seen in ((stored["obs"], rollout), (stored["next", "obs"], rollout["next"])):
         with torch.no_grad():
-            ours, direct = encode(policy, rows), policy.encode(seen[valid])
+            ours, direct = encode(policy, rows), policy.encode(ModelInput.of(seen[valid]))
         assert torch.allclose(ours.features, direct.features, atol=1e-5)
         for layer, expected in zip(ours.cache, direct.cache, strict=True):
             for tensor, value in zip(layer, expected, strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 from pitune import envs, policies, rl
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.mock.reach import Reach
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
 
 NAMES = sorted(rl.presets())
 every_algorithm = pytest.mark.parametrize("name", NAMES)
@@ -300,7 +300,7 @@ class MyConfig(rl.AlgorithmConfig):
 class Mine(rl.Algorithm[MyConfig]):
     def __init__(self, config: MyConfig, policy: FlowPolicy) -> None:
         super().__init__(
-            config, LikelihoodActor(policy, LikelihoodConfig(noise_level=config.noise_level))
+            config, LikelihoodActor(policy, FlowSDEConfig(noise_level=config.noise_level))
         )
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:

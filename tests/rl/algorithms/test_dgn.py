@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune import envs, rl
+from pitune.policies import ModelInput
 from pitune.rl import DGN, ActorCriticConfig, DGNConfig, OffPolicyConfig
 from pitune.rl.algorithms.dgn_noise import MIN_DIAGONAL, DifferenceModel, fit
 
@@ -200,7 +201,9 @@ def test_a_difference_is_demonstrated_minus_what_zero_noise_does(new: Callable) 
     algorithm = new()
     policy, demonstrated = algorithm.actor.policy, algorithm.demonstrated
     seen, difference = algorithm.differences()
-    own = policy.sample_actions(demonstrated, torch.zeros(len(demonstrated), *policy.chunk_shape))
+    own = policy.sample_actions(
+        ModelInput.of(demonstrated), torch.zeros(len(demonstrated), *policy.chunk_shape)
+    )
     expected = (demonstrated["action"] - own) / policy.preprocessor.action_scale
     assert torch.allclose(difference, expected.flatten(1), atol=1e-4)
     assert torch.equal(seen, policy.preprocessor.normalize_state(demonstrated["state"]))
@@ -224,7 +227,7 @@ def test_noise_acts_after_the_first_rollout_and_never_in_evaluation(new: Callabl
     assert algorithm.learner.off_policy.warming_up  # critics are fitted to what the noise found
     assert algorithm.exploring.perturb is not None
     assert metrics["noise_std"] > 0
-    deployed = algorithm.actor.policy.sample_actions(obs, given["noise"])
+    deployed = algorithm.actor.policy.sample_actions(ModelInput.of(obs), given["noise"])
     assert torch.equal(acted(ExplorationType.DETERMINISTIC), deployed)
     assert (acted(ExplorationType.RANDOM) - deployed).abs().max() > 1e-3
     silent = new(noise="none")

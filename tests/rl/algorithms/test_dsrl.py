@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune import envs, rl
-from pitune.policies import SteeredPolicy, SteeringConfig
+from pitune.policies import ModelInput, SteeredPolicy, SteeringConfig
 from pitune.rl import DSRL, DSRLConfig, OffPolicyConfig
 
 VARIANTS = ("sac", "noise_aliased")
@@ -350,7 +350,7 @@ def test_steering_finds_the_mode_that_the_base_rarely_takes(
     assert sum(success[:5]) / 5 == pytest.approx(0.3, abs=0.08)
     assert sum(success[-5:]) / 5 > 0.95
     obs = TensorDict({"state": torch.zeros(1, 4)}, batch_size=[1])
-    assert (algorithm.policy.sample_actions(obs)[:, 0, 0] > 0).all()
+    assert (algorithm.policy.sample_actions(ModelInput.of(obs))[:, 0, 0] > 0).all()
 
 
 def test_a_sampler_that_ignores_the_noise_cannot_be_steered(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune import envs, policies, rl
-from pitune.policies import FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, FlowSDEConfig, ModelInput
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import Population
 from pitune.rl.policy_gradient.loss import log_ratios
@@ -71,7 +71,7 @@ def test_one_member_without_evolution_is_ppo_bit_for_bit(
     ends, metrics = [], []
     for epo in (False, True):
         config = rl.PPOConfig(
-            **{**LEARNING, "critic_warmup": 1}, likelihood=LikelihoodConfig(**likelihood)
+            **{**LEARNING, "critic_warmup": 1}, likelihood=FlowSDEConfig(**likelihood)
         )
         torch.manual_seed(0)
         algorithm: rl.Algorithm = (
@@ -82,7 +82,7 @@ def test_one_member_without_evolution_is_ppo_bit_for_bit(
         experience = rollouts(algorithm)
         metrics.append([algorithm.update(experience.collect()) for _ in range(4)])
         ends.append(weights(algorithm.actor.policy))
-        noise = algorithm.actor.noise_network
+        noise = algorithm.actor.likelihood.head
         if noise is not None:
             ends[-1] = torch.cat([ends[-1], weights(noise)])
     assert torch.equal(ends[0], ends[1])
@@ -98,7 +98,7 @@ def test_at_first_every_member_is_the_pretrained_policy(tiny_policy: Callable) -
     algorithm, policy = new_epo(tiny_policy()), tiny_policy()
     td = TensorDict({"state": torch.rand(8, 4)}, [8])
     noise = torch.randn(8, 2, 2)
-    expected = policy.sample_actions(td, noise)
+    expected = policy.sample_actions(ModelInput.of(td), noise)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         assert torch.equal(algorithm.actor(td.clone().set("noise", noise))["action"], expected)
     for member in range(4):
@@ -134,7 +134,9 @@ def test_a_folded_member_is_the_conditioned_one(tiny_policy: Callable) -> None:
             acted = algorithm.actor(td.clone().set("noise", noise))["action"]
         folded = algorithm.deployed_policy()
         assert torch.allclose(folded.sample_actions(td, noise), acted, atol=1e-5)
-        assert not torch.allclose(algorithm.actor.policy.sample_actions(td, noise), acted)
+        assert not torch.allclose(
+            algorithm.actor.policy.sample_actions(ModelInput.of(td), noise), acted
+        )
         assert folded.state_dict().keys() == tiny_policy().state_dict().keys()
 
 
@@ -155,7 +157,7 @@ def test_a_member_s_data_moves_its_own_gene_and_what_is_shared(tiny_policy: Call
 
 @pytest.mark.parametrize("kernel", ["flow_sde", "flow_noise"])
 def test_ratio_is_one_before_the_first_step(kernel: Any, tiny_policy: Callable) -> None:
-    algorithm = new_epo(tiny_policy(), {"likelihood": LikelihoodConfig(kernel=kernel)})
+    algorithm = new_epo(tiny_policy(), {"likelihood": FlowSDEConfig(kernel=kernel)})
     tell_apart(algorithm)
     metrics = algorithm.update(gather(algorithm))
     assert metrics["ratio_deviation"] < 1e-4

@@ -13,7 +13,12 @@ import torch
 from tensordict import TensorDictBase
 
 from pitune import envs, policies, rl
-from pitune.policies import FlowPolicy, LikelihoodConfig
+from pitune.policies import (
+    FlowPolicy,
+    FlowSDEConfig,
+    ModelInput,
+    likelihood_config,
+)
 from pitune.policies.flow.ode import integrate
 from pitune.rl.algorithms.fpo import plus_plus
 from pitune.rl.policy_gradient.loss import log_ratios
@@ -124,9 +129,7 @@ def test_log_ratios_are_clamped_without_gradient(tiny_policy: Callable) -> None:
 
 
 def test_losses_are_clamped(tiny_policy: Callable) -> None:
-    likelihood = LikelihoodConfig(
-        kernel="flow_matching", ratio="step", reduction="mean", loss_clamp=0.5
-    )
+    likelihood = likelihood_config("flow_matching", ratio="step", reduction="mean", loss_clamp=0.5)
     batch, _ = (a := new_fpo(tiny_policy(), likelihood=likelihood)).prepare(gather(a))
     assert float(batch["action_log_prob"].min()) == -0.5
     free, _ = (a := new_fpo(tiny_policy())).prepare(gather(a))
@@ -142,7 +145,9 @@ def test_exploration_is_the_deployed_flow_and_noise_on_what_is_executed(
     batch = gather(algorithm, 40).flatten()
     policy = algorithm.actor.policy
     noise = batch["chain"][:, 0]
-    deployed = integrate(policy.field(policy.encode(batch)), noise, policy.grid, "euler")
+    deployed = integrate(
+        policy.field(policy.encode(ModelInput.of(batch))), noise, policy.grid, "euler"
+    )
     away = (batch["chain"][:, -1] - deployed).detach()
     executed = policy.executed_mask().bool()
     assert float(away[:, executed].std()) == pytest.approx(std, rel=0.1, abs=1e-5)
@@ -161,7 +166,7 @@ def test_warmup_leaves_the_actor_alone(tiny_policy: Callable) -> None:
 
 def test_another_likelihood_is_refused() -> None:
     with pytest.raises(ValueError, match="'flow_sde' must be 'flow_matching' for fpo"):
-        rl.FPOConfig(likelihood=LikelihoodConfig())
+        rl.FPOConfig(likelihood=FlowSDEConfig())
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pitune import envs, policies, rl
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
 from pitune.policies.flow.path import (
     FlowOutput,
     FlowSDE,
@@ -426,7 +426,7 @@ def test_the_divergence_starts_at_zero_and_grows(
     kernel: str, space: Any, tiny_policy: Callable
 ) -> None:
     torch.manual_seed(0)
-    actor = LikelihoodActor(tiny_policy(horizon=3), LikelihoodConfig(kernel=kernel))  # type: ignore[arg-type]
+    actor = LikelihoodActor(tiny_policy(horizon=3), FlowSDEConfig(kernel=kernel))  # type: ignore[arg-type]
     reference = Reference(actor)
     batch = actor(TensorDict({"state": torch.rand(16, 4)}, [16])).set("advantage", torch.zeros(16))
 

@@ -14,13 +14,19 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pitune import envs, policies, rl
-from pitune.policies import FlowPolicy, LikelihoodConfig
+from pitune.policies import (
+    FlowPolicy,
+    FlowSDEConfig,
+    LikelihoodConfig,
+    ModelInput,
+    likelihood_config,
+)
 from pitune.rl.gradient_step import minibatches
 from pitune.rl.policy_gradient.advantage import generalized_advantage
 from pitune.rl.policy_gradient.loss import with_one_step
 
 MODES = {
-    f"{kernel}, {steps} random, {ratio} ratio, {reduction}": LikelihoodConfig(
+    f"{kernel}, {steps} random, {ratio} ratio, {reduction}": FlowSDEConfig(
         kernel=kernel, stochastic_steps=steps, ratio=ratio, reduction=reduction
     )
     for kernel, steps, ratio, reduction in (
@@ -117,14 +123,16 @@ def test_loss_equals_one_written_by_hand_away_from_ratio_one(
 def test_one_flow_step_is_a_normal_policy_given_its_noise(tiny_policy: Callable) -> None:
     """T-C3. With K = 1 the chunk is Normal(noise - velocity, std), in its executed entries."""
     policy = tiny_policy(horizon=3, executed=2, flow_steps=1)
-    likelihood = LikelihoodConfig(kernel="flow_noise", noise_std_min=0.3, noise_std_max=0.3)
+    likelihood = likelihood_config("flow_noise", std_min=0.3, std_max=0.3)
     algorithm = new_ppo(policy, likelihood=likelihood)
     batch, _ = algorithm.prepare(gather(algorithm))
     noise, chunk = batch["chain"].unbind(1)
 
     def log_prob() -> Tensor:
         time = torch.ones(len(batch), 1)
-        velocity = policy.network.velocity(policy.encode(batch), noise[:, None], time).velocity
+        velocity = policy.network.velocity(
+            policy.encode(ModelInput.of(batch)), noise[:, None], time
+        ).velocity
         normal = Normal((noise - velocity[:, 0])[:, :2], 0.3)
         return normal.log_prob(chunk[:, :2]).sum((-2, -1))
 
@@ -203,7 +211,7 @@ def test_a_scorer_that_is_not_the_sampler_trips_the_ratio(
     defect: Callable, tiny_policy: Callable
 ) -> None:
     """T-C5, the negative control of the test above."""
-    likelihood = LikelihoodConfig(stochastic_steps="one")
+    likelihood = FlowSDEConfig(stochastic_steps="one")
     algorithm = new_ppo(tiny_policy(), likelihood=likelihood)
     rollout = gather(algorithm)
     defect(algorithm, rollout)
@@ -277,7 +285,7 @@ def test_updates_that_score_one_step_begin_at_ratio_one(tiny_policy: Callable) -
 
 
 @pytest.mark.parametrize(
-    "likelihood", [LikelihoodConfig(stochastic_steps="one"), LikelihoodConfig(ratio="joint")]
+    "likelihood", [FlowSDEConfig(stochastic_steps="one"), FlowSDEConfig(ratio="joint")]
 )
 def test_scoring_one_step_needs_a_ratio_per_step(likelihood: LikelihoodConfig) -> None:
     with pytest.raises(ValueError, match="a joint ratio is not a mean over its steps"):
@@ -289,7 +297,7 @@ def test_scoring_one_step_needs_a_ratio_per_step(likelihood: LikelihoodConfig) -
 
 def test_critic_warmup_leaves_the_actor_alone(tiny_policy: Callable) -> None:
     """T-C6, with a learned noise, which belongs to the actor too."""
-    likelihood = LikelihoodConfig(kernel="flow_noise")
+    likelihood = likelihood_config("flow_noise")
     algorithm = new_ppo(tiny_policy(), likelihood=likelihood, critic_warmup=2)
     rollout = gather(algorithm)
     actor, critic = weights(algorithm.actor), weights(algorithm.critic)
@@ -376,7 +384,7 @@ def test_numbers_that_are_not_finite_stop_the_update(tiny_policy: Callable) -> N
 
 
 def test_entropy_bonus_widens_a_learned_noise(tiny_policy: Callable) -> None:
-    likelihood = LikelihoodConfig(kernel="flow_noise")
+    likelihood = likelihood_config("flow_noise")
     entropies = {}
     for coefficient in (0.0, 10.0):
         algorithm = new_ppo(
@@ -400,7 +408,7 @@ def test_entropy_bonus_widens_a_learned_noise(tiny_policy: Callable) -> None:
 
 
 def test_every_parameter_of_the_policy_is_trained(tiny_policy: Callable) -> None:
-    likelihood = LikelihoodConfig(kernel="flow_noise")
+    likelihood = likelihood_config("flow_noise")
     algorithm = new_ppo(tiny_policy(), likelihood=likelihood)
     trained = {
         id(p) for group in algorithm.optimizers["actor"].param_groups for p in group["params"]

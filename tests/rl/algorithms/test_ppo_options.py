@@ -11,7 +11,12 @@ import torch
 from tensordict import TensorDictBase
 
 from pitune import envs, rl
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import (
+    FlowPolicy,
+    FlowSDEConfig,
+    LikelihoodActor,
+    likelihood_config,
+)
 from pitune.rl.algorithms.ppo import critic_loss
 from pitune.rl.policy_gradient.loss import log_ratios
 from pitune.rl.policy_gradient.reference import Reference, frozen_copy
@@ -45,7 +50,7 @@ def test_a_minibatch_in_parts_is_the_minibatch(likelihood: dict, tiny_policy: Ca
     ends, before = [], None
     for num_parts in (1, 2, 3):
         algorithm = new_ppo(
-            tiny_policy(), likelihood=LikelihoodConfig(**likelihood), num_parts=num_parts
+            tiny_policy(), likelihood=FlowSDEConfig(**likelihood), num_parts=num_parts
         )
         before = weights(algorithm)
         algorithm.update(gather(algorithm))
@@ -128,7 +133,7 @@ def test_cloning_the_reference_brings_a_policy_back(tiny_policy: Callable) -> No
     """The gradient of the cloning loss moves a policy that left towards the one that it left."""
     torch.manual_seed(0)
     policy = tiny_policy()
-    actor = LikelihoodActor(policy, LikelihoodConfig())
+    actor = LikelihoodActor(policy, FlowSDEConfig())
     reference = Reference(actor)
     batch = gather(new_ppo(tiny_policy()))[:, 0]
     bias = policy.network.action_out_proj.bias
@@ -238,7 +243,7 @@ def test_implied_clip_by_hand() -> None:
 
 @pytest.mark.parametrize(("ratio", "steps"), [("step", 1), ("joint", 2)])
 def test_a_run_says_what_its_clip_means(ratio: Any, steps: int, tiny_policy: Callable) -> None:
-    algorithm = new_ppo(tiny_policy(horizon=3), likelihood=LikelihoodConfig(ratio=ratio))
+    algorithm = new_ppo(tiny_policy(horizon=3), likelihood=FlowSDEConfig(ratio=ratio))
     (note,) = algorithm.notes()
     assert f"4 entries x {steps} flow steps" in note
     others = (
@@ -247,7 +252,7 @@ def test_a_run_says_what_its_clip_means(ratio: Any, steps: int, tiny_policy: Cal
     )
     assert [other.notes() for other in others] == [[note], [note]]
     assert rl.FPO(rl.FPOConfig(), tiny_policy()).notes() == []
-    losses = LikelihoodConfig(kernel="flow_matching")
+    losses = likelihood_config("flow_matching")
     assert new_ppo(tiny_policy(), likelihood=losses).notes() == []
 
 
@@ -256,11 +261,11 @@ def test_the_terminal_deviation_is_the_one_that_the_last_step_really_has(
     steps: Any, tiny_policy: Callable
 ) -> None:
     """Flow-SDE's last step has noise_level / sqrt(K (K - 1)), not noise_level."""
-    likelihood = LikelihoodConfig(noise_level=0.5, stochastic_steps=steps)
+    likelihood = FlowSDEConfig(noise_level=0.5, stochastic_steps=steps)
     algorithm = new_ppo(tiny_policy(horizon=3, flow_steps=4), likelihood=likelihood)
     metrics = algorithm.update(gather(algorithm))
     assert metrics["terminal_std"] == pytest.approx(0.5 / math.sqrt(12), rel=1e-4)
-    constant = LikelihoodConfig(kernel="flow_noise", noise_std_min=0.3, noise_std_max=0.3)
+    constant = likelihood_config("flow_noise", std_min=0.3, std_max=0.3)
     algorithm = new_ppo(tiny_policy(), likelihood=constant)
     assert algorithm.update(gather(algorithm))["terminal_std"] == pytest.approx(0.3)
 
@@ -280,9 +285,9 @@ def test_options_that_mean_nothing_are_refused(changes: dict, message: str) -> N
 def test_a_likelihood_without_gradient_is_refused_in_training() -> None:
     for config in (rl.PPOConfig, rl.GRPOConfig):
         with pytest.raises(ValueError, match="'ode' is exact but has no gradient"):
-            config(likelihood=LikelihoodConfig(kernel="ode"))
+            config(likelihood=likelihood_config("ode"))
     with pytest.raises(ValueError, match="scored_steps='one' means nothing with likelihood"):
-        rl.PPOConfig(likelihood=LikelihoodConfig(kernel="flow_matching"), scored_steps="one")
+        rl.PPOConfig(likelihood=likelihood_config("flow_matching"), scored_steps="one")
 
 
 @pytest.mark.parametrize("kernel", ["velocity_gaussian", "flow_matching"])
@@ -292,7 +297,7 @@ def test_every_likelihood_trains_by_one_word(
 ) -> None:
     algorithm = new_ppo(
         tiny_policy(),
-        likelihood=LikelihoodConfig(kernel=kernel, ratio=ratio),
+        likelihood=FlowSDEConfig(kernel=kernel, ratio=ratio),
         kl_coefficient=0.1,
         kl_space="velocity",
     )
@@ -305,7 +310,7 @@ def test_every_likelihood_trains_by_one_word(
 
 
 def test_a_divergence_of_steps_needs_steps(tiny_policy: Callable) -> None:
-    likelihood = LikelihoodConfig(kernel="flow_matching")
+    likelihood = likelihood_config("flow_matching")
     algorithm = new_ppo(tiny_policy(), likelihood=likelihood, kl_coefficient=0.1)
     with pytest.raises(ValueError, match="'flow_matching' has none; take kl_space='velocity'"):
         algorithm.update(gather(algorithm))

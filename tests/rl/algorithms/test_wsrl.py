@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune import envs, rl
+from pitune.policies import ModelInput
 from pitune.rl import WSRL, ActorCriticConfig, OffPolicyConfig, WSRLConfig
 from pitune.rl.actor_critic.actor import decide, read
 from pitune.rl.actor_critic.learner import FlowActorCritic
@@ -99,7 +100,7 @@ def test_the_warm_up_explores_with_the_policys_own_noise_only(new: Callable) -> 
     obs = TensorDict({"state": torch.rand(5, 4)}, batch_size=[5])
     algorithm = new()
     noise = algorithm.actor.policy.draw_noise(5)
-    expected = algorithm.actor.policy.sample_actions(obs, noise)
+    expected = algorithm.actor.policy.sample_actions(ModelInput.of(obs), noise)
     given = obs.clone().set("noise", noise)
     with set_exploration_type(ExplorationType.RANDOM):
         assert torch.equal(algorithm.actor(given.clone())["action"], expected)
@@ -232,7 +233,7 @@ def test_the_policy_follows_the_critics(new: Callable, tiny_policy: Callable) ->
         policy = learner.policy
         noise = policy.draw_noise(64)
         for _ in range(61):
-            context = policy.encode(batch["obs"])
+            context = policy.encode(ModelInput.of(batch["obs"]))
             found.append(float((decide(policy, context, noise) - 0.3).square().mean()))
             learner.actor_step(batch)
     assert best[-1] < 0.1 * best[0]
@@ -290,11 +291,11 @@ def test_an_anchor_bounds_how_far_the_policy_follows_the_critics(tiny_policy: Ca
         learner.off_policy.critic.forward = value  # type: ignore[assignment]
         policy = learner.policy
         noise = policy.draw_noise(32)
-        start = decide(policy, policy.encode(batch["obs"]), noise).detach()
+        start = decide(policy, policy.encode(ModelInput.of(batch["obs"])), noise).detach()
         first = learner.actor_step(batch)
         for _ in range(150):
             metrics = learner.actor_step(batch)
-        end = decide(policy, policy.encode(batch["obs"]), noise).detach()
+        end = decide(policy, policy.encode(ModelInput.of(batch["obs"])), noise).detach()
         away[coefficient] = float((end - start).mean())
         assert ("anchor_distance" in metrics) is (coefficient > 0)
     assert first["anchor_distance"] == 0.0

@@ -14,7 +14,7 @@ from torch import Tensor
 from pitune import envs
 from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds
 from pitune.envs.mock.reach import Reach, Script
-from pitune.policies import LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowSDEConfig, LikelihoodActor
 from pitune.rl import Evaluation, evaluate
 
 
@@ -38,12 +38,12 @@ class Recorder(Reach):
 @pytest.fixture
 def actor(tiny_policy: Callable) -> LikelihoodActor:
     """Return an actor for `mock/Reach`."""
-    return LikelihoodActor(tiny_policy(), LikelihoodConfig())
+    return LikelihoodActor(tiny_policy(), FlowSDEConfig())
 
 
 @pytest.fixture
 def script_actor(tiny_policy: Callable) -> LikelihoodActor:
-    return LikelihoodActor(tiny_policy(3, 1), LikelihoodConfig())
+    return LikelihoodActor(tiny_policy(3, 1), FlowSDEConfig())
 
 
 def biased_script() -> CheckedEnv:
@@ -85,7 +85,7 @@ def test_the_first_to_finish_would_be_biased_towards_short_episodes(
 
 
 def test_successes_are_counted_by_task(tiny_policy: Callable) -> None:
-    actor = LikelihoodActor(tiny_policy(6, 2), LikelihoodConfig())
+    actor = LikelihoodActor(tiny_policy(6, 2), FlowSDEConfig())
     env = CheckedEnv(Reach(4, num_tasks=2, max_episode_steps=2))
     result = evaluate(env, actor, 20)
     assert set(result.task_id) == {0, 1}
@@ -148,7 +148,7 @@ def test_no_episode_is_no_rate() -> None:
 
 
 def test_two_policies_begin_alike(actor: LikelihoodActor, tiny_policy: Callable) -> None:
-    other = LikelihoodActor(tiny_policy(seed=7), LikelihoodConfig())
+    other = LikelihoodActor(tiny_policy(seed=7), FlowSDEConfig())
     records = [Recorder(3, max_episode_steps=5) for _ in range(2)]
     for env, who in zip(records, (actor, other), strict=True):
         evaluate(CheckedEnv(env), who, 9, seed=4)
@@ -199,8 +199,8 @@ def test_random_numbers_of_the_caller_go_on_as_if_nothing_had_been(actor: Likeli
 
 def test_the_policy_acts_as_deployed_unless_asked_to_explore(tiny_policy: Callable) -> None:
     """An actor whose noise is huge when it explores scores alike as deployed only."""
-    quiet = LikelihoodActor(tiny_policy(), LikelihoodConfig(noise_level=0.01))
-    loud = LikelihoodActor(quiet.policy, LikelihoodConfig(noise_level=3.0))
+    quiet = LikelihoodActor(tiny_policy(), FlowSDEConfig(noise_level=0.01))
+    loud = LikelihoodActor(quiet.policy, FlowSDEConfig(noise_level=3.0))
     env = Recorder(2, max_episode_steps=5)
     dense = CheckedEnv(env)
     env.dense = True

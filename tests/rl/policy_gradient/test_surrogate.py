@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
 from pitune.rl.gradient_step import descend, minibatches
 from pitune.rl.policy_gradient.loss import PolicyLoss
 from pitune.rl.policy_gradient.surrogate import (
@@ -35,7 +35,7 @@ def acted(
     policy: FlowPolicy, num: int = 24, **likelihood: Any
 ) -> tuple[LikelihoodActor, TensorDict]:
     """Return an actor and decisions that a neighboring policy took, with advantages."""
-    actor = LikelihoodActor(policy, LikelihoodConfig(**likelihood))
+    actor = LikelihoodActor(policy, FlowSDEConfig(**likelihood))
     batch = actor(TensorDict({"state": torch.rand(num, 4)}, [num]))
     batch["advantage"] = torch.randn(num, 1)
     batch["action_log_prob"] += 0.4 * torch.randn_like(batch["action_log_prob"])

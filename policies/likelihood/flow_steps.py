@@ -1,0 +1,111 @@
+"""Likelihoods whose flow steps are Gaussians: Flow-SDE, Flow-Noise and a Gaussian velocity.
+
+Letters: N rows, M scored steps (K, or 1), K flow steps.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pitune.policies.flow.path import FlowNoise, FlowSDE, Kernel
+from pitune.policies.likelihood.config import (
+    FlowNoiseConfig,
+    FlowSDEConfig,
+    FlowStepConfig,
+    VelocityGaussianConfig,
+)
+from pitune.policies.likelihood.distributions import FlowChain
+from pitune.policies.likelihood.heads import NoiseNetwork, VelocityHead
+from pitune.policies.likelihood.registry import Draws, Likelihood, register_likelihood
+from pitune.policies.network.pi0 import Context
+from pitune.policies.policy import FlowPolicy
+
+StepConfigType = TypeVar("StepConfigType", bound=FlowStepConfig)
+
+
+class FlowStepLikelihood(Likelihood[StepConfigType]):
+    """Chains of Gaussian flow steps, sampled and scored by one kernel.
+
+    With `stochastic_steps="one"` the random step of each decision is drawn, and kept in the
+    rollout as `stochastic_step` (N,).
+    """
+
+    @abstractmethod
+    def kernel(self, mask: Tensor) -> Kernel:
+        """Return the transition kernel with noise only where `mask` (H, A) is 1."""
+
+    @property
+    def draw_keys(self) -> list[str]:
+        return ["stochastic_step"] if self.config.stochastic_steps == "one" else []
+
+    def draw(self, policy: FlowPolicy, num: int) -> dict[str, Tensor]:
+        if self.config.stochastic_steps == "all":
+            return {}
+        steps = torch.randint(policy.grid.flow_steps, (num,), device=policy.device)
+        return {"stochastic_step": steps}
+
+    def distribution(
+        self, policy: FlowPolicy, context: Context, num: int, draws: Draws
+    ) -> FlowChain:
+        step, mask = draws.get("stochastic_step", None), policy.executed_mask()
+        return FlowChain(
+            policy.field(context),
+            self.kernel(mask),
+            policy.grid,
+            self.config,
+            None if step is None else step.to(policy.device),
+            (num, *policy.chunk_shape),
+            num_scored=int(mask.sum()),
+            device=policy.device,
+        )
+
+    def terminal_std(self, policy: FlowPolicy, context: Context, chain: Tensor) -> float:
+        last = torch.full((len(chain),), policy.grid.flow_steps - 1, device=policy.device)
+        dist = self.distribution(policy, context, len(chain), {"stochastic_step": last})
+        dist.log_prob(chain)
+        random = dist.scored_std > 0
+        return float(dist.scored_std[random].mean())
+
+
+@register_likelihood("flow_sde", FlowSDEConfig)
+class FlowSDELikelihood(FlowStepLikelihood[FlowSDEConfig]):
+    """Flow-SDE: the steps keep the marginals of the ODE."""
+
+    def kernel(self, mask: Tensor) -> Kernel:
+        return FlowSDE(self.config.noise_level, mask)
+
+
+@register_likelihood("flow_noise", FlowNoiseConfig)
+class FlowNoiseLikelihood(FlowStepLikelihood[FlowNoiseConfig]):
+    """Flow-Noise: the steps' bounded noise is learned from the expert's features."""
+
+    head: NoiseNetwork
+
+    def __init__(self, config: FlowNoiseConfig, policy: FlowPolicy) -> None:
+        super().__init__(config, policy)
+        network = policy.network.config
+        self.head = NoiseNetwork(
+            network.expert.width, network.action_dim, config.std_min, config.std_max
+        )
+
+    def kernel(self, mask: Tensor) -> Kernel:
+        return FlowNoise(self.head, mask)
+
+
+@register_likelihood("velocity_gaussian", VelocityGaussianConfig)
+class VelocityGaussianLikelihood(FlowStepLikelihood[VelocityGaussianConfig]):
+    """A Gaussian velocity: the steps' unbounded noise is learned, and starts constant."""
+
+    head: VelocityHead
+
+    def __init__(self, config: VelocityGaussianConfig, policy: FlowPolicy) -> None:
+        super().__init__(config, policy)
+        network, dt = policy.network.config, policy.grid.dt
+        self.head = VelocityHead(network.expert.width, network.action_dim, config.std, dt)
+
+    def kernel(self, mask: Tensor) -> Kernel:
+        return FlowNoise(self.head, mask)

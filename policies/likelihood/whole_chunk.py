@@ -1,0 +1,76 @@
+"""Likelihoods of the finished chunk, whose flow steps are not random.
+
+Letters: N rows, M draws per row, H action horizon, A action dim, K flow steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pitune.policies.flow.path import TimeGrid, sample_flow_time
+from pitune.policies.likelihood.config import DrawTimes, ExactFlowConfig, FlowMatchingConfig
+from pitune.policies.likelihood.distributions import ExactFlow, LossRatio
+from pitune.policies.likelihood.registry import Draws, Likelihood, register_likelihood
+from pitune.policies.network.pi0 import Context
+from pitune.policies.policy import FlowPolicy
+
+
+@register_likelihood("flow_matching", FlowMatchingConfig)
+class FlowMatchingLikelihood(Likelihood[FlowMatchingConfig]):
+    """FPO: minus the flow-matching loss, at draws that are made when acting.
+
+    The draws are `draw_noise` (N, M, H, A) and `draw_time` (N, M).
+    """
+
+    @property
+    def draw_keys(self) -> list[str]:
+        return ["draw_noise", "draw_time"]
+
+    def draw(self, policy: FlowPolicy, num: int) -> dict[str, Tensor]:
+        shape = (num, self.config.num_draws)
+        noise = torch.randn(*shape, *policy.chunk_shape, device=policy.device)
+        time = draw_flow_times(shape, self.config.draw_times, policy.grid)
+        return {"draw_noise": noise, "draw_time": time.to(policy.device)}
+
+    def distribution(
+        self, policy: FlowPolicy, context: Context, num: int, draws: Draws
+    ) -> LossRatio:
+        noise, time = draws.get("draw_noise", None), draws.get("draw_time", None)
+        if noise is None or time is None:
+            raise ValueError(
+                "the flow_matching likelihood scores at the draws that were made when acting; the "
+                "input has no draw_noise and draw_time, pass the entries that the actor wrote"
+            )
+        mask = policy.executed_mask()
+        field = policy.field(context)
+        return LossRatio(field, policy.grid, self.config, noise.to(mask), time.to(mask), mask)
+
+    def terminal_std(self, policy: FlowPolicy, context: Context, chain: Tensor) -> float:
+        return self.config.action_noise
+
+
+@register_likelihood("ode", ExactFlowConfig)
+class ExactFlowLikelihood(Likelihood[ExactFlowConfig]):
+    """The exact density of the deployed flow, by change of variables; it has no gradient."""
+
+    def distribution(
+        self, policy: FlowPolicy, context: Context, num: int, draws: Draws
+    ) -> ExactFlow:
+        shape = (num, *policy.chunk_shape)
+        return ExactFlow(policy.field(context), policy.grid, self.config, shape, policy.device)
+
+
+def draw_flow_times(shape: tuple[int, int], law: DrawTimes, grid: TimeGrid) -> Tensor:
+    """Return flow times (N, M) at which a flow-matching loss is measured.
+
+    Sources: openpi's training law; FPO draws on the sampler's grid, FPO++ uniformly.
+    """
+    num = math.prod(shape)
+    if law == "training":
+        return sample_flow_time(num).reshape(shape)
+    if law == "grid":
+        return grid.times()[torch.randint(grid.flow_steps, shape)]
+    return 0.005 + 0.99 * torch.rand(shape)

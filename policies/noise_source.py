@@ -1,0 +1,139 @@
+"""A noise source: a small network that chooses the noise that a frozen flow starts from.
+
+It reads the observation as the frozen policy has encoded it; the flow does the rest. No gradient
+passes through the flow, and its weights never change.
+
+Letters: N rows, H action horizon, h executed actions, A model action dim, W latent width, D width
+of the noise actor's input.
+Source: Wagenmaker et al. 2025 (DSRL).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+Layout = Literal["repeat", "per_step", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringConfig:
+    """What of the starting noise is chosen, and by how large a network."""
+
+    layout: Layout = "repeat"
+    """One vector for all H steps; one per executed step (later steps repeat the last); or all H.
+    One vector is the least to learn, but robs a policy whose noise must vary inside the chunk."""
+    magnitude: float = 1.5
+    """Bound of each entry of the noise [standard deviations]; smaller stays nearer to the mode."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the noise actor's hidden layers."""
+
+    def __post_init__(self) -> None:
+        if self.magnitude <= 0:
+            raise ValueError(f"magnitude={self.magnitude} must be above 0")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SteeringConfig:
+        """Rebuild from `dataclasses.asdict`, by way of JSON."""
+        return cls(**{**values, "hidden": tuple(values["hidden"])})
+
+
+class NoiseActor(nn.Module):
+    """A Gaussian squashed into [-magnitude, magnitude]^W.
+
+    Args:
+        in_dim: D.
+        latent_dim: W.
+        magnitude: The bound.
+        hidden: Widths of the hidden layers.
+    """
+
+    def __init__(
+        self, in_dim: int, latent_dim: int, magnitude: float, hidden: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.latent_dim, self.magnitude = latent_dim, magnitude
+        layers: list[nn.Module] = []
+        for narrow, wide in pairwise((in_dim, *hidden)):
+            layers += [nn.Linear(narrow, wide), nn.LayerNorm(wide), nn.Tanh()]
+        head = nn.Linear((in_dim, *hidden)[-1], 2 * latent_dim)
+        nn.init.normal_(head.weight, std=0.01)  # starts near the middle, with unit spread
+        nn.init.zeros_(head.bias)
+        self.net = nn.Sequential(*layers, head)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation before squashing, both (N, W)."""
+        mean, log_std = self.net(x).chunk(2, dim=-1)
+        return mean, log_std.clamp(-5.0, 2.0)
+
+    def mode(self, x: Tensor) -> Tensor:
+        """Return the deployed latent (N, W): the squashed mean."""
+        return self.magnitude * torch.tanh(self.forward(x)[0])
+
+    def sample(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a latent (N, W), through which gradients flow, and its log-density (N,)."""
+        mean, log_std = self.forward(x)
+        z = mean + log_std.exp() * torch.randn_like(mean)
+        return self.magnitude * torch.tanh(z), self.log_prob(z, mean, log_std)
+
+    def log_prob(self, z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+        """Return the log-density (N,) of the latent magnitude * tanh(z), in the latent's units."""
+        normal = (
+            -0.5 * ((z - mean) / log_std.exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
+        )
+        # log(1 - tanh(z)^2) without the cancellation at large z
+        squash = 2 * (math.log(2) - z - softplus(-2 * z))
+        return (normal - squash - math.log(self.magnitude)).sum(-1)
+
+
+class NoiseSource(nn.Module):
+    """The starting noise of a flow policy, as a noise actor chooses it.
+
+    Until `steered` is set the policy starts from fresh noise, as without a source: an untrained
+    noise actor is not the pretrained policy.
+
+    Args:
+        config: Which part of the noise is chosen.
+        chunk_shape: (H, A).
+        execution_horizon: h.
+        input_dim: D.
+
+    Example:
+        >>> source = NoiseSource(SteeringConfig(), (4, 2), execution_horizon=2, input_dim=6)
+        >>> source(torch.zeros(3, 6)).shape
+        torch.Size([3, 4, 2])
+    """
+
+    def __init__(
+        self,
+        config: SteeringConfig,
+        chunk_shape: tuple[int, int],
+        execution_horizon: int,
+        input_dim: int,
+    ) -> None:
+        super().__init__()
+        self.config, self.chunk_shape, self.input_dim = config, chunk_shape, input_dim
+        horizon, action_dim = chunk_shape
+        steps = {"repeat": 1, "per_step": execution_horizon, "full": horizon}
+        self.latent_shape = (steps[config.layout], action_dim)
+        latent_dim = math.prod(self.latent_shape)
+        self.actor = NoiseActor(input_dim, latent_dim, config.magnitude, config.hidden)
+        self.steered: Tensor
+        self.register_buffer("steered", torch.zeros((), dtype=torch.bool))
+
+    def noise_of(self, latent: Tensor) -> Tensor:
+        """Return the starting points (N, H, A) that latents (N, W) stand for."""
+        steps = latent.unflatten(-1, self.latent_shape)  # (N, steps, A)
+        rest = steps[:, -1:].expand(-1, self.chunk_shape[0] - steps.shape[1], -1)
+        return torch.cat([steps, rest], dim=1)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the deployed starting points (N, H, A) of the noise actor's inputs (N, D)."""
+        return self.noise_of(self.actor.mode(observation))

@@ -1,0 +1,150 @@
+"""The network's input, computed once per observation and read by everything that follows.
+
+    env obs + tasks -> ObservationPreprocessor -> `model_input` -> actor, rollout, replay, critics
+
+Resizing and tokenizing happen here and nowhere else. The instructions belong to the environment (or
+to the demonstrations): they are an argument, and the policy keeps none.
+Letters: N rows, S model state dim, s robot state dim, V cameras, Y, X pixels, L prompt tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from pitune.policies.preprocessing.preprocessor import Preprocessor
+from pitune.policies.preprocessing.prompt import Encoder
+
+MODEL_INPUT = "model_input"
+"""Key of the network's input in rollouts, batches and replay rows."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ModelInput:
+    """What the network reads of N observations: normalized, resized and tokenized.
+
+    Example:
+        >>> inputs = ModelInput(state=torch.zeros(3, 8), robot_state=torch.zeros(3, 4))
+        >>> len(inputs), sorted(inputs.tensordict().keys())
+        (3, ['robot_state', 'state'])
+    """
+
+    state: Tensor
+    """Normalized and padded states (N, S)."""
+    robot_state: Tensor
+    """The same states as the robot measured them (N, s) [robot units]; relative actions need them.
+    """
+    images: Tensor | None = None
+    """Resized pictures (N, V, 3, Y, X): uint8, or float32 in [-1, 1] where resizing gave no bytes.
+    """
+    tokens: Tensor | None = None
+    """Prompts (N, L) int64."""
+    token_mask: Tensor | None = None
+    """Which tokens are no padding (N, L) bool."""
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    @classmethod
+    def of(cls, rows: TensorDictBase) -> ModelInput:
+        """Return the input under the rows' `model_input`.
+
+        Raises:
+            ValueError: the rows have none.
+        """
+        values = rows.get(MODEL_INPUT, None)
+        if values is None:
+            raise ValueError(
+                f"the rows have no {MODEL_INPUT!r}, only {sorted(map(str, rows.keys()))}; apply "
+                "`policy.observation_preprocessor(env.spec.tasks)` to the observations first"
+            )
+        return cls(**{field.name: values.get(field.name, None) for field in fields(cls)})
+
+    def tensordict(self) -> TensorDict:
+        """Return the tensors that are there, as a nested entry of rollouts and replay rows."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        present = {name: value for name, value in values.items() if value is not None}
+        return TensorDict(present, batch_size=[len(self)])
+
+    def to(self, device: torch.device) -> ModelInput:
+        """Return the same input on a device."""
+        return ModelInput(**{name: value.to(device) for name, value in self.tensordict().items()})
+
+
+class ObservationPreprocessor(TensorDictModuleBase):
+    """TensorDict module that adds `model_input` to observations.
+
+    A prompt without the state in it depends on the task alone, so its tokens are computed once per
+    task and looked up by `task_id`.
+
+    Args:
+        preprocessor: Norm stats, picture and prompt settings.
+        tokenizer: Of a policy that reads a prompt.
+        tasks: Instructions that `task_id` indexes; the prompt's default where there are none.
+
+    Raises:
+        ValueError: the policy reads a prompt, but there is no tokenizer.
+
+    Example:
+        >>> from pitune.policies import NormStats, PreprocessorConfig
+        >>> stats = NormStats.identity(2)
+        >>> config = PreprocessorConfig(state=stats, action=stats, normalization="none")
+        >>> preprocess = ObservationPreprocessor(Preprocessor(config, 4, 2), None, ())
+        >>> rows = preprocess(TensorDict({"state": torch.ones(1, 2)}, batch_size=[1]))
+        >>> rows["model_input", "state"].tolist()
+        [[1.0, 1.0, 0.0, 0.0]]
+    """
+
+    def __init__(
+        self, preprocessor: Preprocessor, tokenizer: Encoder | None, tasks: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = preprocessor.obs_keys, [MODEL_INPUT]
+        self._preprocessor, self._tokenizer = preprocessor, tokenizer
+        self._tasks, self._table = tuple(tasks), None
+        prompt = preprocessor.config.prompt
+        if prompt is None:
+            return
+        if tokenizer is None:
+            raise ValueError(
+                "this policy reads a prompt, but has no tokenizer; pass one to `policies.load` "
+                "(--load.tokenizer)"
+            )
+        if not self._tasks and prompt.default is not None:
+            self._tasks = (prompt.default,)
+        if self._tasks and not prompt.discrete_state:
+            states = torch.zeros(len(self._tasks), preprocessor.state_dim)
+            self._table = preprocessor.tokens(list(self._tasks), states, tokenizer)
+
+    @torch.no_grad()
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        inputs = self._preprocessor.images_and_state(td)
+        if self._preprocessor.config.prompt is not None:
+            tokens, mask = self._prompts(td)
+            inputs |= {"tokens": tokens, "token_mask": mask}
+        return td.set(MODEL_INPUT, ModelInput(**inputs).tensordict())
+
+    def _prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Return the tokens of observations (N, L) and which are no padding (N, L)."""
+        device = self._preprocessor.state_offset.device
+        task_id = obs.get("task_id", None)
+        task_id = torch.zeros(len(obs), dtype=torch.int64) if task_id is None else task_id
+        highest = int(task_id.max()) if len(obs) else 0
+        if highest >= len(self._tasks):
+            raise ValueError(
+                f"an observation has task_id={highest}, but the tasks are {self._tasks}; pass the "
+                "environment's table of tasks, or give the policy a default prompt"
+            )
+        if self._table is not None:
+            tokens, mask = (column.to(device) for column in self._table)
+            return tokens[task_id.to(device)], mask[task_id.to(device)]
+        if self._tokenizer is None:
+            raise ValueError("a policy that reads a prompt needs a tokenizer")
+        words = [self._tasks[task] for task in task_id.tolist()]
+        state = obs["state"].to(device)
+        return self._preprocessor.tokens(words, state, self._tokenizer)

@@ -1,0 +1,50 @@
+"""Inputs of critics from decisions and replay rows, and the chunk that they judge.
+
+Letters: N rows, h executed actions, d robot action dim, H action horizon, A model action dim, D
+width of a critic's input.
+"""
+
+from __future__ import annotations
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from pitune.policies import FlowPolicy, ModelInput
+from pitune.policies.flow.ode import integrate
+from pitune.policies.network.context import unpack
+from pitune.policies.network.pi0 import Context
+
+
+def stored_prefix(rows: TensorDictBase) -> Context | None:
+    """Return the encoded prefixes of rows (N), or None where the observations were kept."""
+    return unpack(rows["prefix"]) if "prefix" in rows.keys() else None
+
+
+def encode_rows(policy: FlowPolicy, rows: TensorDictBase) -> Context:
+    """Return the context of rows (N); of a stored prefix only the state is encoded."""
+    return policy.encode(ModelInput.of(rows), stored_prefix(rows))
+
+
+def critic_input(
+    policy: FlowPolicy, rows: TensorDictBase, context: Context | None = None
+) -> Tensor:
+    """Return the critics' input of rows (N, D); no gradient reaches the encoder.
+
+    It is the state and, where the policy sees more than the state, the pooled features.
+
+    Args:
+        policy: Encodes.
+        rows: With `model_input`, and perhaps `prefix`.
+        context: Of the rows; by default the stored prefix, or the rows are encoded here.
+    """
+    if not policy.feature_dim:
+        return policy.critic_input(ModelInput.of(rows), None)
+    context = context or stored_prefix(rows) or policy.encode(ModelInput.of(rows))
+    return policy.critic_input(ModelInput.of(rows), context)
+
+
+def executed_chunk(policy: FlowPolicy, context: Context, noise: Tensor) -> Tensor:
+    """Return the executed actions (N, h * d) [normalized] of noise (N, H, A), with gradients."""
+    point = integrate(policy.field(context), noise, policy.grid, policy.sampler.solver)
+    executed = point[:, : policy.sampler.execution_horizon, : policy.preprocessor.action_dim]
+    return executed.flatten(1)  # (N, h, d) -> (N, h * d)

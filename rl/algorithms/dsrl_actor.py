@@ -1,0 +1,77 @@
+"""The actor of DSRL: a frozen flow whose starting noise is drawn from the noise actor.
+
+Letters: N rows, h executed actions, A model action dim, W latent width, D width of a critic's input.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from pitune.policies import Actor, FlowPolicy, ModelInput, NoiseSource
+from pitune.policies.flow.ode import integrate
+from pitune.policies.network.context import pack
+from pitune.policies.network.pi0 import Context
+
+
+class NoiseSourceActor(Actor):
+    """Explores by drawing the latent noise, and writes the entries that DSRL stores.
+
+    The latent is drawn from the noise actor, or from the standard normal until it is steered.
+
+    Args:
+        policy: With a noise source.
+        keep_context: Whether to write the encoded observation, as `context`, so that the frozen
+            flow can be asked again without encoding the observation anew.
+
+    Raises:
+        ValueError: the policy has no noise source.
+    """
+
+    def __init__(self, policy: FlowPolicy, keep_context: bool) -> None:
+        super().__init__(policy)
+        if policy.noise_source is None:
+            raise ValueError("the policy has no noise source; pass FlowPolicy(noise_source=...)")
+        self.source: NoiseSource = policy.noise_source
+        self.keep_context = keep_context
+        self.out_keys = ["action", "latent", "critic_input"]
+        if keep_context:
+            self.out_keys.append("context")
+
+    @torch.no_grad()
+    def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
+        policy, inputs = self.policy, ModelInput.of(td)
+        context = policy.encode(inputs)
+        stored = self._stored(inputs, context)
+        if self.source.steered:
+            latent, _ = self.source.actor.sample(stored["critic_input"])
+        else:
+            latent = torch.randn(len(td), self.source.actor.latent_dim, device=policy.device)
+        td.update(stored).set("latent", latent)
+        return td.set("action", policy.executed(self.decode(context, latent), inputs))
+
+    @torch.no_grad()
+    def decode(self, context: Context, latent: Tensor) -> Tensor:
+        """Return the executed actions (N, h, A) [normalized] that the flow makes of latents (N, W).
+
+        As deployed: the sampler's flow steps and solver.
+        """
+        policy = self.policy
+        noise = self.source.noise_of(latent)
+        point = integrate(policy.field(context), noise, policy.grid, policy.sampler.solver)
+        return point[:, : policy.sampler.execution_horizon]
+
+    def encode(self, rows: TensorDictBase) -> TensorDict:
+        """Return the stored entries of observations (N) with `model_input`."""
+        inputs = ModelInput.of(rows)
+        return self._stored(inputs, self.policy.encode(inputs))
+
+    def _stored(self, inputs: ModelInput, context: Context) -> TensorDict:
+        """Return `critic_input` (N, D) and, if it is kept, the packed `context`."""
+        values: dict[str, Tensor | TensorDict] = {
+            "critic_input": self.policy.critic_input(inputs, context)
+        }
+        if self.keep_context:
+            values["context"] = pack(context)
+        return TensorDict(values, batch_size=[len(inputs)])
