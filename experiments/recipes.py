@@ -159,7 +159,7 @@ def recipe(env_id: str) -> Recipe:
     env = envs.EnvConfig(id=env_id)
     if prefix in ("maniskill", "metaworld"):
         # slow simulators: fewer copies, shorter rollouts, and more learning from each step
-        frugal = rl.PPOConfig(minibatch_size=256, num_epochs=5)
+        frugal = rl.PPOConfig(update=rl.UpdateConfig(minibatch_size=256, num_epochs=5))
         return Recipe(
             env=replace(env, num_envs=20),
             num_demonstrations=30 if prefix == "maniskill" else 10,

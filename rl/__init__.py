@@ -15,6 +15,12 @@ from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
 from pitune.rl.evaluation.evaluate import Evaluation, evaluate
 from pitune.rl.experience.demonstrations import Demonstrations, collect_demonstrations
 from pitune.rl.experience.rollouts import Rollouts, check_fit, check_needs, rollout_metrics
+from pitune.rl.policy_gradient.config import (
+    AdvantageConfig,
+    ClipConfig,
+    PPOClipConfig,
+    UpdateConfig,
+)
 from pitune.rl.registry import make, name_of, preset, presets, register
 
 __all__ = [
@@ -26,10 +32,12 @@ __all__ = [
     "PPO",
     "WSRL",
     "ActorCriticConfig",
+    "AdvantageConfig",
     "Algorithm",
     "AlgorithmConfig",
     "BCConfig",
     "BehaviorCloning",
+    "ClipConfig",
     "DGNConfig",
     "DSRLConfig",
     "Demonstrations",
@@ -41,8 +49,10 @@ __all__ = [
     "GRPOConfig",
     "Needs",
     "OffPolicyConfig",
+    "PPOClipConfig",
     "PPOConfig",
     "Rollouts",
+    "UpdateConfig",
     "WSRLConfig",
     "check_fit",
     "check_needs",

@@ -1,16 +1,20 @@
-"""Gradient steps: which rows each sees, and one that may be taken in parts."""
+"""Gradient steps: the rows of each, and one step that every algorithm takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-Loss = Callable[[TensorDictBase], Tensor]
-"""`batch (B,) -> scalar`, a mean over the batch's rows."""
+Metrics = dict[str, Tensor]
+"""Detached tensors: scalars that are means over rows, or a value per row (B, ...)."""
+Loss = Callable[[TensorDictBase], tuple[Tensor, Metrics]]
+"""`batch (B,) -> (loss, metrics)`. The loss is a scalar, a mean over the batch's rows; the function
+draws no random numbers and remembers nothing, so that a batch can be passed in parts."""
 
 
 def minibatches(num: int, size: int, num_epochs: int) -> list[Tensor]:
@@ -31,15 +35,15 @@ def run_epochs(
     step: Callable[[TensorDictBase], dict[str, float]],
     target_kl: float,
 ) -> dict[str, float]:
-    """Take gradient steps until the policy is too far from the one that gathered.
+    """Take gradient steps until the policy is too far from the one that collected the batch.
 
-    Returns the mean of each metric over the steps, but `ratio_deviation` as before the first.
+    Returns the mean of each metric over the steps; `ratio_deviation` is that of the first step.
 
     Args:
         batch: Decisions (B).
-        rows: Of each gradient step.
-        step: Takes one, and returns its metrics.
-        target_kl: Greatest `approx_kl` after which another step is taken.
+        rows: Row indices of each gradient step.
+        step: Takes one gradient step and returns its metrics.
+        target_kl: Largest `approx_kl` after which another step is taken.
     """
     history: list[dict[str, float]] = []
     for part in rows:
@@ -47,50 +51,118 @@ def run_epochs(
         if history[-1].get("approx_kl", 0.0) > target_kl:
             break
     first = {key: history[0].pop(key) for key in ("ratio_deviation",) if key in history[0]}
-    means = {key: fmean(taken[key] for taken in history) for key in history[0]}
+    means = {key: fmean(metrics[key] for metrics in history) for key in history[0]}
     return {**first, **means, "gradient_steps": float(len(history))}
 
 
-def descend(
+def gradient_step(
     optimizer: torch.optim.Optimizer,
     loss: Loss,
     batch: TensorDictBase,
     *,
-    max_grad_norm: float,
     name: str,
-    update: int,
+    step: str,
+    max_grad_norm: float = math.inf,
     num_parts: int = 1,
-) -> tuple[float, float]:
-    """Take one optimizer step on a batch (B,); return the loss and the gradient's norm.
+    group: str | None = None,
+) -> tuple[Metrics, float]:
+    """Take one optimizer step on a batch (B,); return the metrics and the gradient's norm.
 
-    The norm is that before scaling. In several parts the gradient is that of the whole batch, up
-    to rounding, at a fraction of the memory: each part weighs what it is of the batch.
+    Only the optimizer's own parameters get a gradient. In several parts the gradient is that of
+    the whole batch, up to rounding, and less memory is needed: each part is weighted by its share
+    of the rows. Scalar metrics are averaged with these weights, metrics per row are concatenated.
+    The norm is that before scaling.
 
     Args:
         optimizer: Its parameters are moved.
         loss: Mean over the rows of a batch.
-        batch: The rows.
-        max_grad_norm: Gradients are scaled down to this norm.
-        name: What is trained, for the error.
-        update: Number of the update, for the error.
-        num_parts: How many parts the batch is split into.
+        batch: The rows, with all random draws that the loss needs.
+        name: Network that is trained, for the error.
+        step: Number of the update or round, for the error.
+        max_grad_norm: Gradients are scaled down to this norm; infinite leaves them.
+        num_parts: Number of parts that the batch is split into.
+        group: Key of an integer index (B,); rows of equal index stay in one part.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite. No parameter has been moved.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> weight = nn.Parameter(torch.zeros(()))
+        >>> batch = TensorDict({"x": torch.ones(4)}, [4])
+        >>> def loss(batch):
+        ...     value = (weight - batch["x"]).square().mean()
+        ...     return value, {"loss": value}
+        >>> optimizer = torch.optim.SGD([weight], lr=0.5)
+        >>> metrics, norm = gradient_step(
+        ...     optimizer, loss, batch, name="weight", step="update 0", num_parts=2
+        ... )
+        >>> float(weight), float(metrics["loss"]), norm
+        (1.0, 1.0, 2.0)
     """
+    parameters = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
     optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for part in batch.split(-(-len(batch) // num_parts)):
-        part_loss = loss(part)
+    parts = split_rows(batch, num_parts, group)
+    shares = [len(part) / len(batch) for part in parts]
+
+    # gradient
+    history: list[Metrics] = []
+    for part, share in zip(parts, shares, strict=True):
+        part_loss, metrics = loss(part)
         if not torch.isfinite(part_loss):
             raise FloatingPointError(
-                f"{name} loss is {part_loss.item()} in update {update}; lower the learning rate or "
-                "resume from the last checkpoint"
+                f"{name} loss is {part_loss.item()} in {step}; lower its learning rate, check the "
+                "scale of rewards and actions, or resume from the last checkpoint"
             )
-        share = len(part) / len(batch)
-        (part_loss * share).backward()  # type: ignore[no-untyped-call]
-        total += float(part_loss.detach()) * share
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        (part_loss * share).backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        history.append({key: value.detach() for key, value in metrics.items()})
+
+    # step
+    if math.isinf(max_grad_norm):
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    else:
+        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
-    return total, float(norm)
+    return merge_metrics(history, shares), float(norm)
+
+
+def split_rows(
+    batch: TensorDictBase, num_parts: int, group: str | None = None
+) -> Sequence[TensorDictBase]:
+    """Return a batch (B,) in at most `num_parts` parts of about the same number of rows.
+
+    Args:
+        batch: The rows.
+        num_parts: Number of parts.
+        group: Key of an integer index (B,); rows of equal index stay in one part.
+    """
+    if num_parts == 1:
+        return [batch]
+    if group is None:
+        parts: Sequence[TensorDictBase] = batch.split(-(-len(batch) // num_parts))
+        return parts
+    index = batch[group].unique(return_inverse=True)[1]  # (B,), from 0 without gaps
+    part_of_row = index * num_parts // (int(index.max()) + 1)
+    return [batch[part_of_row == part] for part in part_of_row.unique()]
+
+
+def merge_metrics(history: Sequence[Metrics], shares: Sequence[float]) -> Metrics:
+    """Return the metrics of a whole batch from those of its parts.
+
+    Args:
+        history: Metrics of each part: scalars, or tensors with a row axis first.
+        shares: Each part's share of the rows; they sum to 1.
+    """
+    merged: Metrics = {}
+    for key, first in history[0].items():
+        values = [metrics[key] for metrics in history]
+        if first.ndim:
+            merged[key] = torch.cat(values)
+        else:
+            merged[key] = (torch.stack(values) * first.new_tensor(shares)).sum()
+    return merged
+
+
+def to_floats(metrics: Metrics) -> dict[str, float]:
+    """Return scalar metrics as numbers."""
+    return {key: float(value) for key, value in metrics.items()}

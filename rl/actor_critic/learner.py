@@ -24,18 +24,26 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import FlowPolicy
+from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.steering import pack
 from pitune.rl.actor_critic.actor import decide, encode, kept_prefix, read
 from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig, means
+from pitune.rl.config import check_counts, check_not_negative, check_positive
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.transitions import in_parts, next_encoded, normalized_chunk, transitions
+from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
 from pitune.rl.policy_gradient.reference import frozen_copy
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActorCriticConfig:
-    """Critics of chunks, and a flow policy that follows their gradient."""
+    """Critics of chunks, and a flow policy that follows their gradient.
+
+    Example:
+        >>> ActorCriticConfig(actor_every=2).off_policy.num_critics
+        10
+    """
 
     off_policy: OffPolicyConfig = field(
         default_factory=lambda: OffPolicyConfig(
@@ -52,10 +60,9 @@ class ActorCriticConfig:
     cloning_coefficient: float = 0.0
     """Weight of flow matching on the demonstrations beside the value, which is scaled to 1 [-]."""
     anchor_coefficient: float = 3.0
-    """Weight of the squared distance between what the policy and the pretrained one make of the
-    same noise, mean over executed entries [1 / normalized action squared]. It bounds how far the
-    policy follows critics that are wrong; 0 lets go, and saves a copy of what is trained."""
-
+    """Weight of the squared distance between the chunks of the policy and of the pretrained one for
+    the same noise, mean over executed entries [1 / normalized action squared]. It bounds how far
+    the policy follows critics that are wrong; 0 frees the policy, and the memory of the copy."""
     keep_prefix: bool = True
     """Where nothing that encodes pictures and prompt is trained: keep their keys and values, so
     that each is encoded once. At π0's full size in bfloat16 that is 30 MB per decision, 15 for
@@ -66,10 +73,9 @@ class ActorCriticConfig:
         return replace(self, off_policy=replace(self.off_policy, demonstrations=file))
 
     def __post_init__(self) -> None:
-        if self.actor_every < 1:
-            raise ValueError(f"actor_every={self.actor_every} must be at least 1")
-        if self.anchor_coefficient < 0:
-            raise ValueError(f"anchor_coefficient={self.anchor_coefficient} must be at least 0")
+        check_counts(self, "actor_every")
+        check_positive(self, "actor_learning_rate", "max_grad_norm")
+        check_not_negative(self, "cloning_coefficient", "anchor_coefficient")
 
 
 class FlowActorCritic:
@@ -78,7 +84,12 @@ class FlowActorCritic:
     Args:
         policy: Trained in place.
         config: Settings.
-        demonstrations: Where the caller reads them too; otherwise they are loaded if needed.
+        demonstrations: If the caller has loaded them; otherwise they are loaded if needed.
+
+    Example:
+        >>> learner = FlowActorCritic(policy, ActorCriticConfig())  # doctest: +SKIP
+        >>> learner.push(rollout)  # doctest: +SKIP
+        >>> metrics = learner.learn(rounds=100)  # doctest: +SKIP
     """
 
     def __init__(
@@ -135,31 +146,31 @@ class FlowActorCritic:
             rows = self._demonstration_rows()
             memory.demonstrations = Replay(len(rows), self.policy.device)
             memory.demonstrations.push(rows)
-        seen, then = self._kept(rollout), self._kept(rollout["next"])
+        obs, next_obs = self._kept(rollout), self._kept(rollout["next"])
         if self.keep_prefix:
-            seen["prefix"] = rollout["prefix"]
-            then["prefix"] = next_encoded(rollout, rollout["prefix"], self._encode_prefix)
-        before = {"obs": seen, "chunk": normalized_chunk(self.policy, rollout)}
-        memory.replay.push(transitions(rollout, before, {"obs": then}))
+            obs["prefix"] = rollout["prefix"]
+            next_obs["prefix"] = next_encoded(rollout, rollout["prefix"], self._encode_prefix)
+        before = {"obs": obs, "chunk": normalized_chunk(self.policy, rollout)}
+        memory.replay.push(transitions(rollout, before, {"obs": next_obs}))
 
     def demonstrated(self, num_steps: int) -> TensorDict:
-        """Return what was seen and the next `num_steps` actions at each demonstrated step (N)."""
+        """Return the observation and the next `num_steps` actions of each demonstrated step (N)."""
         rows = self._table.chunks(num_steps).to(self.policy.device)
-        seen = self._kept(rows).set("action", rows["action"])
-        return seen.set("prefix", self._demonstrated_prefix) if self.keep_prefix else seen
+        obs = self._kept(rows).set("action", rows["action"])
+        return obs.set("prefix", self._demonstrated_prefix) if self.keep_prefix else obs
 
     def _demonstration_rows(self) -> TensorDict:
         """Return the demonstrations as rows (N) like those of a rollout."""
         table, horizon = self._table, self.policy.sampler.execution_horizon
         rows = table.transitions(horizon).to(self.policy.device)
-        seen, then = self._kept(rows), self._kept(rows["next"])
+        obs, next_obs = self._kept(rows), self._kept(rows["next"])
         if self.keep_prefix:
             prefix = self._demonstrated_prefix
-            seen["prefix"], then["prefix"] = prefix, prefix[table.following(horizon)]
-        after = TensorDict({"obs": then, "elapsed": rows["next", "elapsed"]}, [len(rows)])
-        booked = rows.exclude("action", "next", *table.obs)
-        booked["obs"], booked["next"] = seen, after
-        return booked.set("chunk", normalized_chunk(self.policy, rows))
+            obs["prefix"], next_obs["prefix"] = prefix, prefix[table.following(horizon)]
+        after = TensorDict({"obs": next_obs, "elapsed": rows["next", "elapsed"]}, [len(rows)])
+        transition_rows = rows.exclude("action", "next", *table.obs)
+        transition_rows["obs"], transition_rows["next"] = obs, after
+        return transition_rows.set("chunk", normalized_chunk(self.policy, rows))
 
     def _kept(self, rows: TensorDictBase) -> TensorDictBase:
         """Return what a memory keeps of observations, without their prefix."""
@@ -186,62 +197,105 @@ class FlowActorCritic:
         """Return rows (B) of the memory; a frozen prefix that was not kept is encoded here."""
         batch = self.off_policy.sample()
         if self.policy.prefix_is_frozen and not self.keep_prefix:
-            for seen in (batch["obs"], batch["next", "obs"]):
-                seen["prefix"] = self._encode_prefix(seen)
+            for obs in (batch["obs"], batch["next", "obs"]):
+                obs["prefix"] = self._encode_prefix(obs)
         return batch
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take a temporal-difference step on the critics and return its metrics."""
         policy = self.policy
         with torch.no_grad():
-            seen = read(policy, batch["obs"])
-            following = encode(policy, batch["next", "obs"])
-            next_seen = read(policy, batch["next", "obs"], following)
-            chunk = decide(policy, following, policy.draw_noise(len(batch)))
-            value = self.off_policy.next_value(batch, next_seen, chunk)
-        return self.off_policy.critic_step(batch, value, seen, batch["chunk"])
+            obs = read(policy, batch["obs"])
+            next_context = encode(policy, batch["next", "obs"])
+            next_obs = read(policy, batch["next", "obs"], next_context)
+            next_chunk = decide(policy, next_context, policy.draw_noise(len(batch)))
+            value = self.off_policy.next_value(batch, next_obs, next_chunk)
+        return self.off_policy.critic_step(batch, value, obs, batch["chunk"])
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
-        """Move the policy up the critics' values of what it does, and return the metrics.
+        """Move the policy up the critics' values of its own actions, and return the metrics.
 
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        config, num_parts = self.config, self.config.off_policy.num_parts
+        batch = self._with_draws(batch)
+        scale = self._value_scale(batch, num_parts) if num_parts > 1 else None
+        metrics, grad_norm = gradient_step(
+            self.optimizer,
+            lambda part: self.actor_loss(part, scale),
+            batch,
+            name="actor",
+            step=f"round {self.num_rounds}",
+            max_grad_norm=config.max_grad_norm,
+            num_parts=num_parts,
+        )
+        if "anchor_distance" in metrics:
+            metrics["anchor_distance"] = metrics["anchor_distance"].sqrt()
+        return {**to_floats(metrics), "grad_norm": grad_norm}
+
+    def actor_loss(
+        self, batch: TensorDictBase, value_scale: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """Return the policy's loss on rows (B) with random draws, and its metrics.
+
+        Args:
+            batch: Rows with `noise` (B, H, A), and `cloned` demonstrations (B) if they are used.
+            value_scale: Mean size of the values in the whole minibatch; by default in these rows.
+        """
         policy, config = self.policy, self.config
-        context = encode(policy, batch["obs"])
-        noise = policy.draw_noise(len(batch))
-        chunk = decide(policy, context, noise)
-        seen = read(policy, batch["obs"], context)
-        value = self.off_policy.critic(seen, chunk, self.off_policy.time(batch)).mean(0)
-        loss = -value.mean() / value.detach().abs().mean().clamp(min=1e-6)
-        metrics = {"policy_value": float(value.detach().mean())}
-        if config.cloning_coefficient and self.cloned is not None:
-            rows = torch.randint(len(self.cloned), (len(batch),), device=policy.device)
-            demonstrated = self.cloned[rows]
-            prefix = kept_prefix(demonstrated)
-            cloning = policy.loss(demonstrated, demonstrated["action"], prefix=prefix).mean()
-            metrics["cloning_loss"] = float(cloning.detach())
+
+        # value
+        value, chunk = self._value(batch)
+        scale = _mean_size(value) if value_scale is None else value_scale
+        loss = -value.mean() / scale
+        metrics = {"policy_value": value.mean()}
+
+        # cloning of demonstrations
+        if "cloned" in batch.keys():
+            rows = batch["cloned"]
+            cloning = policy.loss(
+                rows, rows["action"], rows["noise"], rows["flow_time"], kept_prefix(rows)
+            ).mean()
+            metrics["cloning_loss"] = cloning
             loss = loss + config.cloning_coefficient * cloning
+
+        # distance to the pretrained policy
         if self.anchor is not None:
-            distance = self._distance(self.anchor, batch["obs"], noise, chunk)
-            metrics["anchor_distance"] = float(distance.detach().sqrt())
+            distance = self._distance(self.anchor, batch["obs"], batch["noise"], chunk)
+            metrics["anchor_distance"] = distance
             loss = loss + config.anchor_coefficient * distance
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the policy's loss is {loss.item()} after {self.num_rounds} rounds; lower "
-                "actor_learning_rate, or resume from the last checkpoint"
-            )
-        parameters = self.optimizer.param_groups[0]["params"]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=parameters)
-        metrics["grad_norm"] = float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        self.optimizer.step()
-        return metrics
+        return loss, metrics
+
+    def _with_draws(self, batch: TensorDictBase) -> TensorDictBase:
+        """Return rows (B) with all random draws that `actor_loss` needs."""
+        policy, num = self.policy, len(batch)
+        rows = batch.select("obs", "elapsed").set("noise", policy.draw_noise(num))
+        if self.config.cloning_coefficient and self.cloned is not None:
+            cloned = self.cloned[torch.randint(len(self.cloned), (num,), device=policy.device)]
+            cloned["noise"] = policy.draw_noise(num)
+            cloned["flow_time"] = sample_flow_time(num, policy.device)
+            rows["cloned"] = cloned
+        return rows
+
+    def _value(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Return the critics' mean value (B) of the policy's chunks, and these (B, h * d)."""
+        context = encode(self.policy, batch["obs"])
+        chunk = decide(self.policy, context, batch["noise"])
+        obs = read(self.policy, batch["obs"], context)
+        value = self.off_policy.critic(obs, chunk, self.off_policy.time(batch)).mean(0)
+        return value, chunk
+
+    @torch.no_grad()
+    def _value_scale(self, batch: TensorDictBase, num_parts: int) -> Tensor:
+        """Return the mean size of the values of a whole minibatch (B), computed in parts."""
+        parts = split_rows(batch, num_parts)
+        return _mean_size(torch.cat([self._value(part)[0] for part in parts]))
 
     def _distance(
         self, anchor: FlowPolicy, obs: TensorDictBase, noise: Tensor, chunk: Tensor
     ) -> Tensor:
-        """Return the mean squared distance of chunks from what the anchor makes of their noise."""
+        """Return the mean squared distance of chunks to the anchor's chunks of the same noise."""
         anchor.tasks = self.policy.tasks  # of the environment, which came after the copy
         with torch.no_grad():
             pretrained = decide(anchor, encode(anchor, obs), noise)
@@ -255,3 +309,8 @@ class FlowActorCritic:
         """Restore what `state` returned."""
         self.off_policy.load_state(state["off_policy"])
         self.num_rounds = state["num_rounds"]
+
+
+def _mean_size(value: Tensor) -> Tensor:
+    """Return the mean absolute value of values (B), bounded below."""
+    return value.detach().abs().mean().clamp(min=1e-6)

@@ -1,8 +1,8 @@
-"""Ensembles of action values, one vectorised forward for all members, and what is learned with.
+"""Ensembles of action values, with one vectorized forward for all members, and their targets.
 
 Letters: N members, B rows, D input width.
 Sources: Chen et al. 2021 (REDQ: targets from a random subset of many critics); Ball et al. 2023
-(RLPD: layer norm bounds what critics say of actions that nobody took); Lillicrap et al. 2015 (the
+(RLPD: layer norm bounds the values of actions that were never taken); Lillicrap et al. 2015 (the
 head's initialization).
 """
 
@@ -28,6 +28,10 @@ class EnsembleLinear(nn.Module):
         num: N.
         narrow: Input width.
         wide: Output width.
+
+    Example:
+        >>> EnsembleLinear(2, 3, 4)(torch.zeros(2, 5, 3)).shape
+        torch.Size([2, 5, 4])
     """
 
     def __init__(self, num: int, narrow: int, wide: int) -> None:
@@ -48,6 +52,10 @@ class QEnsemble(nn.Module):
         in_dim: D, width of the concatenated inputs.
         num_members: N.
         hidden: Widths of the hidden layers.
+
+    Example:
+        >>> QEnsemble(3, num_members=2, hidden=(8,))(torch.zeros(5, 1), torch.zeros(5, 2)).shape
+        torch.Size([2, 5])
     """
 
     def __init__(self, in_dim: int, num_members: int, hidden: Sequence[int]) -> None:
@@ -58,8 +66,8 @@ class QEnsemble(nn.Module):
         widths = (in_dim, *hidden)
         self.layers = nn.ModuleList(EnsembleLinear(num_members, *pair) for pair in pairwise(widths))
         self.head = EnsembleLinear(num_members, widths[-1], 1)
-        # Near zero, as DDPG has it. A target is the least of members: were they apart from the
-        # start, it would sink below every reward before any has been learned from.
+        # Near zero, as in DDPG. A target is the minimum over members: if they differed at the
+        # start, it would sink below every reward before the first reward is learned from.
         nn.init.uniform_(self.head.weight, -3e-3, 3e-3)
         nn.init.zeros_(self.head.bias)
         self.scale = nn.ParameterList(torch.ones(num_members, 1, width) for width in hidden)
@@ -76,24 +84,24 @@ class QEnsemble(nn.Module):
 
 
 def make_target(ensemble: QEnsemble) -> QEnsemble:
-    """Return a copy that no gradient reaches; `follow` moves it."""
+    """Return a copy without gradients; `polyak_update` moves it."""
     return deepcopy(ensemble).requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(target: nn.Module, online: nn.Module, rate: float) -> None:
+def polyak_update(target: nn.Module, online: nn.Module, rate: float) -> None:
     """Move a target network towards the online one by a share `rate`, in place."""
     for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
         slow.lerp_(fast, rate)
 
 
-def pessimistic(values: Tensor, how: Pessimism, subset: int = 0) -> Tensor:
-    """Return one value per row (B) of what N members say (N, B).
+def reduce_ensemble(values: Tensor, how: Pessimism, subset: int = 0) -> Tensor:
+    """Return one value per row (B) from the values of N members (N, B).
 
     Args:
         values: (N, B).
-        how: The least, or the mean.
-        subset: Of how many members, drawn without replacement at each call; 0 takes all.
+        how: Minimum or mean over members.
+        subset: Number of members, drawn without replacement at each call; 0 takes all.
 
     Raises:
         ValueError: the subset is larger than the ensemble.
@@ -111,9 +119,9 @@ def td_target(reward: Tensor, discount: Tensor, terminated: Tensor, next_value: 
 
     Args:
         reward: Discounted reward of the chunk (B).
-        discount: What the rest is discounted by: discount^duration (B).
-        terminated: Whether nothing follows (B) bool. A time limit is no such end, unless the
-            caller says so.
+        discount: Factor of the next value, discount^duration (B).
+        terminated: Whether the task ended (B) bool; whether a time limit counts is up to the
+            caller.
         next_value: Value of the observation that the chunk ended in (B).
     """
     return reward + discount * (~terminated) * next_value

@@ -1,4 +1,4 @@
-"""What every off-policy learner here shares: the memory, the critics, how much is learned when.
+"""The shared part of the off-policy learners: memory, critics and the schedule of updates.
 
 A decision is a whole chunk, so a transition is one of a semi-Markov process: its reward is the sum
 of its steps' rewards, each discounted by its own time, and what follows is discounted by
@@ -10,29 +10,45 @@ Letters: B rows, N critics.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.rl.actor_critic.q_ensemble import (
     Pessimism,
     QEnsemble,
-    follow,
     make_target,
-    pessimistic,
+    polyak_update,
+    reduce_ensemble,
     td_target,
 )
+from pitune.rl.config import (
+    MinibatchConfig,
+    ReturnConfig,
+    TimeLimit,
+    check_counts,
+    check_not_negative,
+    check_positive,
+    check_range,
+)
 from pitune.rl.experience.replay import Replay
-from pitune.rl.policy_gradient.advantage import TimeLimit, chunk_reward
+from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
+from pitune.rl.policy_gradient.advantage import chunk_reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig:
-    """Replay memory, critics and how much is learned from each decision."""
+class OffPolicyConfig(ReturnConfig, MinibatchConfig):
+    """Replay memory, critics, and the number of gradient steps per decision.
+
+    Example:
+        >>> OffPolicyConfig(updates_per_decision=0.5).time_limit
+        'bootstrap'
+    """
 
     capacity: int = 200_000
     """Decisions that the replay memory keeps; the oldest are overwritten."""
@@ -42,7 +58,7 @@ class OffPolicyConfig:
     minibatch_size: int = 256
     """Decisions per gradient step."""
     warmup_decisions: int = 2000
-    """Decisions of the pretrained policy before anything is learned; whole rollouts."""
+    """Decisions of the pretrained policy before the first gradient step; whole rollouts."""
     warmup_rounds: int = 500
     """Rounds of gradient steps at the end of the warm-up."""
     updates_per_decision: float = 0.25
@@ -50,33 +66,34 @@ class OffPolicyConfig:
     num_critics: int = 2
     """N."""
     critic_subset: int = 0
-    """How many random critics a target asks (REDQ); 0 asks all."""
+    """Number of random critics in a target (REDQ); 0 takes all."""
     pessimism: Pessimism = "min"
-    """What those critics' values are reduced to."""
+    """Reduction of those critics' values."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the critics' hidden layers."""
     critic_learning_rate: float = 3e-4
     """Adam's step size for the critics [-]."""
     target_update_rate: float = 0.005
-    """Share by which the target critics follow per gradient step [-]."""
-    discount: float = 0.99
-    """Per environment step, not per chunk [-]."""
+    """Share by which the target critics move to the critics per gradient step [-]."""
     reward_scale: float = 1.0
     """Each step's reward is multiplied by this [-]."""
     reward_offset: float = 0.0
     """And this is added; -1 makes a sparse reward a cost of time [reward]."""
     time_limit: TimeLimit = "bootstrap"
-    """Whether the time limit only interrupts the task, or is part of it."""
+    """Whether the time limit ends the task, or only interrupts it and values continue past it."""
     demonstrations: Path = Path("demonstrations.safetensors")
-    """File that `pitune.experiments.pretrain` wrote; read only by what asks for it."""
+    """File that `pitune.experiments.pretrain` wrote; read only where another setting needs it."""
     offline_share: float = 0.0
     """Share of each minibatch that is drawn from the demonstrations (RLPD: 0.5) [-]."""
 
     def __post_init__(self) -> None:
-        if self.updates_per_decision <= 0:
-            raise ValueError(f"updates_per_decision={self.updates_per_decision} must be above 0")
-        if not 0 <= self.offline_share < 1:
-            raise ValueError(f"offline_share={self.offline_share} must be at least 0 and below 1")
+        ReturnConfig.__post_init__(self)
+        MinibatchConfig.__post_init__(self)
+        check_counts(self, "capacity", "num_critics")
+        check_not_negative(self, "warmup_decisions", "warmup_rounds")
+        check_positive(self, "updates_per_decision", "critic_learning_rate")
+        check_range(self, "target_update_rate", low=0, low_open=True, high=1)
+        check_range(self, "offline_share", low=0, high=1, high_open=True)
         if self.offline_share and self.time_limit == "terminal":
             raise ValueError(
                 "time_limit='terminal' needs the used time of every decision, which demonstrations "
@@ -95,13 +112,34 @@ def means(history: list[dict[str, float]]) -> dict[str, float]:
     return {key: fmean(step[key] for step in history if key in step) for key in keys}
 
 
+def regression_loss(critic: QEnsemble, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
+    """Return the squared error of all members, and its metrics.
+
+    Args:
+        critic: N members.
+        batch: Rows with `input` (B, D) and `target` (B).
+    """
+    values = critic(batch["input"])  # (N, B)
+    loss = (values - batch["target"]).square().mean(1).sum()
+    return loss, {
+        "q_loss": loss,
+        "q": values.mean(),
+        "q_disagreement": values.std(0, correction=0).mean(),
+        "td_target": batch["target"].mean(),
+    }
+
+
 class OffPolicy:
-    """Memory and critics of one algorithm, and the count of what has been learned from them.
+    """Memory and critics of one algorithm, and the count of its gradient rounds.
 
     Args:
         config: Settings.
-        in_dim: Width of what a critic reads besides the used time: observation and action.
-        device: Where all of it lives.
+        in_dim: Width of a critic's input without the used time: observation and action.
+        device: Device of memory and critics.
+
+    Example:
+        >>> OffPolicy(OffPolicyConfig(), in_dim=8, device=torch.device("cpu")).warming_up
+        True
     """
 
     def __init__(self, config: OffPolicyConfig, in_dim: int, device: torch.device) -> None:
@@ -117,7 +155,7 @@ class OffPolicy:
         self.num_decisions = 0
         """Decisions after the warm-up."""
         self.num_rounds = 0
-        """Rounds of gradient steps that they were answered with."""
+        """Gradient rounds run since the warm-up."""
 
     @property
     def warming_up(self) -> bool:
@@ -125,7 +163,7 @@ class OffPolicy:
         return self.num_warmup < self.config.warmup_decisions
 
     def rounds_due(self, num_decisions: int) -> int:
-        """Return how many rounds further decisions call for.
+        """Return the number of rounds that are due after further decisions.
 
         None while warming up, `warmup_rounds` at its end; then by the update-to-data ratio, with
         fractions carried over.
@@ -171,38 +209,37 @@ class OffPolicy:
     def next_value(self, batch: TensorDictBase, *inputs: Tensor) -> Tensor:
         """Return the target critics' value (B) of the next observation and an action for it."""
         values = self.target(*inputs, self.time(batch["next"]))
-        return pessimistic(values, self.config.pessimism, self.config.critic_subset)
+        return reduce_ensemble(values, self.config.pessimism, self.config.critic_subset)
 
     def value(self, batch: TensorDictBase, *inputs: Tensor) -> Tensor:
         """Return the critics' value (B) of an observation and an action, with all members."""
-        return pessimistic(self.critic(*inputs, self.time(batch)), self.config.pessimism)
+        return reduce_ensemble(self.critic(*inputs, self.time(batch)), self.config.pessimism)
 
     def critic_step(
         self, batch: TensorDictBase, next_value: Tensor, *inputs: Tensor
     ) -> dict[str, float]:
         """Take a gradient step towards the TD targets, move the target critics; return metrics.
 
+        Args:
+            batch: Rows (B) of `sample`.
+            next_value: Value of the next observations (B).
+            *inputs: Observations and actions (B, ...), to be joined along the last axis.
+
         Raises:
             FloatingPointError: the loss is not finite.
         """
         target = td_target(batch["reward"], batch["discount"], batch["ended"], next_value.detach())
-        values = self.critic(*inputs, self.time(batch))
-        loss = (values - target).square().mean(1).sum()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the critics' loss is {loss.item()} after {self.num_rounds} rounds; lower "
-                "critic_learning_rate or reward_scale, or resume from the last checkpoint"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        follow(self.target, self.critic, self.config.target_update_rate)
-        return {
-            "q_loss": float(loss.detach()),
-            "q": float(values.detach().mean()),
-            "q_disagreement": float(values.detach().std(0, correction=0).mean()),
-            "td_target": float(target.mean()),
-        }
+        joined = torch.cat([*inputs, self.time(batch)], dim=-1)  # (B, D)
+        metrics, _ = gradient_step(
+            self.optimizer,
+            partial(regression_loss, self.critic),
+            TensorDict({"input": joined, "target": target}, batch_size=[len(batch)]),
+            name="critic",
+            step=f"round {self.num_rounds}",
+            num_parts=self.config.num_parts,
+        )
+        polyak_update(self.target, self.critic, self.config.target_update_rate)
+        return to_floats(metrics)
 
     def state(self) -> dict[str, Any]:
         """Return what resuming needs besides the networks and optimizers."""

@@ -1,7 +1,7 @@
 """Behavior cloning: flow matching on demonstrations. It makes the policy that RL then improves.
 
-As a registered algorithm it is also a control: continuing it for the time that RL took shows what
-more cloning would have brought. It learns from no rollout.
+As a registered algorithm it is also a control: continuing it for the time that RL took shows the
+benefit of more cloning. It uses no rollout.
 Source: Black et al. 2024; the loss is in `pitune.policies.policy`.
 """
 
@@ -15,18 +15,33 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.policies.finetuning.ema import EMA
+from pitune.policies.flow.path import sample_flow_time
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from pitune.rl.config import (
+    MinibatchConfig,
+    check_counts,
+    check_not_negative,
+    check_positive,
+    check_range,
+    check_shares,
+)
 from pitune.rl.experience.demonstrations import demonstrations_for
+from pitune.rl.gradient_step import Metrics, gradient_step
 from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCConfig(AlgorithmConfig):
-    """Flow matching on demonstrations."""
+class BCConfig(AlgorithmConfig, MinibatchConfig):
+    """Flow matching on demonstrations; the chunks of a minibatch are drawn with replacement.
+
+    Example:
+        >>> BCConfig(learning_rate=1e-3, warmup_steps=3).step_size(1)
+        0.0005
+    """
 
     demonstrations: Path = Path("demonstrations.safetensors")
     """File that `pitune.experiments.pretrain` wrote."""
@@ -44,12 +59,18 @@ class BCConfig(AlgorithmConfig):
     """AdamW's weight decay [-]."""
     ema_decay: float | None = None
     """Decay of the moving average of the weights that is evaluated and saved; 0 for none [-]."""
-    minibatch_size: int = 512
-    """Chunks per gradient step, drawn with replacement."""
     gradient_steps: int = 100
     """Gradient steps per update."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm [-]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, "gradient_steps")
+        check_positive(self, "learning_rate", "max_grad_norm")
+        check_not_negative(self, "warmup_steps", "decay_steps", "weight_decay")
+        check_shares(self, "final_fraction")
+        check_range(self, "ema_decay", low=0, high=1, high_open=True)
 
     def resolved(self, policy: FlowPolicy) -> BCConfig:
         """Return the config with the defaults for a policy; see `learning_rate`."""
@@ -87,11 +108,15 @@ class BCConfig(AlgorithmConfig):
 
 
 class CloningStep:
-    """One policy's optimizer for flow matching; shared by all that clones.
+    """One policy's optimizer for flow matching; shared by all algorithms that clone.
 
     Args:
         policy: Trained in place.
         config: Step sizes.
+
+    Example:
+        >>> step = CloningStep(policy, BCConfig())  # doctest: +SKIP
+        >>> loss = step(demonstrations.chunks(8)[:32])  # doctest: +SKIP
     """
 
     def __init__(self, policy: FlowPolicy, config: BCConfig) -> None:
@@ -104,33 +129,49 @@ class CloningStep:
         self.ema = EMA(policy, self.config.ema_decay) if self.config.ema_decay else None
         self.num_steps = 0
 
-    def __call__(self, obs: TensorDictBase, action: Tensor) -> float:
-        """Take one gradient step on observations (B) and chunks (B, H, d); return the loss.
+    def __call__(self, chunks: TensorDictBase) -> float:
+        """Take one gradient step on observations with `action` (B, H, d); return the loss.
 
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        config, num = self.config, len(chunks)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.step_size(self.num_steps)
-        loss = self.policy.loss(obs, action).mean()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"flow-matching loss is {loss.item()} after {self.num_steps} steps; check the "
-                "demonstrations' scale, or lower learning_rate"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimizer.step()
+            group["lr"] = config.step_size(self.num_steps)
+        # random draws of the whole minibatch
+        batch = chunks.to(self.policy.device).copy()
+        batch["noise"] = self.policy.draw_noise(num)
+        batch["flow_time"] = sample_flow_time(num, self.policy.device)
+
+        metrics, _ = gradient_step(
+            self.optimizer,
+            self.loss,
+            batch,
+            name="flow-matching",
+            step=f"step {self.num_steps}",
+            max_grad_norm=config.max_grad_norm,
+            num_parts=config.num_parts,
+        )
         if self.ema is not None:
             self.ema.update()
         self.num_steps += 1
-        return float(loss.detach())
+        return float(metrics["flow_loss"])
+
+    def loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
+        """Return the loss of chunks (B) with `noise` (B, H, A) and `flow_time` (B), and metrics."""
+        noise, flow_time = batch["noise"], batch["flow_time"]
+        loss = self.policy.loss(batch, batch["action"], noise, flow_time).mean()
+        return loss, {"flow_loss": loss}
 
 
 @register("bc", BCConfig)
 class BehaviorCloning(Algorithm[BCConfig]):
-    """Clones demonstrations, `gradient_steps` at a time."""
+    """Clones demonstrations, `gradient_steps` at a time.
+
+    Example:
+        >>> algorithm = BehaviorCloning(BCConfig(), policy)  # doctest: +SKIP
+        >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
+    """
 
     needs = Needs(rollouts=False)
 
@@ -154,7 +195,7 @@ class BehaviorCloning(Algorithm[BCConfig]):
         return {"flow_loss": losses, "learning_rate": self.step.optimizer.param_groups[0]["lr"]}
 
     def _show_average(self) -> None:
-        """Put the average where evaluation and saving see it, if there is one."""
+        """Swap the average into the policy for evaluation and saving, if there is one."""
         if self.step.ema is not None:
             self._averaged.enter_context(self.step.ema.swapped())
 
@@ -176,5 +217,5 @@ def clone(step: CloningStep, chunks: TensorDict, num_steps: int) -> float:
     size = min(step.config.minibatch_size, len(chunks))
     for _ in range(num_steps):
         batch = chunks[torch.randint(len(chunks), (size,))]
-        total += step(batch, batch["action"])
+        total += step(batch)
     return total / num_steps

@@ -2,11 +2,11 @@
 
 An off-policy actor-critic that has demonstrations in its minibatches (RLPD), and whose exploration
 noise is a Gaussian fitted to demonstrated minus own action (`pitune.rl.algorithms.dgn_noise`).
-Neither the policy's loss nor the critics' imitates anything; the demonstrations guide by where they
-make the policy look. As the policy improves the noise is annealed, or switched off.
+Neither the policy's loss nor the critics' imitates the demonstrations; they guide the exploration
+only. As the policy improves the noise is annealed, or switched off.
 
-Letters: E envs, T chunk decisions, N demonstrated chunks, D width of what is read, h executed
-actions, d robot action dim.
+Letters: E envs, T chunk decisions, N demonstrated chunks, D width of an observation as critics read
+it, h executed actions, d robot action dim.
 Source: Dong, Lessing, Chen, Finn 2025. Differs: docs/dgn.md.
 """
 
@@ -27,6 +27,13 @@ from pitune.rl.actor_critic.actor import ExploringActor, decide, encode, read
 from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
 from pitune.rl.algorithms.dgn_noise import DifferenceModel, fit
+from pitune.rl.config import (
+    check_counts,
+    check_not_negative,
+    check_positive,
+    check_range,
+    check_shares,
+)
 from pitune.rl.experience.demonstrations import demonstrations_for
 from pitune.rl.experience.transitions import in_parts, normalized_chunk
 from pitune.rl.registry import register
@@ -38,6 +45,10 @@ class DGNConfig(AlgorithmConfig):
 
     The paper's baselines are settings: `noise="equal_size"` or "gaussian" for the same learner
     with plain noise, `learner.cloning_coefficient` for regularization by cloning.
+
+    Example:
+        >>> DGNConfig(noise="gaussian").learner.off_policy.offline_share
+        0.5
     """
 
     learner: ActorCriticConfig = field(
@@ -50,7 +61,7 @@ class DGNConfig(AlgorithmConfig):
     """The fitted Gaussian; white noise of its size at each observation; white noise of
     `exploration_std`; or that of the flow's starting points alone."""
     exploration_std: float = 0.1
-    """Of white noise, and of what follows when `schedule` switches off [normalized action]."""
+    """Of white noise, also that after `schedule` switches off [normalized action]."""
     learn_mean: bool = False
     """Whether the difference's mean is learned too (the paper's full residual), or is zero."""
     shuffle_differences: bool = False
@@ -83,11 +94,13 @@ class DGNConfig(AlgorithmConfig):
     """success: how many of the latest episodes count."""
 
     def __post_init__(self) -> None:
-        for name in ("noise_minibatch_size", "fit_every", "decay_decisions", "success_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        check_counts(self, "noise_minibatch_size", "fit_every", "decay_decisions", "success_window")
+        check_not_negative(
+            self, "exploration_std", "noise_weight_decay", "initial_fit_steps", "fit_steps"
+        )
+        check_positive(self, "noise_learning_rate")
+        check_shares(self, "success_threshold")
+        check_range(self, "dropout", low=0, high=1, high_open=True)
 
     def with_demonstrations(self, file: Path) -> DGNConfig:
         return replace(self, learner=self.learner.with_demonstrations(file))
@@ -99,7 +112,12 @@ class DGNConfig(AlgorithmConfig):
 
 @register("dgn", DGNConfig)
 class DGN(Algorithm[DGNConfig]):
-    """An actor-critic with demonstrations, and noise that points towards them."""
+    """An actor-critic with demonstrations, and noise that points towards them.
+
+    Example:
+        >>> algorithm = DGN(DGNConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP
+        >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
+    """
 
     def __init__(self, config: DGNConfig, policy: FlowPolicy) -> None:
         demonstrations = demonstrations_for(policy, config.learner.off_policy.demonstrations)
@@ -125,7 +143,7 @@ class DGN(Algorithm[DGNConfig]):
 
     @cached_property
     def demonstrated(self) -> TensorDict:
-        """What was seen, and the executed chunk that was demonstrated there (N)."""
+        """Demonstrated observations and the executed chunks there (N)."""
         return self.learner.demonstrated(self.actor.policy.sampler.execution_horizon)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
@@ -143,7 +161,7 @@ class DGN(Algorithm[DGNConfig]):
 
     @torch.no_grad()
     def differences(self) -> tuple[Tensor, Tensor]:
-        """Return what is read of demonstrations (N, D) and their differences (N, h * d).
+        """Return demonstrated observations as critics read them (N, D), and differences (N, h * d).
 
         A difference is demonstrated minus own executed action [normalized action]. The policy's
         own action is that of zero noise: drawn noise would add the policy's spread to it.
@@ -154,15 +172,15 @@ class DGN(Algorithm[DGNConfig]):
             context = encode(policy, rows)
             nothing = torch.zeros(len(rows), *policy.chunk_shape, device=policy.device)
             own = decide(policy, context, nothing)
-            found = {"read": read(policy, rows, context)}
-            found["difference"] = normalized_chunk(policy, rows) - own
-            return TensorDict(found, batch_size=[len(rows)])
+            tensors = {"read": read(policy, rows, context)}
+            tensors["difference"] = normalized_chunk(policy, rows) - own
+            return TensorDict(tensors, batch_size=[len(rows)])
 
-        found = in_parts(self.demonstrated, difference)
-        return found["read"], found["difference"]
+        table = in_parts(self.demonstrated, difference)
+        return table["read"], table["difference"]
 
     def noise_scale(self) -> float:
-        """Return what the schedule multiplies the fitted noise with; 0 switches to white noise."""
+        """Return the schedule's factor of the fitted noise; 0 switches to white noise."""
         config = self.config
         if config.schedule == "exponential":
             return math.exp(-self.learner.off_policy.num_decisions / config.decay_decisions)
@@ -171,16 +189,16 @@ class DGN(Algorithm[DGNConfig]):
             return 0.0 if rate >= config.success_threshold else 1.0
         return 1.0
 
-    def perturbation(self, seen: Tensor) -> Tensor:
-        """Return exploration noise (N, h * d) [normalized action] for what is read (N, D)."""
+    def perturbation(self, obs: Tensor) -> Tensor:
+        """Return exploration noise (N, h * d) [normalized action] for observations (N, D)."""
         config, scale = self.config, self.noise_scale()
         if config.noise == "gaussian" or scale == 0:
-            shape = (len(seen), self.learner.chunk_dim)
+            shape = (len(obs), self.learner.chunk_dim)
             std = config.exploration_std * (scale or 1.0)
-            return std * torch.randn(shape, device=seen.device)
+            return std * torch.randn(shape, device=obs.device)
         if config.noise == "equal_size":
-            return scale * self.noise_model.sample(seen, "equal_size")
-        return scale * self.noise_model.sample(seen)
+            return scale * self.noise_model.sample(obs, "equal_size")
+        return scale * self.noise_model.sample(obs)
 
     def extra_state(self) -> dict[str, Any]:
         counts = {"since_fit": self.since_fit, "num_fits": self.num_fits}
@@ -199,15 +217,21 @@ class DGN(Algorithm[DGNConfig]):
         if not first and self.since_fit < config.fit_every:
             return {}
         self.since_fit, self.num_fits = 0, self.num_fits + 1
-        seen, difference = self.differences()
+        obs, difference = self.differences()
         fitted = difference
         if config.shuffle_differences:
             fitted = difference[torch.randperm(len(difference), device=difference.device)]
         steps = config.initial_fit_steps if first else config.fit_steps
         loss = fit(
-            self.noise_model, self.noise_optimizer, seen, fitted, steps, config.noise_minibatch_size
+            self.noise_model,
+            self.noise_optimizer,
+            obs,
+            fitted,
+            steps,
+            config.noise_minibatch_size,
+            config.learner.off_policy.num_parts,
         )
-        std = self.noise_model.sample(seen).square().mean().sqrt()
+        std = self.noise_model.sample(obs).square().mean().sqrt()
         return {
             "noise_loss": loss,
             "noise_std": float(std),

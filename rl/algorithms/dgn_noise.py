@@ -6,20 +6,24 @@ differs. It only acts; no loss of a policy or a critic contains it.
 
 With its mean held at zero (as published) the covariance is fitted to the second moment of the
 difference, so a constant difference becomes an axis of the noise, taken in both directions.
-Letters: N rows, D width of what is read, X width of an executed chunk (h * d).
+Letters: N rows, D width of an observation as critics read it, X width of an executed chunk (h * d).
 Source: Dong et al. 2025 (DGN).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import torch
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
-from torch.nn.functional import softplus
+from torch.nn.functional import silu, softplus
+
+from pitune.rl.gradient_step import Metrics, gradient_step
 
 Shape = Literal["data_guided", "equal_size"]
 MIN_DIAGONAL = 1e-5
@@ -27,7 +31,7 @@ MIN_DIAGONAL = 1e-5
 
 
 class DifferenceModel(nn.Module):
-    """A Gaussian of differences (X), given what is read of the observation (D).
+    """A Gaussian of differences (X), given an observation as critics read it (D).
 
     Args:
         in_dim: D.
@@ -35,6 +39,11 @@ class DifferenceModel(nn.Module):
         hidden: Widths of the hidden layers.
         with_mean: Whether the mean is learned too, or held at zero as published.
         dropout: Share of hidden units that is left out in a step of fitting.
+
+    Example:
+        >>> model = DifferenceModel(3, 2, (8,), with_mean=False)
+        >>> model.sample(torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(
@@ -46,22 +55,38 @@ class DifferenceModel(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.dim, self.with_mean = dim, with_mean
+        self.dim, self.with_mean, self.dropout = dim, with_mean, dropout
         self.rows, self.columns = torch.tril_indices(dim, dim).unbind(0)
-        layers: list[nn.Module] = []
-        for narrow, wide in pairwise((in_dim, *hidden)):
-            layers += [nn.Linear(narrow, wide), nn.SiLU(), nn.Dropout(dropout)]
+        self.widths = tuple(hidden)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise((in_dim, *hidden)))
         out_dim = len(self.rows) + dim * with_mean
-        self.net = nn.Sequential(*layers, nn.Linear((in_dim, *hidden)[-1], out_dim)).eval()
+        self.head = nn.Linear((in_dim, *hidden)[-1], out_dim)
 
-    def forward(self, read: Tensor) -> MultivariateNormal:
-        """Return the distribution of the difference (N, X) [normalized action]."""
-        out = self.net(read)
-        lower = out.new_zeros(len(read), self.dim, self.dim)
+    def dropout_masks(self, num_rows: int) -> list[Tensor]:
+        """Return a factor per hidden unit (N, width) of each layer: 0, or 1 / (1 - dropout)."""
+        if self.dropout == 0:
+            return []
+        keep, bias = 1 - self.dropout, self.head.bias
+        shapes = [(num_rows, width) for width in self.widths]
+        return [bias.new_empty(shape).bernoulli_(keep).div_(keep) for shape in shapes]
+
+    def forward(self, read: Tensor, masks: Sequence[Tensor] = ()) -> MultivariateNormal:
+        """Return the distribution of the difference (N, X) [normalized action].
+
+        Args:
+            read: Observations as critics read them (N, D).
+            masks: Factors of the hidden units, see `dropout_masks`; none outside of fitting.
+        """
+        hidden = read
+        for i, layer in enumerate(self.layers):
+            hidden = silu(layer(hidden))
+            hidden = hidden * masks[i] if masks else hidden
+        out = self.head(hidden)
+        lower = out.new_zeros(len(read), self.dim, self.dim)  # (N, X, X)
         lower[:, self.rows, self.columns] = out[:, : len(self.rows)]
         diagonal = softplus(lower.diagonal(dim1=-2, dim2=-1)) + MIN_DIAGONAL
         # rows are scaled by their diagonal, so that all of the noise shrinks with it: differences
-        # that are exactly zero would say nothing of the entries beside it
+        # that are exactly zero give the entries beside it no gradient
         factor = diagonal[..., None] * lower.tril(-1) + diagonal.diag_embed()
         mean = out[:, len(self.rows) :] if self.with_mean else out.new_zeros(len(read), self.dim)
         return MultivariateNormal(mean, scale_tril=factor)
@@ -71,9 +96,9 @@ class DifferenceModel(nn.Module):
         """Return noise (N, X) [normalized action].
 
         Args:
-            read: What is read of the observations (N, D).
-            shape: "equal_size" keeps the expected squared length at each observation, and forgets
-                the directions: the control that says what the directions are worth.
+            read: Observations as critics read them (N, D).
+            shape: "equal_size" keeps the expected squared length at each observation and forgets
+                the directions: the control for the benefit of the directions.
         """
         given = self(read)
         if shape == "data_guided":
@@ -90,26 +115,47 @@ def fit(
     difference: Tensor,
     num_steps: int,
     minibatch_size: int,
+    num_parts: int = 1,
 ) -> float:
     """Take maximum-likelihood steps on differences (N, X) and return the mean loss [nats].
+
+    Args:
+        model: Fitted in place.
+        optimizer: Of the model.
+        read: Observations as critics read them (N, D).
+        difference: Demonstrated minus own action (N, X) [normalized action].
+        num_steps: Gradient steps.
+        minibatch_size: Rows per step, drawn with replacement.
+        num_parts: Parts that a minibatch is split into.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
     total = 0.0
     size = min(minibatch_size, len(read))
-    model.train()
-    for _ in range(num_steps):
+    for step in range(num_steps):
         rows = torch.randint(len(read), (size,), device=read.device)
-        loss = -model(read[rows]).log_prob(difference[rows]).mean()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the noise model's loss is {loss.item()}; check the scale of the demonstrations' "
-                "actions, or lower noise_learning_rate"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += float(loss.detach())
-    model.eval()
+        masks = {str(i): mask for i, mask in enumerate(model.dropout_masks(size))}
+        batch = {"read": read[rows], "difference": difference[rows], "masks": masks}
+        metrics, _ = gradient_step(
+            optimizer,
+            partial(likelihood_loss, model),
+            TensorDict(batch, batch_size=[size]),
+            name="noise model",
+            step=f"step {step} of {num_steps}",
+            num_parts=num_parts,
+        )
+        total += float(metrics["noise_loss"])
     return total / max(1, num_steps)
+
+
+def likelihood_loss(model: DifferenceModel, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
+    """Return minus the mean log-likelihood of differences [nats], and the same as a metric.
+
+    Args:
+        model: Scores.
+        batch: Rows with `read` (N, D), `difference` (N, X) and `masks` of the hidden units.
+    """
+    masks = [batch["masks", str(i)] for i in range(len(batch["masks"].keys()))]
+    loss = -model(batch["read"], masks).log_prob(batch["difference"]).mean()
+    return loss, {"noise_loss": loss}

@@ -16,32 +16,40 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import FlowPolicy, SteeredActor, SteeredPolicy, SteeringConfig
 from pitune.policies.steering import unpack
-from pitune.rl.actor_critic.q_ensemble import QEnsemble, pessimistic
-from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig, means
+from pitune.rl.actor_critic.q_ensemble import QEnsemble, reduce_ensemble
+from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig, means, regression_loss
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
+from pitune.rl.config import check_counts, check_positive
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.transitions import in_parts, next_encoded, normalized_chunk, transitions
+from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
 from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
 class DSRLConfig(AlgorithmConfig):
-    """Learn which noise to feed a frozen policy."""
+    """Learn the starting noise of a frozen policy.
+
+    Example:
+        >>> DSRLConfig(variant="sac").steering.magnitude
+        1.5
+    """
 
     variant: Literal["noise_aliased", "sac"] = "noise_aliased"
     """Values of actions, distilled into values of noise; or values of noise directly."""
     steering: SteeringConfig = field(default_factory=SteeringConfig)
-    """What of the noise is chosen, within which bound, by how large a network."""
+    """Layout and bound of the chosen noise, and the size of the network that chooses it."""
     off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
     """Memory, critics and update-to-data ratio."""
     actor_every: int = 2
@@ -63,9 +71,10 @@ class DSRLConfig(AlgorithmConfig):
     otherwise observations, encoded in each round."""
 
     def __post_init__(self) -> None:
-        for name in ("actor_every", "initial_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        check_counts(self, "actor_every")
+        check_positive(
+            self, "actor_learning_rate", "temperature_learning_rate", "initial_temperature"
+        )
         if self.variant == "sac" and self.off_policy.offline_share:
             raise ValueError(
                 f"offline_share={self.off_policy.offline_share}: demonstrations have actions but "
@@ -77,7 +86,12 @@ class DSRLConfig(AlgorithmConfig):
 
 
 class Temperature(nn.Module):
-    """The weight of the entropy, which rises while the entropy is below its target."""
+    """The weight of the entropy, which rises while the entropy is below its target.
+
+    Example:
+        >>> round(float(Temperature(0.5)()), 3)
+        0.5
+    """
 
     def __init__(self, initial: float) -> None:
         super().__init__()
@@ -89,7 +103,12 @@ class Temperature(nn.Module):
 
 @register("dsrl", DSRLConfig)
 class DSRL(Algorithm[DSRLConfig]):
-    """Soft actor-critic over the starting noise of a frozen flow policy."""
+    """Soft actor-critic over the starting noise of a frozen flow policy.
+
+    Example:
+        >>> algorithm = DSRL(DSRLConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP
+        >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
+    """
 
     actor: SteeredActor
 
@@ -163,17 +182,18 @@ class DSRL(Algorithm[DSRLConfig]):
         """Return demonstrations as rows (N) like those of `rows`; their latents mean nothing."""
         rows = demonstrations.transitions(self.policy.sampler.execution_horizon)
         rows = rows.to(self.policy.device)
-        booked = rows.exclude("action", *demonstrations.obs).clone()
-        booked["next"] = rows["next"].select("elapsed")
+        transition_rows = rows.exclude("action", *demonstrations.obs).clone()
+        transition_rows["next"] = rows["next"].select("elapsed")
         encoded = in_parts(rows, self.actor.encode)
         following = demonstrations.following(self.policy.sampler.execution_horizon)
-        booked["encoded"], booked["next", "encoded"] = encoded, encoded[following]
+        transition_rows["encoded"] = encoded
+        transition_rows["next", "encoded"] = encoded[following]
         if not self.config.keep_context:
-            for place, seen in ((booked, rows), (booked["next"], rows["next"])):
-                place["obs"] = seen.select(*self.actor.in_keys)
+            transition_rows["obs"] = rows.select(*self.actor.in_keys)
+            transition_rows["next", "obs"] = rows["next"].select(*self.actor.in_keys)
         latent_dim = self.policy.noise_actor.latent_dim
-        booked["latent"] = torch.zeros(len(rows), latent_dim, device=self.policy.device)
-        return booked.set("chunk", normalized_chunk(self.policy, rows))
+        transition_rows["latent"] = torch.zeros(len(rows), latent_dim, device=self.policy.device)
+        return transition_rows.set("chunk", normalized_chunk(self.policy, rows))
 
     def round(self) -> dict[str, float]:
         """Take one step of the critics, and every `actor_every` one of what learns from them."""
@@ -188,53 +208,83 @@ class DSRL(Algorithm[DSRLConfig]):
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take a temporal-difference step on the critics and return its metrics."""
-        read, next_read = batch["encoded", "input"], batch["next", "encoded", "input"]
+        obs, next_obs = batch["encoded", "input"], batch["next", "encoded", "input"]
         with torch.no_grad():
-            latent, log_prob = self.policy.noise_actor.sample(next_read)
-            decided = self.chunk_of(batch["next"], latent) if self.aliased else latent
-            value = self.off_policy.next_value(batch, next_read, decided)
+            latent, log_prob = self.policy.noise_actor.sample(next_obs)
+            next_action = self.chunk_of(batch["next"], latent) if self.aliased else latent
+            value = self.off_policy.next_value(batch, next_obs, next_action)
             if self.config.entropy_in_target:
                 value = value - self.temperature() * log_prob
-        took = batch["chunk"] if self.aliased else batch["latent"]
-        return self.off_policy.critic_step(batch, value, read, took)
+        action = batch["chunk"] if self.aliased else batch["latent"]
+        return self.off_policy.critic_step(batch, value, obs, action)
 
     def distil_step(self, batch: TensorDictBase) -> dict[str, float]:
-        """Take a step of the noise critic towards the action critic's value of what noise does."""
-        read, time = batch["encoded", "input"], self.off_policy.time(batch)
+        """Take a step of the noise critic towards the action critic's value of the noise's chunk.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        obs, time = batch["encoded", "input"], self.off_policy.time(batch)
         with torch.no_grad():
-            latent = self.distillation_noise(read)
-            target = self.off_policy.value(batch, read, self.chunk_of(batch, latent))
-        loss = (self.noise_critic(read, latent, time) - target).square().mean(1).sum()
-        self._descend("noise_critic", loss)
-        return {"distillation_loss": float(loss.detach())}
+            latent = self.distillation_noise(obs)
+            target = self.off_policy.value(batch, obs, self.chunk_of(batch, latent))
+        joined = torch.cat([obs, latent, time], dim=-1)
+        rows = TensorDict({"input": joined, "target": target}, batch_size=[len(batch)])
+        metrics = self._gradient_step(
+            "noise_critic", partial(regression_loss, self.noise_critic), rows
+        )
+        return {"distillation_loss": float(metrics["q_loss"])}
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
-        """Take a step of the noise actor and of its temperature and return their metrics."""
-        read, config = batch["encoded", "input"], self.config
+        """Take a step of the noise actor and of its temperature and return their metrics.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        # noise actor
+        obs, latent_dim = batch["encoded", "input"], self.policy.noise_actor.latent_dim
+        noise = torch.randn(len(obs), latent_dim, device=obs.device)
+        rows = {"input": obs, "time": self.off_policy.time(batch), "noise": noise}
+        metrics = self._gradient_step(
+            "actor", self.actor_loss, TensorDict(rows, batch_size=[len(batch)])
+        )
+
+        # temperature
+        log_prob = metrics.pop("log_prob")  # (B,)
+        metrics |= self._gradient_step(
+            "temperature",
+            self.temperature_loss,
+            TensorDict({"log_prob": log_prob}, batch_size=[len(batch)]),
+        )
+        return {**to_floats(metrics), "entropy": -float(log_prob.mean()) / latent_dim}
+
+    def actor_loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
+        """Return the noise actor's loss on rows with `input` (B, D), `time` and `noise` (B, W)."""
         critic = self.noise_critic if self.aliased else self.off_policy.critic
-        latent, log_prob = self.policy.noise_actor.sample(read)
-        values = critic(read, latent, self.off_policy.time(batch))
-        value = pessimistic(values, config.off_policy.pessimism)
-        alpha = self.temperature()
-        self._descend("actor", (alpha.detach() * log_prob - value).mean())
-        entropy = -log_prob.detach().mean()
-        target = config.target_entropy * self.policy.noise_actor.latent_dim
-        self._descend("temperature", alpha * (entropy - target))
-        bound = self.config.steering.magnitude
-        return {
-            "steered_value": float(value.detach().mean()),
-            "entropy": float(entropy) / self.policy.noise_actor.latent_dim,
-            "temperature": float(alpha.detach()),
-            "saturation": float((latent.detach().abs() > 0.95 * bound).float().mean()),
+        latent, log_prob = self.policy.noise_actor.sample(batch["input"], batch["noise"])
+        values = critic(batch["input"], latent, batch["time"])  # (N, B)
+        value = reduce_ensemble(values, self.config.off_policy.pessimism)  # (B,)
+        loss = (self.temperature().detach() * log_prob - value).mean()
+        bound = 0.95 * self.config.steering.magnitude
+        return loss, {
+            "steered_value": value.mean(),
+            "saturation": (latent.detach().abs() > bound).float().mean(),
+            "log_prob": log_prob,
         }
 
-    def distillation_noise(self, read: Tensor) -> Tensor:
+    def temperature_loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
+        """Return the loss that holds the entropy at its target, on rows with `log_prob` (B,)."""
+        target = self.config.target_entropy * self.policy.noise_actor.latent_dim
+        alpha = self.temperature()
+        return alpha * (-batch["log_prob"].mean() - target), {"temperature": alpha}
+
+    def distillation_noise(self, obs: Tensor) -> Tensor:
         """Return latents (B, W): half from the noise actor, half standard normal inside the bound.
 
         Values are learned where the actor may go, and only there.
         """
         bound = self.config.steering.magnitude
-        own, _ = self.policy.noise_actor.sample(read)
+        own, _ = self.policy.noise_actor.sample(obs)
         share = 2 * torch.rand_like(own) - 1
         normal = math.sqrt(2) * torch.erfinv(share * math.erf(bound / math.sqrt(2)))
         from_actor = torch.rand(len(own), 1, device=own.device) < 0.5
@@ -255,18 +305,14 @@ class DSRL(Algorithm[DSRLConfig]):
         self.off_policy.load_state(state["off_policy"])
         self.num_rounds = state["num_rounds"]
 
-    def _descend(self, name: str, loss: Tensor) -> None:
-        """Take an optimizer's step on a loss; no other network gets a gradient from it.
-
-        Raises:
-            FloatingPointError: the loss is not finite.
-        """
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{name} loss is {loss.item()} after {self.num_rounds} rounds; lower its learning "
-                "rate or resume from the last checkpoint"
-            )
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
-        optimizer.step()
+    def _gradient_step(self, name: str, loss: Loss, batch: TensorDictBase) -> Metrics:
+        """Take a step of one network on rows (B) and return the metrics."""
+        metrics, _ = gradient_step(
+            self.optimizers[name],
+            loss,
+            batch,
+            name=name,
+            step=f"round {self.num_rounds}",
+            num_parts=self.config.off_policy.num_parts,
+        )
+        return metrics

@@ -13,7 +13,6 @@ Sources: Wang et al. 2025 (EPO); Singla et al. 2024 (SAPG, split and aggregate).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,17 +25,30 @@ from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import Population, PopulationActor, PopulationCritic
 from pitune.rl.algorithms.ppo import PPOConfig, critic_loss, policy_loss
-from pitune.rl.gradient_step import descend, minibatches, run_epochs
+from pitune.rl.config import check_counts, check_not_negative, check_positive, check_range
+from pitune.rl.gradient_step import (
+    Loss,
+    Metrics,
+    gradient_step,
+    minibatches,
+    run_epochs,
+    to_floats,
+)
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
-from pitune.rl.policy_gradient.batch import add_next_features, judged_decisions
-from pitune.rl.policy_gradient.loss import clip_notes, log_ratios
+from pitune.rl.policy_gradient.batch import add_next_features, advantage_batch
+from pitune.rl.policy_gradient.loss import clip_notes, log_ratios, policy_metrics
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate
 from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
 class EPOConfig(AlgorithmConfig):
-    """PPO on a population of genes that condition one policy and one critic."""
+    """PPO on a population of genes that condition one policy and one critic.
+
+    Example:
+        >>> EPOConfig(num_members=8).ppo.clip.low
+        0.2
+    """
 
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """How members learn from their own episodes."""
@@ -58,9 +70,12 @@ class EPOConfig(AlgorithmConfig):
     """Share of a member's record that each update keeps [-]."""
 
     def __post_init__(self) -> None:
-        for name in ("num_members", "gene_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check_counts(self, "num_members", "gene_dim")
+        check_not_negative(
+            self, "aggregate", "evolve_every", "selection_deviations", "mutation_std"
+        )
+        check_positive(self, "log_ratio_cap")
+        check_range(self, "fitness_decay", low=0, high=1)
         if self.ppo.scored_steps == "one" or self.ppo.rescore:
             raise ValueError(
                 "ppo.scored_steps='one' and ppo.rescore are not supported by epo; leave them"
@@ -68,12 +83,17 @@ class EPOConfig(AlgorithmConfig):
 
     @property
     def policy_minibatch(self) -> int:
-        return self.ppo.minibatch_size
+        return self.ppo.policy_minibatch
 
 
 @register("epo", EPOConfig)
 class EPO(Algorithm[EPOConfig]):
-    """A population of PPO learners in one network."""
+    """A population of PPO learners in one network.
+
+    Example:
+        >>> algorithm = EPO(EPOConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP
+        >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
+    """
 
     actor: PopulationActor
 
@@ -101,7 +121,7 @@ class EPO(Algorithm[EPOConfig]):
         self.num_replaced = 0
 
     def notes(self) -> list[str]:
-        return clip_notes(self.actor, self.config.ppo.clip_low, self.config.ppo.clip_high)
+        return clip_notes(self.actor, self.config.ppo.clip)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         config, ppo = self.config, self.config.ppo
@@ -110,42 +130,45 @@ class EPO(Algorithm[EPOConfig]):
         if self.critic.feature_dim:
             add_next_features(self.actor.policy, rollout)
         self.fitness.add(rollout)
-        batch, metrics = judged_decisions(
-            rollout,
-            self.actor,
-            self.critic,
-            discount=ppo.discount,
-            gae_lambda=ppo.gae_lambda,
-            time_limit=ppo.time_limit,
-            normalize_returns=ppo.normalize_returns,
-        )
+
+        # decisions of all members, and those of the others for the master
+        batch, metrics = advantage_batch(rollout, self.actor, self.critic, ppo.advantage)
         others = self.others(rollout) if config.num_members > 1 and config.aggregate > 0 else None
         if others is not None:
             metrics["aggregated"] = float(len(others))
-        rows = minibatches(len(batch), ppo.minibatch_size, ppo.num_epochs)
+
+        # gradient steps
+        rows = minibatches(len(batch), ppo.update.minibatch_size, ppo.update.num_epochs)
         metrics |= run_epochs(
-            batch, rows, lambda part: self.gradient_step(part, others), ppo.target_kl
+            batch, rows, lambda part: self.minibatch_step(part, others), ppo.update.target_kl
         )
         self.num_updates += 1
+
+        # selection
         if config.evolve_every and self.num_updates % config.evolve_every == 0:
             self._select()
         self.actor.best = self.fitness.best()
         return metrics | self._population_metrics(batch)
 
-    def gradient_step(
+    def minibatch_step(
         self, batch: TensorDictBase, others: TensorDictBase | None
     ) -> dict[str, float]:
-        """Take one gradient step on the critic, and on the policy when it is its time."""
+        """Take one gradient step on the critic and, after its warm-up, on the policy."""
         if others is not None and len(others):
             num = max(1, len(batch) // self.config.num_members)
             others = others[torch.randint(len(others), (num,))]
         else:
             others = None
-        value, _ = self._descend("critic", self._critic_loss, batch, others)
-        metrics = {"value_loss": value}
-        if self.num_updates >= self.config.ppo.critic_warmup:
-            _, norm = self._descend("actor", self._actor_loss, batch, others)
-            metrics |= {**self.loss.metrics(), "grad_norm": norm}
+        value_metrics, _ = self._gradient_step(
+            "critic", lambda part: self._critic_loss(part, others), batch
+        )
+        metrics = to_floats(value_metrics)
+        ppo = self.config.ppo
+        if self.num_updates >= ppo.critic_warmup:
+            policy, norm = self._gradient_step(
+                "actor", lambda part: self._actor_loss(part, others), self.loss.with_draws(batch)
+            )
+            metrics |= {**policy_metrics(policy, ppo.clip), "grad_norm": norm}
         return metrics
 
     @torch.no_grad()
@@ -156,64 +179,72 @@ class EPO(Algorithm[EPOConfig]):
         follows was not its doing. `center` is the master's old log-ratio to who acted: it is
         around this that its ratio is clipped.
         """
-        ppo = self.config.ppo
+        ppo, advantage_config = self.config.ppo, self.config.ppo.advantage
+        # values of the master
         relabeled = rollout.copy()
         relabeled["member"] = torch.zeros_like(rollout["member"])
         relabeled["next", "member"] = relabeled["member"]
         relabeled["state_value"] = self.critic.value(relabeled)
         relabeled["next", "state_value"] = self.critic.value(relabeled["next"])
-        advantage, target = generalized_advantage(relabeled, ppo.discount, 0.0, ppo.time_limit)
+        advantage, target = generalized_advantage(
+            relabeled, advantage_config.discount, 0.0, advantage_config.time_limit
+        )
         relabeled["advantage"], relabeled["value_target"] = advantage, target
+
+        # valid decisions of the other members
         chosen = (rollout["member"] != 0) & ~rollout["next", "invalid"].squeeze(-1)
         keys = [*self.actor.in_keys, *self.critic.in_keys, *self.actor.out_keys]
         keys += ["advantage", "value_target", "state_value"]
         batch = relabeled.select(*dict.fromkeys(keys))[chosen]
-        center = [log_ratios(self.actor, part)[0] for part in batch.split(ppo.minibatch_size)]
-        batch["center"] = torch.cat(center)
+
+        # decisions that the master might have taken itself
+        parts = batch.split(ppo.update.minibatch_size)
+        batch["center"] = torch.cat([log_ratios(self.actor, part)[0] for part in parts])  # (B, M)
         near = (batch["center"].abs() <= self.config.log_ratio_cap).all(1)
         batch["advantage"] = standardize(batch["advantage"])
         return batch[near]
 
-    def _actor_loss(self, batch: TensorDictBase, others: TensorDictBase | None) -> Tensor:
-        loss = self.loss(batch)
-        return loss if others is None else loss + self.config.aggregate * self.master_loss(others)
+    def _actor_loss(
+        self, batch: TensorDictBase, others: TensorDictBase | None
+    ) -> tuple[Tensor, Metrics]:
+        loss, metrics = self.loss(batch)
+        if others is not None:
+            loss = loss + self.config.aggregate * self.master_loss(others)
+        return loss, metrics
 
-    def _critic_loss(self, batch: TensorDictBase, others: TensorDictBase | None) -> Tensor:
-        loss = critic_loss(self.critic, batch, self.config.ppo.value_clip)
+    def _critic_loss(
+        self, batch: TensorDictBase, others: TensorDictBase | None
+    ) -> tuple[Tensor, Metrics]:
+        loss, metrics = critic_loss(self.critic, batch, self.config.ppo.clip.value)
         if others is None:
-            return loss
-        off = critic_loss(self.critic, others, self.config.ppo.value_clip)
-        return loss + self.config.aggregate * off
+            return loss, metrics
+        off, _ = critic_loss(self.critic, others, self.config.ppo.clip.value)
+        loss = loss + self.config.aggregate * off
+        return loss, {"value_loss": loss}
 
     def master_loss(self, others: TensorDictBase) -> Tensor:
         """Return the master's loss on decisions (B) that others took."""
         log_ratio, _ = log_ratios(self.actor, others)
-        ppo = self.config.ppo
+        clip = self.config.ppo.clip
         gain = clipped_surrogate(
             log_ratio,
             others["advantage"],
-            ppo.clip_low,
-            ppo.clip_high,
-            ppo.dual_clip,
+            clip.low,
+            clip.high,
+            clip.dual,
             center=others["center"],
         )
         return -gain.mean()
 
-    def _descend(
-        self,
-        name: str,
-        loss: Callable[[TensorDictBase, TensorDictBase | None], Tensor],
-        batch: TensorDictBase,
-        others: TensorDictBase | None,
-    ) -> tuple[float, float]:
-        return descend(
+    def _gradient_step(self, name: str, loss: Loss, batch: TensorDictBase) -> tuple[Metrics, float]:
+        return gradient_step(
             self.optimizers[name],
-            lambda part: loss(part, others),
+            loss,
             batch,
-            max_grad_norm=self.config.ppo.max_grad_norm,
             name=name,
-            update=self.num_updates,
-            num_parts=self.config.ppo.num_parts if name == "actor" else 1,
+            step=f"update {self.num_updates}",
+            max_grad_norm=self.config.ppo.update.max_grad_norm,
+            num_parts=self.config.ppo.update.num_parts,
         )
 
     def _select(self) -> None:

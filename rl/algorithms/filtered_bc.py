@@ -1,7 +1,7 @@
 """Filtered behavior cloning: clone the policy's own successes.
 
-The simplest thing that learns from success. A control more than a method: what PPO brings beyond
-this is what its advantages bring. Also known as rejection fine-tuning or expert iteration.
+The simplest algorithm that learns from success. A control more than a method: PPO's gain over it is
+the gain of advantages. Also known as rejection fine-tuning or expert iteration.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from pitune.rl.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class FilteredBCConfig(AlgorithmConfig):
-    """Clone the policy's own successful episodes."""
+    """Clone the policy's own successful episodes.
+
+    Example:
+        >>> FilteredBCConfig().cloning.learning_rate
+        0.0003
+    """
 
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     """Exploration noise of the rollouts."""
@@ -31,7 +36,12 @@ class FilteredBCConfig(AlgorithmConfig):
 
 @register("filtered_bc", FilteredBCConfig)
 class FilteredBC(Algorithm[FilteredBCConfig]):
-    """Clones the chunks of the rollout's successful episodes, whole episodes only."""
+    """Clones the chunks of the rollout's successful episodes, whole episodes only.
+
+    Example:
+        >>> algorithm = FilteredBC(FilteredBCConfig(), policy)  # doctest: +SKIP
+        >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
+    """
 
     needs = Needs(success_signal=True)
 

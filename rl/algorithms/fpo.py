@@ -26,20 +26,33 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
-from pitune.rl.algorithm import Algorithm, AlgorithmConfig
+from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.ppo import critic_loss
-from pitune.rl.gradient_step import Loss, descend, minibatches, run_epochs
-from pitune.rl.policy_gradient.advantage import TimeLimit
-from pitune.rl.policy_gradient.batch import judged_decisions
-from pitune.rl.policy_gradient.loss import PolicyLoss
+from pitune.rl.config import check_positive
+from pitune.rl.gradient_step import (
+    Loss,
+    Metrics,
+    gradient_step,
+    minibatches,
+    run_epochs,
+    to_floats,
+)
+from pitune.rl.policy_gradient.batch import advantage_batch
+from pitune.rl.policy_gradient.config import ClipConfig, CriticBasedConfig
+from pitune.rl.policy_gradient.loss import PolicyLoss, policy_metrics
 from pitune.rl.policy_gradient.surrogate import asymmetric_surrogate, clipped_surrogate
 from pitune.rl.policy_gradient.value import ValueCritic
 from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class FPOConfig(AlgorithmConfig):
-    """Clipped policy gradient on ratios of flow-matching losses."""
+class FPOConfig(CriticBasedConfig):
+    """Clipped policy gradient on ratios of flow-matching losses.
+
+    Example:
+        >>> plus_plus(FPOConfig()).likelihood.num_draws
+        16
+    """
 
     likelihood: LikelihoodConfig = field(
         default_factory=lambda: LikelihoodConfig(
@@ -47,36 +60,16 @@ class FPOConfig(AlgorithmConfig):
         )
     )
     """How the loss is measured: draws, flow times, space; `ratio="step"` is one ratio per draw."""
-    actor_learning_rate: float = 1e-4
-    """Adam's step size for the policy [-]."""
-    critic_learning_rate: float = 1e-3
-    """Adam's step size for the critic [-]."""
-    num_epochs: int = 4
-    """Passes over each rollout."""
-    minibatch_size: int = 512
-    """Chunk decisions per gradient step; a ragged last one is dropped."""
     surrogate: Literal["clip", "asymmetric"] = "clip"
-    """PPO's, or FPO++'s, which calls the ratios of bad decisions back."""
-    clip_low: float = 0.2
-    """How far the ratio may fall below 1 [-]."""
-    clip_high: float = 0.2
-    """How far the ratio may rise above 1 [-]."""
+    """PPO's, or FPO++'s, which pulls the ratios of bad decisions back."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    """Range of the ratio."""
     log_ratio_clamp: float = 5.0
     """Log-ratios are clamped to this on both sides and have no gradient beyond [-]."""
-    target_kl: float = 0.2
-    """An update ends when the mean of (ratio - 1 - log ratio) exceeds this [-]."""
-    discount: float = 0.99
-    """Per environment step, not per chunk [-]."""
-    gae_lambda: float = 0.95
-    """Weight of long returns in the advantage, per decision [-]."""
-    time_limit: TimeLimit = "terminal"
-    """Whether the time limit is part of the task, or only an interruption of it."""
-    critic_warmup: int = 3
-    """Updates in which only the critic learns; a fresh critic's advantages are noise."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm, for policy and critic apart [-]."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "log_ratio_clamp")
         if self.likelihood.kernel != "flow_matching":
             raise ValueError(
                 f"likelihood.kernel={self.likelihood.kernel!r} must be 'flow_matching' for fpo; "
@@ -94,14 +87,18 @@ def plus_plus(config: FPOConfig) -> FPOConfig:
 
 @register("fpo", FPOConfig)
 class FPO(Algorithm[FPOConfig]):
-    """Actor, critic and update of FPO."""
+    """Actor, critic and update of FPO.
+
+    Example:
+        >>> algorithm = FPO(FPOConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP
+        >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
+    """
 
     def __init__(self, config: FPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         self.critic = ValueCritic(policy.preprocessor, policy.feature_dim).to(policy.device)
         self.networks["critic"] = self.critic
-        clip = (config.clip_low, config.clip_high)
-        self.loss = PolicyLoss(self.actor, self._surrogate, clip)
+        self.loss = PolicyLoss(self.actor, self._surrogate)
         self.optimizers = {
             "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
             "critic": torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate),
@@ -109,46 +106,41 @@ class FPO(Algorithm[FPOConfig]):
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         batch, metrics = self.prepare(rollout)
-        rows = minibatches(len(batch), self.config.minibatch_size, self.config.num_epochs)
-        metrics |= run_epochs(batch, rows, self.gradient_step, self.config.target_kl)
+        update = self.config.update
+        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs)
+        metrics |= run_epochs(batch, rows, self.minibatch_step, update.target_kl)
         self.num_updates += 1
         return metrics
 
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
         """Return the valid decisions (B) with advantages and value targets, and metrics."""
-        config = self.config
-        batch, metrics = judged_decisions(
-            rollout,
-            self.actor,
-            self.critic,
-            discount=config.discount,
-            gae_lambda=config.gae_lambda,
-            time_limit=config.time_limit,
-        )
+        batch, metrics = advantage_batch(rollout, self.actor, self.critic, self.config.advantage)
         metrics["flow_loss"] = -float(batch["action_log_prob"].mean())
         return batch, metrics
 
-    def gradient_step(self, batch: TensorDictBase) -> dict[str, float]:
-        """Take one gradient step on the critic, and on the policy when it is its time."""
-        judge = partial(critic_loss, self.critic, clip=math.inf)
-        metrics = {"value_loss": self._descend("critic", judge, batch)[0]}
+    def minibatch_step(self, batch: TensorDictBase) -> dict[str, float]:
+        """Take one gradient step on the critic and, after its warm-up, on the policy."""
+        value_loss = partial(critic_loss, self.critic, clip=math.inf)
+        value_metrics, _ = self._gradient_step("critic", value_loss, batch)
+        metrics = to_floats(value_metrics)
         if self.num_updates >= self.config.critic_warmup:
-            _, norm = self._descend("actor", self.loss, batch)
-            metrics |= {**self.loss.metrics(), "grad_norm": norm}
+            policy, norm = self._gradient_step("actor", self.loss, batch)
+            metrics |= {**policy_metrics(policy, self.config.clip), "grad_norm": norm}
         return metrics
 
     def _surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         config = self.config
         chosen = asymmetric_surrogate if config.surrogate == "asymmetric" else clipped_surrogate
         clamped = log_ratio.clamp(-config.log_ratio_clamp, config.log_ratio_clamp)
-        return chosen(clamped, advantage, config.clip_low, config.clip_high)
+        return chosen(clamped, advantage, config.clip.low, config.clip.high)
 
-    def _descend(self, name: str, loss: Loss, batch: TensorDictBase) -> tuple[float, float]:
-        return descend(
+    def _gradient_step(self, name: str, loss: Loss, batch: TensorDictBase) -> tuple[Metrics, float]:
+        return gradient_step(
             self.optimizers[name],
             loss,
             batch,
-            max_grad_norm=self.config.max_grad_norm,
             name=name,
-            update=self.num_updates,
+            step=f"update {self.num_updates}",
+            max_grad_norm=self.config.update.max_grad_norm,
+            num_parts=self.config.update.num_parts,
         )

@@ -1,9 +1,9 @@
 """Flow GRPO: episodes from the same start, judged against each other; no critic.
 
 Neighboring environments play the same starts (`pitune.envs.seeding`). An episode's advantage is
-how much better it scored than its group, and all its decisions share it; the ratio is that of flow
-PPO. Groups whose episodes all ended alike say nothing and are dropped, before any shaped reward
-could make noise of them; more rollouts of the same policy are added until enough groups are left.
+its score above the group's mean, and all its decisions share it. The ratio is that of flow PPO.
+Groups whose episodes all ended alike carry no information and are dropped, before a shaped reward
+turns them into noise. Rollouts of the same policy are added until enough groups are left.
 
 Left out of the papers: no clip on advantages, no curriculum of starts. Letters: E envs, T chunk
 decisions, B minibatch, Q episodes per environment, N groups, G episodes per group.
@@ -24,10 +24,18 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from pitune.rl.gradient_step import descend, minibatches, run_epochs
+from pitune.rl.config import check_not_negative, check_positive, check_shares
+from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs
 from pitune.rl.policy_gradient.advantage import GroupScale, group_relative
+from pitune.rl.policy_gradient.config import ClipConfig, UpdateConfig
 from pitune.rl.policy_gradient.episodes import Episodes, episodes, grouped, ungrouped
-from pitune.rl.policy_gradient.loss import PolicyLoss, check_trainable, clip_notes, log_ratios
+from pitune.rl.policy_gradient.loss import (
+    PolicyLoss,
+    check_trainable,
+    clip_notes,
+    log_ratios,
+    policy_metrics,
+)
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate, trajectory_log_ratio
 from pitune.rl.registry import register
@@ -35,28 +43,27 @@ from pitune.rl.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(AlgorithmConfig):
-    """Clipped policy gradient on advantages within groups of equal starts."""
+    """Clipped policy gradient on advantages within groups of equal starts.
+
+    Example:
+        >>> GRPOConfig(group_size=4).clip.high
+        0.2
+    """
 
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
-    """Which noise makes the policy stochastic, and what its log-probability sums."""
+    """Noise that makes the policy stochastic, and the sum in its log-probability."""
     group_size: int = 10
     """Episodes per start (G); the number of environments is a multiple of it."""
     learning_rate: float = 2e-4
     """Adam's step size [-]."""
-    num_epochs: int = 4
-    """Passes over the kept groups."""
-    minibatch_size: int = 512
-    """Chunk decisions per gradient step; a ragged last one is dropped."""
-    clip_low: float = 0.2
-    """How far the ratio may fall below 1 [-]."""
-    clip_high: float = 0.2
-    """How far the ratio may rise above 1 [-]."""
-    target_kl: float = 0.2
-    """An update ends when the policy is this far from the one that gathered [nats per ratio]."""
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    """Epochs, minibatches and when an update ends."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    """Range of the ratio."""
     discount: float = 1.0
     """Per environment step [-]; below 1 it also prefers the faster of two successes."""
     advantage_scale: GroupScale = "group"
-    """What advantages are divided by: the group's deviation, the batch's, or nothing."""
+    """Divisor of advantages: the group's deviation, the batch's, or none."""
     level: Literal["chunk", "trajectory"] = "chunk"
     """One ratio per chunk, or one per episode: the geometric mean of its chunks' ratios."""
     weighting: Literal["decision", "episode"] = "decision"
@@ -68,30 +75,39 @@ class GRPOConfig(AlgorithmConfig):
     """Weight of the divergence from the pretrained policy, per scored flow step [-]."""
     kl_space: KLSpace = "kernel"
     """Divergence of the flow steps' Gaussians [nats], or of their velocities."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm [-]."""
 
     def __post_init__(self) -> None:
         check_trainable(self.likelihood)
+        check_positive(self, "learning_rate")
+        check_shares(self, "discount")
+        check_not_negative(self, "min_kept", "kl_coefficient")
         if self.group_size < 2:
             raise ValueError(
                 f"group_size={self.group_size} must be at least 2: an episode is judged against "
                 "the others of its group"
             )
 
+    @property
+    def policy_minibatch(self) -> int:
+        return self.update.minibatch_size
+
 
 @register("grpo", GRPOConfig)
 class GRPO(Algorithm[GRPOConfig]):
-    """GRPO whose action is a whole chunk and whose likelihood is that of its chain."""
+    """GRPO whose action is a whole chunk and whose likelihood is that of its chain.
+
+    Example:
+        >>> algorithm = GRPO(GRPOConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP
+        >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
+    """
 
     def __init__(self, config: GRPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         self.needs = Needs(group_size=config.group_size, whole_episodes=True, success_signal=True)
-        clip = (config.clip_low, config.clip_high)
+        clip = config.clip
         self.loss = PolicyLoss(
             self.actor,
-            partial(clipped_surrogate, clip_low=clip[0], clip_high=clip[1]),
-            clip,
+            partial(clipped_surrogate, clip_low=clip.low, clip_high=clip.high),
             kl_coefficient=config.kl_coefficient,
             kl_space=config.kl_space,
         )
@@ -103,7 +119,7 @@ class GRPO(Algorithm[GRPOConfig]):
         self.num_pending_groups = 0
 
     def notes(self) -> list[str]:
-        return clip_notes(self.actor, self.config.clip_low, self.config.clip_high)
+        return clip_notes(self.actor, self.config.clip)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         batch, num_kept, metrics = self.prepare(rollout)
@@ -116,7 +132,7 @@ class GRPO(Algorithm[GRPOConfig]):
             return {**metrics, "gradient_steps": 0.0}
         rows = self._whole_batch()
         parts = self._minibatches(rows)
-        return metrics | run_epochs(rows, parts, self.actor_step, self.config.target_kl)
+        return metrics | run_epochs(rows, parts, self.actor_step, self.config.update.target_kl)
 
     @torch.no_grad()
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, int, dict[str, float]]:
@@ -159,11 +175,11 @@ class GRPO(Algorithm[GRPOConfig]):
         num_envs, num_episodes = advantage.shape
         played_out = played.number < num_episodes
         column = played.number.clamp(max=num_episodes - 1)
-        mine = played_out & chosen.gather(1, column)
+        kept = played_out & chosen.gather(1, column)  # (E, T)
         env = torch.arange(num_envs, device=column.device)[:, None]
-        episode = (env * num_episodes + column)[mine]
-        batch = rollout.select(*keys)[mine]
-        batch["advantage"] = advantage.gather(1, column)[mine][:, None]
+        episode = (env * num_episodes + column)[kept]
+        batch = rollout.select(*keys)[kept]
+        batch["advantage"] = advantage.gather(1, column)[kept][:, None]
         length = torch.bincount(episode, minlength=num_envs * num_episodes)[episode]
         weight = torch.ones_like(batch["advantage"])
         if self.config.weighting == "episode" or self.config.level == "trajectory":
@@ -186,7 +202,7 @@ class GRPO(Algorithm[GRPOConfig]):
 
     def _minibatches(self, batch: TensorDictBase) -> list[Tensor]:
         """Return the rows of each gradient step; whole episodes if these have one ratio each."""
-        size, num_epochs = self.config.minibatch_size, self.config.num_epochs
+        size, num_epochs = self.config.update.minibatch_size, self.config.update.num_epochs
         if self.config.level == "chunk":
             return minibatches(len(batch), size, num_epochs)
         episode = batch["episode"].cpu()
@@ -199,17 +215,20 @@ class GRPO(Algorithm[GRPOConfig]):
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics."""
-        _, grad_norm = descend(
+        whole_episodes = self.config.level == "trajectory"
+        metrics, grad_norm = gradient_step(
             self.optimizers["actor"],
-            self.loss if self.config.level == "chunk" else self._trajectory_loss,
+            self._trajectory_loss if whole_episodes else self.loss,
             batch,
-            max_grad_norm=self.config.max_grad_norm,
             name="actor",
-            update=self.num_updates,
+            step=f"update {self.num_updates}",
+            max_grad_norm=self.config.update.max_grad_norm,
+            num_parts=self.config.update.num_parts,
+            group="episode" if whole_episodes else None,
         )
-        return {**self.loss.metrics(), "grad_norm": grad_norm}
+        return {**policy_metrics(metrics, self.config.clip), "grad_norm": grad_norm}
 
-    def _trajectory_loss(self, batch: TensorDictBase) -> Tensor:
+    def _trajectory_loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the loss of whole episodes whose decisions share one ratio."""
         log_ratio, dist = log_ratios(self.actor, batch)
         return self.loss.of_ratios(trajectory_log_ratio(log_ratio, batch["episode"]), dist, batch)

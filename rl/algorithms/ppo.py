@@ -5,15 +5,14 @@ decision is a whole chunk; its advantage is a semi-Markov one
 (`pitune.rl.policy_gradient.advantage`). The loss is `pitune.rl.policy_gradient.surrogate`; the
 tests hold it to TorchRL's `ClipPPOLoss`, bit for bit.
 
-Left out of the papers: none of their reductions is hard-wired. `likelihood.reduction` and
-`likelihood.ratio` say what the ratio is, and a note at a run's start what the clip then means.
+None of the papers' reductions is hard-wired. `likelihood.reduction` and `likelihood.ratio` define
+the ratio, and a note at a run's start explains the meaning of the clip for it.
 Letters: E envs, T chunk decisions, B minibatch, M scored flow steps.
 Sources: Schulman et al. 2017; Ren et al. 2024 (DPPO); Chen et al. 2025 (πRL).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -23,11 +22,18 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
-from pitune.rl.algorithm import Algorithm, AlgorithmConfig
-from pitune.rl.gradient_step import descend, minibatches, run_epochs
-from pitune.rl.policy_gradient.advantage import TimeLimit
-from pitune.rl.policy_gradient.batch import judged_decisions, rescored
-from pitune.rl.policy_gradient.loss import PolicyLoss, check_trainable, clip_notes, with_one_step
+from pitune.rl.algorithm import Algorithm
+from pitune.rl.config import check_not_negative
+from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs, to_floats
+from pitune.rl.policy_gradient.batch import advantage_batch, rescore
+from pitune.rl.policy_gradient.config import CriticBasedConfig, PPOClipConfig
+from pitune.rl.policy_gradient.loss import (
+    PolicyLoss,
+    check_trainable,
+    clip_notes,
+    policy_metrics,
+    with_one_step,
+)
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate, value_loss
 from pitune.rl.policy_gradient.value import ValueCritic
@@ -35,38 +41,19 @@ from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(AlgorithmConfig):
-    """Clipped policy gradient on the likelihood of the denoising chain."""
+class PPOConfig(CriticBasedConfig):
+    """Clipped policy gradient on the likelihood of the denoising chain.
+
+    Example:
+        >>> from pitune.rl import PPOConfig, UpdateConfig
+        >>> PPOConfig(update=UpdateConfig(minibatch_size=64)).policy_minibatch
+        64
+    """
 
     likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
-    """Which noise makes the policy stochastic, and what its log-probability sums."""
-    actor_learning_rate: float = 1e-4
-    """Adam's step size for the policy [-]."""
-    critic_learning_rate: float = 1e-3
-    """Adam's step size for the critic [-]."""
-    num_epochs: int = 4
-    """Passes over each rollout."""
-    minibatch_size: int = 512
-    """Chunk decisions per gradient step; a ragged last one is dropped."""
-    clip_low: float = 0.2
-    """How far the ratio may fall below 1 [-]."""
-    clip_high: float = 0.2
-    """How far the ratio may rise above 1 [-]."""
-    dual_clip: float = math.inf
-    """Where the advantage is negative the objective is at least this many times it [-]; 3 is
-    common, infinite is none."""
-    value_clip: float = math.inf
-    """How far a value may leave the one before the update [scaled returns]; infinite is free."""
-    normalize_returns: bool = False
-    """Whether the critic learns returns of mean 0 and deviation 1, whatever the reward's scale."""
-    target_kl: float = 0.2
-    """An update ends when the policy is this far from the one that gathered [nats per ratio]."""
-    discount: float = 0.99
-    """Per environment step, not per chunk [-]."""
-    gae_lambda: float = 0.95
-    """Weight of long returns in the advantage, per decision [-]."""
-    time_limit: TimeLimit = "terminal"
-    """Whether the time limit is part of the task, or only an interruption of it."""
+    """Noise that makes the policy stochastic, and the sum in its log-probability."""
+    clip: PPOClipConfig = field(default_factory=PPOClipConfig)
+    """Clips of ratios, objective and values."""
     entropy_coefficient: float = 0.0
     """Weight of the entropy of a learned noise [-]."""
     kl_coefficient: float = 0.0
@@ -74,21 +61,17 @@ class PPOConfig(AlgorithmConfig):
     kl_space: KLSpace = "kernel"
     """Divergence of the flow steps' Gaussians [nats], or of their velocities."""
     bc_coefficient: float = 0.0
-    """Weight of cloning the pretrained policy in the places that are visited [-]."""
-    critic_warmup: int = 3
-    """Updates in which only the critic learns; a fresh critic's advantages are noise."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm, for policy and critic apart [-]."""
-    num_parts: int = 1
-    """Parts that a minibatch is split into: less memory, the same gradient."""
+    """Weight of cloning the pretrained policy at the visited observations [-]."""
     rescore: bool = False
-    """Take old log-probabilities from the training forward instead of the sampler, and log how
-    far apart they are. For machines where the two differ by more than rounding."""
+    """Take old log-probabilities from the training forward instead of the sampler, and log the
+    difference of the two. For machines where it is more than rounding."""
     scored_steps: Literal["all", "one"] = "all"
     """Of a chain whose steps are all random: score all of them in every gradient step, or one per
     row, drawn anew each time. The latter costs a K-th and has the same mean gradient."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "entropy_coefficient", "kl_coefficient", "bc_coefficient")
         if self.scored_steps == "one" and (
             self.likelihood.stochastic_steps != "all" or self.likelihood.ratio != "step"
         ):
@@ -102,22 +85,17 @@ class PPOConfig(AlgorithmConfig):
                 "has no random steps; take fewer likelihood.num_draws"
             )
         check_trainable(self.likelihood)
-        if self.num_parts < 1:
-            raise ValueError(f"num_parts={self.num_parts} must be at least 1")
-        if self.dual_clip <= 1:
-            raise ValueError(f"dual_clip={self.dual_clip} must be above 1; infinite is none")
 
 
 def policy_loss(actor: LikelihoodActor, config: PPOConfig) -> PolicyLoss:
     """Return PPO's loss for an actor, with the config's clips and regularization."""
-    clip = (config.clip_low, config.clip_high)
+    clip = config.clip
     surrogate = partial(
-        clipped_surrogate, clip_low=clip[0], clip_high=clip[1], dual_clip=config.dual_clip
+        clipped_surrogate, clip_low=clip.low, clip_high=clip.high, dual_clip=clip.dual
     )
     return PolicyLoss(
         actor,
         surrogate,
-        clip,
         entropy_coefficient=config.entropy_coefficient,
         kl_coefficient=config.kl_coefficient,
         kl_space=config.kl_space,
@@ -125,16 +103,22 @@ def policy_loss(actor: LikelihoodActor, config: PPOConfig) -> PolicyLoss:
     )
 
 
-def critic_loss(critic: ValueCritic, batch: TensorDictBase, clip: float) -> Tensor:
-    """Return a critic's loss on decisions (B), in the units that it learns in."""
+def critic_loss(critic: ValueCritic, batch: TensorDictBase, clip: float) -> tuple[Tensor, Metrics]:
+    """Return a critic's loss on decisions (B), in the units that it learns in, and its metrics."""
     values = (critic.value(batch), batch["state_value"], batch["value_target"])
-    value, old, target = (critic.scaled(v) for v in values)
-    return value_loss(value, old, target, clip)
+    value, old, target = (critic.scaled(v) for v in values)  # each (B, 1)
+    loss = value_loss(value, old, target, clip)
+    return loss, {"value_loss": loss}
 
 
 @register("ppo", PPOConfig)
 class PPO(Algorithm[PPOConfig]):
-    """PPO whose action is a whole chunk and whose likelihood is that of its chain."""
+    """PPO whose action is a whole chunk and whose likelihood is that of its chain.
+
+    Example:
+        >>> algorithm = PPO(PPOConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP
+        >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
+    """
 
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
@@ -148,13 +132,14 @@ class PPO(Algorithm[PPOConfig]):
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         batch, metrics = self.prepare(rollout)
-        rows = minibatches(len(batch), self.config.minibatch_size, self.config.num_epochs)
-        metrics |= run_epochs(batch, rows, self.gradient_step, self.config.target_kl)
+        update = self.config.update
+        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs)
+        metrics |= run_epochs(batch, rows, self.minibatch_step, update.target_kl)
         self.num_updates += 1
         return metrics
 
-    def gradient_step(self, batch: TensorDictBase) -> dict[str, float]:
-        """Take one gradient step on the critic, and on the policy when it is its time."""
+    def minibatch_step(self, batch: TensorDictBase) -> dict[str, float]:
+        """Take one gradient step on the critic and, after its warm-up, on the policy."""
         metrics = self.critic_step(batch)
         if self.num_updates >= self.config.critic_warmup:
             metrics |= self.actor_step(batch)
@@ -163,47 +148,44 @@ class PPO(Algorithm[PPOConfig]):
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
         """Return the valid decisions (B,) with advantages and value targets, and metrics."""
         config = self.config
-        batch, metrics = judged_decisions(
-            rollout,
-            self.actor,
-            self.critic,
-            discount=config.discount,
-            gae_lambda=config.gae_lambda,
-            time_limit=config.time_limit,
-            normalize_returns=config.normalize_returns,
-        )
+        batch, metrics = advantage_batch(rollout, self.actor, self.critic, config.advantage)
         if config.rescore:
-            batch, gaps = rescored(batch, self.actor, config.minibatch_size)
+            batch, gaps = rescore(batch, self.actor, config.update.minibatch_size)
             metrics |= gaps
         return batch, metrics
 
     def notes(self) -> list[str]:
-        return clip_notes(self.actor, self.config.clip_low, self.config.clip_high)
+        return clip_notes(self.actor, self.config.clip)
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics."""
         config = self.config
+        # random draws of the whole minibatch
         if config.scored_steps == "one" and "stochastic_step" not in batch.keys():
             batch = with_one_step(batch, self.actor.policy.grid.flow_steps)
-        _, grad_norm = descend(
+        batch = self.loss.with_draws(batch)
+
+        metrics, grad_norm = gradient_step(
             self.optimizers["actor"],
             self.loss,
             batch,
-            max_grad_norm=config.max_grad_norm,
             name="actor",
-            update=self.num_updates,
-            num_parts=config.num_parts,
+            step=f"update {self.num_updates}",
+            max_grad_norm=config.update.max_grad_norm,
+            num_parts=config.update.num_parts,
         )
-        return {**self.loss.metrics(), "grad_norm": grad_norm}
+        return {**policy_metrics(metrics, config.clip), "grad_norm": grad_norm}
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the critic and return its metrics."""
-        loss, _ = descend(
+        update = self.config.update
+        metrics, _ = gradient_step(
             self.optimizers["critic"],
-            lambda part: critic_loss(self.critic, part, self.config.value_clip),
+            lambda part: critic_loss(self.critic, part, self.config.clip.value),
             batch,
-            max_grad_norm=self.config.max_grad_norm,
             name="critic",
-            update=self.num_updates,
+            step=f"update {self.num_updates}",
+            max_grad_norm=update.max_grad_norm,
+            num_parts=update.num_parts,
         )
-        return {"value_loss": loss}
+        return to_floats(metrics)

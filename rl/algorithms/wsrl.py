@@ -1,8 +1,8 @@
 """WSRL: warm-start an off-policy learner, without keeping the data that the policy was made of.
 
-What destroys a pretrained policy in its first online steps is a critic that is wrong where the
-policy goes: it pulls the policy away before it has seen anything. So the frozen policy first fills
-an empty memory, the critics are fitted to that, and only then does the policy move.
+A critic that is wrong where the policy goes destroys a pretrained policy in its first online steps:
+it pulls the policy away before it has learned anything. So the frozen policy first fills an empty
+memory, the critics are fitted to it, and only then the policy is trained.
 
 The paper starts from a pretrained critic as well. A π0 checkpoint brings none; fitting the critics
 on the warm-up's data takes its place. Left out: the offline pre-training (CQL, Cal-QL, IQL).
@@ -23,6 +23,7 @@ from pitune.policies import FlowPolicy
 from pitune.rl.actor_critic.actor import ExploringActor
 from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
+from pitune.rl.config import check_not_negative
 from pitune.rl.registry import register
 
 
@@ -32,6 +33,10 @@ class WSRLConfig(AlgorithmConfig):
 
     The paper's ablations are settings: no warm-up is `learner.off_policy.warmup_decisions=0`,
     keeping the data is `learner.off_policy.offline_share=0.5`.
+
+    Example:
+        >>> WSRLConfig(exploration_std=0.1).learner.actor_every
+        4
     """
 
     learner: ActorCriticConfig = field(default_factory=ActorCriticConfig)
@@ -41,6 +46,9 @@ class WSRLConfig(AlgorithmConfig):
     warmup_std: float = 0.3
     """The same during the warm-up. A clone hardly varies its actions, so that critics fitted to its
     own alone do not know which way to go [normalized action]."""
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, "exploration_std", "warmup_std")
 
     def with_demonstrations(self, file: Path) -> WSRLConfig:
         return replace(self, learner=self.learner.with_demonstrations(file))
@@ -52,7 +60,12 @@ class WSRLConfig(AlgorithmConfig):
 
 @register("wsrl", WSRLConfig)
 class WSRL(Algorithm[WSRLConfig]):
-    """A warm-up with the frozen policy, then online actor-critic updates."""
+    """A warm-up with the frozen policy, then online actor-critic updates.
+
+    Example:
+        >>> algorithm = WSRL(WSRLConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP
+        >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
+    """
 
     def __init__(self, config: WSRLConfig, policy: FlowPolicy) -> None:
         self.learner = FlowActorCritic(policy, config.learner)
@@ -88,7 +101,7 @@ class WSRL(Algorithm[WSRLConfig]):
         warming_up = self.learner.off_policy.warming_up
         return self.config.warmup_std if warming_up else self.config.exploration_std
 
-    def _gaussian(self, seen: Tensor) -> Tensor:
+    def _gaussian(self, obs: Tensor) -> Tensor:
         """Return noise (N, h * d) [normalized action]."""
-        shape = (len(seen), self.learner.chunk_dim)
-        return self._std() * torch.randn(shape, device=seen.device)
+        shape = (len(obs), self.learner.chunk_dim)
+        return self._std() * torch.randn(shape, device=obs.device)

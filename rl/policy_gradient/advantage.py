@@ -13,7 +13,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
-TimeLimit = Literal["terminal", "bootstrap"]
+from pitune.rl.config import TimeLimit
+
 GroupScale = Literal["group", "batch", "none"]
 
 

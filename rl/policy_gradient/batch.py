@@ -11,60 +11,65 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor
 from pitune.rl.experience.transitions import in_parts, next_encoded
-from pitune.rl.policy_gradient.advantage import TimeLimit, generalized_advantage, standardize
+from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
+from pitune.rl.policy_gradient.config import AdvantageConfig
 from pitune.rl.policy_gradient.value import ValueCritic, explained_variance
 
 
 @torch.no_grad()
-def judged_decisions(
-    rollout: TensorDictBase,
-    actor: LikelihoodActor,
-    critic: ValueCritic,
-    *,
-    discount: float,
-    gae_lambda: float,
-    time_limit: TimeLimit,
-    normalize_returns: bool = False,
+def advantage_batch(
+    rollout: TensorDictBase, actor: LikelihoodActor, critic: ValueCritic, config: AdvantageConfig
 ) -> tuple[TensorDictBase, dict[str, float]]:
-    """Return the valid decisions (B) of a rollout (E, T) and what they tell of the critic.
+    """Return the valid decisions (B) of a rollout (E, T) and metrics of the critic.
 
-    They carry what the actor needs to score them, `advantage` (standardized over the batch),
-    `state_value` and `value_target` (B, 1). Decisions in a simulator that broke down are left out.
+    They carry the keys that the actor needs to score them, `advantage` (standardized over the
+    batch), `state_value` and `value_target` (B, 1). Decisions in a simulator that broke down are
+    left out.
     """
+    # values before and after each decision
     rollout = rollout.to(actor.policy.device).copy()
     if critic.feature_dim and "features" not in rollout["next"].keys():
         add_next_features(actor.policy, rollout)
-    rollout["state_value"] = critic.value(rollout)
+    rollout["state_value"] = critic.value(rollout)  # (E, T, 1)
     rollout["next", "state_value"] = critic.value(rollout["next"])
-    advantage, target = generalized_advantage(rollout, discount, gae_lambda, time_limit)
+
+    # advantages
+    advantage, target = generalized_advantage(
+        rollout, config.discount, config.gae_lambda, config.time_limit
+    )
     rollout["value_target"], rollout["advantage"] = target, advantage
+
+    # valid decisions
     keys = [*actor.in_keys, *critic.in_keys]
     keys += [key for key in actor.out_keys if key != "action"]
     keys += ["value_target", "advantage", "state_value"]
-    valid = ~rollout["next", "invalid"].squeeze(-1)
+    valid = ~rollout["next", "invalid"].squeeze(-1)  # (E, T)
     batch = rollout.select(*dict.fromkeys(keys))[valid]
     batch["advantage"] = standardize(batch["advantage"])
+
+    # metrics
     metrics = {
         "value": float(batch["state_value"].mean()),
         "explained_variance": explained_variance(batch["state_value"], batch["value_target"]),
         "advantage_std": float(advantage[valid].std()),
         "terminal_std": actor.terminal_std(batch[:TERMINAL_ROWS]),
     }
-    if normalize_returns:
+    if config.normalize_returns:
         critic.rescale(batch["value_target"])
         metrics["return_std"] = float(critic.return_std)
     return batch, metrics
 
 
 TERMINAL_ROWS = 32
-"""Decisions whose last flow step is measured; each costs a prefix."""
+"""Decisions whose last flow step is measured; each encodes a prefix."""
 
 
 def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
-    """Enter the pooled `features` of the observations that decisions ended in.
+    """Add the pooled `features` of the observations that decisions ended in.
 
-    Those of the decisions' own observations were kept when acting, so only last observations are
-    encoded. The critic reads those of the policy that gathered, also while its vision is trained.
+    Those of the decisions' own observations were stored while acting, so only the last observations
+    of episodes are encoded. The critic gets the features of the policy that collected the rollout,
+    also while the vision tower is trained.
     """
 
     def encode(obs: TensorDictBase) -> Tensor:
@@ -74,13 +79,13 @@ def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
 
 
 @torch.no_grad()
-def rescored(
+def rescore(
     batch: TensorDictBase, actor: LikelihoodActor, size: int
 ) -> tuple[TensorDictBase, dict[str, float]]:
     """Return decisions (B) whose old log-probabilities are those of the training forward.
 
-    Sampling runs the flow step by step, scoring runs all steps at once, perhaps in another
-    precision or on other kernels; the metrics say how far apart the two are [nats].
+    Sampling runs the flow step by step and scoring runs all steps at once, perhaps in another
+    precision or on other kernels. The metrics measure the difference of the two [nats].
 
     Args:
         batch: With `chain` and `action_log_prob`, of the present policy.

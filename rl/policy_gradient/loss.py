@@ -1,4 +1,4 @@
-"""The loss of a policy on decisions: a surrogate on ratios, and what keeps the policy in place.
+"""The loss of a policy on decisions: a surrogate on ratios, and regularization.
 
 Letters: B minibatch, M scored flow steps (1 for a joint ratio).
 """
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pitune.policies import ActionDistribution, LikelihoodActor, LikelihoodConfig
 from pitune.policies.likelihood.config import STEP_KERNELS
+from pitune.rl.gradient_step import Metrics, to_floats
+from pitune.rl.policy_gradient.config import ClipConfig
 from pitune.rl.policy_gradient.reference import KLSpace, Reference
 from pitune.rl.policy_gradient.surrogate import implied_clip, ratio_metrics
 
@@ -21,10 +23,10 @@ Surrogate = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_trainable(likelihood: LikelihoodConfig) -> None:
-    """Refuse a likelihood that has no gradient.
+    """Reject a likelihood that has no gradient.
 
     Raises:
-        ValueError: says which have one.
+        ValueError: the likelihood has no gradient.
     """
     if likelihood.kernel == "ode":
         raise ValueError(
@@ -33,21 +35,21 @@ def check_trainable(likelihood: LikelihoodConfig) -> None:
         )
 
 
-def clip_notes(actor: LikelihoodActor, clip_low: float, clip_high: float) -> list[str]:
-    """Return what a clip means for an actor's likelihood; nothing where its steps have none."""
+def clip_notes(actor: LikelihoodActor, clip: ClipConfig) -> list[str]:
+    """Return the meaning of a clip for an actor's likelihood; nothing if its steps have none."""
     config, policy = actor.config, actor.policy
     if config.kernel not in STEP_KERNELS:
         return []
     joint = config.ratio == "joint" and config.stochastic_steps == "all"
     num_steps = policy.grid.flow_steps if joint else 1
     num_entries = int(policy.executed_mask().sum())
-    return [implied_clip(clip_low, clip_high, config.reduction, num_entries, num_steps)]
+    return [implied_clip(clip.low, clip.high, config.reduction, num_entries, num_steps)]
 
 
 def log_ratios(actor: LikelihoodActor, batch: TensorDictBase) -> tuple[Tensor, ActionDistribution]:
     """Return the log-ratios (B, M) of the present policy to the one that acted.
 
-    Also the distribution, which has then scored the batch's chains.
+    Also the distribution, after it has scored the batch's chains.
     """
     dist = actor.get_dist(batch)
     log_ratio = dist.log_prob(batch["chain"]) - batch["action_log_prob"]
@@ -58,6 +60,10 @@ def with_one_step(batch: TensorDictBase, flow_steps: int) -> TensorDictBase:
     """Return decisions (B) with one random flow step each to score, and its old log-probability.
 
     For chains whose steps are all random: it costs a K-th and has the same mean gradient.
+
+    Args:
+        batch: With `action_log_prob` (B, K).
+        flow_steps: K.
     """
     step = torch.randint(flow_steps, batch.shape, device=batch["action_log_prob"].device)
     old = batch["action_log_prob"].gather(1, step[:, None])
@@ -65,75 +71,85 @@ def with_one_step(batch: TensorDictBase, flow_steps: int) -> TensorDictBase:
 
 
 class PolicyLoss:
-    """Mean over decisions of minus the surrogate, with the regularization that is asked for.
-
-    Remembers what it has seen since `metrics` was last asked, so that the metrics of a gradient
-    step that was taken in parts are those of the whole.
+    """Mean over decisions of minus the surrogate, plus the regularization.
 
     Args:
         actor: In training.
         surrogate: Objective of a ratio.
-        clip: How far ratios may fall and rise, for the metrics.
         entropy_coefficient: Weight of a learned noise's entropy [-].
         kl_coefficient: Weight of the divergence from the pretrained policy, per scored flow step.
-        kl_space: What that divergence compares.
-        bc_coefficient: Weight of cloning the pretrained policy in the places that are visited.
+        kl_space: Space of that divergence.
+        bc_coefficient: Weight of cloning the pretrained policy at the visited observations.
+
+    Example:
+        >>> surrogate = partial(clipped_surrogate, clip_low=0.2, clip_high=0.2)  # doctest: +SKIP
+        >>> loss = PolicyLoss(actor, surrogate, kl_coefficient=0.1)  # doctest: +SKIP
+        >>> value, metrics = loss(loss.with_draws(batch))  # doctest: +SKIP
     """
 
     def __init__(
         self,
         actor: LikelihoodActor,
         surrogate: Surrogate,
-        clip: tuple[float, float],
         *,
         entropy_coefficient: float = 0.0,
         kl_coefficient: float = 0.0,
         kl_space: KLSpace = "kernel",
         bc_coefficient: float = 0.0,
     ) -> None:
-        self.actor, self.surrogate, self.clip = actor, surrogate, clip
+        self.actor, self.surrogate = actor, surrogate
         self.entropy_coefficient, self.bc_coefficient = entropy_coefficient, bc_coefficient
         self.kl_coefficient, self.kl_space = kl_coefficient, kl_space
         needed = kl_coefficient > 0 or bc_coefficient > 0
         self.reference = Reference(actor) if needed else None
-        self._seen: list[tuple[Tensor, dict[str, Tensor]]] = []
 
-    def __call__(self, batch: TensorDictBase) -> Tensor:
-        """Return the loss of decisions (B) with `chain`, `action_log_prob` and `advantage` (B, 1).
+    def with_draws(self, batch: TensorDictBase) -> TensorDictBase:
+        """Return decisions (B) with all random draws that the loss needs."""
+        if self.reference is None or self.bc_coefficient == 0:
+            return batch
+        return batch.copy().update(self.reference.cloning_draws(self.actor, len(batch)))
 
-        A `weight` (B, 1), on average 1 over all decisions, weighs them.
+    def __call__(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
+        """Return the loss of decisions (B) and its metrics.
+
+        The metrics are the terms of the loss and `log_ratio` (B, M).
+
+        Args:
+            batch: Decisions with `chain`, `action_log_prob`, `advantage` (B, 1) and the entries of
+                `with_draws`. A `weight` (B, 1), on average 1 over all decisions, weights them.
         """
         log_ratio, dist = log_ratios(self.actor, batch)
         return self.of_ratios(log_ratio, dist, batch)
 
     def of_ratios(
         self, log_ratio: Tensor, dist: ActionDistribution, batch: TensorDictBase
-    ) -> Tensor:
-        """Return the loss of decisions whose log-ratios (B, M) are computed already."""
-        gain = self.surrogate(log_ratio, batch["advantage"])
+    ) -> tuple[Tensor, Metrics]:
+        """Return the loss and metrics of decisions whose log-ratios (B, M) are computed already."""
+        # surrogate
+        gain = self.surrogate(log_ratio, batch["advantage"])  # (B, M)
         weight = batch.get("weight", None)
         loss = -(gain if weight is None else gain * weight).mean()
-        parts = {"policy_loss": loss}
-        if self.entropy_coefficient > 0:
-            entropy = dist.entropy()
-            parts["entropy"] = entropy.mean()
-            loss = loss + (-self.entropy_coefficient * entropy).mean()
-        if self.reference is not None and self.kl_coefficient > 0:
-            parts["reference_kl"] = self.reference.divergence(batch, dist, self.kl_space).mean()
-            loss = loss + self.kl_coefficient * parts["reference_kl"]
-        if self.reference is not None and self.bc_coefficient > 0:
-            parts["reference_bc"] = self.reference.cloning_loss(self.actor, batch).mean()
-            loss = loss + self.bc_coefficient * parts["reference_bc"]
-        self._seen.append((log_ratio.detach(), {k: v.detach() for k, v in parts.items()}))
-        return loss
+        metrics = {"policy_loss": loss}
 
-    def metrics(self) -> dict[str, float]:
-        """Return the metrics of what was seen since the last call, and forget it."""
-        seen, self._seen = self._seen, []
-        rows = torch.tensor([float(len(log_ratio)) for log_ratio, _ in seen])
-        share = rows / rows.sum()
-        parts = {
-            name: float((torch.stack([part[name].cpu() for _, part in seen]) * share).sum())
-            for name in seen[0][1]
-        }
-        return parts | ratio_metrics(torch.cat([log_ratio for log_ratio, _ in seen]), *self.clip)
+        # entropy
+        if self.entropy_coefficient > 0:
+            entropy = dist.entropy()  # (B,)
+            metrics["entropy"] = entropy.mean()
+            loss = loss + (-self.entropy_coefficient * entropy).mean()
+
+        # divergence from the pretrained policy
+        if self.reference is not None and self.kl_coefficient > 0:
+            metrics["reference_kl"] = self.reference.divergence(batch, dist, self.kl_space).mean()
+            loss = loss + self.kl_coefficient * metrics["reference_kl"]
+
+        # cloning of the pretrained policy
+        if self.reference is not None and self.bc_coefficient > 0:
+            metrics["reference_bc"] = self.reference.cloning_loss(self.actor, batch).mean()
+            loss = loss + self.bc_coefficient * metrics["reference_bc"]
+        return loss, {**metrics, "log_ratio": log_ratio}
+
+
+def policy_metrics(metrics: Metrics, clip: ClipConfig) -> dict[str, float]:
+    """Return the metrics of `PolicyLoss` as numbers, with those of its ratios."""
+    scalars = {key: value for key, value in metrics.items() if key != "log_ratio"}
+    return to_floats(scalars) | ratio_metrics(metrics["log_ratio"], clip.low, clip.high)

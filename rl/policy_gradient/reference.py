@@ -1,4 +1,4 @@
-"""The pretrained policy as something to stay close to.
+"""The pretrained policy as a regularizer: a divergence from it, and cloning of it.
 
 Letters: B minibatch, M scored flow steps, H action horizon, A action dim.
 Sources: Liu et al. 2025 (Flow-GRPO) for the divergence per flow step; algorithms.md section 2.8.
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from pitune.policies import ActionDistribution, FlowChain, FlowPolicy, LikelihoodActor
 from pitune.policies.flow.ode import integrate
-from pitune.policies.flow.path import kl_divergence
+from pitune.policies.flow.path import kl_divergence, sample_flow_time
 
 KLSpace = Literal["kernel", "velocity"]
 M = TypeVar("M", bound=nn.Module)
 
 
 def frozen_copy(module: M) -> M:
-    """Return a copy that no gradient reaches; what is frozen already is shared, not copied."""
+    """Return a copy without gradients; parameters that are frozen already are shared."""
     shared = {id(p): p for p in module.parameters() if not p.requires_grad}
     return deepcopy(module, memo=shared).requires_grad_(False)
 
 
 class Reference:
-    """A frozen copy of an actor, made before the actor learns.
+    """A frozen copy of an actor, made before training begins.
 
     Args:
         actor: Copied with its policy and its learned noise.
@@ -52,7 +52,7 @@ class Reference:
         Args:
             batch: Observations and chains (B).
             dist: The policy's distribution, after it has scored the batch's chains.
-            space: What is compared.
+            space: Space of the comparison.
 
         Raises:
             ValueError: the likelihood has no Gaussian steps to compare.
@@ -71,15 +71,33 @@ class Reference:
         difference = (dist.velocity - reference.velocity).square() * mask
         return difference.sum((-2, -1)) / mask.sum()
 
-    def cloning_loss(self, actor: LikelihoodActor, batch: TensorDictBase) -> Tensor:
-        """Return the flow-matching loss (B,) on what the reference would do in the same places.
+    def cloning_draws(self, actor: LikelihoodActor, num_rows: int) -> dict[str, Tensor]:
+        """Return the random draws of `cloning_loss` for B rows, by key.
 
-        Its chunks are drawn anew, as deployed, and all their entries count, as in cloning.
+        The reference's starting noise and the noise of flow matching (B, H, A), and its flow
+        times (B,).
+        """
+        return {
+            "reference_noise": self.actor.policy.draw_noise(num_rows),
+            "cloning_noise": actor.policy.draw_noise(num_rows),
+            "cloning_time": sample_flow_time(num_rows, actor.policy.device),
+        }
+
+    def cloning_loss(self, actor: LikelihoodActor, batch: TensorDictBase) -> Tensor:
+        """Return the flow-matching loss (B,) on the reference's chunks at the same observations.
+
+        The chunks are sampled as deployed, and all their entries count, as in behavior cloning.
+
+        Args:
+            actor: In training.
+            batch: Observations (B) with the entries of `cloning_draws`.
         """
         with torch.no_grad():
             policy = self._policy()
-            noise, field = policy.draw_noise(len(batch)), policy.field(policy.encode(batch))
-            chunk = integrate(field, noise, policy.grid, policy.sampler.solver)
-        return actor.policy.loss(
-            batch, policy.preprocessor.unnormalize_action(chunk, batch["state"])
-        ).mean((-2, -1))
+            field = policy.field(policy.encode(batch))
+            chunk = integrate(
+                field, batch["reference_noise"], policy.grid, policy.sampler.solver
+            )  # (B, H, A)
+        action = policy.preprocessor.unnormalize_action(chunk, batch["state"])
+        loss = actor.policy.loss(batch, action, batch["cloning_noise"], batch["cloning_time"])
+        return loss.mean((-2, -1))
