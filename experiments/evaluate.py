@@ -34,7 +34,7 @@ class EvaluateConfig:
     """Seed of the starts and of the policy's noise."""
     stochastic: bool = False
     """Act as in training, with the likelihood below, instead of as deployed."""
-    likelihood: policies.LikelihoodConfig = field(default_factory=policies.LikelihoodConfig)
+    likelihood: policies.LikelihoodConfig = field(default_factory=policies.FlowSDEConfig)
     out: Path | None = None
     """JSON file for the result."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,9 +44,8 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> rl.Evaluation:
     """Evaluate, print, and write the result where that was asked for."""
     policy = policies.load(config.checkpoint, config.load).to(config.device)
-    if isinstance(policy, policies.SteeredPolicy):
-        actor: policies.LikelihoodActor = policies.SteeredActor(policy)
-    else:
+    actor = policies.Actor(policy)
+    if config.stochastic and policy.noise_source is None:
         actor = policies.LikelihoodActor(policy, config.likelihood)
     env = envs.make(config.env)
     result = rl.evaluate(

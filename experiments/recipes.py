@@ -19,10 +19,10 @@ DEMONSTRATIONS, GUIDANCE = "demonstrations.safetensors", "guidance.safetensors"
 """Files beside a clone: what was cloned, and what the clone has not seen."""
 
 LIKELIHOODS = {
-    "flow_sde": LikelihoodConfig(),
-    "one_step": LikelihoodConfig(stochastic_steps="one"),
-    "flow_noise": LikelihoodConfig(kernel="flow_noise"),
-    "velocity_gaussian": LikelihoodConfig(kernel="velocity_gaussian"),
+    "flow_sde": policies.FlowSDEConfig(),
+    "one_step": policies.FlowSDEConfig(stochastic_steps="one"),
+    "flow_noise": policies.FlowNoiseConfig(),
+    "velocity_gaussian": policies.VelocityGaussianConfig(),
     "flow_matching": rl.FPOConfig().likelihood,
 }
 """Likelihoods by the word that follows an algorithm's name and a colon."""
@@ -176,7 +176,7 @@ def recipe(env_id: str) -> Recipe:
 
 def _with(config: Any, kind: type, value: Any) -> Any:
     """Return a config with every part of a kind replaced, itself included."""
-    if type(config) is kind:
+    if isinstance(config, kind):
         return value
     parts = {f.name: getattr(config, f.name) for f in fields(config)}
     changes = {name: _with(v, kind, value) for name, v in parts.items() if is_dataclass(v)}
@@ -184,6 +184,6 @@ def _with(config: Any, kind: type, value: Any) -> Any:
 
 
 def _has(config: Any, kind: type) -> bool:
-    if type(config) is kind:
+    if isinstance(config, kind):
         return True
     return any(_has(v, kind) for f in fields(config) if is_dataclass(v := getattr(config, f.name)))

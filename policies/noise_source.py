@@ -77,10 +77,13 @@ class NoiseActor(nn.Module):
         """Return the deployed latent (N, W): the squashed mean."""
         return self.magnitude * torch.tanh(self.forward(x)[0])
 
-    def sample(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a latent (N, W), through which gradients flow, and its log-density (N,)."""
+    def sample(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return a latent (N, W), through which gradients flow, and its log-density (N,).
+
+        The standard normal `noise` (N, W) is drawn by default.
+        """
         mean, log_std = self.forward(x)
-        z = mean + log_std.exp() * torch.randn_like(mean)
+        z = mean + log_std.exp() * (torch.randn_like(mean) if noise is None else noise)
         return self.magnitude * torch.tanh(z), self.log_prob(z, mean, log_std)
 
     def log_prob(self, z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -233,26 +233,34 @@ class FlowPolicy(nn.Module):
         point = point[:, : self.sampler.execution_horizon]
         return self.preprocessor.unnormalize_action(point, inputs.robot_state.to(self.device))
 
-    def sample_actions(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
+    def sample_actions(
+        self,
+        inputs: ModelInput,
+        noise: Tensor | None = None,
+        state_offset: Tensor | None = None,
+    ) -> Tensor:
         """Return the deployed policy's executed actions (N, h, d) [robot units].
 
         Args:
             inputs: Of N observations.
             noise: Starting points (N, H, A); from the noise source, or drawn, by default.
+            state_offset: See `encode`.
         """
-        return self.executed(self._integrated(inputs, noise), inputs)
+        return self.executed(self._integrated(inputs, noise, state_offset), inputs)
 
     def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
         """Return all H predicted actions (N, H, d) [robot units], for a robot that chooses h."""
         chunk = self._integrated(inputs, noise)
         return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
 
-    def _integrated(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
+    def _integrated(
+        self, inputs: ModelInput, noise: Tensor | None, state_offset: Tensor | None = None
+    ) -> Tensor:
         """Return normalized chunks (N, H, A) at the end of the ODE.
 
         A noise source that has learned replaces any noise that is given.
         """
-        context = self.encode(inputs)
+        context = self.encode(inputs, state_offset=state_offset)
         source = self.noise_source
         if source is not None and source.steered:
             noise = source(self.critic_input(inputs, context))

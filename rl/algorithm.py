@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import nn
 
-from pitune.policies import FlowPolicy, LikelihoodActor
+from pitune.policies import Actor, FlowPolicy, LikelihoodActor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +61,11 @@ class Algorithm(ABC, Generic[ConfigType]):
 
     needs = Needs()
 
-    def __init__(self, config: ConfigType, actor: LikelihoodActor) -> None:
+    def __init__(self, config: ConfigType, actor: Actor) -> None:
         self.config, self.actor = config, actor
         self.networks: dict[str, nn.Module] = {}
-        if actor.noise_network is not None:
-            self.networks["noise_network"] = actor.noise_network
+        if isinstance(actor, LikelihoodActor) and actor.likelihood.head is not None:
+            self.networks["noise_network"] = actor.likelihood.head
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.num_updates = 0
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from pitune.policies import FlowPolicy, SteeredPolicy
+from pitune.policies import FlowPolicy
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
 
 _REGISTRY: dict[str, tuple[type[AlgorithmConfig], type[Algorithm[Any]]]] = {}
@@ -70,7 +70,7 @@ def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
         ValueError: no algorithm takes such a config, or the policy is steered: what its weights
             would learn is not what its noise actor was made for.
     """
-    if isinstance(policy, SteeredPolicy):
+    if policy.noise_source is not None:
         raise ValueError(
             "the checkpoint is steered (it has a noise actor); fine-tune the checkpoint that it "
             "was made from, or go on with its run by --resume"

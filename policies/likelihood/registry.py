@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from tensordict import TensorDictBase
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from pitune.policies.network.pi0 import Context
 from pitune.policies.policy import FlowPolicy
 
 ConfigType = TypeVar("ConfigType", bound=LikelihoodConfig)
-Draws = Mapping[str, Tensor] | TensorDictBase
+Draws: TypeAlias = "Mapping[str, Tensor] | TensorDictBase"
 """The random choices of a decision, by key."""
 
 

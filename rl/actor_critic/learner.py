@@ -23,15 +23,20 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from pitune.policies import FlowPolicy
+from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.flow.path import sample_flow_time
-from pitune.policies.steering import pack
-from pitune.rl.actor_critic.actor import decide, encode, kept_prefix, read
+from pitune.policies.network.context import pack
+from pitune.rl.actor_critic.critic_input import (
+    critic_input,
+    encode_rows,
+    executed_chunk,
+    stored_prefix,
+)
 from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig, means
 from pitune.rl.config import check_counts, check_not_negative, check_positive
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
-from pitune.rl.experience.transitions import in_parts, next_encoded, normalized_chunk, transitions
+from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
 from pitune.rl.policy_gradient.reference import frozen_copy
 
@@ -142,15 +147,14 @@ class FlowActorCritic:
         """Store a rollout (E, T); the demonstrations too, before the first."""
         memory = self.off_policy
         if memory.config.offline_share and memory.demonstrations is None:
-            # not before there is an environment: its tasks are the words of the prompt
             rows = self._demonstration_rows()
             memory.demonstrations = Replay(len(rows), self.policy.device)
             memory.demonstrations.push(rows)
         obs, next_obs = self._kept(rollout), self._kept(rollout["next"])
         if self.keep_prefix:
             obs["prefix"] = rollout["prefix"]
-            next_obs["prefix"] = next_encoded(rollout, rollout["prefix"], self._encode_prefix)
-        before = {"obs": obs, "chunk": normalized_chunk(self.policy, rollout)}
+            next_obs["prefix"] = encode_next(rollout, rollout["prefix"], self._encode_prefix)
+        before = {"obs": obs, "chunk": normalize_chunk(self.policy, rollout)}
         memory.replay.push(transitions(rollout, before, {"obs": next_obs}))
 
     def demonstrated(self, num_steps: int) -> TensorDict:
@@ -170,16 +174,19 @@ class FlowActorCritic:
         after = TensorDict({"obs": next_obs, "elapsed": rows["next", "elapsed"]}, [len(rows)])
         transition_rows = rows.exclude("action", "next", *table.obs)
         transition_rows["obs"], transition_rows["next"] = obs, after
-        return transition_rows.set("chunk", normalized_chunk(self.policy, rows))
+        return transition_rows.set("chunk", normalize_chunk(self.policy, rows))
 
     def _kept(self, rows: TensorDictBase) -> TensorDictBase:
         """Return what a memory keeps of observations, without their prefix."""
-        return rows.select("state") if self.keep_prefix else rows.select(*self.policy.obs_keys)
+        kept = rows.select("model_input")
+        if self.keep_prefix:  # without the pictures and tokens that the prefix is made of
+            kept["model_input"] = rows["model_input"].select("state", "robot_state")
+        return kept
 
     @torch.no_grad()
     def _encode_prefix(self, rows: TensorDictBase) -> TensorDict:
         """Return the prefixes of observations (N), as a memory keeps them."""
-        return in_parts(rows, lambda part: pack(self.policy.encode_prefix(part)))
+        return in_parts(rows, lambda part: pack(self.policy.encode_prefix(ModelInput.of(part))))
 
     def learn(self, rounds: int, train_actor: bool = True) -> dict[str, float]:
         """Take rounds of gradient steps and return the means of their metrics."""
@@ -205,10 +212,10 @@ class FlowActorCritic:
         """Take a temporal-difference step on the critics and return its metrics."""
         policy = self.policy
         with torch.no_grad():
-            obs = read(policy, batch["obs"])
-            next_context = encode(policy, batch["next", "obs"])
-            next_obs = read(policy, batch["next", "obs"], next_context)
-            next_chunk = decide(policy, next_context, policy.draw_noise(len(batch)))
+            obs = critic_input(policy, batch["obs"])
+            next_context = encode_rows(policy, batch["next", "obs"])
+            next_obs = critic_input(policy, batch["next", "obs"], next_context)
+            next_chunk = executed_chunk(policy, next_context, policy.draw_noise(len(batch)))
             value = self.off_policy.next_value(batch, next_obs, next_chunk)
         return self.off_policy.critic_step(batch, value, obs, batch["chunk"])
 
@@ -255,7 +262,11 @@ class FlowActorCritic:
         if "cloned" in batch.keys():
             rows = batch["cloned"]
             cloning = policy.loss(
-                rows, rows["action"], rows["noise"], rows["flow_time"], kept_prefix(rows)
+                ModelInput.of(rows),
+                rows["action"],
+                rows["noise"],
+                rows["flow_time"],
+                stored_prefix(rows),
             ).mean()
             metrics["cloning_loss"] = cloning
             loss = loss + config.cloning_coefficient * cloning
@@ -280,9 +291,9 @@ class FlowActorCritic:
 
     def _value(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the critics' mean value (B) of the policy's chunks, and these (B, h * d)."""
-        context = encode(self.policy, batch["obs"])
-        chunk = decide(self.policy, context, batch["noise"])
-        obs = read(self.policy, batch["obs"], context)
+        context = encode_rows(self.policy, batch["obs"])
+        chunk = executed_chunk(self.policy, context, batch["noise"])
+        obs = critic_input(self.policy, batch["obs"], context)
         value = self.off_policy.critic(obs, chunk, self.off_policy.time(batch)).mean(0)
         return value, chunk
 
@@ -296,9 +307,8 @@ class FlowActorCritic:
         self, anchor: FlowPolicy, obs: TensorDictBase, noise: Tensor, chunk: Tensor
     ) -> Tensor:
         """Return the mean squared distance of chunks to the anchor's chunks of the same noise."""
-        anchor.tasks = self.policy.tasks  # of the environment, which came after the copy
         with torch.no_grad():
-            pretrained = decide(anchor, encode(anchor, obs), noise)
+            pretrained = executed_chunk(anchor, encode_rows(anchor, obs), noise)
         return (chunk - pretrained).square().mean()
 
     def state(self) -> dict[str, Any]:

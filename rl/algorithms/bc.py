@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
@@ -77,7 +77,7 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         small = (1e-3, 0, 2000, 0.01, 1e-4, 0.0)
         pretrained = (2.5e-5, 1000, 30_000, 0.1, 1e-10, 0.99)
         defaults = small if policy.network.vlm is None else pretrained
-        if policy.lora is not None:  # as in openpi, adapters are not averaged
+        if policy.info.lora is not None:  # as in openpi, adapters are not averaged
             defaults = (*defaults[:-1], 0.0)
         names = (
             "learning_rate",
@@ -160,7 +160,7 @@ class CloningStep:
     def loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the loss of chunks (B) with `noise` (B, H, A) and `flow_time` (B), and metrics."""
         noise, flow_time = batch["noise"], batch["flow_time"]
-        loss = self.policy.loss(batch, batch["action"], noise, flow_time).mean()
+        loss = self.policy.loss(ModelInput.of(batch), batch["action"], noise, flow_time).mean()
         return loss, {"flow_loss": loss}
 
 
@@ -176,7 +176,7 @@ class BehaviorCloning(Algorithm[BCConfig]):
     needs = Needs(rollouts=False)
 
     def __init__(self, config: BCConfig, policy: FlowPolicy) -> None:
-        super().__init__(config, LikelihoodActor(policy, LikelihoodConfig()))
+        super().__init__(config, LikelihoodActor(policy, FlowSDEConfig()))
         self.chunks = demonstrations_for(policy, config.demonstrations).chunks(
             policy.chunk_shape[0]
         )

@@ -23,7 +23,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
-from pitune.rl.actor_critic.actor import ExploringActor, decide, encode, read
+from pitune.rl.actor_critic.actor import ExploringActor
+from pitune.rl.actor_critic.critic_input import critic_input, encode_rows, executed_chunk
 from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
 from pitune.rl.algorithms.dgn_noise import DifferenceModel, fit
@@ -35,7 +36,7 @@ from pitune.rl.config import (
     check_shares,
 )
 from pitune.rl.experience.demonstrations import demonstrations_for
-from pitune.rl.experience.transitions import in_parts, normalized_chunk
+from pitune.rl.experience.transitions import in_parts, normalize_chunk
 from pitune.rl.registry import register
 
 
@@ -169,15 +170,15 @@ class DGN(Algorithm[DGNConfig]):
         policy = self.actor.policy
 
         def difference(rows: TensorDictBase) -> TensorDict:
-            context = encode(policy, rows)
-            nothing = torch.zeros(len(rows), *policy.chunk_shape, device=policy.device)
-            own = decide(policy, context, nothing)
-            tensors = {"read": read(policy, rows, context)}
-            tensors["difference"] = normalized_chunk(policy, rows) - own
+            context = encode_rows(policy, rows)
+            zeros = torch.zeros(len(rows), *policy.chunk_shape, device=policy.device)
+            own = executed_chunk(policy, context, zeros)
+            tensors = {"critic_input": critic_input(policy, rows, context)}
+            tensors["difference"] = normalize_chunk(policy, rows) - own
             return TensorDict(tensors, batch_size=[len(rows)])
 
         table = in_parts(self.demonstrated, difference)
-        return table["read"], table["difference"]
+        return table["critic_input"], table["difference"]
 
     def noise_scale(self) -> float:
         """Return the schedule's factor of the fitted noise; 0 switches to white noise."""

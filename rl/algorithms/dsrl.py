@@ -24,15 +24,16 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from pitune.policies import FlowPolicy, SteeredActor, SteeredPolicy, SteeringConfig
-from pitune.policies.steering import unpack
+from pitune.policies import FlowPolicy, ModelInput, NoiseSource, SteeringConfig
+from pitune.policies.network.context import unpack
 from pitune.rl.actor_critic.q_ensemble import QEnsemble, reduce_ensemble
 from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig, means, regression_loss
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
+from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
 from pitune.rl.config import check_counts, check_positive
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
-from pitune.rl.experience.transitions import in_parts, next_encoded, normalized_chunk, transitions
+from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
 from pitune.rl.registry import register
 
@@ -85,6 +86,23 @@ class DSRLConfig(AlgorithmConfig):
         return replace(self, off_policy=replace(self.off_policy, demonstrations=file))
 
 
+def steered_policy(policy: FlowPolicy, config: SteeringConfig) -> FlowPolicy:
+    """Return a frozen policy with a new noise source; its modules stop learning.
+
+    Raises:
+        ValueError: the policy has a noise source already.
+    """
+    if policy.noise_source is not None:
+        raise ValueError(
+            "the policy is steered already; steer the checkpoint that it was made from"
+        )
+    policy.requires_grad_(False)
+    width = policy.preprocessor.model_state_dim + policy.network.config.feature_dim
+    horizon = policy.sampler.execution_horizon
+    source = NoiseSource(config, policy.chunk_shape, horizon, width).to(policy.device)
+    return policy.replace(noise_source=source)
+
+
 class Temperature(nn.Module):
     """The weight of the entropy, which rises while the entropy is below its target.
 
@@ -110,18 +128,19 @@ class DSRL(Algorithm[DSRLConfig]):
         >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
     """
 
-    actor: SteeredActor
+    actor: NoiseSourceActor
 
     def __init__(self, config: DSRLConfig, policy: FlowPolicy) -> None:
-        steered = SteeredPolicy(policy, config.steering)
         self.aliased = config.variant == "noise_aliased"
-        super().__init__(config, SteeredActor(steered, self.aliased and config.keep_context))
-        self.policy, device = steered, steered.device
-        self.action_dim = steered.preprocessor.action_dim
-        latent_dim = steered.noise_actor.latent_dim
-        chunk_dim = steered.sampler.execution_horizon * self.action_dim
+        self.policy = steered_policy(policy, config.steering)
+        actor = NoiseSourceActor(self.policy, self.aliased and config.keep_context)
+        super().__init__(config, actor)
+        self.source, device = actor.source, policy.device
+        self.action_dim = policy.preprocessor.action_dim
+        latent_dim, input_dim = self.source.actor.latent_dim, self.source.input_dim
+        chunk_dim = policy.sampler.execution_horizon * self.action_dim
         decided_dim = chunk_dim if self.aliased else latent_dim
-        self.off_policy = OffPolicy(config.off_policy, steered.input_dim + decided_dim, device)
+        self.off_policy = OffPolicy(config.off_policy, input_dim + decided_dim, device)
         self.temperature = Temperature(config.initial_temperature).to(device)
         self.networks |= {
             "critic": self.off_policy.critic,
@@ -131,13 +150,13 @@ class DSRL(Algorithm[DSRLConfig]):
         adam = torch.optim.Adam
         self.optimizers = {
             "critic": self.off_policy.optimizer,
-            "actor": adam(steered.noise_actor.parameters(), lr=config.actor_learning_rate),
+            "actor": adam(self.source.actor.parameters(), lr=config.actor_learning_rate),
             "temperature": adam(self.temperature.parameters(), lr=config.temperature_learning_rate),
         }
         if self.aliased:
             settings = config.off_policy
             self.noise_critic = QEnsemble(
-                steered.input_dim + latent_dim + 1, settings.num_critics, settings.hidden
+                input_dim + latent_dim + 1, settings.num_critics, settings.hidden
             ).to(device)
             self.networks["noise_critic"] = self.noise_critic
             self.optimizers["noise_critic"] = adam(
@@ -151,7 +170,6 @@ class DSRL(Algorithm[DSRLConfig]):
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         rollout = rollout.to(self.policy.device)
         if self._demonstrations is not None and self.off_policy.demonstrations is None:
-            # not before there is an environment: its tasks are the words of the prompt
             rows = self.demonstration_rows(self._demonstrations)
             self.off_policy.demonstrations = Replay(len(rows), self.policy.device)
             self.off_policy.demonstrations.push(rows)
@@ -160,40 +178,46 @@ class DSRL(Algorithm[DSRLConfig]):
         rounds = self.off_policy.rounds_due(rollout.numel())
         history = [self.round() for _ in range(rounds)]
         if self.num_rounds >= self.config.actor_every:
-            self.policy.steered.fill_(True)
+            self.source.steered.fill_(True)
         metrics = {"replay_size": float(len(self.off_policy.replay)), "rounds": float(rounds)}
-        return {**metrics, "steered": float(self.policy.steered), **means(history)}
+        return {**metrics, "steered": float(self.source.steered), **means(history)}
 
     def rows(self, rollout: TensorDictBase) -> TensorDictBase:
         """Return what the memory keeps of a rollout (E, T), one row per valid decision (B)."""
-        before = {
-            "encoded": rollout["encoded"],
-            "latent": rollout["latent"],
-            "chunk": normalized_chunk(self.policy, rollout),
-        }
-        after = {"encoded": next_encoded(rollout, rollout["encoded"], self.actor.encode)}
-        if self.aliased and not self.config.keep_context:
-            obs = self.actor.in_keys
-            before["obs"], after["obs"] = rollout.select(*obs), rollout["next"].select(*obs)
+        encoded = rollout.select(*self.encoded_keys)
+        after = encode_next(rollout, encoded, self.actor.encode)
+        before = encoded.copy().set("latent", rollout["latent"])
+        before["chunk"] = normalize_chunk(self.policy, rollout)
+        if self.stores_inputs:
+            before["model_input"] = rollout["model_input"]
+            after["model_input"] = rollout["next", "model_input"]
         return transitions(rollout, before, after)
+
+    @property
+    def encoded_keys(self) -> list[str]:
+        """Entries that a row keeps of an encoded observation."""
+        return [key for key in self.actor.out_keys if key not in ("action", "latent")]
+
+    @property
+    def stores_inputs(self) -> bool:
+        """Whether rows keep observations, to be encoded in each round."""
+        return self.aliased and not self.config.keep_context
 
     @torch.no_grad()
     def demonstration_rows(self, demonstrations: Demonstrations) -> TensorDictBase:
         """Return demonstrations as rows (N) like those of `rows`; their latents mean nothing."""
         rows = demonstrations.transitions(self.policy.sampler.execution_horizon)
         rows = rows.to(self.policy.device)
-        transition_rows = rows.exclude("action", *demonstrations.obs).clone()
-        transition_rows["next"] = rows["next"].select("elapsed")
         encoded = in_parts(rows, self.actor.encode)
         following = demonstrations.following(self.policy.sampler.execution_horizon)
-        transition_rows["encoded"] = encoded
-        transition_rows["next", "encoded"] = encoded[following]
-        if not self.config.keep_context:
-            transition_rows["obs"] = rows.select(*self.actor.in_keys)
-            transition_rows["next", "obs"] = rows["next"].select(*self.actor.in_keys)
-        latent_dim = self.policy.noise_actor.latent_dim
-        transition_rows["latent"] = torch.zeros(len(rows), latent_dim, device=self.policy.device)
-        return transition_rows.set("chunk", normalized_chunk(self.policy, rows))
+        stored = rows.exclude("action", *demonstrations.obs).clone().update(encoded)
+        stored["next"] = encoded[following].set("elapsed", rows["next", "elapsed"])
+        if self.stores_inputs:
+            stored["model_input"] = rows["model_input"]
+            stored["next", "model_input"] = rows["next", "model_input"]
+        latent_dim = self.source.actor.latent_dim
+        stored["latent"] = torch.zeros(len(rows), latent_dim, device=self.policy.device)
+        return stored.set("chunk", normalize_chunk(self.policy, rows))
 
     def round(self) -> dict[str, float]:
         """Take one step of the critics, and every `actor_every` one of what learns from them."""
@@ -208,9 +232,9 @@ class DSRL(Algorithm[DSRLConfig]):
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take a temporal-difference step on the critics and return its metrics."""
-        obs, next_obs = batch["encoded", "input"], batch["next", "encoded", "input"]
+        obs, next_obs = batch["critic_input"], batch["next", "critic_input"]
         with torch.no_grad():
-            latent, log_prob = self.policy.noise_actor.sample(next_obs)
+            latent, log_prob = self.source.actor.sample(next_obs)
             next_action = self.chunk_of(batch["next"], latent) if self.aliased else latent
             value = self.off_policy.next_value(batch, next_obs, next_action)
             if self.config.entropy_in_target:
@@ -224,7 +248,7 @@ class DSRL(Algorithm[DSRLConfig]):
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        obs, time = batch["encoded", "input"], self.off_policy.time(batch)
+        obs, time = batch["critic_input"], self.off_policy.time(batch)
         with torch.no_grad():
             latent = self.distillation_noise(obs)
             target = self.off_policy.value(batch, obs, self.chunk_of(batch, latent))
@@ -242,7 +266,7 @@ class DSRL(Algorithm[DSRLConfig]):
             FloatingPointError: a loss is not finite.
         """
         # noise actor
-        obs, latent_dim = batch["encoded", "input"], self.policy.noise_actor.latent_dim
+        obs, latent_dim = batch["critic_input"], self.source.actor.latent_dim
         noise = torch.randn(len(obs), latent_dim, device=obs.device)
         rows = {"input": obs, "time": self.off_policy.time(batch), "noise": noise}
         metrics = self._gradient_step(
@@ -261,7 +285,7 @@ class DSRL(Algorithm[DSRLConfig]):
     def actor_loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the noise actor's loss on rows with `input` (B, D), `time` and `noise` (B, W)."""
         critic = self.noise_critic if self.aliased else self.off_policy.critic
-        latent, log_prob = self.policy.noise_actor.sample(batch["input"], batch["noise"])
+        latent, log_prob = self.source.actor.sample(batch["input"], batch["noise"])
         values = critic(batch["input"], latent, batch["time"])  # (N, B)
         value = reduce_ensemble(values, self.config.off_policy.pessimism)  # (B,)
         loss = (self.temperature().detach() * log_prob - value).mean()
@@ -274,7 +298,7 @@ class DSRL(Algorithm[DSRLConfig]):
 
     def temperature_loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the loss that holds the entropy at its target, on rows with `log_prob` (B,)."""
-        target = self.config.target_entropy * self.policy.noise_actor.latent_dim
+        target = self.config.target_entropy * self.source.actor.latent_dim
         alpha = self.temperature()
         return alpha * (-batch["log_prob"].mean() - target), {"temperature": alpha}
 
@@ -284,7 +308,7 @@ class DSRL(Algorithm[DSRLConfig]):
         Values are learned where the actor may go, and only there.
         """
         bound = self.config.steering.magnitude
-        own, _ = self.policy.noise_actor.sample(obs)
+        own, _ = self.source.actor.sample(obs)
         share = 2 * torch.rand_like(own) - 1
         normal = math.sqrt(2) * torch.erfinv(share * math.erf(bound / math.sqrt(2)))
         from_actor = torch.rand(len(own), 1, device=own.device) < 0.5
@@ -293,10 +317,10 @@ class DSRL(Algorithm[DSRLConfig]):
     def chunk_of(self, rows: TensorDictBase, latent: Tensor) -> Tensor:
         """Return the actions (B, h * d) [normalized] that the frozen flow makes of latents."""
         if self.config.keep_context:
-            context = unpack(rows["encoded", "context"])
+            context = unpack(rows["context"])
         else:
-            context = self.policy.encode(rows["obs"])
-        return self.policy.decode(context, latent)[..., : self.action_dim].flatten(1)
+            context = self.policy.encode(ModelInput.of(rows))
+        return self.actor.decode(context, latent)[..., : self.action_dim].flatten(1)
 
     def extra_state(self) -> dict[str, Any]:
         return {"off_policy": self.off_policy.state(), "num_rounds": self.num_rounds}

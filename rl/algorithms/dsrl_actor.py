@@ -1,6 +1,7 @@
 """The actor of DSRL: a frozen flow whose starting noise is drawn from the noise actor.
 
-Letters: N rows, h executed actions, A model action dim, W latent width, D width of a critic's input.
+Letters: N rows, h executed actions, A model action dim, W latent width, D width of a critic's
+input.
 """
 
 from __future__ import annotations

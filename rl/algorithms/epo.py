@@ -20,12 +20,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy
+from pitune.policies import FlowPolicy, ModelInput
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import Population, PopulationActor, PopulationCritic
 from pitune.rl.algorithms.ppo import PPOConfig, critic_loss, policy_loss
 from pitune.rl.config import check_counts, check_not_negative, check_positive, check_range
+from pitune.rl.experience.keys import select_decisions
 from pitune.rl.gradient_step import (
     Loss,
     Metrics,
@@ -35,7 +36,7 @@ from pitune.rl.gradient_step import (
     to_floats,
 )
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
-from pitune.rl.policy_gradient.batch import add_next_features, advantage_batch
+from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
 from pitune.rl.policy_gradient.loss import clip_notes, log_ratios, policy_metrics
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate
 from pitune.rl.registry import register
@@ -107,9 +108,9 @@ class EPO(Algorithm[EPOConfig]):
         population = Population(config.num_members, config.gene_dim, width).to(policy.device)
         super().__init__(config, PopulationActor(policy, config.ppo.likelihood, population))
         self.needs = Needs(num_shares=config.num_members, success_signal=True)
-        self.critic = PopulationCritic(policy.preprocessor, population, policy.feature_dim).to(
-            policy.device
-        )
+        self.critic = PopulationCritic(
+            policy.preprocessor.model_state_dim, population, policy.feature_dim
+        ).to(policy.device)
         self.networks |= {"population": population, "critic": self.critic}
         self.loss = policy_loss(self.actor, config.ppo)
         ppo = config.ppo
@@ -193,9 +194,9 @@ class EPO(Algorithm[EPOConfig]):
 
         # valid decisions of the other members
         chosen = (rollout["member"] != 0) & ~rollout["next", "invalid"].squeeze(-1)
-        keys = [*self.actor.in_keys, *self.critic.in_keys, *self.actor.out_keys]
-        keys += ["advantage", "value_target", "state_value"]
-        batch = relabeled.select(*dict.fromkeys(keys))[chosen]
+        batch = select_decisions(
+            relabeled, self.actor.in_keys, self.critic.in_keys, self.actor.out_keys, ADVANTAGE_KEYS
+        )[chosen]
 
         # decisions that the master might have taken itself
         parts = batch.split(ppo.update.minibatch_size)
@@ -266,7 +267,7 @@ class EPO(Algorithm[EPOConfig]):
         metrics = {f"fitness/{i}": value for i, value in enumerate(rate.tolist()) if value == value}
         rows = batch[:32]
         actions = [
-            self.actor.member_policy(m).sample_actions(rows, rows["chain"][:, 0])
+            self.actor.member_policy(m).sample_actions(ModelInput.of(rows), rows["chain"][:, 0])
             for m in range(self.config.num_members)
         ]
         return {

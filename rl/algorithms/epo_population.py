@@ -9,34 +9,14 @@ Letters: P members, G gene dim, N rows, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import InteractionType
-from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig, Preprocessor
-from pitune.policies.network.pi0 import Context
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig, ModelInput
 from pitune.rl.policy_gradient.value import ValueCritic
-
-
-@contextmanager
-def offset_output(module: nn.Module, offset: Tensor) -> Iterator[None]:
-    """Add an offset (N, ..., D) to what a module returns, while the context lasts."""
-
-    def add(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        missing = [1] * (output.ndim - offset.ndim)
-        return output + offset.reshape(*offset.shape[:-1], *missing, offset.shape[-1])
-
-    handle = module.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class Population(nn.Module):
@@ -90,24 +70,20 @@ class PopulationActor(LikelihoodActor):
         self.best = 0
         self.out_keys.append("member")
 
-    def encode(self, td: TensorDictBase) -> Context:
-        """Return the observations (N) as each row's `member` (N,) sees them."""
+    def state_offset(self, td: TensorDictBase) -> Tensor | None:
+        """Return the offset of each row's `member` (N, D); None for a population of one."""
         if len(self.population) == 1:
-            return super().encode(td)
-        genes = self.population.genes[td["member"].to(self.policy.device)]
-        with offset_output(self.policy.network.state_proj, genes @ self.population.to_policy):
-            return super().encode(td)
+            return None
+        genes = self.population.genes[td["member"].to(self.policy.device)]  # (N, G)
+        return genes @ self.population.to_policy
 
-    def forward(self, td: TensorDictBase) -> TensorDictBase:
-        if interaction_type() != InteractionType.DETERMINISTIC:
-            return super().forward(td.set("member", self.population.members(len(td))))
-        if len(self.population) == 1:
-            return super().forward(td)
-        with (
-            torch.no_grad(),
-            offset_output(self.policy.network.state_proj, self._offset(self.best)),
-        ):
-            return super().forward(td)
+    def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
+        return super().explore(td.set("member", self.population.members(len(td))), noise)
+
+    def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
+        """Return the best member's actions (N, h, d) [robot units]."""
+        offset = None if len(self.population) == 1 else self._offset(self.best)
+        return self.policy.sample_actions(inputs, noise, offset)
 
     def member_policy(self, member: int) -> FlowPolicy:
         """Return a member as a policy of its own, its gene folded into a bias."""
@@ -118,6 +94,7 @@ class PopulationActor(LikelihoodActor):
         return policy
 
     def _offset(self, member: int) -> Tensor:
+        """Return a member's offset of the state token (1, D)."""
         return (self.population.genes[member : member + 1] @ self.population.to_policy).detach()
 
 
@@ -125,25 +102,22 @@ class PopulationCritic(ValueCritic):
     """V(observation, time, member); the genes are not trained through it.
 
     Args:
-        preprocessor: Scales the state as the policy does.
+        state_dim: Width of the model's states (S).
         population: The genes; shared, and not this module's parameters.
         feature_dim: Width of the policy's features; 0 for none.
     """
 
-    def __init__(
-        self, preprocessor: Preprocessor, population: Population, feature_dim: int = 0
-    ) -> None:
-        super().__init__(preprocessor, feature_dim)
+    def __init__(self, state_dim: int, population: Population, feature_dim: int = 0) -> None:
+        super().__init__(state_dim, feature_dim)
         self.in_keys.append("member")
-        self._population = [population]
+        self._population = [population]  # in a list, so that it is no submodule
         first: nn.Linear = self.net[0]  # type: ignore[assignment]
         self.to_critic = nn.Parameter(torch.zeros(population.genes.shape[1], first.out_features))
 
-    def value(self, td: TensorDictBase) -> Tensor:
+    def value(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
         """Return the values (N, 1) of observations (N) to their members [reward]."""
         population = self._population[0]
-        if len(population) == 1:
-            return super().value(td)
-        genes = population.genes.detach()[td["member"].to(population.genes.device)]
-        with offset_output(self.net[0], genes @ self.to_critic):
-            return super().value(td)
+        if len(population) > 1:
+            genes = population.genes.detach()[td["member"].to(population.genes.device)]
+            offset = genes @ self.to_critic  # (N, D)
+        return super().value(td, offset)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig, ModelInput
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.bc import BCConfig, CloningStep, clone
 from pitune.rl.registry import register
@@ -26,7 +26,7 @@ class FilteredBCConfig(AlgorithmConfig):
         0.0003
     """
 
-    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
+    likelihood: LikelihoodConfig = field(default_factory=FlowSDEConfig)
     """Exploration noise of the rollouts."""
     cloning: BCConfig = field(
         default_factory=lambda: BCConfig(learning_rate=3e-4, decay_steps=0, final_fraction=1.0)
@@ -73,7 +73,7 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
             good[:, t] = leads
         chosen = rollout.select(*self.actor.in_keys, "chain")[good]
         action = self.actor.policy.preprocessor.unnormalize_action(
-            chosen["chain"][:, -1], chosen["state"]
+            chosen["chain"][:, -1], ModelInput.of(chosen).robot_state
         )
         return TensorDict({**chosen.exclude("chain"), "action": action}, batch_size=[len(chosen)])
 

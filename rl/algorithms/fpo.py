@@ -25,7 +25,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowMatchingConfig, FlowPolicy, LikelihoodActor
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.ppo import critic_loss
 from pitune.rl.config import check_positive
@@ -54,10 +54,8 @@ class FPOConfig(CriticBasedConfig):
         16
     """
 
-    likelihood: LikelihoodConfig = field(
-        default_factory=lambda: LikelihoodConfig(
-            kernel="flow_matching", ratio="joint", num_draws=4, action_noise=0.15
-        )
+    likelihood: FlowMatchingConfig = field(
+        default_factory=lambda: FlowMatchingConfig(ratio="joint", num_draws=4, action_noise=0.15)
     )
     """How the loss is measured: draws, flow times, space; `ratio="step"` is one ratio per draw."""
     surrogate: Literal["clip", "asymmetric"] = "clip"
@@ -70,10 +68,10 @@ class FPOConfig(CriticBasedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "log_ratio_clamp")
-        if self.likelihood.kernel != "flow_matching":
+        if not isinstance(self.likelihood, FlowMatchingConfig):
             raise ValueError(
-                f"likelihood.kernel={self.likelihood.kernel!r} must be 'flow_matching' for fpo; "
-                "the other likelihoods are for ppo and grpo"
+                f"likelihood={type(self.likelihood).__name__} must be a FlowMatchingConfig for "
+                "fpo; the other likelihoods are for ppo and grpo"
             )
 
 
@@ -96,7 +94,9 @@ class FPO(Algorithm[FPOConfig]):
 
     def __init__(self, config: FPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
-        self.critic = ValueCritic(policy.preprocessor, policy.feature_dim).to(policy.device)
+        self.critic = ValueCritic(policy.preprocessor.model_state_dim, policy.feature_dim).to(
+            policy.device
+        )
         self.networks["critic"] = self.critic
         self.loss = PolicyLoss(self.actor, self._surrogate)
         self.optimizers = {

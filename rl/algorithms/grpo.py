@@ -22,9 +22,10 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.config import check_not_negative, check_positive, check_shares
+from pitune.rl.experience.keys import select_decisions
 from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs
 from pitune.rl.policy_gradient.advantage import GroupScale, group_relative
 from pitune.rl.policy_gradient.config import ClipConfig, UpdateConfig
@@ -50,7 +51,7 @@ class GRPOConfig(AlgorithmConfig):
         0.2
     """
 
-    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
+    likelihood: LikelihoodConfig = field(default_factory=FlowSDEConfig)
     """Noise that makes the policy stochastic, and the sum in its log-probability."""
     group_size: int = 10
     """Episodes per start (G); the number of environments is a multiple of it."""
@@ -170,15 +171,13 @@ class GRPO(Algorithm[GRPOConfig]):
         self, rollout: TensorDictBase, played: Episodes, advantage: Tensor, chosen: Tensor
     ) -> TensorDictBase:
         """Return the decisions (B) of chosen episodes (E, Q), by episode, with their advantages."""
-        keys = [*self.actor.in_keys, "chain", "action_log_prob"]
-        keys += [key for key in self.actor.out_keys if key not in (*keys, "action")]
         num_envs, num_episodes = advantage.shape
         played_out = played.number < num_episodes
         column = played.number.clamp(max=num_episodes - 1)
         kept = played_out & chosen.gather(1, column)  # (E, T)
         env = torch.arange(num_envs, device=column.device)[:, None]
         episode = (env * num_episodes + column)[kept]
-        batch = rollout.select(*keys)[kept]
+        batch = select_decisions(rollout, self.actor.in_keys, self.actor.out_keys)[kept]
         batch["advantage"] = advantage.gather(1, column)[kept][:, None]
         length = torch.bincount(episode, minlength=num_envs * num_episodes)[episode]
         weight = torch.ones_like(batch["advantage"])

@@ -21,7 +21,14 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import (
+    FlowPolicy,
+    FlowSDEConfig,
+    FlowStepConfig,
+    LikelihoodActor,
+    LikelihoodConfig,
+    likelihood_name,
+)
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.config import check_not_negative
 from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs, to_floats
@@ -50,7 +57,7 @@ class PPOConfig(CriticBasedConfig):
         64
     """
 
-    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
+    likelihood: LikelihoodConfig = field(default_factory=FlowSDEConfig)
     """Noise that makes the policy stochastic, and the sum in its log-probability."""
     clip: PPOClipConfig = field(default_factory=PPOClipConfig)
     """Clips of ratios, objective and values."""
@@ -72,19 +79,23 @@ class PPOConfig(CriticBasedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(self, "entropy_coefficient", "kl_coefficient", "bc_coefficient")
-        if self.scored_steps == "one" and (
-            self.likelihood.stochastic_steps != "all" or self.likelihood.ratio != "step"
-        ):
-            raise ValueError(
-                "scored_steps='one' needs likelihood.stochastic_steps='all' and "
-                "likelihood.ratio='step': a joint ratio is not a mean over its steps"
-            )
-        if self.scored_steps == "one" and self.likelihood.kernel == "flow_matching":
-            raise ValueError(
-                "scored_steps='one' means nothing with likelihood.kernel='flow_matching', which "
-                "has no random steps; take fewer likelihood.num_draws"
-            )
         check_trainable(self.likelihood)
+        if self.scored_steps == "one":
+            _check_one_step(self.likelihood)
+
+
+def _check_one_step(likelihood: LikelihoodConfig) -> None:
+    """Reject a likelihood whose chains have no steps to choose from."""
+    if not isinstance(likelihood, FlowStepConfig):
+        raise ValueError(
+            f"scored_steps='one' means nothing with the likelihood {likelihood_name(likelihood)!r},"
+            " which has no random steps; leave scored_steps='all'"
+        )
+    if likelihood.stochastic_steps != "all" or likelihood.ratio != "step":
+        raise ValueError(
+            "scored_steps='one' needs likelihood.stochastic_steps='all' and "
+            "likelihood.ratio='step': a joint ratio is not a mean over its steps"
+        )
 
 
 def policy_loss(actor: LikelihoodActor, config: PPOConfig) -> PolicyLoss:
@@ -122,7 +133,9 @@ class PPO(Algorithm[PPOConfig]):
 
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
-        self.critic = ValueCritic(policy.preprocessor, policy.feature_dim).to(policy.device)
+        self.critic = ValueCritic(policy.preprocessor.model_state_dim, policy.feature_dim).to(
+            policy.device
+        )
         self.networks["critic"] = self.critic
         self.loss = policy_loss(self.actor, config)
         self.optimizers = {

@@ -1,8 +1,8 @@
 """Every key of rollouts, batches and replay rows, declared once.
 
-A rollout (E, T) holds the decisions of E environments, under `next` the outcome of each; a batch (B)
-holds the decisions that a policy gradient learns from; a replay row (B) is one transition. The
-table in `docs/keys.md` is generated from here, and a test holds every algorithm to it.
+A rollout (E, T) holds the decisions of E environments, and under `next` the outcome of each. A
+batch (B) holds the decisions that a policy gradient learns from. A replay row (B) is one transition.
+The table in `docs/keys.md` is generated from here, and a test holds every algorithm to it.
 
 Letters: E envs, T decisions, B rows, H action horizon, h executed actions, A model action dim, d
 robot action dim, S model state dim, s robot state dim, V cameras, X pixels, L prompt tokens, K flow
@@ -32,8 +32,8 @@ class Key:
     meaning: str
     """One line."""
     shape: str
-    """Shape after the batch dimensions, in letters, separated by commas; empty for a scalar, `*` for
-    the shapes of a nested entry."""
+    """Shape after the batch dimensions, in letters, separated by commas; empty for a scalar, `*`
+    for a nested entry."""
     writer: str
     """Module that writes it."""
     readers: tuple[str, ...]
@@ -45,7 +45,7 @@ class Key:
 
 
 def _key(meaning: str, shape: str, writer: str, readers: str, places: str, unit: str = "-") -> Key:
-    words: tuple[Place, ...] = tuple(places.split())  # type: ignore[assignment]
+    words: tuple[Place, ...] = tuple(places.split())  # type: ignore[arg-type]
     return Key(
         meaning=meaning,
         shape=shape,

@@ -9,8 +9,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, LikelihoodActor
-from pitune.rl.experience.transitions import in_parts, next_encoded
+from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput
+from pitune.rl.experience.keys import select_decisions
+from pitune.rl.experience.transitions import encode_next, in_parts
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
 from pitune.rl.policy_gradient.config import AdvantageConfig
 from pitune.rl.policy_gradient.value import ValueCritic, explained_variance
@@ -40,11 +41,10 @@ def advantage_batch(
     rollout["value_target"], rollout["advantage"] = target, advantage
 
     # valid decisions
-    keys = [*actor.in_keys, *critic.in_keys]
-    keys += [key for key in actor.out_keys if key != "action"]
-    keys += ["value_target", "advantage", "state_value"]
     valid = ~rollout["next", "invalid"].squeeze(-1)  # (E, T)
-    batch = rollout.select(*dict.fromkeys(keys))[valid]
+    batch = select_decisions(
+        rollout, actor.in_keys, critic.in_keys, actor.out_keys, ADVANTAGE_KEYS
+    )[valid]
     batch["advantage"] = standardize(batch["advantage"])
 
     # metrics
@@ -60,6 +60,8 @@ def advantage_batch(
     return batch, metrics
 
 
+ADVANTAGE_KEYS = ("value_target", "advantage", "state_value")
+"""Entries that a critic adds to decisions."""
 TERMINAL_ROWS = 32
 """Decisions whose last flow step is measured; each encodes a prefix."""
 
@@ -73,9 +75,9 @@ def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
     """
 
     def encode(obs: TensorDictBase) -> Tensor:
-        return in_parts(obs, lambda part: policy.encode(part).features)
+        return in_parts(obs, lambda part: policy.encode(ModelInput.of(part)).features)
 
-    rollout["next", "features"] = next_encoded(rollout, rollout["features"], encode)
+    rollout["next", "features"] = encode_next(rollout, rollout["features"], encode)
 
 
 @torch.no_grad()

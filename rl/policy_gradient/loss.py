@@ -11,8 +11,14 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import ActionDistribution, LikelihoodActor, LikelihoodConfig
-from pitune.policies.likelihood.config import STEP_KERNELS
+from pitune.policies import (
+    ActionDistribution,
+    FlowStepConfig,
+    LikelihoodActor,
+    LikelihoodConfig,
+    likelihood_name,
+    likelihoods,
+)
 from pitune.rl.gradient_step import Metrics, to_floats
 from pitune.rl.policy_gradient.config import ClipConfig
 from pitune.rl.policy_gradient.reference import KLSpace, Reference
@@ -28,17 +34,18 @@ def check_trainable(likelihood: LikelihoodConfig) -> None:
     Raises:
         ValueError: the likelihood has no gradient.
     """
-    if likelihood.kernel == "ode":
+    if not likelihood.trainable:
+        trainable = [name for name, config in likelihoods().items() if config.trainable]
         raise ValueError(
-            "likelihood.kernel='ode' is exact but has no gradient, for tests and reports; train "
-            f"with one of {', '.join((*STEP_KERNELS, 'flow_matching'))}"
+            f"the likelihood {likelihood_name(likelihood)!r} has no gradient, it is for tests and "
+            f"reports; train with one of {', '.join(trainable)}"
         )
 
 
 def clip_notes(actor: LikelihoodActor, clip: ClipConfig) -> list[str]:
     """Return the meaning of a clip for an actor's likelihood; nothing if its steps have none."""
     config, policy = actor.config, actor.policy
-    if config.kernel not in STEP_KERNELS:
+    if not isinstance(config, FlowStepConfig):
         return []
     joint = config.ratio == "joint" and config.stochastic_steps == "all"
     num_steps = policy.grid.flow_steps if joint else 1

@@ -13,7 +13,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from pitune.policies import ActionDistribution, FlowChain, FlowPolicy, LikelihoodActor
+from pitune.policies import (
+    ActionDistribution,
+    FlowChain,
+    LikelihoodActor,
+    ModelInput,
+    likelihood_name,
+)
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import kl_divergence, sample_flow_time
 
@@ -35,12 +41,7 @@ class Reference:
     """
 
     def __init__(self, actor: LikelihoodActor) -> None:
-        self.actor, self._original = frozen_copy(actor), actor
-
-    def _policy(self) -> FlowPolicy:
-        """Return the frozen policy, with the tasks of the environment that was met meanwhile."""
-        self.actor.policy.tasks = self._original.policy.tasks
-        return self.actor.policy
+        self.actor = frozen_copy(actor)
 
     def divergence(self, batch: TensorDictBase, dist: ActionDistribution, space: KLSpace) -> Tensor:
         """Return how far a policy is from the reference at each scored flow step (B, M).
@@ -57,15 +58,16 @@ class Reference:
         Raises:
             ValueError: the likelihood has no Gaussian steps to compare.
         """
-        mask = self._policy().executed_mask()
+        mask = self.actor.policy.executed_mask()
         reference = self.actor.get_dist(batch)
         with torch.no_grad():
             reference.log_prob(batch["chain"])
         if space == "kernel":
             if not isinstance(dist, FlowChain) or not isinstance(reference, FlowChain):
+                name = likelihood_name(self.actor.config)
                 raise ValueError(
-                    f"kl_space='kernel' compares Gaussian flow steps, and "
-                    f"kernel={self.actor.config.kernel!r} has none; take kl_space='velocity'"
+                    "kl_space='kernel' compares Gaussian flow steps, and the likelihood "
+                    f"{name!r} has none; take kl_space='velocity'"
                 )
             return kl_divergence(dist.scored.transition, reference.scored.transition).sum((-2, -1))
         difference = (dist.velocity - reference.velocity).square() * mask
@@ -92,12 +94,12 @@ class Reference:
             actor: In training.
             batch: Observations (B) with the entries of `cloning_draws`.
         """
+        policy, inputs = self.actor.policy, ModelInput.of(batch)
         with torch.no_grad():
-            policy = self._policy()
-            field = policy.field(policy.encode(batch))
+            field = policy.field(policy.encode(inputs))
             chunk = integrate(
                 field, batch["reference_noise"], policy.grid, policy.sampler.solver
             )  # (B, H, A)
-        action = policy.preprocessor.unnormalize_action(chunk, batch["state"])
-        loss = actor.policy.loss(batch, action, batch["cloning_noise"], batch["cloning_time"])
+        action = policy.preprocessor.unnormalize_action(chunk, inputs.robot_state)
+        loss = actor.policy.loss(inputs, action, batch["cloning_noise"], batch["cloning_time"])
         return loss.mean((-2, -1))

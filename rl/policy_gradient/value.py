@@ -1,4 +1,4 @@
-"""State values. Letters: N rows, S state dim."""
+"""State values. Letters: N rows, S model state dim, D width of a hidden layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from pitune.policies import Preprocessor
+from pitune.policies.preprocessing.critic_input import critic_input
 
 RETURN_RATE = 0.05
 """Share of a new batch in the running scale of returns, once that has seen enough [-]."""
@@ -27,26 +27,26 @@ class ValueCritic(TensorDictModuleBase):
     its gradients do not disturb the pretrained weights.
 
     Args:
-        preprocessor: Scales the state as the policy does; shared, and not trained.
+        state_dim: Width of the model's states (S).
         feature_dim: Width of the policy's features, `FlowPolicy.feature_dim`; 0 for none.
         hidden: Widths of the hidden layers.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> rows = {"model_input": {"state": torch.zeros(3, 4)}, "elapsed": torch.zeros(3, 1)}
+        >>> ValueCritic(4).value(TensorDict(rows, batch_size=[3])).shape
+        torch.Size([3, 1])
     """
 
     def __init__(
-        self,
-        preprocessor: Preprocessor,
-        feature_dim: int = 0,
-        hidden: tuple[int, ...] = (256, 256),
+        self, state_dim: int, feature_dim: int = 0, hidden: tuple[int, ...] = (256, 256)
     ) -> None:
         super().__init__()
-        self.in_keys, self.out_keys = ["state", "elapsed"], ["state_value"]
+        self.in_keys, self.out_keys = ["model_input", "elapsed"], ["state_value"]
         self.feature_dim = feature_dim
         if feature_dim:
             self.in_keys.append("features")
-        self._preprocessor = [
-            preprocessor
-        ]  # in a list: not a submodule, its buffers are the policy's
-        widths = (preprocessor.model_state_dim + 1 + feature_dim, *hidden)
+        widths = (state_dim + 1 + feature_dim, *hidden)
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.SiLU()]
@@ -64,12 +64,16 @@ class ValueCritic(TensorDictModuleBase):
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         return td.set("state_value", self.value(td))
 
-    def value(self, td: TensorDictBase) -> Tensor:
-        """Return the values (N, 1) of observations (N) [reward]."""
-        parts = [self._preprocessor[0].normalize_state(td["state"]), td["elapsed"]]
-        if self.feature_dim:
-            parts.append(td["features"])
-        scaled: Tensor = self.net(torch.cat(parts, dim=-1))
+    def value(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
+        """Return the values (N, 1) of observations (N) [reward].
+
+        Args:
+            td: With `model_input`, `elapsed` and, where the policy has any, `features`.
+            offset: Added to the first layer's output (N, D); a gene of a population.
+        """
+        features = td["features"] if self.feature_dim else None
+        x = self.net[0](critic_input(td["model_input", "state"], features, td["elapsed"]))
+        scaled: Tensor = self.net[1:](x if offset is None else x + offset)
         return scaled * self.return_std + self.return_mean
 
     def scaled(self, value: Tensor) -> Tensor:
