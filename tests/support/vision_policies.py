@@ -53,6 +53,5 @@ def vision_policy(family: Family = "pi0", **changes: Any) -> FlowPolicy:
         **changes,
     )
     sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=2)
-    policy = FlowPolicy(Pi0(network), preprocessor, sampler)
-    policy.info.tokenizer = Tokenizer.load(TOKENIZER)
-    return policy
+    info = policies.PolicyInfo(tokenizer=Tokenizer.load(TOKENIZER))
+    return FlowPolicy(Pi0(network), preprocessor, sampler, info=info)

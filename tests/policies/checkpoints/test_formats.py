@@ -22,6 +22,7 @@ from pitune.policies import PIPELINES, FlowPolicy, LoadConfig, Preprocessor, inf
 from pitune.policies.checkpoints.formats import recognize
 from pitune.policies.checkpoints.weights import EMBEDDING, EXPERT_HEAD, LM_HEAD
 from pitune.policies.inference import observation
+from pitune.policies.preprocessing.images import scaled_pictures
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 TOKENIZER = FIXTURES / "tiny_tokenizer" / "paligemma_tokenizer.model"
@@ -68,8 +69,9 @@ def raw_observation(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def inputs_of(policy: FlowPolicy, raw: dict[str, Any]) -> dict[str, Tensor]:
-    policy.tasks = (raw["prompt"],)
-    return policy.inputs(observation(policy, raw))
+    inputs = policy.model_input(observation(policy, raw), (raw["prompt"],))
+    tensors = dict(inputs.tensordict().items())
+    return {**tensors, "images": scaled_pictures(tensors["images"])}
 
 
 CASES = [("pi0", 0, 0), ("pi0", 1, 0)] + [("pi05", d, s) for d in (0, 1) for s in (0, 1)]
@@ -361,7 +363,7 @@ def test_policy_without_a_tokenizer_loads_but_says_what_it_lacks(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("OPENPI_DATA_HOME", raising=False)
     policy = load(openpi("pi0"), LoadConfig(pipeline="pi0_libero"))
-    with pytest.raises(ValueError, match="tokenizer"):
+    with pytest.raises(ValueError, match="reads a prompt, but has no tokenizer"):
         infer(policy, raw_observation("pi0")[0])
 
 

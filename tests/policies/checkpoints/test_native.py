@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tensordict import TensorDict
 
 from pitune.policies import (
     FlowPolicy,
     GemmaConfig,
-    ModelInput,
     NormStats,
     Pi0Config,
     PreprocessorConfig,
@@ -66,11 +64,9 @@ def test_a_policy_comes_back_exactly(policy: FlowPolicy, folder: Path) -> None:
     before, after = policy.state_dict(), loaded.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[key], after[key]) for key in before)
-    obs, noise = TensorDict({"state": torch.randn(16, 3)}, [16]), torch.randn(16, 5, 3)
-    assert torch.equal(
-        loaded.sample_actions(ModelInput.of(obs), noise),
-        policy.sample_actions(ModelInput.of(obs), noise),
-    )
+    inputs = policy.model_input({"state": torch.randn(16, 3)})
+    noise = torch.randn(16, 5, 3)
+    assert torch.equal(loaded.sample_actions(inputs, noise), policy.sample_actions(inputs, noise))
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
@@ -167,7 +163,7 @@ def test_a_description_that_is_not_text_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"version": 3}, {"version": None}, {"format": "openpi"}, {"version": "1"}]
+    "values", [{"version": 4}, {"version": None}, {"format": "openpi"}, {"version": "1"}]
 )
 def test_another_format_or_version_is_refused(folder: Path, values: dict[str, Any]) -> None:
     change_description(folder, **values)

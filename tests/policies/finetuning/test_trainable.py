@@ -7,7 +7,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, GemmaConfig, NormStats, PreprocessorConfig, SamplerConfig
+from pitune.policies import (
+    FlowPolicy,
+    GemmaConfig,
+    NormStats,
+    PolicyInfo,
+    PreprocessorConfig,
+    SamplerConfig,
+)
 from pitune.policies.finetuning.trainable import (
     FinetuneConfig,
     apply_finetuning,
@@ -45,11 +52,8 @@ def make_policy(family: Family = "pi0") -> FlowPolicy:
         pictures=PicturesConfig(cameras={"base": "front", "wrist": "hand"}, size=28),
         prompt=PromptConfig(max_tokens=12, default="push"),
     )
-    policy = FlowPolicy(
-        tiny(family, image_size=28), preprocessor, SamplerConfig(execution_horizon=2)
-    )
-    policy.info.tokenizer = Letters()
-    return policy
+    network, sampler = tiny(family, image_size=28), SamplerConfig(execution_horizon=2)
+    return FlowPolicy(network, preprocessor, sampler, info=PolicyInfo(tokenizer=Letters()))
 
 
 def loss(policy: FlowPolicy) -> Tensor:
@@ -65,7 +69,7 @@ def loss(policy: FlowPolicy) -> Tensor:
     )
     action = torch.randn(3, 10, 7, generator=generator)
     noise = torch.randn(3, 10, 32, generator=generator)
-    return policy.loss(obs, action, noise, torch.tensor([0.2, 0.5, 0.9])).mean()
+    return policy.loss(policy.model_input(obs), action, noise, torch.tensor([0.2, 0.5, 0.9])).mean()
 
 
 def trained_names(policy: FlowPolicy) -> set[str]:
