@@ -36,7 +36,7 @@ def small_recipe(env_id: str) -> Recipe:
         num_iterations=2,
         eval_every=1,
         eval_episodes=20,
-        ppo=rl.PPOConfig(minibatch_size=50, num_epochs=1, critic_warmup=0),
+        ppo=rl.PPOConfig(update=rl.UpdateConfig(minibatch_size=50, num_epochs=1), critic_warmup=0),
     )
 
 
@@ -158,9 +158,9 @@ def test_finished_runs_of_other_settings_are_not_taken_for_these(
 ) -> None:
     config = config_of("ppo")
     compare(config)
-    other = replace(small_recipe("mock/Reach"), ppo=rl.PPOConfig(clip_high=0.5))
+    other = replace(small_recipe("mock/Reach"), ppo=rl.PPOConfig(clip=rl.PPOClipConfig(high=0.5)))
     monkeypatch.setattr(experiments.quickstart, "recipe", lambda _: other)
-    with pytest.raises(ValueError, match=r"started with another config; .*clip_high: 0.2 -> 0.5"):
+    with pytest.raises(ValueError, match=r"started with another config; .*clip.high: 0.2 -> 0.5"):
         compare(config)
 
 

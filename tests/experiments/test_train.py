@@ -253,8 +253,10 @@ def test_resuming_with_another_config_names_the_difference(
 ) -> None:
     config = config_of("ppo", tmp_path, num_iterations=1)
     train(config)
-    algorithm = replace(config.algorithm, discount=0.5)
-    with pytest.raises(ValueError, match=r"different: algorithm\.discount: 0\.99 -> 0\.5\. Resume"):
+    algorithm = replace(config.algorithm, advantage=rl.AdvantageConfig(discount=0.5))
+    with pytest.raises(
+        ValueError, match=r"different: algorithm\.advantage\.discount: 0\.99 -> 0\.5\. Resume"
+    ):
         train(replace(config, algorithm=algorithm, resume=True))
     with pytest.raises(ValueError, match=r"algorithm_name: 'ppo' -> 'bc'"):
         train(config_of("bc", tmp_path, resume=True))
@@ -398,12 +400,17 @@ def test_every_algorithm_has_a_command_line(name: str) -> None:
 
 
 def test_settings_of_the_algorithm_are_options() -> None:
-    options = ["--algorithm.discount", "0.5", "--algorithm.likelihood.kernel", "flow_noise"]
+    options = [
+        "--algorithm.advantage.discount",
+        "0.5",
+        "--algorithm.likelihood.kernel",
+        "flow_noise",
+    ]
     config = parse(["ppo", *options])
     assert isinstance(config.algorithm, rl.PPOConfig)
-    assert config.algorithm.discount == 0.5
+    assert config.algorithm.advantage.discount == 0.5
     assert config.algorithm.likelihood.kernel == "flow_noise"
-    assert config.algorithm.num_epochs == rl.PPOConfig().num_epochs
+    assert config.algorithm.update == rl.PPOConfig().update
 
 
 def test_mistakes_end_the_script_with_one_line(

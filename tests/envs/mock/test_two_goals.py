@@ -119,7 +119,9 @@ def test_both_ways_survive_ppo(clone_policy: Callable) -> None:
     with torch.no_grad():
         before = shares(outcome(policy.sample_actions(starts(), noise)))
     env = make(100)
-    algorithm = rl.PPO(rl.PPOConfig(minibatch_size=250, critic_warmup=2), policy)
+    algorithm = rl.PPO(
+        rl.PPOConfig(update=rl.UpdateConfig(minibatch_size=250), critic_warmup=2), policy
+    )
     rollouts = rl.Rollouts(env, algorithm, 10, seed=0)
     for _ in range(15):
         algorithm.update(rollouts.collect())

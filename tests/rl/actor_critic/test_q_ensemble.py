@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm, linear
 
-from pitune.rl.actor_critic.q_ensemble import QEnsemble, follow, make_target, pessimistic, td_target
+from pitune.rl.actor_critic.q_ensemble import (
+    QEnsemble,
+    make_target,
+    polyak_update,
+    reduce_ensemble,
+    td_target,
+)
 
 
 def loop(ensemble: QEnsemble, x: torch.Tensor) -> torch.Tensor:
@@ -68,7 +74,7 @@ def test_a_random_pair_of_ten_has_the_expected_least() -> None:
     values = torch.arange(1.0, 11.0)[:, None]
     pairs = [min(pair) for pair in combinations(range(1, 11), 2)]
     assert sum(pairs) / len(pairs) == pytest.approx(11 / 3)
-    drawn = torch.stack([pessimistic(values, "min", 2) for _ in range(4000)])
+    drawn = torch.stack([reduce_ensemble(values, "min", 2) for _ in range(4000)])
     assert float(drawn.mean()) == pytest.approx(11 / 3, abs=0.12)
     with_replacement = torch.randint(1, 11, (100_000, 2)).amin(1).float().mean()
     assert float(with_replacement) == pytest.approx(3.85, abs=0.03)  # what it must not be
@@ -77,17 +83,17 @@ def test_a_random_pair_of_ten_has_the_expected_least() -> None:
 
 def test_a_subset_is_the_same_members_for_every_row() -> None:
     values = torch.arange(4.0)[:, None] + 10 * torch.arange(3.0)
-    least = pessimistic(values, "mean", 1)
+    least = reduce_ensemble(values, "mean", 1)
     assert torch.equal(least - least[0], torch.tensor([0.0, 10.0, 20.0]))
 
 
 def test_without_a_subset_all_members_speak() -> None:
     values = torch.tensor([[1.0, 5.0], [3.0, 2.0]])
-    assert pessimistic(values, "min").tolist() == [1.0, 2.0]
-    assert pessimistic(values, "mean").tolist() == [2.0, 3.5]
-    assert pessimistic(values, "min", 2).tolist() == [1.0, 2.0]
+    assert reduce_ensemble(values, "min").tolist() == [1.0, 2.0]
+    assert reduce_ensemble(values, "mean").tolist() == [2.0, 3.5]
+    assert reduce_ensemble(values, "min", 2).tolist() == [1.0, 2.0]
     with pytest.raises(ValueError, match=r"subset=3 must be between 0 \(all\) and num_members=2"):
-        pessimistic(values, "min", 3)
+        reduce_ensemble(values, "min", 3)
     with pytest.raises(ValueError, match="num_members=0 must be at least 1"):
         QEnsemble(3, 0, (4,))
 
@@ -100,7 +106,7 @@ def test_targets_follow_and_get_no_gradient(ensemble: QEnsemble) -> None:
     for parameter in ensemble.parameters():
         parameter.data += 1
     before = [p.clone() for p in target.parameters()]
-    follow(target, ensemble, 0.25)
+    polyak_update(target, ensemble, 0.25)
     for old, new, online in zip(before, target.parameters(), ensemble.parameters(), strict=True):
         assert torch.allclose(new, 0.75 * old + 0.25 * online)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 
 from pitune import rl
 from pitune.rl import BCConfig, Demonstrations
@@ -16,6 +16,11 @@ from pitune.rl.algorithms.bc import CloningStep, clone
 
 CONFIG = BCConfig(minibatch_size=32, gradient_steps=10, learning_rate=5e-3, decay_steps=60)
 NOTHING = TensorDict(batch_size=(1, 0))
+
+
+def chunks(num: int) -> TensorDict:
+    """Return chunks of zeros at random states."""
+    return TensorDict({"state": torch.rand(num, 4), "action": torch.zeros(num, 2, 2)}, [num])
 
 
 def test_cloning_lowers_the_loss(demonstrations_file: Path, tiny_policy: Callable) -> None:
@@ -34,7 +39,7 @@ def test_cloning_one_chunk_makes_the_policy_play_it(tiny_policy: Callable) -> No
     config = replace(CONFIG, learning_rate=2e-2, decay_steps=100)
     step = CloningStep(policy, config)
     for _ in range(100):
-        step(examples.expand(32), chunk.expand(32, -1, -1))
+        step(examples.expand(32))
     played = policy.sample_actions(examples.expand(64).contiguous())
     assert (played - chunk).abs().mean() < 0.15
     assert (
@@ -46,10 +51,10 @@ def test_the_step_size_falls_by_a_cosine(tiny_policy: Callable) -> None:
     """From 1 at the start over the middle, 0.505, to 0.01 after 4 steps, where it stays."""
     config = BCConfig(learning_rate=1.0, decay_steps=4, final_fraction=0.01)
     step = CloningStep(tiny_policy(), config)
-    examples = TensorDict({"state": torch.rand(8, 4)}, batch_size=[8])
+    examples = chunks(8)
     rates = []
     for _ in range(6):
-        step(examples, torch.zeros(8, 2, 2))
+        step(examples)
         rates.append(step.optimizer.param_groups[0]["lr"])
     # (1 + cos(pi / 4)) / 2 = 0.85355
     by_hand = [1, 0.01 + 0.99 * 0.85355, 0.505, 0.01 + 0.99 * 0.14645, 0.01, 0.01]
@@ -71,9 +76,9 @@ def test_the_step_size_goes_on_where_it_was_after_resuming(
 def test_a_constant_step_size_is_one_that_ends_where_it_starts(tiny_policy: Callable) -> None:
     config = rl.FilteredBCConfig().cloning
     step = CloningStep(tiny_policy(), config)
-    examples = TensorDict({"state": torch.rand(8, 4)}, batch_size=[8])
+    examples = chunks(8)
     for _ in range(3):
-        step(examples, torch.zeros(8, 2, 2))
+        step(examples)
         assert step.optimizer.param_groups[0]["lr"] == pytest.approx(config.learning_rate)
 
 
@@ -81,8 +86,8 @@ def test_minibatches_are_no_larger_than_the_data(tiny_policy: Callable) -> None:
     sizes = []
 
     class Recording(CloningStep):
-        def __call__(self, obs, action) -> float:
-            sizes.append(len(action))
+        def __call__(self, chunks: TensorDictBase) -> float:
+            sizes.append(len(chunks))
             return 2.0
 
     examples = TensorDict(
@@ -95,10 +100,13 @@ def test_minibatches_are_no_larger_than_the_data(tiny_policy: Callable) -> None:
 
 def test_numbers_that_are_not_finite_stop_the_cloning(tiny_policy: Callable) -> None:
     step = CloningStep(tiny_policy(), CONFIG)
-    examples = TensorDict({"state": torch.rand(2, 4)}, batch_size=[2])
-    step(examples, torch.zeros(2, 2, 2))
-    with pytest.raises(FloatingPointError, match="loss is nan after 1 steps; check the demonstrat"):
-        step(examples, torch.full((2, 2, 2), torch.nan))
+    examples = chunks(2)
+    step(examples)
+    examples["action"].fill_(torch.nan)
+    with pytest.raises(
+        FloatingPointError, match="flow-matching loss is nan in step 1; lower its l"
+    ):
+        step(examples)
 
 
 def test_the_target_is_the_demonstrated_chunk(

@@ -372,12 +372,12 @@ def test_a_loss_that_is_not_finite_stops(new: Callable) -> None:
         algorithm.update(rollouts.collect())
     batch: TensorDictBase = algorithm.off_policy.sample()
     batch["encoded", "input"][:] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"actor loss is nan after \d+ rounds; lower its"):
+    with pytest.raises(FloatingPointError, match=r"actor loss is nan in round \d+; lower its"):
         algorithm.actor_step(batch)
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="actor_every=0 must be above 0"):
+    with pytest.raises(ValueError, match="actor_every=0 must be at least 1"):
         DSRLConfig(actor_every=0)
     with pytest.raises(ValueError, match=r"initial_temperature=0\.0 must be above 0"):
         DSRLConfig(initial_temperature=0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pitune.policies import FlowSDEConfig, ModelInput
+
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from settings import changed
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune import envs, policies, rl
-from pitune.policies import FlowPolicy, FlowSDEConfig, ModelInput
+from pitune.policies import FlowPolicy, LikelihoodConfig
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import Population
 from pitune.rl.policy_gradient.loss import log_ratios
@@ -24,7 +27,7 @@ LEARNING: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs
 
 def new_epo(policy: FlowPolicy, ppo: dict | None = None, **changes: Any) -> rl.EPO:
     torch.manual_seed(0)
-    config = rl.PPOConfig(**{**LEARNING, **(ppo or {})})
+    config = changed(rl.PPOConfig(), **{**LEARNING, **(ppo or {})})
     return rl.EPO(rl.EPOConfig(ppo=config, **changes), policy)
 
 
@@ -70,9 +73,8 @@ def test_one_member_without_evolution_is_ppo_bit_for_bit(
     """T-D6, over four updates with new rollouts each, warm-up and target KL included."""
     ends, metrics = [], []
     for epo in (False, True):
-        config = rl.PPOConfig(
-            **{**LEARNING, "critic_warmup": 1}, likelihood=FlowSDEConfig(**likelihood)
-        )
+        settings = {**LEARNING, "critic_warmup": 1, "likelihood": FlowSDEConfig(**likelihood)}
+        config = changed(rl.PPOConfig(), **settings)
         torch.manual_seed(0)
         algorithm: rl.Algorithm = (
             rl.EPO(rl.EPOConfig(ppo=config, num_members=1, evolve_every=0), tiny_policy())
@@ -134,9 +136,7 @@ def test_a_folded_member_is_the_conditioned_one(tiny_policy: Callable) -> None:
             acted = algorithm.actor(td.clone().set("noise", noise))["action"]
         folded = algorithm.deployed_policy()
         assert torch.allclose(folded.sample_actions(td, noise), acted, atol=1e-5)
-        assert not torch.allclose(
-            algorithm.actor.policy.sample_actions(ModelInput.of(td), noise), acted
-        )
+        assert not torch.allclose(algorithm.actor.policy.sample_actions(ModelInput.of(td), noise), acted)
         assert folded.state_dict().keys() == tiny_policy().state_dict().keys()
 
 
@@ -146,7 +146,7 @@ def test_a_member_s_data_moves_its_own_gene_and_what_is_shared(tiny_policy: Call
     tell_apart(algorithm)
     rollout = gather(algorithm)
     batch = rollout[2:4].flatten().set("advantage", torch.randn(10, 1))  # member 1
-    loss = algorithm.loss(batch)
+    loss, _ = algorithm.loss(batch)
     population = algorithm.actor.population
     shared = algorithm.actor.policy.network.action_out_proj.weight
     genes, weight = torch.autograd.grad(loss, [population.genes, shared])
@@ -412,7 +412,9 @@ def test_epo_improves_a_half_trained_policy(half_trained: Path) -> None:
     policy = policies.load(half_trained)
     config = envs.EnvConfig(id="mock/Reach", num_envs=52, num_workers=0, max_episode_steps=10)
     env = envs.make(config)
-    ppo = rl.PPOConfig(minibatch_size=250, critic_warmup=2, actor_learning_rate=5e-4)
+    ppo = rl.PPOConfig(
+        update=rl.UpdateConfig(minibatch_size=250), critic_warmup=2, actor_learning_rate=5e-4
+    )
     algorithm = rl.EPO(rl.EPOConfig(ppo=ppo), policy)
     before = rl.evaluate(env, algorithm.actor, 208)
     experience = rl.Rollouts(env, algorithm, 10, seed=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pitune.policies import FlowSDEConfig
+
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +14,10 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
-from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
-from pitune.rl.gradient_step import descend, minibatches
-from pitune.rl.policy_gradient.loss import PolicyLoss
+from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.rl.gradient_step import gradient_step, minibatches
+from pitune.rl.policy_gradient.config import ClipConfig
+from pitune.rl.policy_gradient.loss import PolicyLoss, policy_metrics
 from pitune.rl.policy_gradient.surrogate import (
     asymmetric_surrogate,
     clipped_surrogate,
@@ -66,12 +69,12 @@ def test_the_loss_is_torchrls_bit_for_bit(ratio: str, kernel: str, tiny_policy: 
     theirs.set_keys(action="chain", sample_log_prob="action_log_prob")
     losses = theirs(batch)
     expected = losses["loss_objective"] + losses["loss_entropy"]
-    ours = PolicyLoss(actor, surrogate, (0.1, 0.3), entropy_coefficient=0.01)
-    found = ours(batch)
+    ours = PolicyLoss(actor, surrogate, entropy_coefficient=0.01)
+    found, tensors = ours(batch)
     assert torch.equal(found, expected)
     parameters = list(actor.parameters())
     assert torch.equal(gradient(found, parameters), gradient(expected, parameters))
-    metrics = ours.metrics()
+    metrics = policy_metrics(tensors, ClipConfig(low=0.1, high=0.3))
     assert metrics["clip_fraction"] == float(losses["clip_fraction"]) > 0.2
     assert metrics["approx_kl"] == float(losses["mean_ratio"] - 1 + losses["kl_approx"])
 
@@ -168,17 +171,24 @@ def test_a_step_in_parts_is_the_step_of_the_whole(num_parts: int, tiny_policy: C
         torch.manual_seed(0)
         actor, batch = acted(tiny_policy())
         batch["weight"] = torch.linspace(0.5, 1.5, 24)[:, None]
-        loss = PolicyLoss(actor, surrogate, (0.1, 0.3), kl_coefficient=0.1)
+        loss = PolicyLoss(actor, surrogate, kl_coefficient=0.1)
         with torch.no_grad():  # away from the reference
             for parameter in actor.parameters():
                 parameter += 0.01
         optimizer = torch.optim.SGD(actor.parameters(), lr=1.0)
         before = torch.cat([p.detach().flatten().clone() for p in actor.parameters()])
-        value, norm = descend(
-            optimizer, loss, batch, max_grad_norm=0.5, name="actor", update=0, num_parts=parts
+        metrics, norm = gradient_step(
+            optimizer,
+            loss,
+            batch,
+            name="actor",
+            step="update 0",
+            max_grad_norm=0.5,
+            num_parts=parts,
         )
         step = torch.cat([p.detach().flatten() for p in actor.parameters()]) - before
-        results.append((step, torch.tensor([value, norm, *loss.metrics().values()])))
+        numbers = policy_metrics(metrics, ClipConfig(low=0.1, high=0.3))
+        results.append((step, torch.tensor([norm, *numbers.values()])))
     assert float(results[0][0].norm()) == pytest.approx(0.5, rel=1e-3)
     assert float((results[1][0] - results[0][0]).norm()) < 1e-4
     assert torch.allclose(results[1][1], results[0][1], rtol=1e-4, atol=1e-5)
@@ -197,14 +207,13 @@ def test_a_loss_that_is_not_finite_names_its_network_and_update() -> None:
     weight = torch.nn.Parameter(torch.tensor(float("nan")))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     batch = TensorDict({"x": torch.ones(2)}, [2])
-    with pytest.raises(FloatingPointError, match="critic loss is nan in update 7; lower the learn"):
-        descend(
+    with pytest.raises(FloatingPointError, match="critic loss is nan in update 7; lower its learn"):
+        gradient_step(
             optimizer,
-            lambda part: (weight * part["x"]).mean(),
+            lambda part: ((weight * part["x"]).mean(), {}),
             batch,
-            max_grad_norm=1.0,
             name="critic",
-            update=7,
+            step="update 7",
         )
 
 
@@ -217,8 +226,10 @@ def test_every_row_is_in_one_minibatch_of_each_epoch() -> None:
 
 def test_a_decision_weighs_what_its_weight_says(tiny_policy: Callable) -> None:
     actor, batch = acted(tiny_policy())
-    loss = PolicyLoss(actor, surrogate, (0.1, 0.3))
+    loss = PolicyLoss(actor, surrogate)
     chosen = batch["action_log_prob"].new_zeros(24, 1)
     chosen[:6] = 4.0  # a quarter of the decisions, so that the weights are 1 on average
-    assert torch.allclose(loss(batch.copy().set("weight", chosen)), loss(batch[:6]), atol=1e-6)
-    assert not torch.allclose(loss(batch), loss(batch[:6]), atol=1e-3)
+    weighted, whole = loss(batch.copy().set("weight", chosen))[0], loss(batch)[0]
+    few = loss(batch[:6])[0]
+    assert torch.allclose(weighted, few, atol=1e-6)
+    assert not torch.allclose(whole, few, atol=1e-3)
