@@ -101,9 +101,9 @@ def test_actions_are_the_solvers_first_steps_in_robot_units(solver: Solver) -> N
     policy, obs = make_policy(solver=solver), observations()
     noise = torch.randn(8, 4, 3)
     with torch.no_grad():
-        field = policy.field(policy.encode(ModelInput.of(obs)))
+        field = policy.field(policy.encode(obs))
         chunk = integrate(field, noise, policy.grid, solver)
-        action = policy.sample_actions(ModelInput.of(obs), noise)
+        action = policy.sample_actions(obs, noise)
         by_hand = chunk[:, :2, :2] * torch.tensor([2.0, 0.5]) + torch.tensor([1.0, -1.0])
         assert torch.allclose(action, by_hand, atol=1e-5)
         others = {name: integrate(field, noise, policy.grid, name) for name in ("euler", "heun")}

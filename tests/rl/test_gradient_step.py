@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pitune.policies import likelihood_config
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from pitune import envs, rl
-from pitune.policies import FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, likelihood_config
 from pitune.rl.actor_critic.learner import FlowActorCritic
 from pitune.rl.gradient_step import gradient_step, merge_metrics, split_rows
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pitune.policies import ModelInput
-
 import json
 import os
 import pickle
@@ -68,7 +66,7 @@ def test_a_policy_comes_back_exactly(policy: FlowPolicy, folder: Path) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
     inputs = policy.model_input({"state": torch.randn(16, 3)})
     noise = torch.randn(16, 5, 3)
-    assert torch.equal(loaded.sample_actions(ModelInput.of(inputs), noise), policy.sample_actions(ModelInput.of(inputs), noise))
+    assert torch.equal(loaded.sample_actions(inputs, noise), policy.sample_actions(inputs, noise))
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 

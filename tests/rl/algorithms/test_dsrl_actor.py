@@ -75,14 +75,14 @@ def test_the_frozen_flow_makes_of_noise_what_the_base_policy_does(
 ) -> None:
     actor, base = steer(layout="full"), tiny_policy(horizon=3, executed=2)
     policy, inputs, latent = actor.policy, ModelInput.of(obs), torch.randn(6, 6)
-    actions = policy.preprocessor.unnormalize_action(actor.decode(policy.encode(ModelInput.of(inputs)), latent))
-    assert torch.equal(actions, base.sample_actions(ModelInput.of(inputs), latent.unflatten(1, (3, 2))))
-    again = actor.decode(policy.encode(ModelInput.of(inputs)), latent)
-    assert torch.equal(again, actor.decode(policy.encode(ModelInput.of(inputs)), latent))
+    actions = policy.preprocessor.unnormalize_action(actor.decode(policy.encode(inputs), latent))
+    assert torch.equal(actions, base.sample_actions(inputs, latent.unflatten(1, (3, 2))))
+    again = actor.decode(policy.encode(inputs), latent)
+    assert torch.equal(again, actor.decode(policy.encode(inputs), latent))
     order = torch.tensor([3, 0, 5, 1, 2, 4])
     shuffled = actor.decode(policy.encode(ModelInput.of(obs[order])), latent[order])
     assert torch.allclose(shuffled, again[order], atol=1e-6)
-    other = actor.decode(policy.encode(ModelInput.of(inputs)), latent + 1)
+    other = actor.decode(policy.encode(inputs), latent + 1)
     assert (other - again).abs().min() > 1e-4  # a flow that ignored its noise would be seen
 
 
@@ -93,10 +93,10 @@ def test_deployed_it_starts_from_the_noise_actors_mode(
     actor, base = steer(layout=layout), tiny_policy(horizon=3, executed=2)
     policy, inputs = actor.policy, ModelInput.of(obs)
     with torch.no_grad():
-        latent = actor.source.actor.mode(policy.critic_input(inputs, policy.encode(ModelInput.of(inputs))))
-        expected = base.sample_actions(ModelInput.of(inputs), actor.source.noise_of(latent))
-        assert torch.equal(policy.sample_actions(ModelInput.of(inputs)), expected)
-        assert torch.equal(policy.sample_actions(ModelInput.of(inputs), policy.draw_noise(6)), expected)
+        latent = actor.source.actor.mode(policy.critic_input(inputs, policy.encode(inputs)))
+        expected = base.sample_actions(inputs, actor.source.noise_of(latent))
+        assert torch.equal(policy.sample_actions(inputs), expected)
+        assert torch.equal(policy.sample_actions(inputs, policy.draw_noise(6)), expected)
 
 
 def test_until_it_is_steered_it_is_the_base_policy(
@@ -104,12 +104,12 @@ def test_until_it_is_steered_it_is_the_base_policy(
 ) -> None:
     policy, base = steer(steered=False).policy, tiny_policy(horizon=3, executed=2)
     noise, inputs = policy.draw_noise(6), ModelInput.of(obs)
-    assert torch.equal(policy.sample_actions(ModelInput.of(inputs), noise), base.sample_actions(ModelInput.of(inputs), noise))
+    assert torch.equal(policy.sample_actions(inputs, noise), base.sample_actions(inputs, noise))
 
 
 def test_a_small_bound_stays_near_the_mode(steer: Callable, obs: TensorDict) -> None:
     inputs = ModelInput.of(obs)
-    context = steer().policy.encode(ModelInput.of(inputs))
+    context = steer().policy.encode(inputs)
     far = []
     for magnitude in (1e-4, 1e-2, 1.0):
         actor = steer(layout="full", magnitude=magnitude)
@@ -213,11 +213,11 @@ def test_the_actor_writes_what_a_learner_stores(
     with set_exploration_type(ExplorationType.RANDOM):
         written = actor(obs.clone())
     assert ("context" in written.keys()) is keep
-    expected = policy.critic_input(inputs, policy.encode(ModelInput.of(inputs)))
+    expected = policy.critic_input(inputs, policy.encode(inputs))
     assert torch.equal(written["critic_input"], expected)
     encoded = actor.encode(obs)
     assert (written.select(*encoded.keys()) == encoded).all()
-    decoded = actor.decode(policy.encode(ModelInput.of(inputs)), written["latent"])
+    decoded = actor.decode(policy.encode(inputs), written["latent"])
     assert torch.equal(written["action"], policy.preprocessor.unnormalize_action(decoded))
     assert not written["latent"].requires_grad
 
@@ -302,4 +302,4 @@ def test_a_checkpoint_of_version_2_has_other_names_and_is_read(
     description.write_text(description.read_text().replace('"version": 3', '"version": 2'))
     loaded = policies.load(tmp_path / "steered")
     inputs = ModelInput.of(obs)
-    assert torch.equal(loaded.sample_actions(ModelInput.of(inputs)), policy.sample_actions(ModelInput.of(inputs)))
+    assert torch.equal(loaded.sample_actions(inputs), policy.sample_actions(inputs))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pitune.policies import FlowSDEConfig, ModelInput
-
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune import envs, policies, rl
-from pitune.policies import FlowPolicy, LikelihoodConfig
+from pitune.policies import FlowPolicy, FlowSDEConfig, ModelInput
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import Population
 from pitune.rl.policy_gradient.loss import log_ratios
@@ -136,7 +134,9 @@ def test_a_folded_member_is_the_conditioned_one(tiny_policy: Callable) -> None:
             acted = algorithm.actor(td.clone().set("noise", noise))["action"]
         folded = algorithm.deployed_policy()
         assert torch.allclose(folded.sample_actions(td, noise), acted, atol=1e-5)
-        assert not torch.allclose(algorithm.actor.policy.sample_actions(ModelInput.of(td), noise), acted)
+        assert not torch.allclose(
+            algorithm.actor.policy.sample_actions(ModelInput.of(td), noise), acted
+        )
         assert folded.state_dict().keys() == tiny_policy().state_dict().keys()
 
 

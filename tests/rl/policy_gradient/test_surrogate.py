@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pitune.policies import FlowSDEConfig
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
 from pitune.rl.gradient_step import gradient_step, minibatches
 from pitune.rl.policy_gradient.config import ClipConfig
 from pitune.rl.policy_gradient.loss import PolicyLoss, policy_metrics
