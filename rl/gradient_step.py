@@ -165,4 +165,4 @@ def merge_metrics(history: Sequence[Metrics], shares: Sequence[float]) -> Metric
 
 def to_floats(metrics: Metrics) -> dict[str, float]:
     """Return scalar metrics as numbers."""
-    return {key: float(value) for key, value in metrics.items()}
+    return {key: float(value.detach()) for key, value in metrics.items()}
