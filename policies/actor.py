@@ -19,7 +19,7 @@ from tensordict.nn import InteractionType, TensorDictModuleBase
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
-from pitune.policies.flow.path import FlowNoise, FlowSDE, Kernel
+from pitune.policies.flow.kernels import FlowNoise, FlowSDE, Kernel
 from pitune.policies.likelihood.config import (
     STEP_KERNELS,
     LikelihoodConfig,

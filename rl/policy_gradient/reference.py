@@ -14,8 +14,8 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import ActionDistribution, FlowChain, FlowPolicy, LikelihoodActor
+from pitune.policies.flow.kernels import kl_divergence
 from pitune.policies.flow.ode import integrate
-from pitune.policies.flow.path import kl_divergence
 
 KLSpace = Literal["kernel", "velocity"]
 M = TypeVar("M", bound=nn.Module)

@@ -14,8 +14,9 @@ from torch.distributions import Normal
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
 from pitune.policies.flow.chain import sample_chain
+from pitune.policies.flow.kernels import FlowSDE, Transition, log_prob
 from pitune.policies.flow.ode import ode_log_likelihood
-from pitune.policies.flow.path import FlowOutput, FlowSDE, TimeGrid, Transition, log_prob
+from pitune.policies.flow.path import FlowOutput, TimeGrid
 from pitune.policies.likelihood.config import VelocityHead, draw_flow_times
 from pitune.policies.likelihood.distributions import LossRatio
 
