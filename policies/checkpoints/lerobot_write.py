@@ -1,14 +1,13 @@
 """Writes a policy in lerobot's format.
 
-A checkpoint that came from lerobot gets its own json files back. Another one gets new ones, as far
-as lerobot can express its pipeline; what it cannot is refused, what it does otherwise is returned.
-Quirks: every key begins with `model.`, both `embed_tokens` and `lm_head` have to be there, and so
-has a head of the expert that nothing uses.
+A checkpoint that came from lerobot gets its own JSON files back. Another one gets new ones. A
+pipeline that lerobot cannot express is an error, and its smaller differences are returned.
+In lerobot every key begins with `model.`. `embed_tokens`, `lm_head` and an unused `lm_head` of the
+expert must all exist.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +15,50 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pitune.policies.checkpoints.config import info_of
+from pitune.policies.checkpoints.external import merged_weights, write_companions, write_weights
+from pitune.policies.checkpoints.files import write_json
+from pitune.policies.checkpoints.keys import EMBEDDING, EXPERT_HEAD, LM_HEAD, lerobot_keys
 from pitune.policies.checkpoints.lerobot_read import POSTPROCESSOR, PREPROCESSOR
-from pitune.policies.checkpoints.weights import EMBEDDING, EXPERT_HEAD, LM_HEAD
 from pitune.policies.network.config import Pi0Config
-from pitune.policies.policy import SamplerConfig
+from pitune.policies.policy import FlowPolicy
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 
 _MODES = {"zscore": "MEAN_STD", "quantile": "QUANTILES", "none": "IDENTITY"}
 
 
-def write(
-    weights: dict[str, Tensor],
-    network: Pi0Config,
-    preprocessor: PreprocessorConfig,
-    origin: dict[str, Any],
-    folder: Path,
-    sampler: SamplerConfig,
-) -> list[str]:
-    """Write a `pretrained_model` folder into an existing folder.
+def write(policy: FlowPolicy, folder: Path) -> list[str]:
+    """Write the files of a `pretrained_model` folder into an existing folder.
 
     Returns:
-        What lerobot will compute differently from this policy.
+        The differences between lerobot's computation and this policy's.
 
     Raises:
-        ValueError: lerobot cannot express the policy's pipeline.
+        ValueError: lerobot cannot express the policy's pipeline, or cannot read its weights.
     """
+    network, preprocessor = policy.network.config, policy.preprocessor.config
+    weights = merged_weights(policy, "lerobot")
+    origin = info_of(policy).origin
     differences: list[str] = []
     steps = origin.get("preprocessor", {}).get("steps", [])
     if origin.get("format") == "lerobot" and any("state_file" in step for step in steps):
         files = {name: origin[name] for name in ("config", "preprocessor", "postprocessor")}
     else:
-        differences = _refuse_or_list(network, preprocessor)
+        differences = _check_pipeline(network, preprocessor)
         files = _new_files(network, preprocessor)
     files["config"] = {
         **files["config"],
         "chunk_size": network.action_horizon,
-        "n_action_steps": sampler.execution_horizon,
-        "num_inference_steps": sampler.flow_steps,
+        "n_action_steps": policy.sampler.execution_horizon,
+        "num_inference_steps": policy.sampler.flow_steps,
     }
-    tensors = {f"model.{key}": value.contiguous() for key, value in weights.items()}
-    embedding = tensors[f"model.{EMBEDDING}"]
-    tensors[f"model.{LM_HEAD}"] = embedding.clone()
-    head = torch.zeros(len(embedding), network.expert.width, dtype=embedding.dtype)
-    tensors[f"model.{EXPERT_HEAD}"] = head
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(files["config"], indent=4) + "\n")
+    embedding = weights[EMBEDDING]
+    weights[LM_HEAD] = embedding.clone()  # safetensors refuses two names of one memory
+    weights[EXPERT_HEAD] = torch.zeros(len(embedding), network.expert.width, dtype=embedding.dtype)
+    tensors = {f"model.{key}": value for key, value in weights.items()}
+    write_weights("lerobot", tensors, lerobot_keys(network), folder, {"format": "pt"})
+    write_json(folder / "config.json", files["config"], indent=4)
     stats = _stats_tensors(preprocessor.state, preprocessor.action)
     for name, written in (
         (PREPROCESSOR, files["preprocessor"]),
@@ -69,10 +66,11 @@ def write(
     ):
         if not written:
             continue
-        (folder / name).write_text(json.dumps(written, indent=2) + "\n")
+        write_json(folder / name, written)
         for step in written.get("steps", []):
             if "state_file" in step:
                 save_file(stats, folder / step["state_file"])
+    write_companions(policy, folder)
     return differences
 
 
@@ -84,14 +82,17 @@ def _stats_tensors(state: NormStats, action: NormStats) -> dict[str, Tensor]:
     }
 
 
-def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
-    """Return what lerobot does otherwise; refuse what it cannot do.
+def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
+    """Return the differences of lerobot's preprocessing from a policy's.
 
     Raises:
-        ValueError: names it.
+        ValueError: lerobot cannot express it.
     """
     if config.pictures is None or config.prompt is None:
-        raise ValueError("lerobot's π0 needs cameras and a prompt; this policy lacks one of them")
+        raise ValueError(
+            "lerobot's π0 needs cameras and a prompt, and this policy lacks one of them; save with "
+            "format='pitune'"
+        )
     if config.joints != "as_is":
         raise ValueError(
             f"lerobot cannot express joints={config.joints!r}; save with format='openpi'"
@@ -99,7 +100,7 @@ def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]
     if (network.family == "pi05") != config.prompt.discrete_state:
         raise ValueError(
             f"lerobot's {network.family} always has discrete_state={network.family == 'pi05'}, "
-            f"this policy {config.prompt.discrete_state}; save with format='openpi'"
+            f"but this policy has {config.prompt.discrete_state}; save with format='openpi'"
         )
     differences = []
     if config.pictures.resize != "torch":
@@ -111,8 +112,8 @@ def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]
 
 def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict[str, Any]]:
     pictures, prompt = config.pictures, config.prompt
-    if pictures is None or prompt is None:  # refused above
-        raise ValueError("lerobot's π0 needs cameras and a prompt")
+    if pictures is None or prompt is None:  # _check_pipeline has raised already
+        raise ValueError("lerobot's π0 needs cameras and a prompt; save with format='pitune'")
     size = [3, pictures.size, pictures.size]
     names = [*pictures.cameras, *(f"empty_camera_{i}" for i, _ in enumerate(pictures.missing))]
     inputs: dict[str, Any] = {

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pitune.policies.checkpoints.weights import key_differences
+from pitune.policies.checkpoints.keys import key_differences
 from pitune.policies.finetuning.trainable import trained_parameters
 
 
