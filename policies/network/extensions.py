@@ -62,7 +62,7 @@ class Extension(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define reset_parameters")
 
 
-_EXTENSIONS: dict[str, Callable[..., Extension]] = {}
+_EXTENSIONS: dict[str, type[Extension]] = {}
 ExtensionClass = TypeVar("ExtensionClass", bound=type[Extension])
 
 
@@ -73,16 +73,18 @@ def register_extension(name: str) -> Callable[[ExtensionClass], ExtensionClass]:
     The options are saved in the checkpoint as JSON.
 
     Raises:
-        ValueError: the name is taken, reserved, or no Python identifier.
+        ValueError: another class has the name, or it is reserved or no Python identifier.
     """
-    reserved = (*PRETRAINED_GROUPS, "all", *dir(nn.ModuleDict))
-    if name in _EXTENSIONS or name in reserved or not name.isidentifier():
-        raise ValueError(
-            f"extension name={name!r} is taken, reserved or no identifier; registered are "
-            f"{extension_names()}, choose another name"
-        )
 
     def register(cls: ExtensionClass) -> ExtensionClass:
+        before = _EXTENSIONS.get(name, cls)
+        same_class = before.__module__ == cls.__module__ and before.__qualname__ == cls.__qualname__
+        reserved = name in (*PRETRAINED_GROUPS, "all", *dir(nn.ModuleDict))
+        if not same_class or reserved or not name.isidentifier():  # a notebook's cell may run twice
+            raise ValueError(
+                f"extension name={name!r} is taken, reserved or no identifier; registered are "
+                f"{extension_names()}, choose another name"
+            )
         cls.group = name
         _EXTENSIONS[name] = cls
         return cls

@@ -263,7 +263,9 @@ def test_a_damaged_description_is_refused(folder: Path) -> None:
 
 
 def test_a_path_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no manifest.ocdbt in .*nowhere or .*params; pass"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no manifest.ocdbt in .*nowhere or .*params; pass"
+    ):
         read_orbax(tmp_path / "nowhere")
 
 
