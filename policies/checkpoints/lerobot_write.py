@@ -111,6 +111,7 @@ def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]
 
 
 def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict[str, Any]]:
+    """Return the contents of `config.json` and of the two step files, by their part."""
     pictures, prompt = config.pictures, config.prompt
     if pictures is None or prompt is None:  # _check_pipeline has raised already
         raise ValueError("lerobot's π0 needs cameras and a prompt; save with format='pitune'")
@@ -123,15 +124,7 @@ def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict
     outputs = {"action": {"type": "ACTION", "shape": [config.action.dim]}}
     mode = _MODES[config.normalization]
     norm_map = {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode}
-    action_names = [
-        f"joint_{i}" if relative else f"absolute_{i}"
-        for i, relative in enumerate(_padded(config.delta_mask, config.action.dim))
-    ]
-    relative = {
-        "enabled": any(config.delta_mask),
-        "exclude_joints": ["absolute"],
-        "action_names": action_names if any(config.delta_mask) else None,
-    }
+    relative = _relative_actions(config)
     description = {
         "type": network.family,
         "n_obs_steps": 1,
@@ -152,35 +145,46 @@ def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict
         "normalization_mapping": norm_map,
     }
     normalizer = {"eps": 1e-8, "features": {**inputs, **outputs}, "norm_map": norm_map}
+    before = _steps(network.family, relative, normalizer, prompt.max_tokens)
+    after = _postprocessor_steps(relative, {**normalizer, "features": outputs})
     return {
         "config": description,
-        "preprocessor": {
-            "name": "policy_preprocessor",
-            "steps": _steps(network.family, relative, normalizer, prompt.max_tokens),
-        },
-        "postprocessor": {
-            "name": "policy_postprocessor",
-            "steps": [
-                {
-                    "registry_name": "unnormalizer_processor",
-                    "config": {**normalizer, "features": outputs},
-                    "state_file": "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
-                },
-                {
-                    "registry_name": "absolute_actions_processor",
-                    "config": {"enabled": relative["enabled"]},
-                },
-                {
-                    "registry_name": "device_processor",
-                    "config": {"device": "cpu", "float_dtype": None},
-                },
-            ],
-        },
+        "preprocessor": {"name": "policy_preprocessor", "steps": before},
+        "postprocessor": {"name": "policy_postprocessor", "steps": after},
     }
 
 
-def _padded(mask: tuple[bool, ...], dim: int) -> list[bool]:
-    return [*mask, *(False,) * (dim - len(mask))]
+def _relative_actions(config: PreprocessorConfig) -> dict[str, Any]:
+    """Return the config of lerobot's step for relative actions.
+
+    lerobot excludes actions by a word in their name, so absolute ones get the word `absolute`.
+    """
+    mask = [*config.delta_mask, *(False,) * (config.action.dim - len(config.delta_mask))]
+    names = [f"joint_{i}" if relative else f"absolute_{i}" for i, relative in enumerate(mask)]
+    enabled = any(config.delta_mask)
+    return {
+        "enabled": enabled,
+        "exclude_joints": ["absolute"],
+        "action_names": names if enabled else None,
+    }
+
+
+def _postprocessor_steps(
+    relative: dict[str, Any], normalizer: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the steps of lerobot's own postprocessor, in its order."""
+    return [
+        {
+            "registry_name": "unnormalizer_processor",
+            "config": normalizer,
+            "state_file": "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
+        },
+        {
+            "registry_name": "absolute_actions_processor",
+            "config": {"enabled": relative["enabled"]},
+        },
+        {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}},
+    ]
 
 
 def _steps(
@@ -204,7 +208,7 @@ def _steps(
         "config": {"device": "cpu", "float_dtype": None},
     }
 
-    def named(number: int) -> dict[str, Any]:
+    def normalizer_step(number: int) -> dict[str, Any]:
         file = f"policy_preprocessor_step_{number}_normalizer_processor.safetensors"
         return {
             "registry_name": "normalizer_processor",
@@ -218,6 +222,6 @@ def _steps(
     ]
     if family == "pi0":
         newline = {"registry_name": "pi0_new_line_processor", "config": {}}
-        return [*first, newline, tokenizer_step, device_step, relative_step, named(6)]
+        return [*first, newline, tokenizer_step, device_step, relative_step, normalizer_step(6)]
     prompt = {"registry_name": "pi05_prepare_state_tokenizer_processor_step", "config": {}}
-    return [*first, relative_step, named(3), prompt, tokenizer_step, device_step]
+    return [*first, relative_step, normalizer_step(3), prompt, tokenizer_step, device_step]

@@ -201,17 +201,8 @@ class Pi0(nn.Module):
         Raises:
             ValueError: pictures or a prompt are missing, or the network does not read them.
         """
-        config, vlm = self.config, self.vlm
-        for name, value, expected in (
-            ("images", images, config.vision is not None),
-            ("tokens", tokens, config.vocab_size > 0),
-        ):
-            if (value is not None) != expected:
-                raise ValueError(
-                    f"{name} {'are' if value is not None else 'are not'} given, but this network "
-                    f"{'reads' if expected else 'does not read'} them; "
-                    f"{'pass' if expected else 'leave out'} {name}"
-                )
+        self._check_prefix_inputs(images, tokens)
+        vlm = self.vlm
         parts: list[Tensor] = []
         masks: list[Tensor] = []
         if images is not None and vlm is not None:
@@ -230,6 +221,18 @@ class Pi0(nn.Module):
                 torch.ones_like(tokens).bool() if token_mask is None else token_mask.bool()
             )
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
+
+    def _check_prefix_inputs(self, images: Tensor | None, tokens: Tensor | None) -> None:
+        for name, value, expected in (
+            ("images", images, self.config.vision is not None),
+            ("tokens", tokens, self.config.vocab_size > 0),
+        ):
+            if (value is not None) != expected:
+                raise ValueError(
+                    f"{name} {'are' if value is not None else 'are not'} given, but this network "
+                    f"{'reads' if expected else 'does not read'} them; "
+                    f"{'pass' if expected else 'leave out'} {name}"
+                )
 
     def _encode_state(
         self, state: Tensor, cache: Cache | None, valid: Tensor | None
