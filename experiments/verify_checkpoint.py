@@ -29,11 +29,11 @@ from torch import Tensor
 
 from pitune.experiments.errors import exit_with_message
 from pitune.policies.checkpoints import lerobot_read
+from pitune.policies.checkpoints.files import read_safetensors
 from pitune.policies.checkpoints.formats import load_network, recognize
 from pitune.policies.checkpoints.lerobot_read import LerobotFolder
 from pitune.policies.checkpoints.native import load_policy
 from pitune.policies.checkpoints.pipelines import CAMERAS
-from pitune.policies.checkpoints.weights import read_safetensors
 from pitune.policies.flow.chain import sample_chain
 from pitune.policies.flow.path import TimeGrid, interpolate, target_velocity
 from pitune.policies.network.pi0 import Pi0

@@ -28,8 +28,9 @@ from pitune.experiments.runs.run import provenance
 from pitune.policies.finetuning.memory import readable
 from pitune.policies.finetuning.trainable import stays_float32
 from pitune.policies.flow.chain import sample_chain, score_chain
+from pitune.policies.flow.kernels import FlowSDE
 from pitune.policies.flow.ode import integrate
-from pitune.policies.flow.path import FlowSDE, TimeGrid
+from pitune.policies.flow.path import TimeGrid
 from pitune.policies.network.config import Pi0Config, pi0, pi05, tiny
 from pitune.policies.network.pi0 import Context, Pi0
 

@@ -25,7 +25,8 @@ from typing import Any, Literal
 
 import torch
 
-from pitune.policies.checkpoints.native import atomic_folder, load_policy, write_policy
+from pitune.policies.checkpoints.files import atomic_folder
+from pitune.policies.checkpoints.native import load_policy, write_policy
 from pitune.rl import Algorithm
 
 WandbMode = Literal["online", "offline", "off"]

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pitune.policies.flow.chain import sample_chain, score_chain
+from pitune.policies.flow.kernels import Kernel
 from pitune.policies.flow.ode import ode_log_likelihood
-from pitune.policies.flow.path import Kernel, TimeGrid, VelocityField, interpolate, target_velocity
+from pitune.policies.flow.path import TimeGrid, VelocityField, interpolate, target_velocity
 from pitune.policies.likelihood.config import (
     ExactFlowConfig,
     FlowMatchingConfig,

@@ -1,7 +1,7 @@
 """Every key of rollouts, batches and replay rows, declared once.
 
 A rollout (E, T) holds the decisions of E environments, and under `next` the outcome of each. A
-batch (B) holds the decisions that a policy gradient learns from. A replay row (B) is one transition.
+batch (B) holds the decisions that a policy gradient learns from. A replay row is one transition.
 The table in `docs/keys.md` is generated from here, and a test holds every algorithm to it.
 
 Letters: E envs, T decisions, B rows, H action horizon, h executed actions, A model action dim, d

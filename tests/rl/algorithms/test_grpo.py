@@ -16,14 +16,8 @@ from torch.distributions import Normal
 
 from pitune import envs, policies, rl
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
-from pitune.policies.flow.path import (
-    FlowOutput,
-    FlowSDE,
-    TimeGrid,
-    Transition,
-    kl_divergence,
-    log_prob,
-)
+from pitune.policies.flow.kernels import FlowSDE, Transition, kl_divergence, log_prob
+from pitune.policies.flow.path import FlowOutput, TimeGrid
 from pitune.rl.policy_gradient.advantage import group_relative
 from pitune.rl.policy_gradient.episodes import episodes, grouped, ungrouped
 from pitune.rl.policy_gradient.loss import log_ratios

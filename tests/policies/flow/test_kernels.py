@@ -11,15 +11,8 @@ from torch import Tensor
 
 from analytic_flows import MEAN, STD, gaussian_field, mixture_field, mixture_samples, scaled_drift
 from pitune.policies.flow.chain import sample_chain
-from pitune.policies.flow.path import (
-    FlowOutput,
-    FlowSDE,
-    Kernel,
-    TimeGrid,
-    Transition,
-    log_prob,
-    ode_step,
-)
+from pitune.policies.flow.kernels import FlowSDE, Kernel, Transition, log_prob, ode_step
+from pitune.policies.flow.path import FlowOutput, TimeGrid
 
 
 @pytest.fixture(autouse=True)
