@@ -21,7 +21,7 @@ SUCCESS_COLOR = (0, 200, 60)
 """RGB of the border around an environment that has succeeded."""
 MAX_BYTES = 1_500_000
 """Size of the picture, for a README."""
-QUALITIES = ((320, 40, 64), (280, 30, 48), (240, 24, 32), (200, 16, 16), (120, 8, 8))
+QUALITIES = ((320, 40, 64), (300, 36, 64), (280, 30, 48), (240, 24, 32), (200, 16, 16), (120, 8, 8))
 """Width of a film [pixels], frames and colors of the picture, from the best to the smallest."""
 
 
