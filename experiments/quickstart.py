@@ -163,9 +163,9 @@ def training_config(config: QuickstartConfig, settings: Recipe) -> TrainConfig:
 
 def _next_steps(config: QuickstartConfig, folder: Path) -> list[Step]:
     """Return the commands that follow; the quickstart itself swaps the algorithm."""
-    settings = {**plain(config), "algorithm": other_algorithm(config.algorithm.partition(":")[0])}
-    words = options(settings, plain(QuickstartConfig()))
-    return next_steps(folder, swap=command("quickstart", *words))
+    other = other_algorithm(config.algorithm.partition(":")[0])
+    words = options({**plain(config), "algorithm": "ppo"}, plain(QuickstartConfig()))
+    return next_steps(folder, swap=command("quickstart", "--algorithm", other, *words))
 
 
 def main() -> None:

@@ -88,9 +88,9 @@ def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
         Step("judge the metrics", command("inspect", folder)),
         Step("measure the policy", evaluate_command(config, latest)),
         Step("swap the algorithm", swap),
-        Step("train longer", command("train", name, "--out", folder, "--resume", *more, *again)),
         Step(
-            "train on from a checkpoint: this one, or a folder of your own",
+            "start from a checkpoint: this one, or a folder of your own",
             command("train", name, "--out", continued, *from_latest),
         ),
+        Step("train longer", command("train", name, "--out", folder, "--resume", *more, *again)),
     ]
