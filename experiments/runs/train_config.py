@@ -134,4 +134,9 @@ def train_options(config: Mapping[str, Any]) -> list[str]:
     """
     default = TrainConfig(algorithm=rl.preset(config["algorithm_name"])).identity()
     ordered = {key: value for key, value in config.items() if key != "finetune"}
-    return options({**ordered, "finetune": config.get("finetune", default["finetune"])}, default)
+    words = options({**ordered, "finetune": config.get("finetune", default["finetune"])}, default)
+    added = [word for word in words if word in SUBCOMMANDS.values()]
+    if added:
+        # An option of its own before the word, or a list option would take it as its last value.
+        words.insert(words.index(added[0]), f"--torch-threads={config['torch_threads']}")
+    return words

@@ -193,5 +193,3 @@ def test_a_folder_without_a_run_names_the_runs_inside(
             main([str(folder)])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
-
-

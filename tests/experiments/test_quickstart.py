@@ -1,4 +1,4 @@
-"""`quickstart`: it continues where it stopped, keeps jobs apart, and ends with commands that run."""
+"""`quickstart`: it resumes, keeps jobs apart, and ends with commands that run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ import tyro
 from pitune import envs, experiments, rl
 from pitune.experiments.evaluate import EvaluateConfig, evaluate
 from pitune.experiments.inspect_run import main as inspect_main
-from pitune.experiments.quickstart import QuickstartConfig, QuickstartEnv, quickstart
+from pitune.experiments.quickstart import (
+    QuickstartConfig,
+    QuickstartEnv,
+    make_clone,
+    quickstart,
+    settings_of,
+)
 from pitune.experiments.recipes import Recipe
 from pitune.experiments.runs.report import closing_table
-from pitune.experiments.train import Trainer, parse, train
+from pitune.experiments.train import TrainConfig, Trainer, parse, train
 
 
 class Killed(BaseException):
@@ -84,7 +90,8 @@ def test_environments_seeds_and_fast_jobs_have_folders_of_their_own(config_of: C
 
 def test_a_seed_clones_its_own_policy_and_a_fast_job_too(config_of: Callable) -> None:
     for changes in ({}, {"seed": 1}, {"fast": True}):
-        quickstart(config_of(**changes))
+        job = config_of(**changes)
+        make_clone(job, settings_of(job))
     clones = sorted(config_of().out.glob("*/*/pretrained/policy.safetensors"))
     assert len(clones) == 3
     assert len({file.read_bytes() for file in clones}) == 3
@@ -150,13 +157,17 @@ def commands(summary: dict[str, Any]) -> dict[str, list[str]]:
     return {step.purpose: shlex.split(step.text) for step in summary["next"]}
 
 
+def in_short(config: TrainConfig) -> TrainConfig:
+    return replace(config, num_iterations=min(4, config.num_iterations), video=False, wandb="off")
+
+
 def test_the_commands_at_the_end_run_as_printed(config_of: Callable) -> None:
     found = commands(quickstart(config_of()))
     run = {
         "inspect": inspect_main,
         "evaluate": lambda words: evaluate(tyro.cli(EvaluateConfig, args=words)),
         "quickstart": lambda words: quickstart(tyro.cli(QuickstartConfig, args=words)),
-        "train": lambda words: train(replace(parse(words), video=False, wandb="off")),
+        "train": lambda words: train(in_short(parse(words))),
     }
     results = {}
     for purpose, (program, command, *words) in found.items():
@@ -170,12 +181,13 @@ def test_the_commands_at_the_end_run_as_printed(config_of: Callable) -> None:
 def test_the_end_names_the_files_to_look_at(
     config_of: Callable, capsys: pytest.CaptureFixture
 ) -> None:
-    config = config_of(algorithm="filtered_bc")
-    summary = quickstart(config)
-    closing_table(summary)
+    config = config_of()
+    closing_table(quickstart(config))
     shown = capsys.readouterr().out.replace("\n", "")
-    run = config.folder / "filtered_bc"
+    run = config.folder / "ppo"
     for name in ("metrics.csv", "summary.json", "checkpoint_000002"):
         assert f"{run / name}" in shown
     assert "before_after.gif" not in shown  # nothing could be rendered
-    assert f"pitune quickstart --algorithm ppo --env.id mock/Reach --out {config.out}" in shown
+    assert (
+        f"pitune quickstart --algorithm filtered_bc --env.id mock/Reach --out {config.out}" in shown
+    )

@@ -18,7 +18,6 @@ from rich.console import Console
 from pitune.experiments.runs import progress
 from pitune.experiments.runs.progress import Screen, count_episodes
 
-
 ROOT = Path(__file__).resolve().parents[3]
 
 
