@@ -15,7 +15,7 @@ from pitune.experiments.runs.run import WandbMode
 
 LIMITS = ("num_iterations", "max_minutes", "stop_at")
 """Settings that only end a run."""
-SUBCOMMANDS = {"finetune.lora": "finetune.lora:lora-config"}
+SUBCOMMANDS = {"finetune.lora": "finetune.lora:lo-ra-config"}
 """Blocks that are absent by default, and the word that adds them on the command line."""
 
 

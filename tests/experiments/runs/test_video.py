@@ -79,8 +79,8 @@ def film(file: Path, num: int, shade: int) -> None:
 
 
 def test_before_and_after_stand_side_by_side_until_the_longer_film_ends(tmp_path: Path) -> None:
-    film(tmp_path / "before.mp4", 60, 40)
-    film(tmp_path / "after.mp4", 12, 200)
+    film(tmp_path / "before.mp4", 20, 40)
+    film(tmp_path / "after.mp4", 6, 200)
     file = before_after(tmp_path)
     assert file == tmp_path / "before_after.gif"
     with Image.open(file) as picture:
@@ -99,17 +99,19 @@ def test_before_and_after_stand_side_by_side_until_the_longer_film_ends(tmp_path
 def test_a_picture_that_is_too_large_gets_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = np.random.default_rng(0)
     for name in ("before", "after"):
-        noise = generator.integers(0, 256, (20, 96, 128, 3), dtype=np.uint8)
-        imageio.mimwrite(tmp_path / f"{name}.mp4", list(noise), fps=20, macro_block_size=8)
-    sizes = []
-    for limit in (10_000_000, 400_000):
-        monkeypatch.setattr(video, "MAX_BYTES", limit)
-        file = before_after(tmp_path)
-        assert file is not None
-        sizes.append(file.stat().st_size)
-    assert sizes[1] <= 400_000 < sizes[0]
+        film(tmp_path / f"{name}.mp4", 2, 40)
+    widths: list[int] = []
+
+    def heavy(films: list, fps: float, width: int, num_frames: int, colors: int) -> bytes:
+        widths.append(width)
+        return bytes(6000 * width)
+
+    monkeypatch.setattr(video, "_gif", heavy)
+    file = before_after(tmp_path)
+    assert file is not None
+    assert file.stat().st_size <= video.MAX_BYTES < 6000 * widths[-2]
+    assert widths == [quality[0] for quality in video.QUALITIES][: len(widths)]
 
 
 def test_a_missing_film_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
