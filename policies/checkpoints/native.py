@@ -27,13 +27,17 @@ from pitune.policies.checkpoints.pipelines import Pipeline
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig, add_lora
 from pitune.policies.network.pi0 import Pi0
+from pitune.policies.noise_source import NoiseSource, SteeringConfig
 from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 
-FORMAT, VERSION = "pitune", 2
-READABLE = (1, 2)
-"""Versions that can be read. Version 1 had no pictures, prompts or fingerprint."""
+FORMAT, VERSION = "pitune", 3
+READABLE = (1, 2, 3)
+"""Versions that can be read. Version 1 had no pictures, prompts or fingerprint. Version 2 had other
+names for the weights of the noise source."""
+RENAMED = {"noise_actor.": "noise_source.actor.", "steered": "noise_source.steered"}
+"""Prefixes of weight names in version 2, and the present ones."""
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
 
 

@@ -6,6 +6,7 @@ Letters: N steps, H action horizon, S state dim, d robot action dim.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -178,11 +179,22 @@ def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
     return found.preprocessed(policy)
 
 
-def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Demonstrations:
+def collect_demonstrations(
+    env: CheckedEnv,
+    num_episodes: int,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
+) -> Demonstrations:
     """Let the environment's expert act, and keep its first `num_episodes` successes.
 
     "First" is by round and environment, not by time: keeping what finishes first would keep the
     short episodes.
+
+    Args:
+        env: The checked simulator.
+        num_episodes: Successful episodes to collect.
+        seed: Seed of the starts.
+        on_step: Called after each environment step with the successes so far, to show progress.
 
     Raises:
         RuntimeError: the expert fails too often to ever get there.
@@ -191,7 +203,7 @@ def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Dem
     kept: list[TensorDict] = []
     played = 0
     while len(kept) < num_episodes:
-        kept += _expert_round(env, seeds)
+        kept += _expert_round(env, seeds, len(kept), on_step)
         played += env.spec.num_envs
         if played >= 20 * max(num_episodes, env.spec.num_envs) and len(kept) < num_episodes:
             raise RuntimeError(
@@ -209,7 +221,9 @@ def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Dem
     )
 
 
-def _expert_round(env: CheckedEnv, seeds: EpisodeSeeds) -> list[TensorDict]:
+def _expert_round(
+    env: CheckedEnv, seeds: EpisodeSeeds, num_before: int, on_step: Callable[[int], None] | None
+) -> list[TensorDict]:
     """Play one episode in every environment and return the successful ones, in order."""
     num_envs = env.spec.num_envs
     env_idx = torch.arange(num_envs, device=env.spec.device)
@@ -226,5 +240,7 @@ def _expert_round(env: CheckedEnv, seeds: EpisodeSeeds) -> list[TensorDict]:
         obs = result.obs
         solved = solved | (result.info["success"] & active)
         active = active & ~(result.terminated | result.truncated)
+        if on_step is not None:
+            on_step(num_before + int(solved.sum()))
     table, live = torch.stack(steps), torch.stack(lived)  # (steps, E)
     return [table[live[:, i], i] for i in range(num_envs) if solved[i]]
