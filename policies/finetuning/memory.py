@@ -8,15 +8,17 @@ rollouts are not in it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from pitune.policies.finetuning.activations import activation_bytes
 from pitune.policies.finetuning.trainable import GROUPS, group_of
 from pitune.policies.policy import FlowPolicy
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 GIB = 2**30
 
@@ -64,6 +66,8 @@ class MemoryReport:
 
     def table(self) -> Table:
         """Return a table for `rich`."""
+        from rich.table import Table
+
         table = Table(title=f"Training memory, minibatch {self.batch_size}")
         for name in ("group", "parameters", "trained", "weights", "gradients", "Adam"):
             table.add_column(f"{name}", justify="left" if name == "group" else "right")
@@ -81,6 +85,8 @@ class MemoryReport:
 
     def text(self) -> str:
         """Return the table as plain text."""
+        from rich.console import Console
+
         console = Console(width=100, color_system=None)
         with console.capture() as capture:
             console.print(self.table())

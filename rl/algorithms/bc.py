@@ -128,7 +128,7 @@ class CloningStep:
         return float(loss.detach())
 
 
-@register("bc", BCConfig)
+@register("bc", BCConfig, reads_demonstrations=True)
 class BehaviorCloning(Algorithm[BCConfig]):
     """Clones demonstrations, `gradient_steps` at a time."""
 

@@ -80,7 +80,7 @@ class GRPOConfig(AlgorithmConfig):
             )
 
 
-@register("grpo", GRPOConfig)
+@register("grpo", GRPOConfig, whole_episodes=True)
 class GRPO(Algorithm[GRPOConfig]):
     """GRPO whose action is a whole chunk and whose likelihood is that of its chain."""
 
