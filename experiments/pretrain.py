@@ -8,16 +8,17 @@ writes `demonstrations.safetensors` and the checkpoint folder `pretrained/` into
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 
 from pitune import envs, policies, rl
 from pitune.experiments.errors import exit_with_message
+from pitune.experiments.parsing import arguments, parse, program
 from pitune.rl.algorithms.bc import CloningStep, clone
 
 
@@ -91,10 +92,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     return {"demonstrations": collected - start, "cloning": seconds, "loss": loss}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        pretrain(tyro.cli(PretrainConfig, description=__doc__))
+        config = parse(
+            PretrainConfig, arguments(argv), prog=program("pretrain"), description=__doc__
+        )
+        pretrain(config)
 
 
 if __name__ == "__main__":

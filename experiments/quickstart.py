@@ -11,15 +11,16 @@ fine-tuned, evaluated again. The folder --out then holds `pretrained/` and the r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
 from pitune import envs, rl
 from pitune.experiments.errors import exit_with_message
+from pitune.experiments.parsing import arguments, parse, program
 from pitune.experiments.pretrain import PretrainConfig, pretrain
 from pitune.experiments.recipes import GUIDANCE, Recipe, recipe
 from pitune.experiments.runs.report import closing_table
@@ -118,10 +119,13 @@ def training_config(config: QuickstartConfig, settings: Recipe) -> TrainConfig:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        closing_table(quickstart(tyro.cli(QuickstartConfig, description=__doc__)))
+        config = parse(
+            QuickstartConfig, arguments(argv), prog=program("quickstart"), description=__doc__
+        )
+        closing_table(quickstart(config))
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def with_variant(config: rl.AlgorithmConfig, name: str) -> rl.AlgorithmConfig:
     entry = rl.registry.entry(word)
     if entry.variants:
         return entry.variant(variant, config)
-    if not _has(config, LikelihoodConfig):
+    if not takes_likelihood(config):
         raise ValueError(f"{word} has no variants; take algorithm={word!r} alone")
     if variant not in LIKELIHOODS:
         raise ValueError(
@@ -171,12 +171,9 @@ def with_variant(config: rl.AlgorithmConfig, name: str) -> rl.AlgorithmConfig:
     return changed
 
 
-def words_after_colon(name: str) -> list[str]:
-    """Return the words that may follow an algorithm's name and a colon."""
-    entry = rl.registry.entry(name)
-    if entry.variants:
-        return list(entry.variants)
-    return list(LIKELIHOODS) if _has(entry.config(), LikelihoodConfig) else []
+def takes_likelihood(config: rl.AlgorithmConfig) -> bool:
+    """Return whether a config holds a likelihood that `LIKELIHOODS` can replace."""
+    return _has(config, LikelihoodConfig)
 
 
 def _replace_parts(config: Any, kind: type, value: Any) -> Any:
