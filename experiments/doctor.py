@@ -183,7 +183,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_with_message():
         args = import_outside_modules(sys.argv[1:] if argv is None else argv)
         if args and args[0] in ("-h", "--help", "--help-all"):
-            print(f"usage: pitune doctor\n\n{(__doc__ or '').strip()}")
+            print(
+                "usage: pitune doctor\n\nCheck versions, devices, renderers, names and disk space."
+            )
             return
         if args:
             raise ValueError(f"`pitune doctor` takes no arguments, and got {' '.join(args)!r}")

@@ -72,6 +72,7 @@ def parse(
     Raises:
         ValueError: an argument is unknown or has no valid value.
     """
+    default = default_of(kind, args) if default is None else default
     asked = wants_help(args)
     text = description or ""
     basic = asked and HELP_ALL not in args
@@ -87,7 +88,7 @@ def parse(
                 args=["--help"] if asked else list(args),
                 prog=prog,
                 description=_DESCRIPTION,
-                default=default_of(kind, args) if default is None else default,
+                default=MISSING_NONPROP if default is None else default,
             )
         except SystemExit as stopped:
             if stopped.code:
@@ -130,7 +131,7 @@ def default_env(args: Sequence[str]) -> envs.EnvConfig:
         ValueError: the environment's prefix is unknown.
     """
     env_id = envs.EnvConfig().id
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args, ""][1:], strict=True):
         if word == "--env.id":
             env_id = following
         elif word.startswith("--env.id="):
@@ -228,9 +229,12 @@ def _sentence(box: str, prog: str) -> str:
     The box has paragraphs, separated by rules: the message, and perhaps similar options.
     """
     box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colors
-    lines = [line.strip(" │") for line in box.splitlines() if line.startswith("│")]
-    paragraphs = re.split(r"\s*─{5,}\s*", " ".join(lines))
+    lines = [line.strip("│").rstrip() for line in box.splitlines() if line.startswith("│")]
+    paragraphs = re.split(r"\n\s*─{5,}\n?", "\n".join(lines))
     message = re.sub(r"^Error parsing \w+Config: ", "", " ".join(paragraphs[0].split()))
+    if message.startswith("Missing from"):
+        names = re.findall(r"^ {5}(\S+)", paragraphs[0], re.MULTILINE)
+        message = f"missing {', '.join(names)}"
     message = (message[:1].lower() + message[1:]).rstrip(".") or box.strip()
     similar = [re.findall(r"--[\w.-]+", text) for text in paragraphs if "Perhaps you" in text]
     hint = f"; did you mean {similar[0][0]}?" if similar and similar[0] else ";"
