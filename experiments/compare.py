@@ -11,13 +11,14 @@ again continues a comparison that was interrupted, and longer lists extend it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from pitune.experiments.errors import exit_with_message
+from pitune.experiments.parsing import arguments, parse, program
 from pitune.experiments.quickstart import (
     QuickstartConfig,
     QuickstartEnv,
@@ -128,10 +129,11 @@ def _report(runs: list[FinishedRun], out: Path) -> None:
     draw_curves(runs, out / "comparison.png")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        runs = compare(tyro.cli(CompareConfig, description=__doc__))
+        config = parse(CompareConfig, arguments(argv), prog=program("compare"), description=__doc__)
+        runs = compare(config)
         Console(soft_wrap=True).print(comparison_table(runs), markup=False, highlight=False)
 
 

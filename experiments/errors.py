@@ -1,4 +1,4 @@
-"""How scripts fail: a clear line for what the user can mend, a traceback for what is our fault."""
+"""Errors of the commands: one line for a mistake of the user, a traceback for a fault of ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ EXPECTED = (ValueError, FileExistsError, FileNotFoundError, ImportError, Floatin
 
 @contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Turn an error in what was asked for into a message on standard error and exit status 2."""
+    """Print the message of an expected error on standard error and exit with status 2.
+
+    Raises:
+        SystemExit: an error of `EXPECTED` was raised inside.
+    """
     try:
         yield
     except EXPECTED as error:

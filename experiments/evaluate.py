@@ -6,16 +6,17 @@ python -m experiments.evaluate --checkpoint runs/pick/pretrained --env.id mujoco
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 
 from pitune import envs, policies, rl
 from pitune.experiments.errors import exit_with_message
+from pitune.experiments.parsing import arguments, parse, program
 from pitune.experiments.runs.config_file import plain, provenance
 from pitune.experiments.runs.progress import count_episodes
 
@@ -79,10 +80,13 @@ def evaluate(config: EvaluateConfig) -> rl.Evaluation:
     return result
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        evaluate(tyro.cli(EvaluateConfig, description=__doc__))
+        config = parse(
+            EvaluateConfig, arguments(argv), prog=program("evaluate"), description=__doc__
+        )
+        evaluate(config)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ writes `demonstrations.safetensors`, the checkpoint folder `pretrained/` and the
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from pitune import envs, policies, rl
 from pitune.experiments.errors import exit_with_message
+from pitune.experiments.parsing import arguments, parse, program
 from pitune.experiments.runs.config_file import check_same, plain, write_config
 from pitune.experiments.runs.progress import screen
 from pitune.rl.algorithms.bc import CloningStep, clone
@@ -178,10 +179,13 @@ def _restore(step: CloningStep, file: Path) -> None:
     torch.set_rng_state(state["random"])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        pretrain(tyro.cli(PretrainConfig, description=__doc__))
+        config = parse(
+            PretrainConfig, arguments(argv), prog=program("pretrain"), description=__doc__
+        )
+        pretrain(config)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ The same command again continues where it was interrupted, and prints the result
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from pitune import envs, rl
 from pitune.experiments.errors import exit_with_message
+from pitune.experiments.parsing import arguments, parse, program
 from pitune.experiments.pretrain import RECORD, PretrainConfig, pretrain
 from pitune.experiments.recipes import GUIDANCE, Recipe, recipe
 from pitune.experiments.runs.config_file import check_same, plain
@@ -168,10 +168,13 @@ def _next_steps(config: QuickstartConfig, folder: Path) -> list[Step]:
     return next_steps(folder, swap=command("quickstart", "--algorithm", other, *words))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        closing_table(quickstart(tyro.cli(QuickstartConfig, description=__doc__)))
+        config = parse(
+            QuickstartConfig, arguments(argv), prog=program("quickstart"), description=__doc__
+        )
+        closing_table(quickstart(config))
 
 
 if __name__ == "__main__":

@@ -9,17 +9,19 @@ The first argument names the algorithm. `--resume` continues the run in `--out`.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import tyro
 
 from pitune import envs, policies, rl
 from pitune.experiments.errors import exit_with_message
 from pitune.experiments.health.monitor import HealthMonitor
+from pitune.experiments.listing import algorithm_lines
+from pitune.experiments.parsing import arguments, default_env, program, wants_help
+from pitune.experiments.parsing import parse as parse_config
+from pitune.experiments.recipes import with_variant
 from pitune.experiments.runs.evaluations import cut_note, evaluate_both, validate
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import TrainingProgress, closing_table, learning_curve
@@ -206,23 +208,40 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def parse(args: Sequence[str]) -> TrainConfig:
-    """Read the config from command line arguments: the algorithm's name, then any overrides.
+    """Read the config from command line arguments: the algorithm's name, then any options.
+
+    Args:
+        args: The name may be followed by a colon and a variant or likelihood: `ppo:flow_noise`.
 
     Raises:
-        ValueError: no algorithm has this name.
+        ValueError: no algorithm has this name, or an option is unknown or has no valid value.
     """
-    if not args or args[0].startswith("-"):
+    name = args[0] if args and not args[0].startswith("-") else ""
+    if name:
+        algorithm = with_variant(rl.preset(name.partition(":")[0]), name)
+        description = f"{rl.registry.entry(rl.name_of(algorithm)).description}\n\n{__doc__}"
+    elif wants_help(args):
+        algorithm = rl.AlgorithmConfig()
+        description = (
+            f"{__doc__}\n\n  ALGORITHM is one of\n{algorithm_lines()}\n\n"
+            f"`{program('train')} ppo --help` lists the options of ppo."
+        )
+    else:
         names = ", ".join(sorted(rl.presets()))
         raise ValueError(f"the first argument names the algorithm; registered: {names}")
-    default = TrainConfig(algorithm=rl.preset(args[0]))
-    return tyro.cli(TrainConfig, args=list(args[1:]), default=default, description=__doc__)
+    return parse_config(
+        TrainConfig,
+        args[1:] if name else args,
+        prog=f"{program('train')} {name or 'ALGORITHM'}",
+        description=description,
+        default=TrainConfig(algorithm=algorithm, env=default_env(args)),
+    )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        config = parse(sys.argv[1:])
-        closing_table(train(config))
+        closing_table(train(parse(arguments(argv))))
 
 
 if __name__ == "__main__":

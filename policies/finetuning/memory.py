@@ -8,16 +8,18 @@ are not included.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from pitune.policies.finetuning.activations import activation_bytes
 from pitune.policies.finetuning.trainable import parameter_groups
 from pitune.policies.network.extensions import PRETRAINED_GROUPS
 from pitune.policies.policy import FlowPolicy
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 GIB = 2**30
 
@@ -78,6 +80,8 @@ class MemoryReport:
 
     def table(self) -> Table:
         """Return a table for `rich`."""
+        from rich.table import Table
+
         table = Table(title=f"Training memory, minibatch {self.batch_size}")
         for name in ("group", "parameters", "trained", "weights", "gradients", "Adam"):
             table.add_column(f"{name}", justify="left" if name == "group" else "right")
@@ -95,6 +99,8 @@ class MemoryReport:
 
     def text(self) -> str:
         """Return the table as plain text."""
+        from rich.console import Console
+
         console = Console(width=100, color_system=None)
         with console.capture() as capture:
             console.print(self.table())

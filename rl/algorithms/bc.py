@@ -165,7 +165,7 @@ class CloningStep:
         return loss, {"flow_loss": loss}
 
 
-@register("bc", BCConfig)
+@register("bc", BCConfig, reads_demonstrations=True)
 class BehaviorCloning(Algorithm[BCConfig]):
     """Clones demonstrations, `gradient_steps` at a time.
 

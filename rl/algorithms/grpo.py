@@ -93,7 +93,7 @@ class GRPOConfig(AlgorithmConfig):
         return self.update.minibatch_size
 
 
-@register("grpo", GRPOConfig)
+@register("grpo", GRPOConfig, whole_episodes=True)
 class GRPO(Algorithm[GRPOConfig]):
     """GRPO whose action is a whole chunk and whose likelihood is that of its chain.
 

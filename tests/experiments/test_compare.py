@@ -14,7 +14,7 @@ import pytest
 from pitune import envs, experiments, rl
 from pitune.experiments.compare import CompareConfig, compare
 from pitune.experiments.quickstart import QuickstartConfig, QuickstartEnv, make_clone, make_guidance
-from pitune.experiments.recipes import LIKELIHOODS, Recipe, recipe
+from pitune.experiments.recipes import Recipe, likelihood_words, recipe
 from pitune.experiments.runs.comparison import (
     FinishedRun,
     comparison_table,
@@ -279,7 +279,7 @@ def test_a_word_after_the_colon_changes_the_likelihood_and_nothing_else() -> Non
     assert noisy == replace(settings.ppo, likelihood=likelihood_config("flow_noise"))
     population = settings.algorithm("epo:one_step", Path())
     assert isinstance(population, rl.EPOConfig)
-    assert population.ppo == replace(settings.ppo, likelihood=LIKELIHOODS["one_step"])
+    assert population.ppo == replace(settings.ppo, likelihood=likelihood_words()["one_step"])
     assert settings.algorithm("grpo", Path()) == rl.GRPOConfig()
     cloning = settings.algorithm("bc", Path("here"))
     assert cloning == rl.BCConfig(demonstrations=Path("here/demonstrations.safetensors"))
