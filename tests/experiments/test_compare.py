@@ -22,7 +22,7 @@ from pitune.experiments.runs.comparison import (
     seed_band,
     summary_table,
 )
-from pitune.policies import likelihood_config
+from pitune.policies import likelihood_config, likelihood_name
 from pitune.rl.algorithms.fpo import plus_plus
 from pitune.rl.evaluation.statistics import fisher_p_value, wilson_interval
 
@@ -318,5 +318,5 @@ def test_every_algorithm_and_likelihood_has_a_word() -> None:
     settings = recipe("mujoco/PickCube")
     for name, default in rl.presets().items():
         assert type(settings.algorithm(name, Path())) is type(default)
-    kernels = {likelihood.kernel for likelihood in LIKELIHOODS.values()}
-    assert kernels == {"flow_sde", "flow_noise", "velocity_gaussian", "flow_matching"}
+    names = {likelihood_name(config) for config in likelihood_words().values()}
+    assert names == {"flow_sde", "flow_noise", "velocity_gaussian", "flow_matching"}
