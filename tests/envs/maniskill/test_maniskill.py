@@ -1,3 +1,5 @@
+"""`maniskill/<task>`: the simulator on the CPU, and a batch on a stand-in for it."""
+
 import io
 import pickle
 import sys
@@ -8,22 +10,40 @@ from gymnasium.spaces import Box, Dict
 
 pytest.importorskip("mani_skill")
 
+from pitune import envs
 from pitune.envs.maniskill import adapter
-from pitune.envs.maniskill.adapter import (
-    instruction,
-    make_maniskill,
-    make_maniskill_batch,
-    rebuilds_for_a_seed,
-)
 from pitune.envs.maniskill.batch import ManiSkillBatch
 from pitune.envs.maniskill.experts import ManiSkillExpert
-from pitune.envs.maniskill.sub_env import ManiSkillCopy
+from pitune.envs.maniskill.simulation import rebuilds_for_a_seed, registered_tasks
+from pitune.envs.maniskill.sub_env import ManiSkillSubEnv
+from pitune.envs.maniskill.tasks import INSTRUCTIONS, instruction
 from pitune.envs.maniskill.without_vulkan import InertMaterial, can_render
 
 pytestmark = pytest.mark.sim
 
 ONE = torch.tensor([True])
 GRASPED = 18  # where PickCube's state says that the cube is grasped
+
+
+def config_of(task, num_envs=1, num_workers=0, **changes):
+    """Return a config; the fields of `ManiSkillOptions` may be among the changes."""
+    names = ("control_mode", "obs_mode", "backend", "exact_seeds")
+    options = {name: changes.pop(name) for name in names if name in changes}
+    return envs.EnvConfig(
+        id=f"maniskill/{task}",
+        num_envs=num_envs,
+        num_workers=num_workers,
+        options=envs.ManiSkillOptions(**options),
+        **changes,
+    )
+
+
+def make_maniskill(task, num_envs, **changes):
+    return adapter.make_maniskill(task, config_of(task, num_envs, **changes))
+
+
+def make_maniskill_batch(task, num_envs, **changes):
+    return adapter.make_maniskill_batch(task, num_envs, config_of(task, **changes), "cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +56,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def pick():
-    batch = make_maniskill_batch("PickCube-v1", 1, backend="cpu")
+    batch = make_maniskill_batch("PickCube-v1", 1)
     yield batch
     batch.close()
 
@@ -72,7 +92,7 @@ def test_a_seed_repeats_an_episode_bit_for_bit_whatever_came_before(pick):
     action = torch.rand(50, 1, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     play(pick, 1)
     later = play(pick, 5, action)[0]
-    new = make_maniskill_batch("PickCube-v1", 1, backend="cpu")
+    new = make_maniskill_batch("PickCube-v1", 1)
     first = play(new, 5, action)[0]
     new.close()
     assert torch.equal(first, later)
@@ -88,7 +108,7 @@ def test_a_new_episode_does_not_begin_with_the_grasp_of_the_old_one(pick):
 
 @pytest.mark.parametrize("task", ["PushCube-v1", "PullCube-v1", "PickCube-v1", "StackCube-v1"])
 def test_the_expert_succeeds_within_the_time_limit(task):
-    batch = make_maniskill_batch(task, 1, backend="cpu")
+    batch = make_maniskill_batch(task, 1)
     for seed in (7, 8):
         states, result = play(batch, seed)
         assert result.terminated
@@ -98,7 +118,7 @@ def test_the_expert_succeeds_within_the_time_limit(task):
     batch.close()
 
 
-def test_copies_in_a_worker_process_play_an_episode_each():
+def test_sub_environments_in_a_worker_process_play_an_episode_each():
     env = make_maniskill("PushCube-v1", 2, num_workers=1, reward="dense")
     assert env.spec.success_signal
     assert (env.spec.control_hz, env.spec.max_episode_steps) == (20.0, 50)
@@ -119,14 +139,14 @@ def test_copies_in_a_worker_process_play_an_episode_each():
     assert success.all()
 
 
-def test_a_copy_is_a_gymnasium_environment(pick):
-    copy = ManiSkillCopy(pick)
-    obs, info = copy.reset(seed=3)
+def test_a_sub_environment_is_a_gymnasium_environment(pick):
+    sub_env = ManiSkillSubEnv(pick)
+    obs, info = sub_env.reset(seed=3)
     assert info == {}
     assert obs.dtype == "float32"
-    assert copy.observation_space.contains(obs)
-    obs, reward, terminated, truncated, info = copy.step(copy.expert_action())
-    assert copy.observation_space.contains(obs)
+    assert sub_env.observation_space.contains(obs)
+    obs, reward, terminated, truncated, info = sub_env.step(sub_env.expert_action())
+    assert sub_env.observation_space.contains(obs)
     assert (reward, terminated, truncated, info) == (0.0, False, False, {"success": False})
 
 
@@ -137,7 +157,7 @@ def test_nothing_moves_when_nothing_is_active(pick):
     assert torch.equal(result.obs["state"], pick.reset(torch.tensor([0]))["state"])
 
 
-# --- what a machine or a task cannot do ------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 def test_pictures_without_a_driver_are_refused(monkeypatch, pick):
@@ -149,24 +169,22 @@ def test_pictures_without_a_driver_are_refused(monkeypatch, pick):
             pick.render()
 
 
-def test_pictures_with_a_driver_show_something():
+def test_pictures_with_a_driver_are_not_uniform():
     if not can_render():
         pytest.skip("no Vulkan driver")
-    batch = make_maniskill_batch(
-        "PickCube-v1", 1, backend="cpu", cameras=("base_camera",), image_size=32
-    )
+    batch = make_maniskill_batch("PickCube-v1", 1, cameras=("base_camera",), image_size=32)
     obs = batch.reset(torch.tensor([0]))
     assert batch.spec.cameras == {"base_camera": (3, 32, 32)}
     assert obs["image/base_camera"].shape == (1, 3, 32, 32)
     assert obs["image/base_camera"].float().std() > 1
     assert batch.render().shape[-1] == 3
-    copy = ManiSkillCopy(batch)
-    assert isinstance(copy.observation_space, Dict)
-    assert copy.observation_space.contains(copy.reset(seed=0)[0])
+    sub_env = ManiSkillSubEnv(batch)
+    assert isinstance(sub_env.observation_space, Dict)
+    assert sub_env.observation_space.contains(sub_env.reset(seed=0)[0])
     batch.close()
 
 
-def test_an_unknown_task_is_answered_with_near_ones():
+def test_an_unknown_task_raises_with_near_ones():
     with pytest.raises(ValueError, match=r"task='PickCub-v1' .*'PickCube-v1'"):
         make_maniskill("PickCub-v1", 1)
 
@@ -178,6 +196,13 @@ def test_an_unknown_task_is_answered_with_near_ones():
         ({"backend": "gpu"}, "backend='gpu' must be 'auto', 'cpu' or 'cuda'"),
         ({"max_episode_steps": 0}, "max_episode_steps=0 must be at least 1"),
         ({"control_mode": "telepathy"}, "control_mode='telepathy'.*pd_ee_delta_pos"),
+        ({"obs_mode": "depth"}, r"obs_mode='depth' must be 'auto', 'state', 'rgb' or 'rgb\+state'"),
+        (
+            {"obs_mode": "state", "cameras": ("base_camera",)},
+            r"obs_mode='state' of maniskill/PickCube-v1 has no pictures, but cameras=\('base_cam",
+        ),
+        ({"obs_mode": "rgb"}, "obs_mode='rgb' of maniskill/PickCube-v1 needs cameras"),
+        ({"obs_mode": "rgb+state"}, r"obs_mode='rgb\+state' .* needs cameras, and there are none"),
     ],
 )
 def test_wrong_options_are_named(options, message):
@@ -185,7 +210,7 @@ def test_wrong_options_are_named(options, message):
         make_maniskill("PickCube-v1", 1, **{"backend": "cpu", **options})
 
 
-def test_a_task_without_a_dense_reward_says_so():
+def test_a_task_without_a_dense_reward_raises():
     with pytest.raises(ValueError, match=r"reward='dense' does not exist.*use 'sparse'"):
         make_maniskill("PlugCharger-v1", 1, reward="dense")
 
@@ -196,17 +221,17 @@ def test_cuda_is_refused_where_there_is_none():
         make_maniskill("PickCube-v1", 1, backend="cuda")
 
 
-def test_a_missing_installation_is_named(monkeypatch):
+def test_a_missing_installation_raises_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "mani_skill", None)
     monkeypatch.delitem(sys.modules, "mani_skill.envs")
     with pytest.raises(ImportError, match=r'pip install "mani-skill>=3.0.1,<4".*Python < 3.13'):
         make_maniskill("PickCube-v1", 1)
 
 
-def test_missing_files_are_named(monkeypatch):
+def test_missing_files_raise_with_the_command(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     with pytest.raises(FileNotFoundError, match="download_asset PickSingleYCB-v1"):
-        make_maniskill_batch("PickSingleYCB-v1", 1, backend="cpu")
+        make_maniskill_batch("PickSingleYCB-v1", 1)
 
 
 def test_tasks_without_an_expert_name_those_with_one(pick):
@@ -219,6 +244,18 @@ def test_tasks_without_an_expert_name_those_with_one(pick):
 def test_an_instruction_is_made_from_the_name_of_other_tasks():
     assert instruction("TurnFaucet-v1") == "turn faucet"
     assert instruction("MS-AntWalk-v1") == "ms-ant walk"
+
+
+def test_the_control_mode_changes_the_actions():
+    config = config_of("PickCube-v1", control_mode="pd_joint_delta_pos", backend="cpu")
+    env = envs.make(config)
+    assert env.spec.action_dim == 8
+    env.close()
+
+
+def test_the_listed_tasks_are_registered():
+    assert set(INSTRUCTIONS) <= set(registered_tasks())
+    assert envs.known_tasks("maniskill") == tuple(INSTRUCTIONS)
 
 
 def test_tasks_that_draw_shapes_are_known():
@@ -257,8 +294,8 @@ class Simulation:
     single_action_space = Box(-1.0, 1.0, (2,))
     control_freq, control_mode = 20, "pd_ee_delta_pos"
 
-    def __init__(self, num_envs, pictures=False):
-        self.num_envs, self.pictures = num_envs, pictures
+    def __init__(self, num_envs, pictures=False, full_state=False):
+        self.num_envs, self.pictures, self.full_state = num_envs, pictures, full_state
         self.state = torch.zeros(num_envs, 3)
         self.success = torch.zeros(num_envs, dtype=torch.bool)
         self.picture = torch.zeros(num_envs, 4, 5, 3, dtype=torch.uint8)
@@ -278,7 +315,8 @@ class Simulation:
         qpos, time = self.state[:, :1], self.state[:, 1]
         agent, extra = {"qpos": qpos, "controller": {}}, {"time": time, "grasp": time > 1}
         sensors = {"base_camera": {"rgb": self.picture}, "other": {"rgb": self.picture}}
-        return {"agent": agent, "extra": extra, "sensor_param": {}, "sensor_data": sensors}
+        rest = {"state": self.state} if self.full_state else {"agent": agent, "extra": extra}
+        return {**rest, "sensor_param": {}, "sensor_data": sensors}
 
     def reset(self, seed, options):
         rows = options["env_idx"]
@@ -307,17 +345,17 @@ class Simulation:
         self.closed = True
 
 
-def make_fake(num_envs=3, *, pictures=False, **options):
-    simulation = Simulation(num_envs, pictures)
+def make_fake(num_envs=3, *, pictures=False, full_state=False, **options):
+    simulation = Simulation(num_envs, pictures, full_state)
     return simulation, ManiSkillBatch(simulation, task="Fake-v1", max_episode_steps=4, **options)
 
 
 ALL = torch.tensor([True, True, True])
 STAY = torch.zeros(3, 2)
-WIN_FIRST = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+SOLVE_FIRST = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
 
 
-def test_what_was_returned_is_never_written_to_again():
+def test_returned_tensors_are_never_written_to_again():
     _, batch = make_fake()
     first = batch.reset(torch.tensor([1, 2, 3]))
     start = first["state"].clone()
@@ -333,7 +371,7 @@ def test_what_was_returned_is_never_written_to_again():
 def test_ended_environments_keep_their_last_observation_until_their_reset():
     simulation, batch = make_fake()
     batch.reset(torch.tensor([1, 2, 3]))
-    result = batch.step(WIN_FIRST, ALL)
+    result = batch.step(SOLVE_FIRST, ALL)
     assert result.terminated.tolist() == result.info["success"].tolist() == [True, False, False]
     assert result.reward.tolist() == [1, 0, 0]
     rest = ~result.terminated
@@ -375,7 +413,7 @@ def test_inexact_seeds_take_one_reset_and_still_give_new_starts():
 def test_contacts_of_the_old_episode_are_hidden_in_reset_environments_only():
     simulation, batch = make_fake()
     batch.reset(torch.tensor([1, 2, 3]))
-    assert batch.step(WIN_FIRST, ALL).obs["state"][:, 2].tolist() == [1, 1, 1]
+    assert batch.step(SOLVE_FIRST, ALL).obs["state"][:, 2].tolist() == [1, 1, 1]
     obs = batch.reset(torch.tensor([4]), torch.tensor([0]))
     assert obs["state"][:, 2].tolist() == [0, 1, 1]
     assert simulation.scene.get_pairwise_contact_impulses("finger", "cube").sum() == 9
@@ -424,15 +462,23 @@ def test_pictures_and_a_nested_state_are_read():
     assert simulation.closed
 
 
-def test_unknown_cameras_are_answered_with_the_known_ones():
+def test_pictures_may_come_with_the_full_state():
+    simulation, batch = make_fake(pictures=True, full_state=True, cameras=("base_camera",))
+    batch.reset(torch.tensor([1, 2, 3]))
+    obs = batch.step(STAY, ALL).obs
+    assert torch.equal(obs["state"], simulation.state)
+    assert obs["image/base_camera"].shape == (3, 3, 4, 5)
+
+
+def test_unknown_cameras_raise_with_the_known_ones():
     with pytest.raises(ValueError, match=r"cameras=\['front'\].*\['base_camera', 'other'\]"):
         make_fake(pictures=True, cameras=("front",))
 
 
-def test_a_task_that_does_not_tell_success_needs_a_dense_reward():
+def test_a_task_without_a_success_signal_needs_a_dense_reward():
     simulation = Simulation(3)
     simulation.get_info = dict
-    with pytest.raises(ValueError, match=r"reward='sparse' .*Fake-v1 does not tell; use 'dense'"):
+    with pytest.raises(ValueError, match=r"reward='sparse' .*Fake-v1 does not have; use 'dense'"):
         ManiSkillBatch(simulation, task="Fake-v1", max_episode_steps=4)
     batch = ManiSkillBatch(simulation, task="Fake-v1", max_episode_steps=4, dense_reward=True)
     assert not batch.spec.success_signal
