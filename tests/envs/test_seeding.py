@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pitune.envs import EpisodeSeeds, episode_seed
+from pitune.envs import EpisodeSeeds, Split, episode_seed
 from pitune.envs.seeding import SPLITS
 
 
-def seed_set(split: str, seed: int = 0, streams: int = 8, episodes: int = 50) -> set[int]:
+def seed_set(split: Split, seed: int = 0, streams: int = 8, episodes: int = 50) -> set[int]:
     return {episode_seed(seed, split, s, e) for s in range(streams) for e in range(episodes)}
 
 

@@ -26,7 +26,7 @@ DISABLED, SAME_STEP, NEXT_STEP = (
 class Clock(gymnasium.Env):
     """State (seed, time), seed -1 without one. Ends at time `seed % 10`, never if that is 0."""
 
-    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    observation_space: Any = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = spaces.Box(0, 4, (1,), np.float32)
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 

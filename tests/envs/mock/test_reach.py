@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ def all_active(env: Reach | Script) -> torch.Tensor:
     return torch.ones(env.spec.num_envs, dtype=torch.bool)
 
 
-def make_at(point: tuple[float, float], *goals: tuple[float, float], **options) -> Reach:
+def make_at(point: tuple[float, float], *goals: tuple[float, float], **options: Any) -> Reach:
     """Return one Reach environment with the given point and goals."""
     env = Reach(1, num_tasks=len(goals), **options)
     env.reset(torch.tensor([0]))

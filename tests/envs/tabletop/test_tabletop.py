@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ def all_active(env: Tabletop) -> torch.Tensor:
     return torch.ones(env.spec.num_envs, dtype=torch.bool)
 
 
-def make_started(task: str, num_envs: int, **options) -> Tabletop:
+def make_started(task: str, num_envs: int, **options: Any) -> Tabletop:
     """Return environments in episodes with the seeds 0, 1, ..."""
     env = Tabletop(task, num_envs, **options)
     env.reset(torch.arange(num_envs))
@@ -223,7 +225,7 @@ def test_an_ended_environment_waits_for_its_reset() -> None:
 
 
 def test_a_simulation_that_breaks_down_is_invalid_and_keeps_its_last_state(
-    tmp_path, monkeypatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warning into MUJOCO_LOG.TXT where it runs
     env = make_started("PickCube", 3)
@@ -387,7 +389,7 @@ def test_render_shows_the_cube_and_the_goal(env_with_cameras: Tabletop) -> None:
     assert ((green - torch.maximum(red, blue)) > 60).sum() > 100
 
 
-def test_a_machine_that_cannot_render_names_the_packages(monkeypatch) -> None:
+def test_a_machine_that_cannot_render_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render, "_backend", lambda: "mujoco.no_such_backend")
     with pytest.raises(RuntimeError, match=r"libegl1.*libosmesa6"):
         make_started("PickCube", 1).render()

@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 
 from pitune.envs.workers.env import MAX_BREAKDOWNS, WorkerEnv
+from pitune.envs.workers.process import Worker
 
 GO, RAISE, NAN, KILL, HANG = 0.0, 1.0, 0.5, -1.0, -0.5
 """Actions of `Clock` and their effects."""
@@ -324,7 +325,10 @@ def test_processes_return_what_this_process_returns() -> None:
     assert env.render()[:, 0, 0, 0].tolist() == [1, 3, 1]
     workers = list(env._pool.workers)
     env.close()
-    assert not any(worker._process.is_alive() for worker in workers)
+    assert workers
+    for worker in workers:
+        assert isinstance(worker, Worker)
+        assert not worker._process.is_alive()
 
 
 def test_a_killed_worker_ends_its_own_episodes_only(
@@ -358,6 +362,7 @@ def test_an_idle_environment_that_lost_its_worker_is_invalid_at_its_next_step(
 def test_a_worker_that_dies_in_a_reset_is_replaced_at_once(processes: WorkerEnv) -> None:
     processes.reset(seeds(5, 6, 7, 8))
     worker = processes._pool.workers[0]
+    assert isinstance(worker, Worker)
     worker._process.kill()
     worker._process.join()
     obs = processes.reset(seeds(9), seeds(0))
