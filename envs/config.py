@@ -42,19 +42,19 @@ class EnvConfig:
     num_envs: int = 100
     """Environments that step together."""
     num_workers: int = 2
-    """Processes (or MuJoCo threads) that share the environments; 0 runs them in this process.
+    """Processes (or MuJoCo threads) that share the environments. 0 runs them in this process.
     A simulator that steps all environments in one call (`mock/`, ManiSkill on a GPU, a vector
     environment of Gymnasium) has no use for workers."""
     reward: Reward = "sparse"
     """1 on success only, or the simulator's shaped reward."""
     max_episode_steps: int | None = None
-    """Time limit [environment steps]; the task's own by default."""
+    """Time limit [environment steps]. The task's own by default."""
     cameras: tuple[str, ...] = ()
     """Cameras whose pictures enter the observation."""
     image_size: int = 64
     """Height and width of the pictures [pixels]."""
     options: EnvOptions = field(default_factory=EnvOptions)
-    """Options of the adapter; the plain `EnvOptions` stands for the adapter's defaults."""
+    """Options of the adapter. The plain `EnvOptions` stands for the adapter's defaults."""
 
     @property
     def prefix(self) -> str:
@@ -102,7 +102,7 @@ or use mujoco/
         settings: The config or the options that hold the setting.
         name: Name of the field.
         env_id: The environment, for the message.
-        advice: What else to do, for the message: a clause that can follow "or".
+        advice: Another way out, for the message: a clause that can follow "or".
 
     Raises:
         ValueError: the field differs from its default.

@@ -17,7 +17,7 @@ from pitune.envs.config import EnvConfig, EnvOptions
 from pitune.envs.vector_env import VectorEnv
 
 EnvFactory = Callable[[str, EnvConfig], VectorEnv]
-"""Makes the environment `name` of one prefix; `config.options` is of the registered class."""
+"""Makes the environment `name` of one prefix. `config.options` is of the registered class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def register(
 
     Args:
         prefix: A word that no other adapter has.
-        factory: Makes the environment; imports its simulator when it is called.
+        factory: Makes the environment. Imports its simulator when it is called.
         options: Frozen, keyword-only dataclass of the adapter's options, all with defaults.
         tasks: Lists the names for `known_tasks`, if possible without the simulator.
 
@@ -134,7 +134,7 @@ def make(config: EnvConfig) -> CheckedEnv:
     Raises:
         ValueError: the prefix or the task is unknown (the message suggests the nearest name), or
             the environment cannot honor a setting.
-        ImportError: the simulator is not installed; the message contains the command to install it.
+        ImportError: the simulator is not installed. The message contains the command to install it.
     """
     if config.num_envs < 1:
         raise ValueError(f"num_envs={config.num_envs} must be at least 1")

@@ -29,7 +29,7 @@ def episode_seed(seed: int, split: Split, stream: int, episode: int) -> int:
 
     Args:
         seed: Seed of the run.
-        split: Purpose of the episode; different splits have different seed sequences.
+        split: Purpose of the episode. Different splits have different seed sequences.
         stream: Number of the environment, or of its group when a group shares its starts.
         episode: Number of the episode within the stream.
     """
@@ -50,7 +50,7 @@ class EpisodeSeeds:
         num_envs: E.
         seed: Seed of the run, at least 0.
         split: Purpose of the episodes.
-        group_size: Neighboring environments that share every start (G); 1 for no groups.
+        group_size: Neighboring environments that share every start (G). 1 for no groups.
 
     Raises:
         ValueError: E is no multiple of the group size, or the seed is negative.

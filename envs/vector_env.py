@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 Observation = dict[str, Tensor]
-"""`state` (E, S) float32 [robot units]; `image/<camera>` (E, C, Y, X) uint8; `task_id` (E,)."""
+"""`state` (E, S) float32 [robot units]. `image/<camera>` (E, C, Y, X) uint8. `task_id` (E,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,9 @@ class EnvSpec:
     max_episode_steps: int
     """Steps after which an episode is truncated."""
     control_hz: float
-    """Environment steps per simulated second [Hz]; the frame rate of videos."""
+    """Environment steps per simulated second [Hz], also the frame rate of videos."""
     tasks: tuple[str, ...]
-    """Instructions in words; `task_id` is an index into this table."""
+    """Instructions in words. `task_id` is an index into this table."""
     cameras: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     """Camera name -> (C, Y, X) of its picture."""
     simulator: str
@@ -70,7 +70,7 @@ class EnvSpec:
     deterministic_reset: bool = True
     """Whether a seed alone fixes the initial state. Group resets and exact resumption need it."""
     success_signal: bool = True
-    """Whether `info["success"]` is meaningful; without it there is no success rate."""
+    """Whether `info["success"]` is meaningful. Without it there is no success rate."""
 
     @property
     def action_dim(self) -> int:
@@ -79,7 +79,7 @@ class EnvSpec:
 
 
 class StepResult(NamedTuple):
-    """One step of E environments; unpacks in Gymnasium's order.
+    """One step of E environments, in Gymnasium's order.
 
     Rows that were not active keep their last observation, with reward 0 and all flags False.
 
@@ -139,7 +139,7 @@ class VectorEnv(Protocol):
 
         Args:
             seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Environments to reset (n,) int64; all E by default.
+            env_idx: Environments to reset (n,) int64. All E by default.
         """
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
@@ -154,7 +154,7 @@ class VectorEnv(Protocol):
         """Return one picture of every environment for people, not for policies (E, Y, X, 3) uint8.
 
         Raises:
-            RuntimeError: this machine or simulator cannot render; the message names the cause.
+            RuntimeError: this machine or simulator cannot render. The message names the cause.
         """
 
     def expert(self) -> Expert:

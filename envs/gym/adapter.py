@@ -97,12 +97,12 @@ def make_vector(
 def make_sub_env(spec: GymnasiumSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env:
     """Return one environment that can render.
 
-    A Dict observation is flattened if `WorkerEnv` does not know its keys.
+    A Dict observation is flattened if it has no key of `WorkerEnv`.
     """
     entry_point = spec.entry_point
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     metadata = getattr(creator, "metadata", None)
-    # The render mode is fixed when the environment is made; it costs nothing before the first
+    # The render mode is fixed when the environment is made. It costs nothing before the first
     # picture.
     can_draw = isinstance(metadata, Mapping) and "rgb_array" in metadata.get("render_modes", ())
     drawing = {"render_mode": "rgb_array"} if can_draw else {}

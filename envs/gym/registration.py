@@ -41,7 +41,7 @@ class GymOptions(EnvOptions):
     """
 
     kwargs: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Keyword arguments of the environment; on the command line pairs, as in
+    """Keyword arguments of the environment. On the command line pairs, as in
     `--env.options.kwargs g 1.62 render_mode rgb_array`."""
 
 

@@ -32,9 +32,9 @@ class SubEnvSpec:
     action_high: tuple[float, ...]
     """(A) [robot units]."""
     max_episode_steps: int | None
-    """Time limit that the sub-environment applies itself; None if it has none."""
+    """Time limit that the sub-environment applies itself. None if it has none."""
     control_hz: float | None
-    """Steps per simulated second [Hz]; None if it is unknown."""
+    """Steps per simulated second [Hz]. None if it is unknown."""
     success_signal: bool
     """Whether `info` holds `success` or `is_success`."""
     expert: bool
@@ -118,7 +118,7 @@ def copy_batch(raw: Any, target: Arrays) -> Arrays:
 
 
 def as_flags(value: Any, num_rows: int) -> np.ndarray:
-    """Return an entry of a vector environment's `info` as (E,) bool; a missing one is False."""
+    """Return an entry of a vector environment's `info` as (E,) bool. A missing one is False."""
     if value is None:
         return np.zeros(num_rows, bool)
     return np.array([bool(item) for item in value])

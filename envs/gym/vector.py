@@ -61,9 +61,9 @@ class GymnasiumVector:
     Args:
         env: Made with `AutoresetMode.DISABLED` or `SAME_STEP`.
         id: Name for records and messages.
-        max_episode_steps: Time limit, in addition to the environment's own; that one by default.
+        max_episode_steps: Time limit, in addition to the environment's own, which is the default.
         tasks: Instructions in words.
-        control_hz: Steps per simulated second [Hz]; the environment's frame rate by default.
+        control_hz: Steps per simulated second [Hz]. The environment's frame rate by default.
         simulator: Package and version of the simulator.
 
     Raises:
@@ -119,7 +119,7 @@ class GymnasiumVector:
 
         Args:
             seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Environments to reset (n,) int64; all E by default.
+            env_idx: Environments to reset (n,) int64. All E by default.
 
         Raises:
             RuntimeError: the vector environment changed others as well.
@@ -145,7 +145,7 @@ class GymnasiumVector:
 
         Args:
             action: (E, A) [robot units], inside the bounds.
-            active: (E,) bool; all environments whose episode runs, and no others.
+            active: (E,) bool, True for all environments whose episode runs and no others.
 
         Raises:
             ValueError: `active` is something else.
@@ -211,7 +211,7 @@ class GymnasiumVector:
         self._env.close()
 
     def _has_success(self) -> bool:
-        """Return whether `info` has a success entry; it takes a step to find out."""
+        """Return whether `info` has a success entry. It takes a step to find out."""
         self._env.reset(seed=0)
         _, _, terminated, truncated, info = self._env.step(batch_action(self._middle, self._env))
         self._mark_stale(np.asarray(terminated) | np.asarray(truncated))
@@ -223,7 +223,7 @@ class GymnasiumVector:
 
         Args:
             mask: (E,) bool.
-            seeds: Environment -> its seed; an environment without one starts anywhere.
+            seeds: Environment -> its seed. An environment without one starts anywhere.
         """
         options = None if mask.all() else {"reset_mask": mask.copy()}
         seed: Any

@@ -85,8 +85,8 @@ def make_maniskill_batch(
 
     Args:
         task: ManiSkill's name, e.g. `PickCube-v1`.
-        num_envs: E; 1 on the CPU.
-        config: All other settings; `num_envs` and `num_workers` are not used.
+        num_envs: E, which is 1 on the CPU.
+        config: All other settings. `num_envs` and `num_workers` are not used.
         device: Device of the physics.
 
     Raises:
@@ -124,5 +124,5 @@ def choose_device(options: ManiSkillOptions) -> Literal["cpu", "cuda"]:
 
 
 def make_sub_env(make_batch: Callable[[], ManiSkillBatch]) -> ManiSkillSubEnv:
-    """Return one environment in numpy; at module level, because it must be picklable."""
+    """Return one environment in numpy. The function is at module level to be picklable."""
     return ManiSkillSubEnv(make_batch())

@@ -112,7 +112,7 @@ class ManiSkillBatch:
 
         Args:
             seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Environments to reset (n,) int64; all E by default.
+            env_idx: Environments to reset (n,) int64. All E by default.
         """
         rows = torch.arange(self.spec.num_envs) if env_idx is None else env_idx
         rows, seeds = rows.to(self.spec.device), seed.tolist()

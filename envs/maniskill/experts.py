@@ -52,7 +52,7 @@ class Phase:
     is_finished: Callable[[PhaseInput, Tensor], Tensor] = lambda inputs, _: torch.zeros_like(
         inputs.num_steps
     ).bool()
-    """Whether the next phase begins (E,), from the inputs and the target; by default never."""
+    """Whether the next phase begins (E,), from the inputs and the target (by default never)."""
 
 
 def shift(point: Tensor, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Tensor:

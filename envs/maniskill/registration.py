@@ -26,13 +26,13 @@ class ManiSkillOptions(EnvOptions):
     """
 
     control_mode: str = "pd_ee_delta_pos"
-    """ManiSkill's name for the meaning of the actions; the choices depend on the robot."""
+    """ManiSkill's name for the meaning of the actions. The choices depend on the robot."""
     obs_mode: ObsMode = "auto"
     """`state` is the full state of the simulation, without cameras. `rgb` is the pictures of the
     cameras and a state without the poses of objects. `rgb+state` is the pictures and the full
     state. `auto` is `rgb` with cameras and `state` without."""
     backend: Backend = "auto"
-    """Device of the simulation; `auto` is CUDA if torch finds it."""
+    """Device of the simulation. `auto` is CUDA if torch finds it."""
     exact_seeds: bool = True
     """On CUDA, reset one environment after the other, so that equal seeds give equal starts. On the
     CPU the seeds are always exact."""

@@ -22,7 +22,7 @@ def build_simulation(
 
     Args:
         task: ManiSkill's name, e.g. `PickCube-v1`.
-        num_envs: Environments that are simulated together; 1 on the CPU.
+        num_envs: Environments that are simulated together (1 on the CPU).
         config: Its options are `ManiSkillOptions`.
         device: Device of the physics.
 

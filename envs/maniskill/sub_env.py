@@ -49,7 +49,7 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; the seed fixes its initial state."""
+        """Start an episode. The seed fixes its initial state."""
         super().reset(seed=seed)
         number = int(self.np_random.integers(2**31)) if seed is None else seed
         return self._to_numpy(self._batch.reset(torch.tensor([number]))), {}
@@ -108,7 +108,7 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
 
 
 class ManiSkillWorkers(WorkerEnv):
-    """ManiSkill environments in worker processes; `make_maniskill` makes one.
+    """ManiSkill environments in worker processes. `make_maniskill` makes one.
 
     Args:
         task: ManiSkill's name.

@@ -9,7 +9,7 @@ State (39): hand position (3) [m], gripper opening (1) [-], position and orienta
 objects (14), these 18 numbers at the previous step, goal position (3) [m]. Action (4): hand
 displacement (3) [0.01 m] and gripper force (1), in [-1, 1]. 80 steps per second.
 
-Source: McLean et al. 2025, "Meta-World+". Differs: the starts, as above; the time limit is 150
+Source: McLean et al. 2025, "Meta-World+". Differs: the starts, as above. The time limit is 150
 steps instead of 500. Most scripted experts need far less. The expert of peg-insert-side solves 79
 of 100 starts in 150 steps, and 90 in 500 steps.
 
@@ -89,7 +89,7 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode in the configuration of the seed; the observation is (39,)."""
+        """Start an episode in the configuration of the seed. The observation is (39,)."""
         super().reset(seed=seed)
         self._sawyer.np_random = self.np_random
         self._sawyer._freeze_rand_vec = False

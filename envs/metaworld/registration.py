@@ -41,7 +41,7 @@ class MetaWorldOptions(EnvOptions):
     """
 
     camera: Camera = "corner2"
-    """Camera of `render` and of videos; the observation holds no pictures."""
+    """Camera of `render` and of videos. The observation holds no pictures."""
     render_size: int = 256
     """Height and width of the pictures of `render` [pixels]."""
 

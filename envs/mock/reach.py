@@ -1,7 +1,7 @@
 """Environments without a simulator: a task with a known optimum, and scripted episode ends.
 
 In `mock/Reach` a point must come near a goal in the plane. Along the straight line this takes
-ceil((distance - radius) / step) steps; the corners of the action box sometimes save one. It has
+ceil((distance - radius) / step) steps. The corners of the action box sometimes save one. It has
 cameras, and with two goals the instruction names the right one. The state of `mock/Script` is
 (environment, episode seed, time), and its episodes end at fixed times. Tests use it to follow
 single frames through the bookkeeping.
@@ -37,7 +37,7 @@ class Reach:
     Args:
         num_envs: E.
         num_tasks: Number of goals, 1 or 2. With 2 the instruction names one of them.
-        cameras: Names of cameras, each of which sees the whole square.
+        cameras: Names of cameras, each of which shows the whole square.
         image_size: Y = X [pixels].
         reward: `sparse` is 1 on success, `dense` also subtracts the distance at each step.
         max_episode_steps: Time limit.
@@ -164,7 +164,7 @@ class ReachExpert:
 
 
 class Script:
-    """State (environment, episode seed, time); the episodes end at fixed times.
+    """State (environment, episode seed, time). The episodes end at fixed times.
 
     Example:
         >>> env = Script(2, lengths=(1, 3), ends=("success", "time"))

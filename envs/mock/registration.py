@@ -25,7 +25,7 @@ class MockOptions(EnvOptions):
     """
 
     num_tasks: int = 1
-    """Goals of `mock/Reach`, 1 or 2; with 2 the instruction names one of them."""
+    """Goals of `mock/Reach`, 1 or 2. With 2 the instruction names one of them."""
 
 
 def make_mock(name: str, config: EnvConfig) -> VectorEnv:

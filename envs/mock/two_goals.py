@@ -28,7 +28,7 @@ JITTER = 0.02
 
 
 class TwoGoals:
-    """A point between two goals; the state is its position alone (2) [m].
+    """A point between two goals. The state is its position alone (2) [m].
 
     Example:
         >>> env = TwoGoals(2)
@@ -55,7 +55,7 @@ class TwoGoals:
         self.goals = GOALS.clone()
         self.point = torch.zeros(num_envs, 2)
         self.chosen = torch.zeros(num_envs, dtype=torch.int64)
-        """The goal of the expert (E,); nothing else depends on it."""
+        """The goal of the expert (E,). Nothing else depends on it."""
         self.steps = torch.zeros(num_envs, dtype=torch.int64)
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:

@@ -54,7 +54,7 @@ class Tabletop:
         cameras: Cameras whose pictures enter the observation, of `model.CAMERAS`.
         image_size: Height and width of these pictures [pixels].
         max_episode_steps: Steps after which an episode is truncated.
-        num_threads: Threads that step the physics; by default one for each available core.
+        num_threads: Threads that step the physics. By default one for each available core.
         shadows: Whether these pictures have shadows, which take most of the time of a small one.
 
     Raises:
@@ -112,7 +112,7 @@ class Tabletop:
 
     @property
     def scene(self) -> Scene:
-        """The true state of all E scenes, for experts; a copy."""
+        """The true state of all E scenes, for experts, as a copy."""
         return self.physics.scene
 
     @property
@@ -126,7 +126,7 @@ class Tabletop:
         return self._episode_counts.copy()
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
-        """Start new episodes; see `VectorEnv.reset`.
+        """Start new episodes. See `VectorEnv.reset`.
 
         Raises:
             ValueError: the number of seeds differs from the number of environments to reset.
@@ -147,7 +147,7 @@ class Tabletop:
         return self._observation(self.scene)
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
-        """Advance the active environments; see `VectorEnv.step`. Actions are clipped to the bounds.
+        """Advance the active environments. See `VectorEnv.step`. Actions are clipped to the bounds.
 
         Raises:
             ValueError: a shape is wrong, the action of an active environment is not finite, or an
@@ -183,7 +183,7 @@ class Tabletop:
         )
 
     def render(self) -> Tensor:
-        """Return a picture of every environment (E, 240, 320, 3) uint8; see `VectorEnv.render`."""
+        """Return a picture of every environment (E, 240, 320, 3) uint8. See `VectorEnv.render`."""
         if self._picture_renderer is None:
             self._picture_renderer = SceneRenderer(
                 self.physics.model, RENDER_HEIGHT, RENDER_WIDTH, shadows=True
@@ -199,7 +199,7 @@ class Tabletop:
         return TabletopExpert(self, self.spec.id.removeprefix("mujoco/"))
 
     def close(self) -> None:
-        """End the threads and free the renderers; the environment cannot be used afterwards."""
+        """End the threads and free the renderers. The environment cannot be used afterwards."""
         self.physics.close()
         for renderer in (self._camera_renderer, self._picture_renderer):
             if renderer is not None:

@@ -20,13 +20,13 @@ SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 100, 50
 """Limits of MuJoCo's contact solver, its own defaults. With lower limits it may stop too early when
 the gripper hits a cube hard. The cube then flies off at several m/s, which a learner exploits."""
 CUBE_HALF_SIZE = 0.02
-"""Half the edge of a cube [m]; also the height of its center when it lies on the table."""
+"""Half the edge of a cube [m], also the height of its center when it lies on the table."""
 CUBE_MASS = 0.06
 """Mass of a cube [kg]."""
 TOOL_HOME_HEIGHT = 0.25
 """Height of the tool center point, between the fingertips, if the slides are at 0 [m]."""
 SLIDE_LOW = (-0.3, -0.3, -0.235)
-"""Lowest targets of the x, y and z slides [m]; at the lowest z the fingers clear the table."""
+"""Lowest targets of the x, y and z slides [m]. At the lowest z the fingers clear the table."""
 SLIDE_HIGH = (0.3, 0.3, 0.15)
 """Highest targets of the x, y and z slides [m]."""
 FINGER_OPEN = 0.04
@@ -36,15 +36,15 @@ FINGER_CLOSED = -0.01
 CUBE_COLORS = ("0.85 0.16 0.13 1", "0.16 0.38 0.78 1")
 """Red and blue, in the order of the cubes (RGBA)."""
 CAMERAS = ("front", "wrist")
-"""`front` shows the whole table; `wrist` is mounted on the gripper and shows its fingertips."""
+"""`front` shows the whole table. `wrist` is mounted on the gripper and shows its fingertips."""
 RENDER_CAMERA = "beauty"
-"""The camera of `render`, for people only; its view is wider than that of `front`."""
+"""The camera of `render`, for people only. Its view is wider than that of `front`."""
 
 GOAL_MARKERS = {
     "sphere": 'type="sphere" size="0.024"',
     "disc": 'type="cylinder" size="0.025 0.001" pos="0 0 -0.019"',
 }
-"""Shapes of the goal's marker, a site, which does not collide; `pos` is relative to the goal."""
+"""Shapes of the goal's marker, a site, which does not collide. `pos` is relative to the goal."""
 
 
 def build_model(num_cubes: int, goal_marker: str | None) -> mujoco.MjModel:
@@ -70,7 +70,7 @@ def build_model(num_cubes: int, goal_marker: str | None) -> mujoco.MjModel:
 
 
 def scene_xml(num_cubes: int, goal_marker: str | None) -> str:
-    """Return the MJCF of the scene; arguments as in `build_model`."""
+    """Return the MJCF of the scene, with the arguments of `build_model`."""
     marker = ""
     if goal_marker is not None:
         marker = f'<site name="goal" {GOAL_MARKERS[goal_marker]} rgba="0.15 0.85 0.35 0.45"/>'

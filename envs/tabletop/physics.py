@@ -34,7 +34,7 @@ PHYSICS_STEPS = 10
 CONTROL_HZ = 1 / (PHYSICS_STEPS * PHYSICS_STEP)
 """Control steps per second [Hz]: 20."""
 
-_FULL_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS  # time, positions, velocities; no contacts
+_FULL_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS  # time, positions, velocities, but no contacts
 _NUM_SLIDES, _NUM_JOINTS = 3, 5
 
 
@@ -50,7 +50,7 @@ class TabletopPhysics:
     Args:
         task: Determines the number of cubes and the goal marker.
         num_envs: E.
-        num_threads: Number of threads; by default one for each available core.
+        num_threads: Number of threads. By default one for each available core.
     """
 
     def __init__(self, task: Task, num_envs: int, num_threads: int | None) -> None:
@@ -63,7 +63,7 @@ class TabletopPhysics:
 
     @property
     def scene(self) -> Scene:
-        """The true state of all scenes; a copy."""
+        """The true state of all scenes, as a copy."""
         num_envs, num_positions = len(self.states), self.model.nq
         positions = self.states[:, 1 : 1 + num_positions].copy()
         velocities = self.states[:, 1 + num_positions :][:, : self.model.nv].copy()

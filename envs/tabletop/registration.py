@@ -24,7 +24,7 @@ class TabletopOptions(EnvOptions):
     """
 
     num_threads: int | None = None
-    """Threads that step the physics; by default `num_workers`, and at least 1."""
+    """Threads that step the physics. By default `num_workers`, and at least 1."""
     shadows: bool = False
     """Draw shadows in the pictures of `cameras`. They take most of the time of a small picture."""
 

@@ -41,7 +41,7 @@ class SceneRenderer:
         (64, 64, 3)
 
     Args:
-        model: The scene; its goal marker, if any, is the site `goal`.
+        model: The scene. Its goal marker, if any, is the site `goal`.
         height: Height of a picture [pixels].
         width: Width of a picture [pixels].
         shadows: Whether to draw shadows. They take most of the time of a small picture on a CPU.

@@ -21,7 +21,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The true state of E scenes, in meters and seconds; all float64, in the world frame.
+    """The true state of E scenes, in meters and seconds, float64, in the world frame.
 
     Example:
         >>> from pitune.envs.tabletop.env import Tabletop
@@ -35,7 +35,7 @@ class Scene:
     tool_velocity: Array
     """(E, 3) [m/s]."""
     fingers: Array
-    """Distance of each finger from the middle (E, 2) [m]; 0 is closed."""
+    """Distance of each finger from the middle (E, 2) [m]. 0 is closed."""
     cubes: Array
     """Centers (E, cubes, 3) [m]."""
     cube_quaternions: Array
@@ -85,7 +85,7 @@ class Task:
 
 
 def draw_start(task: Task, rng: np.random.Generator) -> Start:
-    """Draw the start of one episode; a function of `task` and `rng` alone."""
+    """Draw the start of one episode, a function of `task` and `rng` alone."""
     tool = rng.uniform(-0.03, 0.03, 2)
     first = rng.uniform(-0.12, 0.12, 2)
     centers = [first, first + 0.1 * _direction(rng)][: task.num_cubes]
@@ -186,7 +186,7 @@ def find_task(name: str) -> Task:
     """Return a task by its name.
 
     Raises:
-        ValueError: the name is unknown; the message suggests the nearest one.
+        ValueError: the name is unknown. The message suggests the nearest one.
     """
     if name in TASKS:
         return TASKS[name]

@@ -51,14 +51,14 @@ class WorkerEnv:
         torch.Size([2, 3])
 
     Args:
-        factory: Makes one sub-environment; picklable, so a module-level function or a
+        factory: Makes one sub-environment. It is pickled, so use a module-level function or a
             `functools.partial` of one.
         id: The name of the environment.
         num_envs: E.
-        num_workers: Processes, at most E; 0 runs the sub-environments in this process.
-        max_episode_steps: Time limit, applied here; None for that of the sub-environment.
+        num_workers: Processes, at most E. 0 runs the sub-environments in this process.
+        max_episode_steps: Time limit, applied here. None for that of the sub-environment.
         tasks: Instructions in words.
-        control_hz: Steps per simulated second [Hz]; None for that of the sub-environment.
+        control_hz: Steps per simulated second [Hz]. None for that of the sub-environment.
         simulator: Package and version of the simulator.
         deterministic_reset: Whether the seed alone fixes the initial state.
         start_timeout: Longest time for a worker to make its sub-environments [s].
@@ -121,7 +121,7 @@ class WorkerEnv:
 
         Args:
             seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Environments to reset (n,) int64; all E by default.
+            env_idx: Environments to reset (n,) int64. All E by default.
 
         Raises:
             RuntimeError: an environment failed to reset twice.
@@ -188,7 +188,7 @@ class WorkerEnv:
         )
 
     def render(self) -> Tensor:
-        """Return one picture of every environment (E, Y, X, 3) uint8; black before its reset.
+        """Return one picture of every environment (E, Y, X, 3) uint8, black before its reset.
 
         Raises:
             RuntimeError: this machine or simulator cannot render, or nothing was reset yet.
@@ -244,6 +244,6 @@ class WorkerExpert:
         self._env = env
 
     def act(self) -> Tensor:
-        """Return the expert's action (E, A) [robot units]; zeros before the first reset."""
+        """Return the expert's action (E, A) [robot units], zeros before the first reset."""
         action = np.concatenate(self._env._pool.call_all("expert"))
         return torch.from_numpy(action)

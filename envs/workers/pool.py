@@ -21,10 +21,10 @@ class WorkerPool:
     """E sub-environments, spread evenly over workers.
 
     Args:
-        factory: Makes one sub-environment; picklable.
+        factory: Makes one sub-environment and is picklable.
         env_id: Name for messages.
         num_envs: E.
-        num_workers: Processes, at most E; 0 for none.
+        num_workers: Processes, at most E. 0 for none.
         start_timeout: Longest time for a worker to make its sub-environments [s].
         step_timeout: Longest time for any other reply of a worker [s].
 

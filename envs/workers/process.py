@@ -81,7 +81,7 @@ class Worker:
 
     Args:
         rows: Which of the E environments it holds.
-        factory: Makes one sub-environment; picklable.
+        factory: Makes one sub-environment and is picklable.
         env_id: Name for messages.
 
     Raises:
@@ -120,7 +120,7 @@ class Worker:
     def send(self, method: str, *arguments: Any) -> None:
         """Send one request."""
         self._number += 1
-        # Sending to a dead worker fails silently; `receive` raises.
+        # Sending to a dead worker fails silently. `receive` raises.
         with contextlib.suppress(OSError):
             self._connection.send((self._number, method, arguments))
 
@@ -185,7 +185,7 @@ def serve(connection: Connection, environment: Mapping[str, str]) -> None:
 
     Args:
         connection: To the parent.
-        environment: The parent's environment variables; those of the fork server may be older.
+        environment: The parent's environment variables. Those of the fork server may be older.
     """
     os.environ.update(environment, OMP_NUM_THREADS="1")
     torch.set_num_threads(1)

@@ -35,7 +35,7 @@ Factory = Callable[[], gymnasium.Env]
 
 @dataclass
 class Rows:
-    """The results of n rows; in a row of `failed` all other fields are meaningless."""
+    """The results of n rows. In a row of `failed` all other fields are meaningless."""
 
     obs: Arrays
     reward: np.ndarray
@@ -155,7 +155,7 @@ class SubEnvs:
         return picture
 
     def expert(self) -> np.ndarray:
-        """Return the expert's action (n, A) [robot units]; zeros before an episode begins."""
+        """Return the expert's action (n, A) [robot units], zeros before an episode begins."""
         action = np.zeros((len(self.envs), len(self.spec.action_low)), np.float32)
         for row, env in enumerate(self.envs):
             if env is not None and self.started[row]:
@@ -179,7 +179,7 @@ class SubEnvs:
         return env
 
     def _discard(self, row: int) -> None:
-        """Close and forget an environment; a broken one may raise when it is closed."""
+        """Close and forget an environment. A broken one may raise when it is closed."""
         env, self.envs[row], self.started[row] = self.envs[row], None, False
         if env is not None:
             with contextlib.suppress(Exception):

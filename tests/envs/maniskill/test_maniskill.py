@@ -193,6 +193,18 @@ def test_pictures_with_a_driver_are_not_uniform() -> None:
     batch.close()
 
 
+def test_pictures_with_a_driver_may_come_with_the_full_state(pick: ManiSkillBatch) -> None:
+    if not can_render():
+        pytest.skip("no Vulkan driver")
+    batch = make_maniskill_batch(
+        "PickCube-v1", 1, cameras=("base_camera",), image_size=32, obs_mode="rgb+state"
+    )
+    seed = torch.tensor([5])
+    assert torch.equal(batch.reset(seed)["state"], pick.reset(seed)["state"])
+    assert batch.spec.cameras == {"base_camera": (3, 32, 32)}
+    batch.close()
+
+
 def test_an_unknown_task_raises_with_near_ones() -> None:
     with pytest.raises(ValueError, match=r"task='PickCub-v1' .*'PickCube-v1'"):
         make_maniskill("PickCub-v1", 1)
