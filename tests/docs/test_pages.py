@@ -104,6 +104,7 @@ def test_a_line_holds_one_sentence_of_at_most_120_characters(page: Path) -> None
     for number, line in prose(page):
         bare = re.sub(r"\]\([^)]*\)|https?://\S+", "]", line)
         assert len(bare) <= 120, f"{page.name}:{number}"
+        assert line.count("`") % 2 == 0, f"{page.name}:{number}: a span of code is broken"
         assert not TWO_SENTENCES.search(LIST.sub("", line)), f"{page.name}:{number}: {line}"
 
 
