@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from settings import changed
 from tensordict import TensorDictBase
 
 from pitune import envs, rl
@@ -23,6 +22,7 @@ from pitune.rl.policy_gradient.loss import log_ratios
 from pitune.rl.policy_gradient.reference import Reference, frozen_copy
 from pitune.rl.policy_gradient.surrogate import implied_clip
 from pitune.rl.policy_gradient.value import ValueCritic
+from settings import changed
 
 SETTINGS: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}
 
