@@ -56,7 +56,7 @@ COMMON = (
         name="env_steps",
         meaning="environment steps so far",
         healthy="rises; 0 for `bc`",
-        advice="None.",
+        advice="Nothing to do.",
     ),
     Metric(
         name="env_steps_per_second",
@@ -92,7 +92,7 @@ CLONING = (
         algorithms=("bc",),
         meaning="step size of the last gradient step [-]",
         healthy="follows the schedule",
-        advice="None.",
+        advice="Nothing to do.",
     ),
     Metric(
         name="cloned_chunks",

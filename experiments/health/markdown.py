@@ -3,7 +3,7 @@
     python -m pitune.experiments.health.markdown docs
 
 writes every block between `<!-- health: NAME -->` and `<!-- end of health -->` anew. NAME is a
-registered algorithm, `all`, or a symptom such as `success_dropped`.
+registered algorithm, `every_run`, `all`, or a symptom such as `success_dropped`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 from pitune.experiments.errors import exit_with_message
+from pitune.experiments.health.common import COMMON
 from pitune.experiments.health.metric import Metric
 from pitune.experiments.health.symptoms import SYMPTOMS
 from pitune.experiments.health.table import METRICS, metrics_of
@@ -38,7 +39,8 @@ def markdown(name: str) -> str:
     """Return a Markdown table of the health table.
 
     Args:
-        name: A registered algorithm, `all`, or a key of `SYMPTOMS`.
+        name: A registered algorithm, for its own metrics; `every_run` for those that all runs log;
+            `all`; or a key of `SYMPTOMS`.
 
     Raises:
         ValueError: no metric belongs to the name.
@@ -47,12 +49,16 @@ def markdown(name: str) -> str:
         return _table(SYMPTOMS[name].entries(), with_algorithms=True)
     if name == "all":
         return _table(METRICS, with_algorithms=True)
+    if name == "every_run":
+        return _table(COMMON, with_algorithms=False)
     known = sorted({algorithm for metric in METRICS for algorithm in metric.algorithms})
     if name not in known:
         raise ValueError(
-            f"no health table for name={name!r}; valid: all, {', '.join([*SYMPTOMS, *known])}"
+            f"no health table for name={name!r}; valid: "
+            f"{', '.join(['all', 'every_run', *SYMPTOMS, *known])}"
         )
-    return _table(metrics_of(name), with_algorithms=False)
+    own = [metric for metric in metrics_of(name) if metric.algorithms]
+    return _table(own, with_algorithms=False)
 
 
 def _table(metrics: Sequence[Metric], with_algorithms: bool) -> str:

@@ -16,7 +16,7 @@ LEARNING_FROM_MEMORY = (
         algorithms=OFF_POLICY,
         meaning="decisions in memory",
         healthy="rises to `capacity`",
-        advice="None.",
+        advice="Nothing to do.",
     ),
     Metric(
         name="rounds",

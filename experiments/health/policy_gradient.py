@@ -60,7 +60,7 @@ POLICY_GRADIENT = (
         algorithms=RATIO,
         meaning="minus the surrogate [-]",
         healthy="near 0; it does not measure progress",
-        advice="None.",
+        advice="Nothing to do.",
         optional=True,
     ),
     Metric(
@@ -146,7 +146,7 @@ POLICY_GRADIENT = (
         algorithms=("ppo", "epo"),
         meaning="with `normalize_returns`: scale of the returns [reward]",
         healthy="steady",
-        advice="None.",
+        advice="Nothing to do.",
         optional=True,
     ),
     Metric(
@@ -213,7 +213,7 @@ POPULATION = (
         algorithms=("epo",),
         meaning="number of the member that is deployed",
         healthy="changes rarely",
-        advice="None.",
+        advice="Nothing to do.",
     ),
     Metric(
         name="replaced",
