@@ -1,4 +1,4 @@
-"""Learning: algorithms, advantages, critics, rollouts, evaluation. The imports are what exists."""
+"""Learning: algorithms, advantages, critics, rollouts and evaluation."""
 
 from pitune.rl.actor_critic.learner import ActorCriticConfig
 from pitune.rl.actor_critic.td import OffPolicyConfig

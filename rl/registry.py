@@ -1,4 +1,4 @@
-"""Which algorithms exist, by name. A new one is a file with `@register("name", Config)` in it."""
+"""The registry of algorithms. A new one is a module with an `@register("name", Config)` class."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ AlgorithmType = TypeVar("AlgorithmType", bound=type[Algorithm[Any]])
 
 
 def register(name: str, config: type[AlgorithmConfig]) -> Callable[[AlgorithmType], AlgorithmType]:
-    """Register the decorated class under `name`, built from a `config`.
+    """Register the decorated class under `name`. A config of this type selects it.
 
     Raises:
-        ValueError: the name or the config is taken.
+        ValueError: the name or the config is registered already.
     """
     taken = {config for config, _ in _REGISTRY.values()}
     if name in _REGISTRY or config in taken:
@@ -39,7 +39,12 @@ def preset(name: str) -> AlgorithmConfig:
     """Return the default config of one algorithm.
 
     Raises:
-        ValueError: nothing is registered under `name`.
+        ValueError: no algorithm is registered under `name`.
+
+    Example:
+        >>> from pitune import rl
+        >>> rl.preset("ppo").update.num_epochs
+        4
     """
     if name not in _REGISTRY:
         nearest = get_close_matches(name, _REGISTRY, n=1)
@@ -49,10 +54,10 @@ def preset(name: str) -> AlgorithmConfig:
 
 
 def name_of(config: AlgorithmConfig) -> str:
-    """Return the name that a config's algorithm is registered under.
+    """Return the registered name of a config's algorithm.
 
     Raises:
-        ValueError: no algorithm takes such a config.
+        ValueError: no algorithm has this type of config.
     """
     for name, (registered, _) in _REGISTRY.items():
         if type(config) is registered:
@@ -64,11 +69,11 @@ def name_of(config: AlgorithmConfig) -> str:
 
 
 def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
-    """Build the algorithm that takes this type of config, around a policy.
+    """Build a policy's algorithm, selected by the type of the config.
 
     Raises:
-        ValueError: no algorithm takes such a config, or the policy is steered: what its weights
-            would learn is not what its noise actor was made for.
+        ValueError: no algorithm has this type of config, or the policy is steered. Training would
+            change the weights that its noise actor was trained for.
     """
     if policy.noise_source is not None:
         raise ValueError(
