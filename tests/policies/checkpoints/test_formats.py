@@ -365,7 +365,7 @@ def test_policy_without_a_tokenizer_loads_but_says_what_it_lacks(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("OPENPI_DATA_HOME", raising=False)
     policy = load(openpi("pi0"), LoadConfig(pipeline="pi0_libero"))
-    with pytest.raises(ValueError, match="reads a prompt, but has no tokenizer"):
+    with pytest.raises(ValueError, match="needs a prompt, but has no tokenizer"):
         infer(policy, raw_observation("pi0")[0])
 
 
