@@ -17,8 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.parsing import arguments, parse, program
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.quickstart import (
     QuickstartConfig,
     QuickstartEnv,

@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from pitune import envs, policies, rl
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.parsing import arguments, parse, program
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.config_file import plain, provenance
 from pitune.experiments.runs.progress import count_episodes
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pitune import rl
-from pitune.experiments.errors import exit_with_message
+from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.health.metric import Verdict, entry, judge
 from pitune.experiments.health.monitor import drop_sentence, success_dropped
 from pitune.experiments.health.table import METRICS

@@ -20,8 +20,8 @@ from rich.console import Console
 from torch import Tensor
 
 from pitune import policies, rl
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.parsing import arguments, parse, program
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies import FlowPolicy, NormStats
 
 

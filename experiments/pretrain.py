@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from pitune import envs, policies, rl
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.parsing import arguments, parse, program
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.config_file import check_same, plain, write_config
 from pitune.experiments.runs.progress import screen
 from pitune.rl.algorithms.bc import CloningStep, clone

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pitune import envs, rl
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.parsing import arguments, parse, program
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.pretrain import RECORD, PretrainConfig, pretrain
 from pitune.experiments.recipes import GUIDANCE, Recipe, recipe
 from pitune.experiments.runs.config_file import check_same, plain

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from pitune import envs, policies, rl
-from pitune.experiments.errors import exit_with_message
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.listing import algorithm_lines
+from pitune.experiments.command_line.parsing import arguments, default_env, program, wants_help
+from pitune.experiments.command_line.parsing import parse as parse_config
 from pitune.experiments.health.monitor import HealthMonitor
-from pitune.experiments.listing import algorithm_lines
-from pitune.experiments.parsing import arguments, default_env, program, wants_help
-from pitune.experiments.parsing import parse as parse_config
 from pitune.experiments.recipes import with_variant
 from pitune.experiments.runs.evaluations import cut_note, evaluate_both, validate
 from pitune.experiments.runs.progress import screen

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.parsing import HELP_ALL, arguments
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import HELP_ALL, arguments
 
 BENCHMARKS: Mapping[str, str] = {
     "pi0": "time and memory of a π0 network: prefix, flow steps, a training step",

@@ -22,8 +22,8 @@ from torchrl.collectors import Collector
 
 from pitune import envs
 from pitune.envs import EpisodeSeeds
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.parsing import arguments, parse, program
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
 
 

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pitune import envs, policies, rl
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.parsing import arguments, parse, program
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
 
 PHASES = ("policy", "simulator", "update")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from pitune.experiments.errors import exit_with_message
+from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.runs.config_file import read_config
 from pitune.experiments.runs.report import percent
 from pitune.experiments.runs.run import with_current_names

@@ -274,7 +274,7 @@ class FlowActorCritic:
     def _distance(
         self, anchor: FlowPolicy, obs: TensorDictBase, noise: Tensor, chunk: Tensor
     ) -> Tensor:
-        """Return the mean squared distance to the anchor's chunks (B, h * d) from the same noise."""
+        """Return the mean squared distance to the anchor's chunks (B, h * d) of the same noise."""
         with torch.no_grad():
             pretrained = executed_chunk(anchor, encode_rows(anchor, obs), noise)
         return (chunk - pretrained).square().mean()

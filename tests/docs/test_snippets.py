@@ -114,7 +114,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
             return ""
         program = f"pitune.{module.removeprefix('pitune.')}"
     else:
-        program = "pitune.experiments.cli"
+        program = "pitune.experiments.command_line.main"
     real = tyro.cli
 
     def parsed(*args: Any, **kwargs: Any) -> None:

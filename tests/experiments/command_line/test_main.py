@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pitune import envs, rl
-from pitune.experiments.cli import COMMANDS, GROUPS, main, overview
+from pitune.experiments.command_line.main import COMMANDS, GROUPS, main, overview
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TYPED_OPTIONS = pytest.mark.skipif(
     not hasattr(envs, "config_for"), reason="environments have no options of their own yet"
 )
@@ -69,7 +69,7 @@ def test_the_overview_lists_every_command_in_a_group(
 
 
 def test_the_overview_imports_nothing_heavy() -> None:
-    code = "import sys; from pitune.experiments.cli import main; main(['--help'])\n"
+    code = "import sys; from pitune.experiments.command_line.main import main; main(['--help'])\n"
     code += "assert not {'torch', 'tyro', 'numpy', 'rich'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 

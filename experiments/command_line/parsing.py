@@ -28,8 +28,8 @@ from tyro.constructors import (
 )
 
 from pitune import envs
-from pitune.experiments.basic_options import is_basic
-from pitune.experiments.outside import import_outside_modules
+from pitune.experiments.command_line.basic_options import is_basic
+from pitune.experiments.command_line.outside import import_outside_modules
 
 Config = TypeVar("Config")
 StructSpecRule = Callable[[StructTypeInfo], StructConstructorSpec | None]
@@ -136,8 +136,7 @@ def default_env(args: Sequence[str]) -> envs.EnvConfig:
             env_id = following
         elif word.startswith("--env.id="):
             env_id = word.partition("=")[2]
-    config_for = getattr(envs, "config_for", None)
-    return envs.EnvConfig(id=env_id) if config_for is None else config_for(env_id)
+    return envs.config_for(env_id)
 
 
 def program(command: str) -> str:

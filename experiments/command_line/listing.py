@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from pitune import envs, policies, rl
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.parsing import HELP_ALL, arguments
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import HELP_ALL, arguments
 from pitune.experiments.recipes import likelihood_words, takes_likelihood
 
 WIDTH = 80

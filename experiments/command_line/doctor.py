@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.outside import import_outside_modules
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.outside import import_outside_modules
 
 ROOT = Path(__file__).resolve().parent
 """Our own `experiments`; its neighbors are our other packages."""

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pitune import envs
-from pitune.experiments.basic_options import ALL_BASIC, BASIC, is_basic
+from pitune.experiments.command_line.basic_options import ALL_BASIC, BASIC, is_basic
+from pitune.experiments.command_line.parsing import default_env, default_of, parse
 from pitune.experiments.evaluate import EvaluateConfig
-from pitune.experiments.parsing import default_env, default_of, parse
 from pitune.experiments.train import TrainConfig
 
 

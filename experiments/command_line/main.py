@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.outside import import_outside_modules
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.outside import import_outside_modules
 
 _EXAMPLES = """\
 examples:
