@@ -21,8 +21,8 @@ from pathlib import Path
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.outside import import_outside_modules
 
-ROOT = Path(__file__).resolve().parent
-"""Our own `experiments`; its neighbors are our other packages."""
+PACKAGE = Path(__file__).parents[2]
+"""The package `pitune`; in the source tree its folders are links."""
 LEAST_FREE = 20 * 2**30
 """Free disk space below which a note is printed; a checkpoint of π0 has 7 GB [bytes]."""
 EXTRAS = ("metaworld", "vlm", "orbax")
@@ -65,7 +65,7 @@ def diagnose() -> dict[str, list[Finding]]:
 
 def requirements() -> tuple[list[str], dict[str, list[str]]]:
     """Return the requirements of the core and of each extra, as setup.cfg has them."""
-    source = ROOT.parent / "setup.cfg"
+    source = PACKAGE.parent / "setup.cfg"
     if source.is_file():  # a checkout, perhaps newer than what is installed
         config = ConfigParser(interpolation=None)
         config.read(source, encoding="utf-8")
@@ -160,8 +160,9 @@ def names() -> list[Finding]:
     findings = []
     for name in ("rl", "policies", "envs", "experiments"):
         spec = importlib.util.find_spec(f"pitune.{name}")
-        where = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
-        ours = where is not None and where.parent == ROOT.parent / name
+        where = None if spec is None or spec.origin is None else Path(spec.origin)
+        # in the source tree `pitune/` holds links to the folders, so the links are compared
+        ours = where is not None and where.resolve().parent == (PACKAGE / name).resolve()
         text = f"{where}" if ours else f"{where} hides ours; run elsewhere or uninstall it"
         findings.append(Finding(f"pitune.{name}", text, ours))
     owners = sorted(set(metadata.packages_distributions().get("pitune", [])) - {"pitune"})

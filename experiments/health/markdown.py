@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from pitune.experiments.command_line.errors import exit_with_message
-from pitune.experiments.health.common import COMMON
+from pitune.experiments.health.every_run import COMMON
 from pitune.experiments.health.metric import Metric
 from pitune.experiments.health.symptoms import SYMPTOMS
 from pitune.experiments.health.table import METRICS, metrics_of

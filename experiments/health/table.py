@@ -5,7 +5,7 @@ Of two entries for one column the algorithm's own counts, for example `entropy` 
 
 from __future__ import annotations
 
-from pitune.experiments.health.common import CLONING, COMMON
+from pitune.experiments.health.every_run import CLONING, COMMON
 from pitune.experiments.health.metric import Metric
 from pitune.experiments.health.off_policy import GUIDANCE, LEARNING_FROM_MEMORY, STEERING
 from pitune.experiments.health.policy_gradient import GROUPS, POLICY_GRADIENT, POPULATION
