@@ -18,6 +18,8 @@ from pitune.experiments.command_line.parsing import HELP_ALL, arguments
 from pitune.experiments.recipes import likelihood_words, takes_likelihood
 
 WIDTH = 80
+MOST_TASKS = 12
+"""Tasks of one prefix that are listed."""
 
 
 def algorithms() -> str:
@@ -50,17 +52,14 @@ def algorithm_lines() -> str:
 
 
 def environments() -> str:
-    """Return the prefixes of environment ids, with the tasks of those that have few."""
-    from pitune.envs.tabletop.tasks import TASKS
-
-    known = {
-        "gym": ["gym/<id> for any id that is registered with Gymnasium"],
-        "maniskill": ["maniskill/<id>, such as maniskill/PickCube-v1"],
-        "metaworld": ["metaworld/<task>, such as metaworld/reach-v3"],
-        "mock": [", ".join(f"mock/{name}" for name in ("Reach", "Script", "TwoGoals"))],
-        "mujoco": [", ".join(f"mujoco/{name}" for name in TASKS)],
-    }
-    return _table([(name, known.get(name, [f"{name}/<task>"])) for name in _prefixes()])
+    """Return the prefixes of environment ids, with the tasks that are listed for each."""
+    rows = []
+    for prefix in _prefixes():
+        tasks = _known_tasks(prefix)
+        names = [f"{prefix}/{task}" for task in tasks[:MOST_TASKS]]
+        more = f", and {len(tasks) - MOST_TASKS} more" if len(tasks) > MOST_TASKS else ""
+        rows.append((prefix, [", ".join(names) + more if names else f"{prefix}/<id>"]))
+    return _table(rows)
 
 
 def likelihoods() -> str:
@@ -103,7 +102,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _prefixes() -> Iterable[str]:
+    """Return the prefixes, also where `envs` has no list of them yet."""
+    if hasattr(envs, "prefixes"):
+        return list(envs.prefixes())
     return sorted(envs.registry._ADAPTERS)
+
+
+def _known_tasks(prefix: str) -> Sequence[str]:
+    """Return the listed tasks of a prefix, also where `envs` lists none yet."""
+    return envs.known_tasks(prefix) if hasattr(envs, "known_tasks") else ()
 
 
 def _settings(config: Any) -> str:

@@ -111,7 +111,8 @@ def wants_help(args: Sequence[str]) -> bool:
 def default_of(kind: type[Config], args: Sequence[str]) -> Config | None:
     """Return a config with the environment that `args` name, or None if `kind` has none."""
     parts = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    if "env" not in parts or parts["env"].default_factory is not envs.EnvConfig:
+    make = parts["env"].default_factory if "env" in parts else NO_DEFAULT
+    if make is NO_DEFAULT or not isinstance(make(), envs.EnvConfig):
         return None
     required = {
         name: tyro.MISSING
@@ -154,7 +155,7 @@ class _Printed(io.StringIO):
 
     def __init__(self, encoding: str | None) -> None:
         super().__init__()
-        self._encoding = encoding
+        self._encoding = encoding and encoding.lower()
 
     @property
     def encoding(self) -> str | None:  # type: ignore[override]
