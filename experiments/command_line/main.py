@@ -51,8 +51,12 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "norm-stats": Command("norm_stats", "compute the norm stats of demonstrations"),
     },
     "this installation": {
-        "list": Command("command_line.listing", "list algorithms, environments, likelihoods or pipelines"),
-        "doctor": Command("command_line.doctor", "check versions, devices, renderers and disk space"),
+        "list": Command(
+            "command_line.listing", "list algorithms, environments, likelihoods or pipelines"
+        ),
+        "doctor": Command(
+            "command_line.doctor", "check versions, devices, renderers and disk space"
+        ),
         "bench": Command("benchmarks.command", "time a network, a rollout or an update"),
     },
 }

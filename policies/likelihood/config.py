@@ -171,7 +171,7 @@ class ExactFlowConfig(LikelihoodConfig):
     trainable: ClassVar[bool] = False
 
     num_probes: int = 0
-    """Probes of Hutchinson's divergence; 0 computes it exactly, by H * A backward passes."""
+    """Probes of Hutchinson's divergence estimate. 0 is exact and takes H * A backward passes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,9 +61,9 @@ class FlowActorCritic:
     ) -> None:
         self.policy, self.config = policy, config
         self.chunk_dim = policy.sampler.execution_horizon * policy.preprocessor.action_dim
-        self.read_dim = policy.preprocessor.model_state_dim + policy.feature_dim
+        self.input_dim = policy.preprocessor.model_state_dim + policy.feature_dim
         self.off_policy = OffPolicy(
-            config.off_policy, self.read_dim + self.chunk_dim, policy.device
+            config.off_policy, self.input_dim + self.chunk_dim, policy.device
         )
         trained = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.actor_learning_rate)
@@ -274,7 +274,7 @@ class FlowActorCritic:
     def _distance(
         self, anchor: FlowPolicy, obs: TensorDictBase, noise: Tensor, chunk: Tensor
     ) -> Tensor:
-        """Return the mean squared distance to the anchor's chunks (B, h * d) of the same noise."""
+        """Return the mean squared distance of chunks (B, h * d) to the anchor's chunks."""
         with torch.no_grad():
             pretrained = executed_chunk(anchor, encode_rows(anchor, obs), noise)
         return (chunk - pretrained).square().mean()

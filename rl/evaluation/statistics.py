@@ -1,7 +1,7 @@
 """Statistics of success: intervals, aggregates over runs, and comparisons of policies.
 
-Source: Agarwal et al. 2021 (rliable) for the aggregates; SciPy computes the intervals. SciPy takes
-a second to import, so a function imports it when it is called.
+Source: Agarwal et al. 2021 (rliable) for the aggregates. SciPy computes the intervals. Functions import
+it when they are called, because its import takes a second.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 
 
 def wilson_interval(successes: int, num: int, confidence: float = 0.95) -> Interval:
-    """Return Wilson's interval of a success rate, for plots; (nan, nan) without episodes."""
+    """Return Wilson's interval of a success rate, for plots. It is (nan, nan) without episodes."""
     from scipy.stats import binomtest
 
     if num == 0:
@@ -25,7 +25,7 @@ def wilson_interval(successes: int, num: int, confidence: float = 0.95) -> Inter
 
 
 def clopper_pearson_interval(successes: int, num: int, confidence: float = 0.95) -> Interval:
-    """Return the exact interval of a success rate, which is never too narrow. For guarantees."""
+    """Return the exact interval of a success rate, for guarantees. It is never too narrow."""
     from scipy.stats import binomtest
 
     if num == 0:
@@ -46,7 +46,7 @@ def stratified_bootstrap(
 ) -> Interval:
     """Return the percentile interval of the interquartile mean of scores (runs, tasks).
 
-    Runs are drawn anew within each task, so the tasks' weights stay fixed.
+    Runs are resampled within each task, so the tasks' weights stay fixed.
     """
     from scipy.stats import bootstrap, trim_mean
 
@@ -70,11 +70,11 @@ def stratified_bootstrap(
 def fisher_p_value(first: tuple[int, int], second: tuple[int, int]) -> float:
     """Return the exact two-sided p-value that two success rates differ.
 
-    For starts that are not paired; on shared starts `mcnemar_p_value` sees more.
+    For different starts. On shared starts, `mcnemar_p_value` is more powerful.
 
     Args:
-        first: Successes and episodes.
-        second: Of the other policy.
+        first: Successes and episodes of one policy.
+        second: Successes and episodes of the other policy.
     """
     from scipy.stats import fisher_exact
 
@@ -86,7 +86,7 @@ def mcnemar_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Return the exact two-sided p-value that two policies differ, on the same starts.
 
     Raises:
-        ValueError: the two did not play the same number of episodes.
+        ValueError: the policies have different numbers of episodes.
     """
     from scipy.stats import binomtest
 
@@ -99,8 +99,8 @@ def mcnemar_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:
 def paired_e_value(first: Sequence[bool], second: Sequence[bool], bet: float = 0.5) -> list[float]:
     """Return the running evidence that `second` succeeds more often than `first`, pair by pair.
 
-    A martingale under equality: stopping as soon as it exceeds 1 / alpha keeps the error below
-    alpha however often one looks, which a fixed-size test does not.
+    It is a martingale if both are equal. Stopping when it exceeds 1 / alpha keeps the error below
+    alpha for any number of looks, which a test of fixed size does not.
 
     Args:
         first: Successes on shared starts.
@@ -108,7 +108,7 @@ def paired_e_value(first: Sequence[bool], second: Sequence[bool], bet: float = 0
         bet: Share of the stake on each discordant pair, in (0, 1).
 
     Raises:
-        ValueError: the two did not play the same number of episodes.
+        ValueError: the policies have different numbers of episodes.
     """
     _check_paired(first, second)
     evidence, running = 1.0, []
@@ -120,6 +120,7 @@ def paired_e_value(first: Sequence[bool], second: Sequence[bool], bet: float = 0
 
 
 def _check_paired(first: Sequence[bool], second: Sequence[bool]) -> None:
+    """Raise ValueError if two policies have different numbers of episodes."""
     if len(first) != len(second):
         raise ValueError(
             f"the first policy has {len(first)} episodes, the second {len(second)}; a paired test "

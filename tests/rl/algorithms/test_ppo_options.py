@@ -289,7 +289,7 @@ def test_a_likelihood_without_gradient_is_refused_in_training() -> None:
     for config in (rl.PPOConfig, rl.GRPOConfig):
         with pytest.raises(ValueError, match="'ode' is exact but has no gradient"):
             config(likelihood=likelihood_config("ode"))
-    with pytest.raises(ValueError, match="scored_steps='one' means nothing with likelihood"):
+    with pytest.raises(ValueError, match="scored_steps='one' does not apply to the likelihood"):
         rl.PPOConfig(likelihood=likelihood_config("flow_matching"), scored_steps="one")
 
 

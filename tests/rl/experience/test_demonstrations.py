@@ -123,7 +123,7 @@ def test_demonstrations_that_lack_what_the_policy_needs_are_refused(
     found = demonstrations_for(tiny_policy(1, 1), tmp_path / "own.safetensors")
     assert found.obs["task_id"].tolist() == [0, 0, 0]
     monkeypatch.setattr(FlowPolicy, "obs_keys", property(lambda _: ["state", "image/top"]))
-    with pytest.raises(ValueError, match=r"has no \['image/top'\], which the policy sees; it has"):
+    with pytest.raises(ValueError, match=r"has no \['image/top'\], which the policy needs; it has"):
         demonstrations_for(tiny_policy(1, 1), file)
 
 
