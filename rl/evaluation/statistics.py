@@ -1,7 +1,7 @@
 """Statistics of success: intervals, aggregates over runs, and comparisons of policies.
 
-Source: Agarwal et al. 2021 (rliable) for the aggregates. SciPy computes the intervals. Functions import
-it when they are called, because its import takes a second.
+Source: Agarwal et al. 2021 (rliable) for the aggregates. SciPy computes the intervals.
+Functions import it when they are called, because its import takes a second.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def collect_demonstrations(
         env: A simulator with an expert.
         num_episodes: Number of successful episodes.
         seed: Seed of the starts.
-        on_step: Called with the number of successes so far after each round, to show progress.
+        on_step: Called after each step with the number of successes so far, to show progress.
 
     Raises:
         RuntimeError: the expert fails too often.
@@ -273,14 +273,9 @@ def _expert_round(
         obs = result.obs
         solved = solved | (result.info["success"] & active)
         active = active & ~(result.terminated | result.truncated)
-<<<<<<< HEAD
         if on_step is not None:
             on_step(num_before + int(solved.sum()))
-    table, live = torch.stack(steps), torch.stack(lived)  # (steps, E)
-    return [table[live[:, i], i] for i in range(num_envs) if solved[i]]
-=======
 
     # steps of each successful environment
     table, mask = torch.stack(steps), torch.stack(live)  # (steps, E)
     return [table[mask[:, i], i] for i in range(num_envs) if solved[i]]
->>>>>>> h-prose

@@ -403,13 +403,13 @@ def test_settings_of_the_algorithm_are_options() -> None:
     options = [
         "--algorithm.advantage.discount",
         "0.5",
-        "--algorithm.likelihood.kernel",
-        "flow_noise",
+        "--algorithm.likelihood.noise_level",
+        "0.3",
     ]
     config = parse(["ppo", *options])
     assert isinstance(config.algorithm, rl.PPOConfig)
     assert config.algorithm.advantage.discount == 0.5
-    assert config.algorithm.likelihood.kernel == "flow_noise"
+    assert config.algorithm.likelihood == policies.FlowSDEConfig(noise_level=0.3)
     assert config.algorithm.update == rl.PPOConfig().update
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 
 from pitune import envs, rl
 from pitune.experiments.runs import video
@@ -32,11 +32,11 @@ def test_a_film_shows_the_deployed_policy(tiny_policy: Callable) -> None:
             return td
 
     actor = Seen(tiny_policy(), FlowSDEConfig())
-    state = envs.make(CONFIG).reset(envs.EpisodeSeeds(4, 3, "test").next(torch.arange(4)))
+    obs = envs.make(CONFIG).reset(envs.EpisodeSeeds(4, 3, "test").next(torch.arange(4)))
     frames = _frames(envs.make(CONFIG), actor, seed=3)
     assert len(frames) == 7  # the start and six steps
     torch.manual_seed(3)
-    expected = actor.policy.sample_actions(TensorDict(dict(state), batch_size=[4]))
+    expected = actor.policy.sample_actions(actor.policy.model_input(obs))
     assert torch.equal(acted[0], expected)
 
 
