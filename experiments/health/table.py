@@ -21,7 +21,7 @@ METRICS: tuple[Metric, ...] = (
     *CLONING,
     *EVERY_RUN,
 )
-"""By subject; the metrics that every run logs come last."""
+"""By subject. The metrics that every run logs come last."""
 
 
 def metrics_of(algorithm: str) -> tuple[Metric, ...]:
