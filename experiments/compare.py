@@ -57,7 +57,7 @@ class CompareConfig:
     out: Path = Path("runs/compare")
     """Folder for the clones, the runs and the comparison."""
     num_iterations: int | None = None
-    """Iterations of each run; those of the environment's recipe by default."""
+    """Iterations of each run, those of the environment's recipe by default."""
     max_minutes: float = float("inf")
     """Longest time for each run [min]."""
     fast: bool = False
@@ -73,7 +73,7 @@ class CompareConfig:
 
 
 def compare(config: CompareConfig) -> list[FinishedRun]:
-    """Run the missing runs, and write table and curves; return all runs."""
+    """Run the missing runs, write table and curves, and return all runs."""
     jobs = [
         _job(config, env_id, seed, name)
         for env_id in config.env_ids

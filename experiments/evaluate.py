@@ -36,7 +36,7 @@ class EvaluateConfig:
     """Settings that a checkpoint of another format lacks."""
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     episodes: int = 200
-    """Episodes; a multiple of the number of environments."""
+    """Episodes, a multiple of the number of environments."""
     seed: int = 0
     """Seed of the starts and of the policy's noise."""
     stochastic: bool = False

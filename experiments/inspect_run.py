@@ -121,7 +121,7 @@ def _state(record: RunRecord) -> str:
 
 
 def _last_evaluation(record: RunRecord) -> dict[str, Any]:
-    """Return the latest row with an evaluation; empty if there is none."""
+    """Return the latest row with an evaluation, or an empty one."""
     evaluated = [row for row in record.rows if "success_rate_high" in row]
     return evaluated[-1] if evaluated else {}
 

@@ -49,7 +49,7 @@ class PretrainConfig:
     minibatch_size: int = 128
     """Chunks per gradient step."""
     learning_rate: float = 1e-3
-    """AdamW's first step size; it falls by a cosine [-]."""
+    """AdamW's first step size, which falls by a cosine [-]."""
     action_horizon: int = 4
     """H, actions that one decision predicts."""
     sampler: policies.SamplerConfig = field(default_factory=policies.SamplerConfig)
@@ -57,7 +57,7 @@ class PretrainConfig:
     expert: policies.GemmaConfig = field(default_factory=lambda: policies.LAPTOP_EXPERT)
     """Sizes of the transformer."""
     torch_threads: int = 1
-    """Threads of PyTorch on the CPU; results depend on it in their last bits."""
+    """Threads of PyTorch on the CPU, which change the last bits of the results."""
     seed: int = 0
     """Seed of the expert's starts, the weights and the minibatches."""
 
@@ -69,7 +69,7 @@ class PretrainConfig:
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
-    """Collect, clone and save; return the times [s] and the mean loss of the steps taken.
+    """Collect, clone, save, and return the times [s] and the mean loss of the steps taken.
 
     Raises:
         FileExistsError: --out holds a pretrained policy already.
@@ -144,7 +144,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
 
 
 def _clone(config: PretrainConfig, step: CloningStep, demonstrations: rl.Demonstrations) -> float:
-    """Take the remaining gradient steps; return their mean loss."""
+    """Take the remaining gradient steps and return their mean loss."""
     first, total = step.num_steps, config.gradient_steps
     with screen.task("cloning", total, done=first) as task:
 

@@ -7,7 +7,7 @@
 
 An expert demonstrates the task in the simulator. A small π0 is cloned to a middling success rate,
 evaluated, fine-tuned and evaluated again. `<environment>/seed_<n>/` in --out then holds
-`pretrained/` and a run for each algorithm; `--fast` has folders of its own.
+`pretrained/` and a run for each algorithm. `--fast` has folders of its own.
 
 The same command again continues where it was interrupted, and prints the results of a finished run.
 """
@@ -36,7 +36,7 @@ from pitune.experiments.train import TrainConfig, train
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartEnv:
-    """The environment; its other settings are in its recipe."""
+    """The environment, whose other settings are in its recipe."""
 
     id: str = "mujoco/PickCube"
     """`mujoco/<task>`, `maniskill/<task>`, `metaworld/<task>`, ..."""
@@ -68,13 +68,13 @@ class QuickstartConfig:
 
     @property
     def folder(self) -> Path:
-        """Folder of the clone and its runs; different for other seeds, environments, `fast`."""
+        """Folder of the clone and its runs, one for each environment, seed and `fast`."""
         env = self.env.id.replace("/", "-") + ("-fast" if self.fast else "")
         return self.out / env / f"seed_{self.seed}"
 
 
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
-    """Run all of it, or the rest of it; return the summary with the next commands."""
+    """Run all of it, or the rest of it, and return the summary with the next commands."""
     settings = settings_of(config)
     training = training_config(config, settings)
     summary = run_job(config, settings, training)
@@ -88,7 +88,7 @@ def settings_of(config: QuickstartConfig) -> Recipe:
 
 
 def run_job(config: QuickstartConfig, settings: Recipe, training: TrainConfig) -> dict[str, Any]:
-    """Do the parts of a job that are not done yet; return the summary of its run.
+    """Do the parts of a job that are not done yet, and return the summary of its run.
 
     Raises:
         ValueError: the folder has a clone or a run with other settings.
@@ -162,7 +162,7 @@ def training_config(config: QuickstartConfig, settings: Recipe) -> TrainConfig:
 
 
 def _next_steps(config: QuickstartConfig, folder: Path) -> list[Step]:
-    """Return the commands that follow; the quickstart itself swaps the algorithm."""
+    """Return the next commands, of which the quickstart itself swaps the algorithm."""
     other = other_algorithm(config.algorithm.partition(":")[0])
     words = options({**plain(config), "algorithm": "ppo"}, plain(QuickstartConfig()))
     return next_steps(folder, swap=command("quickstart", "--algorithm", other, *words))

@@ -65,7 +65,7 @@ class Trainer:
             self._restore()
 
     def _check_memory(self) -> None:
-        """Print the trainable parameters and the memory estimate; fail if it cannot fit."""
+        """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
         policy = self.algorithm.actor.policy
         report = parameter_report(policy, self.config.algorithm.policy_minibatch)
         if policy.network.vlm is not None:
@@ -177,7 +177,7 @@ class Trainer:
             record_video(self.config.env, self.algorithm.actor, file, self.config.seed)
 
     def _finish(self) -> dict[str, Any]:
-        """Evaluate, report and close; return the summary."""
+        """Evaluate, report, close, and return the summary."""
         after = self._final_evaluation()
         self._film("after")
         if self.config.video:

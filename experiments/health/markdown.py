@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from pitune.experiments.command_line.errors import exit_with_message
-from pitune.experiments.health.every_run import COMMON
+from pitune.experiments.health.every_run import EVERY_RUN
 from pitune.experiments.health.metric import Metric
 from pitune.experiments.health.symptoms import SYMPTOMS
 from pitune.experiments.health.table import METRICS, metrics_of
@@ -50,7 +50,7 @@ def markdown(name: str) -> str:
     if name == "all":
         return _table(METRICS, with_algorithms=True)
     if name == "every_run":
-        return _table(COMMON, with_algorithms=False)
+        return _table(EVERY_RUN, with_algorithms=False)
     known = sorted({algorithm for metric in METRICS for algorithm in metric.algorithms})
     if name not in known:
         raise ValueError(

@@ -26,7 +26,7 @@ class Metric:
     name: str
     """Column of metrics.csv; `*` stands for any text, for example `seconds/*`."""
     algorithms: tuple[str, ...] = ()
-    """Registered names that log it; empty for every algorithm."""
+    """Registered names that log it, none for every algorithm."""
     meaning: str
     """With the unit, and the setting that it needs if it is not always logged."""
     healthy: str
@@ -77,9 +77,9 @@ class Verdict(NamedTuple):
 
     column: str
     value: float
-    """Mean of the latest rows that have it; nan if no row has it."""
+    """Mean of the latest rows that have it, or nan."""
     metric: Metric | None
-    """Its entry; None if the table has none."""
+    """Its entry, or None."""
     healthy: bool | None
     """None if there is no numeric range, or too few rows yet."""
 
@@ -96,11 +96,11 @@ class Verdict(NamedTuple):
 
 
 def entry(column: str, algorithm: str, table: Sequence[Metric]) -> Metric | None:
-    """Return the entry of a column; that of the algorithm, or else one of another algorithm.
+    """Return the entry of a column: that of the algorithm, or else one of another algorithm.
 
     Args:
         column: Of metrics.csv.
-        algorithm: Registered name; one from outside the repository may share metrics.
+        algorithm: Registered name. One from outside the repository may share metrics.
         table: Entries to choose from.
     """
     matches = [metric for metric in table if fnmatchcase(column, metric.name)]

@@ -22,7 +22,7 @@ class HealthMonitor:
         algorithm: Registered name.
         config: Settings of the run, as in config.json.
         before: Evaluation of the deployed policy before training, as in summary.json.
-        rows: Of the run before it was resumed; their warnings are not repeated.
+        rows: Of the run before it was resumed, whose warnings are not repeated.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ def success_dropped(before: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
 
     Args:
         before: Evaluation of the deployed policy before training, as in summary.json.
-        row: Of metrics.csv; without an evaluation nothing has dropped.
+        row: Of metrics.csv. Without an evaluation nothing has dropped.
     """
     if "success_rate_high" not in row or "wilson_low" not in before:
         return False

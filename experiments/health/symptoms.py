@@ -15,7 +15,7 @@ class Symptom(NamedTuple):
     metrics: tuple[str, ...]
 
     def entries(self) -> list[Metric]:
-        """Return the entries of the metrics, in this order; several if algorithms differ."""
+        """Return the entries of the metrics, in this order, and several if algorithms differ."""
         return [metric for name in self.metrics for metric in METRICS if metric.name == name]
 
 

@@ -5,7 +5,8 @@ Of two entries for one column the algorithm's own counts, for example `entropy` 
 
 from __future__ import annotations
 
-from pitune.experiments.health.every_run import CLONING, COMMON
+from pitune.experiments.health.cloning import CLONING
+from pitune.experiments.health.every_run import EVERY_RUN
 from pitune.experiments.health.metric import Metric
 from pitune.experiments.health.off_policy import GUIDANCE, LEARNING_FROM_MEMORY, STEERING
 from pitune.experiments.health.policy_gradient import GROUPS, POLICY_GRADIENT, POPULATION
@@ -18,9 +19,9 @@ METRICS: tuple[Metric, ...] = (
     *STEERING,
     *GUIDANCE,
     *CLONING,
-    *COMMON,
+    *EVERY_RUN,
 )
-"""By subject; the metrics that every run logs come last."""
+"""By subject. The metrics that every run logs come last."""
 
 
 def metrics_of(algorithm: str) -> tuple[Metric, ...]:

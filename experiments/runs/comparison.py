@@ -1,4 +1,4 @@
-"""Finished runs side by side: a table and curves, from their folders; numbers are never typed.
+"""Finished runs side by side: a table and curves, from their folders: numbers are never typed.
 
 Only the evaluations, environment steps and times are compared, which every algorithm's run has.
 """
@@ -36,17 +36,17 @@ class FinishedRun(NamedTuple):
     """
 
     name: str
-    """Registered name of the algorithm; its likelihood or variant, if chosen, after a colon."""
+    """Registered name of the algorithm, with a chosen likelihood or variant after a colon."""
     summary: dict[str, Any]
     commit: str
     steps: list[float]
-    """Environment steps at each evaluation; the first is before training."""
+    """Environment steps at each evaluation, of which the first is before training."""
     success: list[float]
     """Success rate of the deployed policy at each evaluation."""
 
     @property
     def steps_to_level(self) -> float | None:
-        """Environment steps at the first evaluation that reached `LEVEL`; None if none did.
+        """Environment steps at the first evaluation that reached `LEVEL`, or None.
 
         The evaluation before training does not count, because it has other starts.
         """

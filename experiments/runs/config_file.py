@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 def plain(value: Any) -> Any:
-    """Return a config as JSON values; paths, infinities and nan become strings."""
+    """Return a config as JSON values, where paths, infinities and nan are strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -73,7 +73,7 @@ def write_config(file: Path, config: dict[str, Any], limits: dict[str, Any]) -> 
     """Write the settings of a run, with their provenance.
 
     Args:
-        file: config.json; its folder is made.
+        file: config.json, whose folder is made.
         config: Settings that identify the run, as JSON values.
         limits: Settings that only end it, for example `num_iterations`.
     """

@@ -12,7 +12,7 @@ from pitune.policies import LikelihoodActor
 def validate(
     env: envs.CheckedEnv, actor: LikelihoodActor, num_episodes: int, seed: int
 ) -> dict[str, float]:
-    """Evaluate the deployed policy on the validation starts; return the columns of metrics.csv."""
+    """Evaluate the deployed policy on the validation starts and return its metrics."""
     with count_episodes("evaluation", num_episodes, env.spec.num_envs) as on_step:
         evaluation = rl.evaluate(
             env, actor, num_episodes, seed=seed, split="validation", on_step=on_step
@@ -28,7 +28,7 @@ def validate(
 def evaluate_both(
     env: envs.CheckedEnv, actor: LikelihoodActor, num_episodes: int, seed: int
 ) -> dict[str, Any]:
-    """Evaluate on the test starts, as deployed and exploring; return both summaries by name."""
+    """Evaluate on the test starts, as deployed and exploring, and return both summaries by name."""
     summaries = {}
     for name in ("deployed", "exploring"):
         with count_episodes(f"evaluation, {name}", num_episodes, env.spec.num_envs) as on_step:

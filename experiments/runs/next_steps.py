@@ -54,12 +54,12 @@ def evaluate_command(config: Mapping[str, Any], checkpoint: Path) -> str:
 
 
 def other_algorithm(name: str) -> str:
-    """Return an algorithm to compare with one; it needs nothing but successes."""
+    """Return an algorithm to compare with one, which needs nothing but successes."""
     return "ppo" if name == "filtered_bc" else "filtered_bc"
 
 
 def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
-    """Return the commands that follow a run; none before its first checkpoint.
+    """Return the commands that follow a run, if it has a checkpoint.
 
     Args:
         folder: Of the run.

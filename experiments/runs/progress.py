@@ -38,7 +38,7 @@ class Task:
         description: A word or two, for example "cloning".
         total: Units of work, for example gradient steps.
         done: Units that were done before, for example in the run that is resumed.
-        bar: Its bar; None where standard error is not a terminal.
+        bar: Its bar, or None where standard error is not a terminal.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Screen:
         True
 
     Args:
-        console: Where to print; standard error by default.
-        clock: Returns the time [s]; for tests.
+        console: Where to print, standard error by default.
+        clock: Returns the time [s], for tests.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Screen:
                     self._bars.remove_task(bar)
 
     def show(self, task: Task, status: str) -> None:
-        """Show the present state of a task; called by `Task.update`."""
+        """Show the present state of a task, called by `Task.update`."""
         if self._bars is not None and task.bar is not None:
             self._bars.update(task.bar, completed=task.done, status=status)
         elif self.clock() - self._last_line >= MIN_SECONDS_BETWEEN_LINES:
@@ -137,7 +137,7 @@ class Screen:
 
     @contextmanager
     def _display(self) -> Iterator[None]:
-        """Show bars while the context is open; other output is printed above them."""
+        """Show bars while the context is open, and print other output above them."""
         bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -186,11 +186,11 @@ def _moved_handlers(streams: dict) -> Iterator[None]:
 def count_episodes(
     task_name: str, num_episodes: int, num_envs: int
 ) -> Iterator[Callable[[Tensor], None]]:
-    """Show the progress of an evaluation; yields the `on_step` of `rl.evaluate`.
+    """Show the progress of an evaluation and yield the `on_step` of `rl.evaluate`.
 
     Args:
         task_name: Words before the bar.
-        num_episodes: Episodes of the evaluation; every environment plays equally many.
+        num_episodes: Episodes of the evaluation, equally many in every environment.
         num_envs: E.
     """
     finished = torch.zeros(num_envs, dtype=torch.int64)  # (E,)
@@ -205,4 +205,4 @@ def count_episodes(
 
 
 screen = Screen()
-"""The display of this process; commands print through it and through nothing else."""
+"""The display of this process. Commands print through it and through nothing else."""

@@ -16,7 +16,7 @@ class RunRecord(NamedTuple):
 
     folder: Path
     config: dict[str, Any]
-    """Settings; empty if config.json is missing or damaged."""
+    """Settings, none if config.json is missing or damaged."""
     limits: dict[str, Any]
     """Settings that only end the run."""
     provenance: dict[str, Any]
@@ -26,13 +26,13 @@ class RunRecord(NamedTuple):
     summary: dict[str, Any] | None
     """Of a finished run."""
     checkpoints: dict[str, dict[str, Any]]
-    """Progress of each checkpoint by its name; empty if it is damaged."""
+    """Progress of each checkpoint by its name, none if it is damaged."""
     problems: list[str]
-    """What could not be read, and what to do."""
+    """Damaged or missing files, each with a remedy."""
 
     @property
     def before(self) -> dict[str, Any]:
-        """Evaluation of the deployed policy before training; empty if it is not known."""
+        """Evaluation of the deployed policy before training, none if it is not known."""
         sources = [self.summary or {}, *self.checkpoints.values()]
         found = [source["before"] for source in sources if "before" in source]
         return dict(with_current_names(found[0]).get("deployed", {})) if found else {}

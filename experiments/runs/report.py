@@ -30,7 +30,7 @@ class TrainingProgress:
         self._start, self._success, self._first_steps = time.monotonic(), "", -1
 
     def update(self, iteration: int, metrics: dict[str, float], num_env_steps: int) -> None:
-        """Show an iteration; evaluations stay on the screen as lines of their own."""
+        """Show an iteration. Evaluations stay on the screen as lines of their own."""
         if "success_rate" in metrics:
             low, high = metrics["success_rate_low"], metrics["success_rate_high"]
             self._success = f"success {metrics['success_rate']:.0%}"
@@ -62,8 +62,8 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
     """Print success before and after, the times, the files to look at, and the next commands.
 
     Args:
-        summary: Of the run; `next` holds the commands if the caller has its own.
-        console: Where to print; standard output by default.
+        summary: Of the run, with its own commands in `next` if the caller has any.
+        console: Where to print, standard output by default.
     """
     console = console or Console()
     title = f"{summary['algorithm']} on {summary['env']}, seed {summary['seed']}"

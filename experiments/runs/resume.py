@@ -15,7 +15,7 @@ from pitune.experiments.runs.train_config import TrainConfig
 
 
 def finished_summary(config: TrainConfig) -> dict[str, Any] | None:
-    """Return the summary of a finished run; None if it is not finished.
+    """Return the summary of a run, or None if it is not finished.
 
     Raises:
         ValueError: the folder has a finished run with other settings.
@@ -32,7 +32,7 @@ def finished_summary(config: TrainConfig) -> dict[str, Any] | None:
 def train_or_resume(
     config: TrainConfig, train: Callable[[TrainConfig], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Start a run, or continue it from its latest checkpoint; return its summary.
+    """Start a run, or continue it from its latest checkpoint, and return its summary.
 
     A run that was killed before its first checkpoint starts again.
 

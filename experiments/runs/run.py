@@ -6,7 +6,7 @@
     summary.json, learning_curve.png, before.mp4, after.mp4, before_after.gif
 
 A checkpoint is written under a temporary name and renamed. A run can be killed at any moment and
-resumes from its latest checkpoint; the rows of metrics after it are removed and written again.
+resumes from its latest checkpoint. The rows of metrics after it are removed and written again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Run:
         ['iteration,loss', '1,0.5']
 
     Args:
-        folder: Of the run; it holds config.json.
+        folder: Of the run, with config.json.
         config: Settings that identify the run, as JSON values.
         wandb_mode: Where Weights & Biases metrics go.
     """
@@ -96,7 +96,7 @@ class Run:
         wandb_mode: WandbMode,
         limits: dict[str, Any] | None = None,
     ) -> Run:
-        """Go on with a run; the arguments are those of `create`.
+        """Continue a run, with the arguments of `create`.
 
         Raises:
             FileNotFoundError: the folder holds no run.
@@ -130,10 +130,10 @@ class Run:
         return self._rows
 
     def save(self, iteration: int, algorithm: Algorithm[Any], progress: dict[str, Any]) -> None:
-        """Write a checkpoint; keep the latest and the best by `success_rate`, remove the others.
+        """Write a checkpoint, and keep only the latest and the best by `success_rate`.
 
         Args:
-            iteration: Iterations so far; the folder is named after it.
+            iteration: Iterations so far, which name the folder.
             algorithm: Its policy and training state are saved.
             progress: Numbers that the loop needs to go on (JSON), `success_rate` among them.
         """
@@ -231,7 +231,7 @@ class Run:
 
 
 def read_rows(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the columns and the rows of a metrics.csv; empty cells are left out.
+    """Return the columns and the rows of a metrics.csv, without empty cells.
 
     A last line that a kill cut short is left out too.
 

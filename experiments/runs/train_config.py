@@ -49,7 +49,7 @@ class TrainConfig:
     eval_every: int = 20
     """Iterations between evaluations, each of which also saves a checkpoint."""
     eval_episodes: int = 200
-    """Episodes per evaluation; a multiple of the number of environments."""
+    """Episodes per evaluation, a multiple of the number of environments."""
     max_minutes: float = float("inf")
     """Stop after the iteration that reaches this training time [min]."""
     wandb: WandbMode = "offline"
@@ -62,7 +62,7 @@ class TrainConfig:
     """Device of the policy."""
     torch_threads: int = 1
     """Threads of PyTorch on the CPU. A fixed number makes results independent of the number of
-    cores, and a small policy gains nothing from more; raise it for large networks."""
+    cores, and a small policy gains nothing from more. Raise it for large networks."""
     resume: bool = False
     """Continue the run in --out from its latest checkpoint."""
 
@@ -115,7 +115,7 @@ def options(settings: Any, default: Any, name: str = "") -> list[str]:
 
 
 def _of_block(settings: Mapping[str, Any], default: Mapping[str, Any], name: str) -> list[str]:
-    """Return the options of a block; the words of `SUBCOMMANDS` come last."""
+    """Return the options of a block, with the words of `SUBCOMMANDS` at the end."""
     words: list[str] = []
     for key in sorted(settings, key=lambda key: f"{name}.{key}" in SUBCOMMANDS):
         inner = key.replace("_", "-")

@@ -27,7 +27,7 @@ QUALITIES = ((320, 40, 64), (300, 36, 64), (280, 30, 48), (240, 24, 32), (200, 1
 
 @torch.no_grad()
 def record_video(config: envs.EnvConfig, actor: Actor, file: Path, seed: int) -> bool:
-    """Film one episode of four environments, two by two; return whether that was possible.
+    """Film one episode of four environments, two by two, and return whether that was possible.
 
     A green border marks success. The same seed shows the same starts, so two policies can be
     compared. On a machine that cannot render a note is printed instead.
@@ -88,7 +88,7 @@ def _grid(env: envs.CheckedEnv, success: torch.Tensor) -> np.ndarray:
 
 
 def before_after(folder: Path) -> Path | None:
-    """Write before_after.gif from the two films of a run; return it.
+    """Write before_after.gif from the two films of a run and return it.
 
     The films show the same starts side by side. Without both films a note is printed instead.
 
@@ -118,7 +118,7 @@ def before_after(folder: Path) -> Path | None:
 def _gif(
     films: list[list[np.ndarray]], fps: float, width: int, num_frames: int, colors: int
 ) -> bytes:
-    """Return an animation of films side by side; the shorter one holds its last frame."""
+    """Return an animation of films side by side. The shorter one holds its last frame."""
     from PIL import Image
 
     length = max(len(film) for film in films)

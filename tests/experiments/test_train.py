@@ -364,6 +364,25 @@ def test_a_note_names_episodes_that_evaluations_cut_short(
     assert "episodes begin anew" not in shown[4]
 
 
+def test_an_unhealthy_metric_is_warned_of_once_in_a_run_and_its_resumption(
+    config_of: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    update = rl.FilteredBC.update
+
+    def broken(algorithm: rl.FilteredBC, rollout: Any) -> dict[str, float]:
+        return {**update(algorithm, rollout), "ratio_deviation": 0.5}
+
+    monkeypatch.setattr(rl.FilteredBC, "update", broken)
+    train(config_of("filtered_bc", tmp_path, num_iterations=2))
+    words = "warning: ratio_deviation is 0.5, above 0.001"
+    assert capsys.readouterr().err.count(words) == 1
+    train(config_of("filtered_bc", tmp_path, resume=True))
+    assert words not in capsys.readouterr().err
+
+
 def test_counts_below_one_are_rejected(config_of: Callable, tmp_path: Path) -> None:
     for name in ("num_iterations", "num_chunks", "eval_every", "eval_episodes", "torch_threads"):
         with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
