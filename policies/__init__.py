@@ -1,4 +1,4 @@
-"""Acting: the π0 flow policy, its likelihoods, its checkpoints. Knows no RL and no simulator."""
+"""Acting: the π0 flow policy, its likelihoods and checkpoints. Imports no RL and no simulator."""
 
 from pitune.policies.actor import Actor, LikelihoodActor
 from pitune.policies.checkpoints.config import LoadConfig

@@ -1,16 +1,16 @@
 """Flow policies behind TorchRL's actor interface.
 
 `Actor` acts as deployed. `LikelihoodActor` explores with a likelihood: it writes `action`, the
-`chain` of points from noise to action and its `action_log_prob`, and `get_dist(td)` scores a stored
-chain. TorchRL's losses and collectors take both unchanged: the loss's "action" is the chain, the
-environment's is `action`.
+`chain` of points from noise to action and its `action_log_prob`. `get_dist(td)` scores a stored
+chain. TorchRL's losses and collectors take both unchanged: the loss's "action" is the chain, and
+the environment's is `action`.
 
-The likelihood is that of the *unclipped* chain: clipping to the robot's bounds belongs to the
-environment (the density of a clipped action has atoms). Noise enters only the entries that are
-executed, and exactly those are scored.
+The likelihood is that of the *unclipped* chain. Clipping to the robot's bounds belongs to the
+environment, because the density of a clipped action has atoms. Noise enters only the executed
+entries, and exactly those are scored.
 
-Letters: N rows, M scored steps (K, or 1), K flow steps, H action horizon, A action dim, D width of
-the action expert.
+Letters: N rows, H action horizon, h executed actions, A model action dim, d robot action dim, D
+width of the action expert.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
 
 
 class Actor(TensorDictModuleBase):
-    """A policy as TorchRL sees it; this one acts as deployed in every exploration type.
+    """TorchRL's actor interface to a policy, without exploration.
 
-    Subclasses explore: in `ExplorationType.RANDOM` their `explore` is called, in DETERMINISTIC the
-    policy acts as deployed. A `noise` entry in the input replaces the fresh starting noise.
+    It acts as deployed in every exploration type. A subclass overrides `explore`, which is called
+    in `ExplorationType.RANDOM`. In DETERMINISTIC every actor acts as deployed. A `noise` entry in
+    the input replaces the fresh starting noise.
 
     Args:
-        policy: The flow policy; its parameters are this module's parameters.
+        policy: The flow policy. Its parameters are this module's parameters.
 
     Example:
+        >>> from tensordict import TensorDict
         >>> from pitune.policies import SamplerConfig, small_policy
         >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
         >>> policy = small_policy(states, actions, action_horizon=4, sampler=SamplerConfig())
@@ -60,14 +62,14 @@ class Actor(TensorDictModuleBase):
         return self.explore(td, noise)
 
     def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
-        """Return the actions (N, h, d) [robot units] of the policy as it would be deployed."""
+        """Return the actions (N, h, d) [robot units] of the deployed policy."""
         return self.policy.sample_actions(inputs, noise)
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
-        """Write `out_keys` for observations (N), exploring; by default without any exploration.
+        """Write `out_keys` for observations (N). The default does not explore.
 
         Args:
-            td: With `model_input`.
+            td: Observations with `model_input`.
             noise: Starting points (N, H, A), or None for fresh ones.
         """
         with torch.no_grad():
@@ -79,10 +81,21 @@ class LikelihoodActor(Actor):
 
     Args:
         policy: The flow policy.
-        config: The likelihood, by its config's type; see `register_likelihood`.
+        config: Settings of the likelihood. Their type selects it, see `register_likelihood`.
 
     Attributes:
-        likelihood: Draws and scores chains; its learned noise is trained with the policy.
+        likelihood: Samples and scores chains. Its learned noise is trained with the policy.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from pitune.policies import FlowSDEConfig, SamplerConfig, small_policy
+        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
+        >>> policy = small_policy(states, actions, action_horizon=4, sampler=SamplerConfig())
+        >>> obs = TensorDict({"state": states[:3]}, batch_size=[3])
+        >>> actor = LikelihoodActor(policy, FlowSDEConfig())
+        >>> decision = actor(policy.observation_preprocessor(())(obs))
+        >>> decision["chain"].shape, decision["action_log_prob"].shape
+        (torch.Size([3, 5, 4, 2]), torch.Size([3, 4]))
     """
 
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
@@ -100,15 +113,15 @@ class LikelihoodActor(Actor):
         return self.policy.encode(ModelInput.of(td), state_offset=self.state_offset(td))
 
     def state_offset(self, td: TensorDictBase) -> Tensor | None:
-        """Return an offset (N, D) of the state tokens of observations (N); None by default."""
+        """Return an offset (N, D) of the state tokens, or None for no offset (the default)."""
         return None
 
     def get_dist(self, td: TensorDictBase) -> ActionDistribution:
         """Return the distribution over chains, given observations (N).
 
-        The random choices of the likelihood (`likelihood.draw_keys`) are read from the input: a
-        `stochastic_step` (N,) is the only random step of each row, also for a chain whose steps
-        all are, where it is then the one to score.
+        The input holds the random choices of the likelihood (`likelihood.draw_keys`). A
+        `stochastic_step` (N,) is the only random step of each row. In a chain whose steps are all
+        random, it is the only step that is scored.
         """
         return self.likelihood.distribution(self.policy, self.encode(td), len(td), td)
 
@@ -116,22 +129,25 @@ class LikelihoodActor(Actor):
     def terminal_std(self, td: TensorDictBase) -> float:
         """Return the standard deviation that the last flow step gives executed entries.
 
-        Averaged over decisions (N) with their chains [normalized action]. This jitter reaches the
-        robot whole; with most likelihoods it is not the level or bound that was configured. For
-        those without random flow steps it is that of the finished chunk.
+        The mean over decisions (N) with their chains [normalized action]. This jitter reaches the
+        robot undamped. With most likelihoods it differs from the configured level or bound. A
+        likelihood without random flow steps gives that of the finished chunk.
         """
         return self.likelihood.terminal_std(self.policy, self.encode(td), td["chain"])
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
         noise = self.policy.draw_noise(len(td)) if noise is None else noise
-        # only fresh draws count: entries that an earlier decision left in the input are stale
+        # fresh draws: entries that an earlier decision left in the input are stale
         draws = self.likelihood.draw(self.policy, len(td))
+        # chain, from the encoded observations
         with torch.no_grad():
             context = self.encode(td)
             dist = self.likelihood.distribution(self.policy, context, len(td), draws)
-            chain, log_prob = dist.sample_and_log_prob(noise)
+            chain, log_prob = dist.sample_and_log_prob(noise)  # (N, K + 1, H, A)
+
+        # entries of the rollout
         td.update(draws)
-        if self.policy.feature_dim:  # cached for the critics: encoding the prefix is expensive
+        if self.policy.feature_dim:  # cached for the critics, because encoding is expensive
             td.set("features", context.features)
         td.set("chain", chain)
         td.set("action", self.policy.executed(chain[:, -1], ModelInput.of(td)))

@@ -1,6 +1,7 @@
-"""What robots send, as openpi's clients and lerobot's send it, to actions: one call per decision.
+"""Actions for a robot's observation, in the formats of openpi's and lerobot's clients.
 
-The same preprocessing serves training in a simulator, evaluation, and this.
+One call per decision. Training and evaluation use the same preprocessing.
+Letters: H action horizon, A model action dim, d robot action dim, Y, X image pixels.
 Source: openpi `policies/{libero,droid,aloha}_policy.py`; lerobot `processor`.
 """
 
@@ -23,7 +24,7 @@ _STATES = (
     ("observation.state",),
     ("state",),
 )
-"""Keys of the state that clients send: LIBERO, DROID, lerobot, ALOHA."""
+"""Keys of the state in the clients' observations: LIBERO, DROID, lerobot, ALOHA."""
 _PICTURES = ("observation/{}", "observation.images.{}", "images/{}", "{}")
 
 
@@ -33,13 +34,20 @@ def infer(
     """Return the whole chunk (H, d) [robot units] for one robot's observation.
 
     Args:
-        policy: Deployed: the flow's ODE is integrated.
+        policy: Acts as deployed, by the flow's ODE.
         raw: State, pictures (Y, X, 3) or (3, Y, X), uint8 or floats in [0, 1], and `prompt` (or
             lerobot's `task`), under the keys of openpi's or lerobot's clients.
-        noise: Starting point (H, A); drawn from the standard normal by default.
+        noise: Starting point (H, A). The default is a draw from the standard normal.
 
     Raises:
         ValueError: the state or a picture is missing, or has a wrong shape.
+
+    Example:
+        >>> from pitune.policies import SamplerConfig, small_policy
+        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
+        >>> policy = small_policy(states, actions, action_horizon=8, sampler=SamplerConfig())
+        >>> infer(policy, {"observation/state": [0.0, 0.0, 0.0, 0.0]}).shape
+        (8, 2)
     """
     prompt = policy.preprocessor.config.prompt
     words = raw.get("prompt", raw.get("task"))
@@ -51,7 +59,7 @@ def infer(
 
 
 def observation(policy: FlowPolicy, raw: Mapping[str, Any]) -> TensorDict:
-    """Return a robot's observation as a TensorDict (1); see `infer`."""
+    """Return a robot's observation as a TensorDict with one row. See `infer`."""
     flat = dict(raw)
     if isinstance(raw.get("images"), Mapping):  # openpi's ALOHA client nests them
         flat |= {f"images/{name}": picture for name, picture in raw["images"].items()}
@@ -75,21 +83,22 @@ def observation(policy: FlowPolicy, raw: Mapping[str, Any]) -> TensorDict:
 
 def _picture(camera: str, raw: Mapping[str, Any]) -> Tensor:
     """Return a picture (3, Y, X) uint8."""
-    found = [raw[key.format(camera)] for key in _PICTURES if key.format(camera) in raw]
-    if not found:
+    pictures = [raw[key.format(camera)] for key in _PICTURES if key.format(camera) in raw]
+    if not pictures:
         raise ValueError(
             f"the observation has no picture of camera {camera!r}: its keys are {sorted(raw)}; "
             "rename one, or map the cameras with LoadConfig.cameras"
         )
-    picture = np.asarray(found[0])
+    picture = np.asarray(pictures[0])
     if np.issubdtype(picture.dtype, np.floating):
         picture = (255 * picture).astype(np.uint8)
-    if picture.ndim == 3 and picture.shape[0] != 3:
+    if picture.ndim == 3 and picture.shape[0] != 3:  # (Y, X, 3) -> (3, Y, X)
         picture = picture.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(picture))
 
 
 def _instruction(words: Any, prompt: PromptConfig) -> str:
+    """Return the instruction of one observation, or the prompt's default."""
     if words is None:
         words = prompt.default
     if words is None:

@@ -1,7 +1,7 @@
 """A noise source: a small network that chooses the noise that a frozen flow starts from.
 
-It reads the observation as the frozen policy has encoded it; the flow does the rest. No gradient
-passes through the flow, and its weights never change.
+Its input is the observation that the frozen policy has encoded. The flow turns the chosen noise
+into actions. No gradient passes through the flow, and its weights never change.
 
 Letters: N rows, H action horizon, h executed actions, A model action dim, W latent width, D width
 of the noise actor's input.
@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -25,13 +26,18 @@ Layout = Literal["repeat", "per_step", "full"]
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringConfig:
-    """What of the starting noise is chosen, and by how large a network."""
+    """The chosen part of the starting noise, and the size of the network that chooses it.
+
+    Example:
+        >>> SteeringConfig(layout="full", hidden=(64,)).magnitude
+        1.5
+    """
 
     layout: Layout = "repeat"
-    """One vector for all H steps; one per executed step (later steps repeat the last); or all H.
-    One vector is the least to learn, but robs a policy whose noise must vary inside the chunk."""
+    """One vector for all H steps, one per executed step (later steps repeat the last), or all H.
+    One vector is the easiest to learn, but a policy may need noise that varies inside the chunk."""
     magnitude: float = 1.5
-    """Bound of each entry of the noise [standard deviations]; smaller stays nearer to the mode."""
+    """Bound of each noise entry [standard deviations]. A smaller one stays nearer to the mode."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the noise actor's hidden layers."""
 
@@ -41,7 +47,7 @@ class SteeringConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SteeringConfig:
-        """Rebuild from `dataclasses.asdict`, by way of JSON."""
+        """Rebuild the config from `dataclasses.asdict`, also after a round trip through JSON."""
         return cls(**{**values, "hidden": tuple(values["hidden"])})
 
 
@@ -51,8 +57,14 @@ class NoiseActor(nn.Module):
     Args:
         in_dim: D.
         latent_dim: W.
-        magnitude: The bound.
+        magnitude: Bound of each entry.
         hidden: Widths of the hidden layers.
+
+    Example:
+        >>> actor = NoiseActor(6, latent_dim=2, magnitude=1.5, hidden=(8,))
+        >>> latent, log_prob = actor.sample(torch.zeros(3, 6))
+        >>> latent.shape, log_prob.shape
+        (torch.Size([3, 2]), torch.Size([3]))
     """
 
     def __init__(
@@ -78,7 +90,7 @@ class NoiseActor(nn.Module):
         return self.magnitude * torch.tanh(self.forward(x)[0])
 
     def sample(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return a latent (N, W), through which gradients flow, and its log-density (N,).
+        """Return a latent (N, W) with a gradient, and its log-density (N,).
 
         The standard normal `noise` (N, W) is drawn by default.
         """
@@ -91,19 +103,19 @@ class NoiseActor(nn.Module):
         normal = (
             -0.5 * ((z - mean) / log_std.exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
         )
-        # log(1 - tanh(z)^2) without the cancellation at large z
+        # log(1 - tanh(z)^2), without cancellation at large z
         squash = 2 * (math.log(2) - z - softplus(-2 * z))
         return (normal - squash - math.log(self.magnitude)).sum(-1)
 
 
 class NoiseSource(nn.Module):
-    """The starting noise of a flow policy, as a noise actor chooses it.
+    """Starting noise of a flow policy, chosen by a noise actor.
 
-    Until `steered` is set the policy starts from fresh noise, as without a source: an untrained
-    noise actor is not the pretrained policy.
+    Until `steered` is set, the policy starts from fresh noise as without a source, because an
+    untrained noise actor does not reproduce the pretrained policy.
 
     Args:
-        config: Which part of the noise is chosen.
+        config: The chosen part of the noise.
         chunk_shape: (H, A).
         execution_horizon: h.
         input_dim: D.
@@ -132,9 +144,10 @@ class NoiseSource(nn.Module):
         self.register_buffer("steered", torch.zeros((), dtype=torch.bool))
 
     def noise_of(self, latent: Tensor) -> Tensor:
-        """Return the starting points (N, H, A) that latents (N, W) stand for."""
+        """Return the starting points (N, H, A) of latents (N, W)."""
         steps = latent.unflatten(-1, self.latent_shape)  # (N, steps, A)
-        rest = steps[:, -1:].expand(-1, self.chunk_shape[0] - steps.shape[1], -1)
+        num_rest = self.chunk_shape[0] - steps.shape[1]
+        rest = repeat(steps[:, -1], "n a -> n rest a", rest=num_rest)
         return torch.cat([steps, rest], dim=1)
 
     def forward(self, observation: Tensor) -> Tensor:

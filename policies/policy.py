@@ -1,20 +1,19 @@
 """A flow policy: network, preprocessing, sampler and, optionally, a source of its starting noise.
 
-Letters: N rows, M points of flow time per row, H action horizon, h executed actions, A model action
-dim, d robot action dim, S model state dim, D width of a critic's input.
+Letters: N rows, H action horizon, h executed actions, A model action dim, d robot action dim, s
+robot state dim, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from pitune.policies.flow.ode import Solver, integrate
+from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
     TimeGrid,
     VelocityField,
@@ -24,59 +23,29 @@ from pitune.policies.flow.path import (
 )
 from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
 from pitune.policies.network.gemma import GemmaConfig
-from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.network.pi0 import Context, Pi0
 from pitune.policies.noise_source import NoiseSource
+from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.critic_input import critic_input
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
-from pitune.policies.preprocessing.prompt import Encoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """How a chunk is drawn and how much of it is executed; fine-tuned and deployed alike."""
-
-    flow_steps: int = 4
-    """K, steps from noise to action. Evaluate with the number that was trained."""
-    execution_horizon: int = 4
-    """h, how many of the H predicted actions are executed before the next decision."""
-    solver: Solver = "euler"
-    """ODE solver of the deployed policy."""
-    accumulated_time: bool = False
-    """Whether flow times are accumulated (openpi) or computed (lerobot); see `TimeGrid`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyInfo:
-    """Facts about a policy that no weight holds; never changed, only replaced."""
-
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    """Entries that the checkpoint's own format needs to be written again."""
-    tokenizer: Encoder | None = None
-    """Of a policy that reads a prompt."""
-    lora: LoRAConfig | None = None
-    """The low-rank updates that the network has."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PolicyInfo:
-        return self
 
 
 class FlowPolicy(nn.Module):
-    """Velocity field and sampler: observations to action chunks.
+    """Velocity field and sampler, from observations to action chunks.
 
     Args:
-        network: The π0 network, or its sizes for an untrained one.
+        network: The π0 network, or the sizes of an untrained one.
         preprocessor: Norm statistics and scaling.
         sampler: Flow steps and execution horizon.
-        noise_source: Chooses the starting noise; fresh standard-normal noise by default.
+        noise_source: Chooses the starting noise. The default is fresh standard-normal noise.
         info: Origin, tokenizer and adapters.
 
     Raises:
-        ValueError: more actions would be executed than are predicted, or none; the network and
-            the preprocessor differ in whether there are cameras or a prompt.
+        ValueError: `execution_horizon` is not between 1 and H, or only one of the network and the
+            preprocessor has cameras or a prompt.
 
     Example:
         >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
@@ -103,15 +72,16 @@ class FlowPolicy(nn.Module):
         self._check()
 
     def _check(self) -> None:
+        """Raise ValueError if the parts do not fit each other."""
         network, config = self.network.config, self.preprocessor.config
-        for name, ours, theirs in (
+        for name, prepared, used in (
             ("pictures", config.pictures is not None, network.vision is not None),
             ("prompt", config.prompt is not None, network.vocab_size > 0),
         ):
-            if ours != theirs:
+            if prepared != used:
                 raise ValueError(
-                    f"the preprocessor has {'a' if ours else 'no'} {name} config, but the network "
-                    f"{'reads' if theirs else 'does not read'} it"
+                    f"the preprocessor has {'a' if prepared else 'no'} {name} config, but the "
+                    f"network {'uses' if used else 'does not use'} it"
                 )
         if not 1 <= self.sampler.execution_horizon <= network.action_horizon:
             raise ValueError(
@@ -120,7 +90,11 @@ class FlowPolicy(nn.Module):
             )
 
     def replace(self, **changes: Any) -> FlowPolicy:
-        """Return a policy with other parts, sharing the rest; see the constructor's arguments."""
+        """Return a policy with some parts replaced and the others shared.
+
+        Args:
+            **changes: Arguments of the constructor.
+        """
         parts = {
             "network": self.network,
             "preprocessor": self.preprocessor,
@@ -132,7 +106,7 @@ class FlowPolicy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the policy computes."""
+        """Device of the network."""
         return self.network.action_out_proj.weight.device
 
     @property
@@ -142,12 +116,12 @@ class FlowPolicy(nn.Module):
 
     @property
     def obs_keys(self) -> list[str]:
-        """Keys of an observation that the policy reads."""
+        """Keys of the observations that the policy uses."""
         return self.preprocessor.obs_keys
 
     @property
     def feature_dim(self) -> int:
-        """Width of the pooled features of pictures and prompt; 0 without them."""
+        """Width of the pooled features of pictures and prompt, 0 without them."""
         return 0 if self.network.vlm is None else self.network.config.feature_dim
 
     @property
@@ -156,7 +130,7 @@ class FlowPolicy(nn.Module):
         return self.network.config.action_horizon, self.network.config.action_dim
 
     def executed_mask(self) -> Tensor:
-        """Return 1 where an entry reaches the robot, 0 in padding and unexecuted steps (H, A)."""
+        """Return a mask (H, A): 1 for executed entries, 0 for padding and unexecuted steps."""
         mask = torch.zeros(self.chunk_shape)
         mask[: self.sampler.execution_horizon, : self.preprocessor.action_dim] = 1
         return mask.to(self.device)
@@ -168,7 +142,7 @@ class FlowPolicy(nn.Module):
         return vlm is not None and not any(p.requires_grad for p in vlm.parameters())
 
     def observation_preprocessor(self, tasks: Sequence[str]) -> ObservationPreprocessor:
-        """Return the module that adds `model_input` to observations of an environment.
+        """Return the module that adds `model_input` to an environment's observations.
 
         Args:
             tasks: The environment's instructions, `EnvSpec.tasks`.
@@ -181,8 +155,8 @@ class FlowPolicy(nn.Module):
         """Return the network's input for observations (N).
 
         Args:
-            obs: `state` (N, s), and `image/<camera>` and `task_id` where the policy reads them.
-            tasks: Instructions that `task_id` indexes; the prompt's default where there are none.
+            obs: `state` (N, s), and `image/<camera>` and `task_id` if the policy uses them.
+            tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
         """
         rows = {key: obs[key] for key in self.obs_keys if key in obs.keys()}
         td = TensorDict(rows, batch_size=[len(obs["state"])])
@@ -194,12 +168,12 @@ class FlowPolicy(nn.Module):
         prefix: Context | None = None,
         state_offset: Tensor | None = None,
     ) -> Context:
-        """Return the context of N observations, computed once and shared by all flow steps.
+        """Return the context of observations (N), computed once and shared by all flow steps.
 
         Args:
-            inputs: With a prefix only their state is read.
-            prefix: The result of `encode_prefix` for them; encoded anew by default.
-            state_offset: Added to the state token (N, D) or (1, D).
+            inputs: Observations (N). With a prefix, only their state is used.
+            prefix: The result of `encode_prefix` for them. By default they are encoded here.
+            state_offset: Offset (N, D) or (1, D) that is added to the state token.
         """
         state = inputs.state.to(self.device)
         if prefix is None and self.network.vlm is not None:
@@ -209,14 +183,14 @@ class FlowPolicy(nn.Module):
     def encode_prefix(self, inputs: ModelInput) -> Context:
         """Return the context of pictures and prompt, without the state.
 
-        While `prefix_is_frozen` it is the same at any time, and may be kept.
+        While `prefix_is_frozen` it does not change during training and may be stored.
         """
         inputs = inputs.to(self.device)
         images = None if inputs.images is None else scaled_pictures(inputs.images)
         return self.network.encode_prefix(images, None, inputs.tokens, inputs.token_mask)
 
     def critic_input(self, inputs: ModelInput, context: Context | None) -> Tensor:
-        """Return the input of critics and noise models (N, D); see `critic_input`."""
+        """Return the input (N, D) of critics and noise models. See `critic_input`."""
         features = None if context is None else context.features
         return critic_input(inputs.state.to(self.device), features)
 
@@ -242,14 +216,15 @@ class FlowPolicy(nn.Module):
         """Return the deployed policy's executed actions (N, h, d) [robot units].
 
         Args:
-            inputs: Of N observations.
-            noise: Starting points (N, H, A); from the noise source, or drawn, by default.
+            inputs: Observations (N).
+            noise: Starting points (N, H, A). By default the noise source chooses them, or they are
+                drawn.
             state_offset: See `encode`.
         """
         return self.executed(self._integrated(inputs, noise, state_offset), inputs)
 
     def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
-        """Return all H predicted actions (N, H, d) [robot units], for a robot that chooses h."""
+        """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
         chunk = self._integrated(inputs, noise)
         return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
 
@@ -258,7 +233,7 @@ class FlowPolicy(nn.Module):
     ) -> Tensor:
         """Return normalized chunks (N, H, A) at the end of the ODE.
 
-        A noise source that has learned replaces any noise that is given.
+        A trained noise source replaces a given noise.
         """
         context = self.encode(inputs, state_offset=state_offset)
         source = self.noise_source
@@ -278,24 +253,30 @@ class FlowPolicy(nn.Module):
     ) -> Tensor:
         """Return the flow-matching loss of every entry (N, H, A), or (N, H, d).
 
-        Whether padded dimensions count is `PreprocessorConfig.loss_dims`. Steps past an episode's
-        end count, as in the references; a caller that wants otherwise masks before the mean.
+        `PreprocessorConfig.loss_dims` decides whether padded dimensions count. Steps past an
+        episode's end count, as in the references. To exclude them, mask before the mean.
 
         Args:
-            inputs: Of N observations.
+            inputs: Observations (N).
             action: Demonstrated chunks (N, H, d) [robot units].
-            noise: (N, H, A), drawn by default.
-            flow_time: (N,), drawn from the training law by default.
-            prefix: The result of `encode_prefix` for the observations; encoded anew by default.
+            noise: Noise (N, H, A), drawn by default.
+            flow_time: Flow times (N,), drawn from the training distribution by default.
+            prefix: The result of `encode_prefix` for the observations. By default they are encoded
+                here.
         """
+        # target and random draws
         state = inputs.robot_state.to(self.device)
         action = self.preprocessor.normalize_action(action.to(self.device), state)
         noise = self.draw_noise(len(action)) if noise is None else noise
         if flow_time is None:
             flow_time = sample_flow_time(len(action), action.device)
+
+        # velocity at one point of flow time per row
         x = interpolate(action, noise, flow_time[:, None, None])  # (N, H, A)
         context = self.encode(inputs, prefix)
         output = self.network.velocity(context, x[:, None], flow_time[:, None])  # (N, 1, H, A)
+
+        # squared error
         loss = (output.velocity[:, 0].float() - target_velocity(action, noise)).square()
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
@@ -303,7 +284,8 @@ class FlowPolicy(nn.Module):
 
 
 def _preprocessor(config: PreprocessorConfig, network: Pi0Config) -> Preprocessor:
-    # π0.5 reads its state in the prompt, whatever its width
+    """Return the preprocessor with the network's widths."""
+    # π0.5 has the state in its prompt, with any number of dimensions
     given = config.state.dim if network.family == "pi05" else 0
     return Preprocessor(config, max(network.state_dim, given), network.action_dim)
 
@@ -316,14 +298,20 @@ def small_policy(
     sampler: SamplerConfig,
     expert: GemmaConfig = LAPTOP_EXPERT,
 ) -> FlowPolicy:
-    """Build an untrained state-only policy whose norm stats are those of demonstrations.
+    """Build an untrained state-only policy with the norm stats of demonstrations.
 
     Args:
-        state: All demonstrated states (N, S) [robot units].
+        state: All demonstrated states (N, s) [robot units].
         action: All demonstrated actions (N, d) [robot units].
         action_horizon: H.
         sampler: Flow steps and execution horizon.
         expert: Sizes of the transformer.
+
+    Example:
+        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
+        >>> policy = small_policy(states, actions, action_horizon=4, sampler=SamplerConfig())
+        >>> policy.chunk_shape
+        (4, 2)
     """
     network = Pi0Config(
         state_dim=state.shape[-1],

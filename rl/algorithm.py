@@ -1,4 +1,7 @@
-"""What an algorithm is: an actor that gathers experience, and an update that learns from it."""
+"""The interface of an algorithm: an actor that collects experience, and an update.
+
+Letters: E envs, T chunk decisions.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,15 @@ from pitune.policies import Actor, FlowPolicy, LikelihoodActor
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
-    """Settings of an algorithm. Subclasses give every field a default."""
+    """Settings of an algorithm. Subclasses give every field a default.
+
+    Example:
+        >>> AlgorithmConfig().policy_minibatch
+        1
+    """
 
     def with_demonstrations(self, file: Path) -> AlgorithmConfig:
-        """Return the same settings with this file of demonstrations, where they read one."""
+        """Return the settings with this file of demonstrations, if the algorithm uses one."""
         return self
 
     @property
@@ -30,33 +38,47 @@ class AlgorithmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What an algorithm asks of the environment; checked when the two are put together."""
+    """Requirements of an algorithm on the environment, checked by `Rollouts`.
+
+    Example:
+        >>> Needs(group_size=4, success_signal=True).whole_episodes
+        False
+    """
 
     rollouts: bool = True
-    """Whether it learns from the environment at all; behavior cloning does not."""
+    """Whether the algorithm learns from the environment. Behavior cloning does not."""
     group_size: int = 1
-    """Neighboring environments that must start alike."""
+    """Number of neighboring environments with the same start."""
     num_shares: int = 1
-    """Equal shares that the environments are split into; their number is a multiple of it."""
+    """Number of equal shares of the environments, a divisor of their number."""
     whole_episodes: bool = False
-    """Whether every rollout begins new episodes and each environment plays equally many to their
-    end, as many as surely fit in; then it waits."""
+    """Whether every rollout holds the same number of whole episodes from each environment. It is
+    the number that fits even if every episode reaches the time limit."""
     success_signal: bool = False
-    """Whether it must be told which episodes succeeded."""
+    """Whether the environment must report the success of episodes."""
 
 
 ConfigType = TypeVar("ConfigType", bound=AlgorithmConfig)
 
 
 class Algorithm(ABC, Generic[ConfigType]):
-    """Owns the actor, its critics, optimizers and memory, and all state that resuming needs.
+    """Owns the actor, critics, optimizers and memory, and all state that resuming needs.
 
-    Subclasses enter every network besides the policy in `networks`, every optimizer in
-    `optimizers`, and anything else in `extra_state`: what is not there is lost on resuming.
+    Subclasses add every network besides the policy to `networks` and every optimizer to
+    `optimizers`. They return all other state from `extra_state`. Everything else is lost on
+    resuming.
 
     Args:
         config: Settings.
         actor: The policy behind TorchRL's actor interface.
+
+    Example:
+        >>> class Idle(Algorithm[AlgorithmConfig]):
+        ...     def update(self, rollout):
+        ...         self.num_updates += 1
+        ...         return {"decisions": float(rollout.numel())}
+        >>> algorithm = Idle(AlgorithmConfig(), Actor(policy))  # doctest: +SKIP
+        >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
     """
 
     needs = Needs()
@@ -71,18 +93,18 @@ class Algorithm(ABC, Generic[ConfigType]):
 
     @abstractmethod
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
-        """Learn from a rollout (E, T) and return metrics. The rollout is not changed."""
+        """Learn from a rollout (E, T) and return metrics. The rollout is not modified."""
 
     def notes(self) -> list[str]:
-        """Return what a user should know of these settings, for a script to print at the start."""
+        """Return notes on the settings, which a script prints at a run's start."""
         return []
 
     def deployed_policy(self) -> FlowPolicy:
-        """Return the policy to save and deploy, complete by itself."""
+        """Return the policy to save and deploy."""
         return self.actor.policy
 
     def training_state(self) -> dict[str, Any]:
-        """Return what resuming needs besides the policy's weights, which are saved apart."""
+        """Return the state for resuming, without the policy's weights, which are saved apart."""
         return {
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
@@ -91,10 +113,10 @@ class Algorithm(ABC, Generic[ConfigType]):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restore what `training_state` returned; the policy's weights are loaded by the caller.
+        """Restore the result of `training_state`. The caller loads the policy's weights.
 
         Raises:
-            ValueError: the state is another algorithm's.
+            ValueError: the state belongs to another algorithm.
         """
         for kind, own in (("networks", self.networks), ("optimizers", self.optimizers)):
             if state[kind].keys() != own.keys():
@@ -108,8 +130,8 @@ class Algorithm(ABC, Generic[ConfigType]):
         self.load_extra_state(state["extra"])
 
     def extra_state(self) -> dict[str, Any]:
-        """Return further state that is neither a network nor an optimizer (tensors, numbers)."""
+        """Return other state than networks and optimizers, as tensors and numbers."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what `extra_state` returned."""
+        """Restore the result of `extra_state`."""

@@ -1,4 +1,4 @@
-"""Settings that algorithms of every kind share, and the range checks of all settings."""
+"""Settings that all kinds of algorithms share, and range checks of settings."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def check_range(
     low_open: bool = False,
     high_open: bool = False,
 ) -> None:
-    """Check that fields of a config lie in a range; a field that is None is skipped.
+    """Check that fields of a config lie in a range. Fields that are None are skipped.
 
     Args:
         config: A dataclass.
-        names: Its fields.
+        *names: Its fields.
         low: Smallest valid value.
         high: Largest valid value.
         low_open: Whether `low` itself is invalid.
@@ -46,28 +46,28 @@ def check_range(
 
 
 def check_counts(config: Any, *names: str) -> None:
-    """Check that fields of a config are at least 1; see `check_range`."""
+    """Check that fields of a config are at least 1. See `check_range`."""
     check_range(config, *names, low=1)
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Check that fields of a config are above 0; see `check_range`."""
+    """Check that fields of a config are above 0. See `check_range`."""
     check_range(config, *names, low=0, low_open=True)
 
 
 def check_not_negative(config: Any, *names: str) -> None:
-    """Check that fields of a config are at least 0; see `check_range`."""
+    """Check that fields of a config are at least 0. See `check_range`."""
     check_range(config, *names, low=0)
 
 
 def check_shares(config: Any, *names: str) -> None:
-    """Check that fields of a config are between 0 and 1; see `check_range`."""
+    """Check that fields of a config are between 0 and 1. See `check_range`."""
     check_range(config, *names, low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReturnConfig:
-    """How future rewards count.
+    """Weight of future rewards.
 
     Example:
         >>> ReturnConfig(discount=0.9).time_limit
@@ -75,9 +75,9 @@ class ReturnConfig:
     """
 
     discount: float = 0.99
-    """Per environment step, not per chunk [-]."""
+    """Discount per environment step, not per chunk [-]."""
     time_limit: TimeLimit = "terminal"
-    """Whether the time limit ends the task, or only interrupts it and values continue past it."""
+    """Whether the time limit ends the task, or values continue past it."""
 
     def __post_init__(self) -> None:
         check_shares(self, "discount")
@@ -95,7 +95,8 @@ class MinibatchConfig:
     minibatch_size: int = 512
     """Chunk decisions per gradient step."""
     num_parts: int = 1
-    """Parts that a minibatch is split into: less memory, the same gradient up to rounding."""
+    """Number of parts of a minibatch. More parts need less memory and give the same gradient, up to
+    rounding."""
 
     def __post_init__(self) -> None:
         check_counts(self, "minibatch_size", "num_parts")

@@ -1,4 +1,7 @@
-"""Gradient steps: the rows of each, and one step that every algorithm takes."""
+"""The gradient step of all algorithms, and the minibatches of an update.
+
+Letters: B minibatch rows.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,19 @@ from torch import Tensor, nn
 Metrics = dict[str, Tensor]
 """Detached tensors: scalars that are means over rows, or a value per row (B, ...)."""
 Loss = Callable[[TensorDictBase], tuple[Tensor, Metrics]]
-"""`batch (B,) -> (loss, metrics)`. The loss is a scalar, a mean over the batch's rows; the function
-draws no random numbers and remembers nothing, so that a batch can be passed in parts."""
+"""`batch (B,) -> (loss, metrics)`. The loss is a scalar, the mean over the batch's rows. The
+function draws no random numbers and has no state, so that a batch can be passed in parts."""
 
 
 def minibatches(num: int, size: int, num_epochs: int) -> list[Tensor]:
     """Return the rows of each gradient step of all epochs, in order.
 
-    A ragged last minibatch is dropped; one that is larger than the batch is shrunk to it.
+    A ragged last minibatch is dropped. A `size` above `num` is reduced to `num`.
+
+    Args:
+        num: Rows of the batch.
+        size: Rows of a minibatch.
+        num_epochs: Passes over the batch.
     """
     size = min(size, num)
     rows: list[Tensor] = []
@@ -37,19 +45,22 @@ def run_epochs(
 ) -> dict[str, float]:
     """Take gradient steps until the policy is too far from the one that collected the batch.
 
-    Returns the mean of each metric over the steps; `ratio_deviation` is that of the first step.
+    Returns the mean of each metric over the steps. `ratio_deviation` is that of the first step.
 
     Args:
         batch: Decisions (B).
         rows: Row indices of each gradient step.
         step: Takes one gradient step and returns its metrics.
-        target_kl: Largest `approx_kl` after which another step is taken.
+        target_kl: The steps end when `approx_kl` exceeds this.
     """
+    # gradient steps
     history: list[dict[str, float]] = []
     for part in rows:
         history.append(step(batch[part]))
         if history[-1].get("approx_kl", 0.0) > target_kl:
             break
+
+    # means over the steps
     first = {key: history[0].pop(key) for key in ("ratio_deviation",) if key in history[0]}
     means = {key: fmean(metrics[key] for metrics in history) for key in history[0]}
     return {**first, **means, "gradient_steps": float(len(history))}
@@ -66,25 +77,25 @@ def gradient_step(
     num_parts: int = 1,
     group: str | None = None,
 ) -> tuple[Metrics, float]:
-    """Take one optimizer step on a batch (B,); return the metrics and the gradient's norm.
+    """Take one optimizer step on a batch (B,). Return the metrics and the norm of the gradient.
 
-    Only the optimizer's own parameters get a gradient. In several parts the gradient is that of
-    the whole batch, up to rounding, and less memory is needed: each part is weighted by its share
-    of the rows. Scalar metrics are averaged with these weights, metrics per row are concatenated.
-    The norm is that before scaling.
+    Only the optimizer's parameters get a gradient. A batch in several parts needs less memory and
+    gives the same gradient up to rounding, because each part is weighted by its share of the rows.
+    Scalar metrics are averaged with these weights, and metrics per row are concatenated. The
+    returned norm is that before scaling.
 
     Args:
-        optimizer: Its parameters are moved.
+        optimizer: Optimizer of the trained parameters.
         loss: Mean over the rows of a batch.
         batch: The rows, with all random draws that the loss needs.
-        name: Network that is trained, for the error.
+        name: Name of the trained network, for the error.
         step: Number of the update or round, for the error.
-        max_grad_norm: Gradients are scaled down to this norm; infinite leaves them.
-        num_parts: Number of parts that the batch is split into.
-        group: Key of an integer index (B,); rows of equal index stay in one part.
+        max_grad_norm: Gradients are scaled down to this norm, or left alone if it is infinite.
+        num_parts: Number of parts of the batch.
+        group: Key of an integer index (B,). Rows with the same index stay in one part.
 
     Raises:
-        FloatingPointError: the loss is not finite. No parameter has been moved.
+        FloatingPointError: the loss is not finite. No parameter has changed.
 
     Example:
         >>> from tensordict import TensorDict
@@ -105,7 +116,7 @@ def gradient_step(
     parts = split_rows(batch, num_parts, group)
     shares = [len(part) / len(batch) for part in parts]
 
-    # gradient
+    # gradient, accumulated over the parts
     history: list[Metrics] = []
     for part, share in zip(parts, shares, strict=True):
         part_loss, metrics = loss(part)
@@ -134,7 +145,7 @@ def split_rows(
     Args:
         batch: The rows.
         num_parts: Number of parts.
-        group: Key of an integer index (B,); rows of equal index stay in one part.
+        group: Key of an integer index (B,). Rows with the same index stay in one part.
     """
     if num_parts == 1:
         return [batch]
@@ -151,7 +162,7 @@ def merge_metrics(history: Sequence[Metrics], shares: Sequence[float]) -> Metric
 
     Args:
         history: Metrics of each part: scalars, or tensors with a row axis first.
-        shares: Each part's share of the rows; they sum to 1.
+        shares: Share of the rows of each part, with sum 1.
     """
     merged: Metrics = {}
     for key, first in history[0].items():
@@ -164,5 +175,5 @@ def merge_metrics(history: Sequence[Metrics], shares: Sequence[float]) -> Metric
 
 
 def to_floats(metrics: Metrics) -> dict[str, float]:
-    """Return scalar metrics as numbers."""
-    return {key: float(value) for key, value in metrics.items()}
+    """Return scalar metrics as Python floats."""
+    return {key: float(value.detach()) for key, value in metrics.items()}

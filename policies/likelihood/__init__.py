@@ -1,4 +1,4 @@
-"""Likelihoods of a flow policy; importing the package registers the built-in ones."""
+"""Likelihoods of a flow policy. Importing the package registers the built-in ones."""
 
 from pitune.policies.likelihood import flow_steps, whole_chunk
 

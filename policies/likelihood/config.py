@@ -1,6 +1,6 @@
 """Settings of the likelihoods, one small config for each.
 
-Letters: K flow steps, H action horizon, A action dim.
+Letters: H action horizon, A model action dim.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ Ratio = Literal["joint", "step"]
 
 
 def _check_word(name: str, value: Any, valid: tuple[str, ...]) -> None:
+    """Raise ValueError unless a field's value is one of the valid words."""
     if value not in valid:
         raise ValueError(f"unknown likelihood {name}={value!r}; valid: {', '.join(valid)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodConfig:
-    """Settings that every likelihood has; the type of a config chooses the likelihood.
+    """Settings of every likelihood. The type of a config selects the likelihood.
 
     Example:
         >>> FlowSDEConfig(stochastic_steps="one").random_steps
@@ -31,14 +32,16 @@ class LikelihoodConfig:
     """
 
     random_steps: ClassVar[bool] = False
-    """Whether flow steps are Gaussians, so that steps have ratios and divergences of their own."""
+    """Whether flow steps are Gaussian, so that each step has a ratio and a divergence."""
     trainable: ClassVar[bool] = True
-    """Whether its log-probability has a gradient."""
+    """Whether the log-probability has a gradient."""
 
     reduction: Reduction = "sum"
-    """A sum over a step's entries is its true log-density; a mean tempers the ratio."""
+    """Reduction over a step's entries: their sum is the log-density, their mean tempers the ratio.
+    """
     ratio: Ratio = "step"
-    """One ratio per scored step, each clipped by itself, or one per decision (their product)."""
+    """One ratio per scored flow step, each clipped separately, or one per decision (their product).
+    """
 
     def __post_init__(self) -> None:
         _check_word("reduction", self.reduction, get_args(Reduction))
@@ -47,12 +50,17 @@ class LikelihoodConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowStepConfig(LikelihoodConfig):
-    """Settings of the likelihoods that make flow steps random."""
+    """Settings of the likelihoods with random flow steps.
+
+    Example:
+        >>> FlowNoiseConfig(std_max=0.2).stochastic_steps
+        'all'
+    """
 
     random_steps: ClassVar[bool] = True
 
     stochastic_steps: Steps = "all"
-    """Every step is random, or one per sample, drawn anew each time."""
+    """Every flow step is random, or one per decision, which is drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,28 +69,38 @@ class FlowStepConfig(LikelihoodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSDEConfig(FlowStepConfig):
-    """Flow-SDE: random steps that keep the marginals of the ODE."""
+    """Flow-SDE: random flow steps with the same marginals as the ODE.
+
+    Example:
+        >>> FlowSDEConfig(noise_level=0.3).ratio
+        'step'
+    """
 
     noise_level: float = 0.5
-    """Size of the noise; see `FlowSDE` [-]."""
+    """Scale of the noise [-], see `FlowSDE`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.noise_level <= 0:
             raise ValueError(
-                f"noise_level={self.noise_level} must be above 0; without noise there is no "
+                f"noise_level={self.noise_level} must be above 0; without noise a chain has no "
                 "likelihood"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowNoiseConfig(FlowStepConfig):
-    """Flow-Noise: random steps whose bounded noise is learned."""
+    """Flow-Noise: random flow steps with a learned, bounded standard deviation.
+
+    Example:
+        >>> FlowNoiseConfig(std_min=0.05, std_max=0.1).reduction
+        'sum'
+    """
 
     std_min: float = 0.08
     """Least standard deviation of a flow step [normalized action]."""
     std_max: float = 0.16
-    """Greatest standard deviation; equal to the least for a constant noise."""
+    """Greatest standard deviation of a flow step [normalized action]. Equal bounds fix it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,10 +112,15 @@ class FlowNoiseConfig(FlowStepConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VelocityGaussianConfig(FlowStepConfig):
-    """A Gaussian velocity with a learned, unbounded standard deviation (F5R-TTS)."""
+    """A Gaussian velocity with a learned, unbounded standard deviation (F5R-TTS).
+
+    Example:
+        >>> VelocityGaussianConfig(std=0.05).random_steps
+        True
+    """
 
     std: float = 0.1
-    """Standard deviation of a flow step before training [normalized action]."""
+    """Initial standard deviation of a flow step [normalized action]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,19 +130,24 @@ class VelocityGaussianConfig(FlowStepConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FlowMatchingConfig(LikelihoodConfig):
-    """The flow-matching loss in the place of a log-probability (FPO)."""
+    """The flow-matching loss in place of a log-probability (FPO).
+
+    Example:
+        >>> FlowMatchingConfig(num_draws=4, action_noise=0.1).random_steps
+        False
+    """
 
     num_draws: int = 8
-    """Draws of noise and flow time per decision, kept from acting to learning."""
+    """Draws of noise and flow time per decision, stored in the rollout for the update."""
     draw_times: DrawTimes = "training"
-    """Flow times as in cloning, on the sampler's grid, or uniform."""
+    """Distribution of the flow times: as in cloning, on the sampler's grid, or uniform."""
     loss_space: LossSpace = "velocity"
-    """Measure the error of the velocity, or of the noise that it implies."""
+    """Space of the error: the velocity, or the noise that the velocity implies."""
     loss_clamp: float = math.inf
-    """A draw's loss counts as at most this, so that no single one rules a ratio."""
+    """Upper bound of a draw's loss, so that no single draw dominates a ratio."""
     action_noise: float = 0.0
-    """Standard deviation of noise on the chunk while exploring; the flow's own spread, which is
-    all that there is without it, may be too little to learn from [normalized action]."""
+    """Standard deviation of the noise on an exploring chunk [normalized action]. Without it, only
+    the flow's own spread explores, which may be too little."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,12 +161,17 @@ class FlowMatchingConfig(LikelihoodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExactFlowConfig(LikelihoodConfig):
-    """The exact density of the deployed flow: for tests and reports, without a gradient."""
+    """The exact density of the deployed flow, without a gradient, for tests and reports.
+
+    Example:
+        >>> ExactFlowConfig(num_probes=4).trainable
+        False
+    """
 
     trainable: ClassVar[bool] = False
 
     num_probes: int = 0
-    """Probes of Hutchinson's divergence; 0 is the full one, H * A backward passes."""
+    """Probes of Hutchinson's divergence estimate. 0 is exact and takes H * A backward passes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
 """Likelihoods whose flow steps are Gaussians: Flow-SDE, Flow-Noise and a Gaussian velocity.
 
-Letters: N rows, M scored steps (K, or 1), K flow steps.
+Letters: N rows, H action horizon, A model action dim.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pitune.policies.flow.path import FlowNoise, FlowSDE, Kernel
+from pitune.policies.flow.kernels import FlowNoise, FlowSDE, Kernel
 from pitune.policies.likelihood.config import (
     FlowNoiseConfig,
     FlowSDEConfig,
@@ -30,8 +30,13 @@ StepConfigType = TypeVar("StepConfigType", bound=FlowStepConfig)
 class FlowStepLikelihood(Likelihood[StepConfigType]):
     """Chains of Gaussian flow steps, sampled and scored by one kernel.
 
-    With `stochastic_steps="one"` the random step of each decision is drawn, and kept in the
+    With `stochastic_steps="one"`, the random step of each decision is drawn and stored in the
     rollout as `stochastic_step` (N,).
+
+    Example:
+        >>> class Wide(FlowStepLikelihood[FlowSDEConfig]):
+        ...     def kernel(self, mask):
+        ...         return FlowSDE(2 * self.config.noise_level, mask)
     """
 
     @abstractmethod
@@ -73,7 +78,11 @@ class FlowStepLikelihood(Likelihood[StepConfigType]):
 
 @register_likelihood("flow_sde", FlowSDEConfig)
 class FlowSDELikelihood(FlowStepLikelihood[FlowSDEConfig]):
-    """Flow-SDE: the steps keep the marginals of the ODE."""
+    """Flow-SDE: the random flow steps have the same marginals as the ODE.
+
+    Example:
+        >>> likelihood = FlowSDELikelihood(FlowSDEConfig(), policy)  # doctest: +SKIP
+    """
 
     def kernel(self, mask: Tensor) -> Kernel:
         return FlowSDE(self.config.noise_level, mask)
@@ -81,7 +90,13 @@ class FlowSDELikelihood(FlowStepLikelihood[FlowSDEConfig]):
 
 @register_likelihood("flow_noise", FlowNoiseConfig)
 class FlowNoiseLikelihood(FlowStepLikelihood[FlowNoiseConfig]):
-    """Flow-Noise: the steps' bounded noise is learned from the expert's features."""
+    """Flow-Noise: a network of the expert's features learns the bounded noise of the flow steps.
+
+    Example:
+        >>> likelihood = FlowNoiseLikelihood(FlowNoiseConfig(), policy)  # doctest: +SKIP
+        >>> likelihood.head.log_min < likelihood.head.log_max  # doctest: +SKIP
+        True
+    """
 
     head: NoiseNetwork
 
@@ -98,7 +113,12 @@ class FlowNoiseLikelihood(FlowStepLikelihood[FlowNoiseConfig]):
 
 @register_likelihood("velocity_gaussian", VelocityGaussianConfig)
 class VelocityGaussianLikelihood(FlowStepLikelihood[VelocityGaussianConfig]):
-    """A Gaussian velocity: the steps' unbounded noise is learned, and starts constant."""
+    """A Gaussian velocity with a learned, unbounded noise that starts constant.
+
+    Example:
+        >>> likelihood = VelocityGaussianLikelihood(VelocityGaussianConfig(), policy)
+        ... # doctest: +SKIP
+    """
 
     head: VelocityHead
 

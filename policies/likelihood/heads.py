@@ -1,6 +1,6 @@
 """Learned noise: the standard deviation of a flow step from the action expert's features.
 
-Letters: N rows, M scored steps (K, or 1), H action horizon, A action dim, D width of the expert.
+Letters: N rows, M scored flow steps, H action horizon, A model action dim, D width of the expert.
 """
 
 from __future__ import annotations
@@ -16,7 +16,19 @@ from pitune.policies.flow.path import FlowOutput
 class NoiseNetwork(nn.Module):
     """Standard deviation of Flow-Noise from the expert's features, inside fixed bounds.
 
-    Starts in the (geometric) middle of its bounds. Source: πRL; the bounds are on the log-variance.
+    It starts at the geometric mean of the bounds. Source: πRL, with bounds on the log-variance.
+
+    Args:
+        width: D, of the features.
+        action_dim: A.
+        std_min: Lower bound [normalized action].
+        std_max: Upper bound [normalized action].
+
+    Example:
+        >>> head = NoiseNetwork(8, 2, std_min=0.1, std_max=0.4)
+        >>> output = FlowOutput(torch.zeros(3, 1, 4, 2), torch.zeros(3, 1, 4, 8))
+        >>> round(head(output, torch.zeros(3, 1))[0, 0, 0, 0].item(), 3)
+        0.2
     """
 
     def __init__(self, width: int, action_dim: int, std_min: float, std_max: float) -> None:
@@ -37,17 +49,23 @@ class NoiseNetwork(nn.Module):
 
 
 class VelocityHead(nn.Module):
-    """Standard deviation of a Gaussian velocity from the expert's features; without bounds.
+    """Standard deviation of a Gaussian velocity from the expert's features, without bounds.
 
-    It starts constant, so that a pretrained policy is not destroyed by it. Source: F5R-TTS (Sun et
-    al. 2025), whose released objective is a density times the advantage; here it is scored as any
-    other kernel, by its log-probability. In terms of positions it is `dt` times as wide.
+    It starts constant, which preserves a pretrained policy. Source: F5R-TTS (Sun et al. 2025).
+    Their released objective is a density times the advantage. Here the score is the log-probability
+    as for every kernel. The standard deviation of a position is `dt` times that of the velocity.
 
     Args:
         width: D, of the features.
         action_dim: A.
-        std: Of a flow step at the start [normalized action].
+        std: Initial standard deviation of a flow step [normalized action].
         dt: Length of a flow step [flow time].
+
+    Example:
+        >>> head = VelocityHead(8, 2, std=0.1, dt=0.25)
+        >>> output = FlowOutput(torch.zeros(3, 1, 4, 2), torch.zeros(3, 1, 4, 8))
+        >>> round(head(output, torch.zeros(3, 1))[0, 0, 0, 0].item(), 3)
+        0.1
     """
 
     def __init__(self, width: int, action_dim: int, std: float, dt: float) -> None:

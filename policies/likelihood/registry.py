@@ -1,6 +1,6 @@
-"""Likelihoods by name, and the interface of one.
+"""The registry of likelihoods, and their interface.
 
-Letters: N rows, M scored steps, D width of the expert.
+Letters: N rows, K flow steps, H action horizon, A model action dim.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ Draws: TypeAlias = "Mapping[str, Tensor] | TensorDictBase"
 
 
 class Likelihood(nn.Module, ABC, Generic[ConfigType]):
-    """A way to make the policy's chunks random, and to score them.
+    """A likelihood makes the policy's chunks random, and scores them.
 
     Args:
         config: Settings.
-        policy: Gives the sizes of learned noise; it is not kept.
+        policy: Gives the sizes of a learned noise. It is not stored.
 
     Attributes:
-        head: The network of a learned noise; it is trained with the policy.
+        head: Network of a learned noise, which is trained with the policy, or None.
+
+    Example:
+        >>> @register_likelihood("my_flow", MyFlowConfig)  # doctest: +SKIP
+        ... class MyFlow(Likelihood[MyFlowConfig]):
+        ...     def distribution(self, policy, context, num, draws):
+        ...         return MyDistribution(policy.field(context), policy.grid)
     """
 
     head: nn.Module | None
@@ -42,30 +48,30 @@ class Likelihood(nn.Module, ABC, Generic[ConfigType]):
 
     @property
     def draw_keys(self) -> list[str]:
-        """Keys of `draw`, which the rollout keeps."""
+        """Keys of `draw`, which the rollout stores."""
         return []
 
     def draw(self, policy: FlowPolicy, num: int) -> dict[str, Tensor]:
-        """Return the random choices (N, ...) that scoring needs again; none by default."""
+        """Return the random choices (N, ...) that scoring needs again. The default is none."""
         return {}
 
     @abstractmethod
     def distribution(
         self, policy: FlowPolicy, context: Context, num: int, draws: Draws
     ) -> ActionDistribution:
-        """Return the distribution over chains of N encoded observations.
+        """Return the distribution over chains of encoded observations (N).
 
         Args:
-            policy: Whose velocity and sampler are used.
+            policy: Gives the velocity and the sampler.
             context: The encoded observations.
             num: N.
-            draws: The result of `draw` at these decisions.
+            draws: The result of `draw` for these decisions.
         """
 
     def terminal_std(self, policy: FlowPolicy, context: Context, chain: Tensor) -> float:
-        """Return the standard deviation of executed entries in the finished chunk; 0 by default.
+        """Return the standard deviation of executed entries in the finished chunk, 0 by default.
 
-        Averaged over the decisions of chains (N, K + 1, H, A) [normalized action].
+        It is the mean over the decisions of chains (N, K + 1, H, A) [normalized action].
         """
         return 0.0
 
@@ -77,10 +83,10 @@ LikelihoodType = TypeVar("LikelihoodType", bound=type[Likelihood[Any]])
 def register_likelihood(
     name: str, config: type[LikelihoodConfig]
 ) -> Callable[[LikelihoodType], LikelihoodType]:
-    """Register the decorated class under `name`; a config of this type chooses it.
+    """Register the decorated class under `name`. A config of this type selects it.
 
     Raises:
-        ValueError: the name or the config is taken.
+        ValueError: the name or the config is registered already.
     """
     if name in _REGISTRY or config in {taken for taken, _ in _REGISTRY.values()}:
         raise ValueError(f"likelihood {name!r} or its {config.__name__} is registered already")
@@ -100,6 +106,10 @@ def likelihoods() -> dict[str, LikelihoodConfig]:
 def likelihood_config(name: str, **settings: Any) -> LikelihoodConfig:
     """Return the config of a likelihood by its name.
 
+    Args:
+        name: Name of the likelihood.
+        **settings: Fields of its config.
+
     Raises:
         ValueError: no likelihood is registered under `name`.
     """
@@ -111,24 +121,24 @@ def likelihood_config(name: str, **settings: Any) -> LikelihoodConfig:
 
 
 def likelihood_name(config: LikelihoodConfig) -> str:
-    """Return the name that a config's likelihood is registered under.
+    """Return the registered name of a config's likelihood.
 
     Raises:
-        ValueError: no likelihood takes such a config.
+        ValueError: no likelihood has this type of config.
     """
     for name, (registered, _) in _REGISTRY.items():
         if type(config) is registered:
             return name
     raise ValueError(
-        f"no likelihood takes a {type(config).__name__}; registered: {sorted(_REGISTRY)}. Import "
-        "the module that registers it first"
+        f"no likelihood takes a {type(config).__name__}; registered: {sorted(_REGISTRY)}. First "
+        "import the module that registers it"
     )
 
 
 def make_likelihood(config: LikelihoodConfig, policy: FlowPolicy) -> Likelihood[Any]:
-    """Build the likelihood that takes this type of config, for a policy.
+    """Build a policy's likelihood, selected by the type of the config.
 
     Raises:
-        ValueError: no likelihood takes such a config.
+        ValueError: no likelihood has this type of config.
     """
     return _REGISTRY[likelihood_name(config)][1](config, policy).to(policy.device)

@@ -1,6 +1,6 @@
-"""Likelihoods of the finished chunk, whose flow steps are not random.
+"""Likelihoods of the finished chunk, with deterministic flow steps.
 
-Letters: N rows, M draws per row, H action horizon, A action dim, K flow steps.
+Letters: N rows, H action horizon, A model action dim.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ from pitune.policies.policy import FlowPolicy
 
 @register_likelihood("flow_matching", FlowMatchingConfig)
 class FlowMatchingLikelihood(Likelihood[FlowMatchingConfig]):
-    """FPO: minus the flow-matching loss, at draws that are made when acting.
+    """FPO: minus the flow-matching loss, at noise and flow times that are drawn when acting.
 
-    The draws are `draw_noise` (N, M, H, A) and `draw_time` (N, M).
+    The draws are `draw_noise` (N, draws, H, A) and `draw_time` (N, draws).
+
+    Example:
+        >>> likelihood = FlowMatchingLikelihood(FlowMatchingConfig(), policy)  # doctest: +SKIP
+        >>> likelihood.draw_keys  # doctest: +SKIP
+        ['draw_noise', 'draw_time']
     """
 
     @property
@@ -54,7 +59,11 @@ class FlowMatchingLikelihood(Likelihood[FlowMatchingConfig]):
 
 @register_likelihood("ode", ExactFlowConfig)
 class ExactFlowLikelihood(Likelihood[ExactFlowConfig]):
-    """The exact density of the deployed flow, by change of variables; it has no gradient."""
+    """The exact density of the deployed flow by change of variables, without a gradient.
+
+    Example:
+        >>> likelihood = ExactFlowLikelihood(ExactFlowConfig(), policy)  # doctest: +SKIP
+    """
 
     def distribution(
         self, policy: FlowPolicy, context: Context, num: int, draws: Draws
@@ -64,9 +73,10 @@ class ExactFlowLikelihood(Likelihood[ExactFlowConfig]):
 
 
 def draw_flow_times(shape: tuple[int, int], law: DrawTimes, grid: TimeGrid) -> Tensor:
-    """Return flow times (N, M) at which a flow-matching loss is measured.
+    """Return flow times (N, draws) of a flow-matching loss.
 
-    Sources: openpi's training law; FPO draws on the sampler's grid, FPO++ uniformly.
+    Sources: openpi for its training distribution, FPO for the sampler's grid, FPO++ for uniform
+    flow times.
     """
     num = math.prod(shape)
     if law == "training":

@@ -1,7 +1,7 @@
 """ALOHA's joints in the conventions of π0's pretraining data, and back.
 
-Some joints turn the other way, and a gripper is an angle in π0 but an opening in ALOHA. openpi
-calls it `adapt_to_pi`. Both arms: 6 joints, then the gripper; the last dimension has 14 numbers.
+Some joints have the opposite sign, and a gripper is an angle in π0 but an opening in ALOHA. openpi
+calls this `adapt_to_pi`. The last dimension has 14 numbers: for each arm 6 joints and the gripper.
 Source: openpi `policies/aloha_policy.py`, with the constants of the Interbotix code.
 """
 
@@ -24,7 +24,7 @@ _ARM, _HORN = 0.036, 0.022
 
 
 def state_to_pi(state: Tensor) -> Tensor:
-    """Return states (..., 14) as π0 knows them."""
+    """Return ALOHA states (..., 14) in π0's conventions."""
     distance = state * (_OPENING[1] - _OPENING[0]) + _OPENING[0]
     sine = (_HORN**2 + distance**2 - _ARM**2) / (2 * _HORN * distance)
     angle = torch.arcsin(sine.clamp(-1, 1))
@@ -32,17 +32,17 @@ def state_to_pi(state: Tensor) -> Tensor:
 
 
 def action_to_pi(action: Tensor) -> Tensor:
-    """Return ALOHA's actions (..., 14) as π0 is trained on them."""
+    """Return ALOHA actions (..., 14) in π0's conventions."""
     return _with_grippers(action, action * (_JOINT[1] - _JOINT[0]) + _JOINT[0] - _ANGLE[0])
 
 
 def action_from_pi(action: Tensor) -> Tensor:
-    """Return π0's actions (..., 14) as ALOHA executes them."""
+    """Return π0 actions (..., 14) in ALOHA's conventions."""
     return _with_grippers(action, (action + _ANGLE[0] - _JOINT[0]) / (_JOINT[1] - _JOINT[0]))
 
 
 def _with_grippers(joints: Tensor, gripper: Tensor) -> Tensor:
-    """Return flipped joints, and the grippers' numbers in their places."""
+    """Return the joints with their signs flipped, and `gripper` in the grippers' dimensions."""
     flipped = joints * joints.new_tensor(_FLIP)
     for index in _GRIPPERS:
         flipped[..., index] = gripper[..., index]

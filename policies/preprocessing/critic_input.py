@@ -1,6 +1,6 @@
-"""The part of an observation that critics, noise models and the noise actor read.
+"""The input of critics, noise models and the noise actor.
 
-Letters: N rows, S model state dim, F width of the pooled features.
+Letters: N rows, S model state dim, F feature width, D width.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 LARGEST_STATE = 5.0
-"""States are cut here [normalized]. A dimension that hardly moved in a few demonstrations reaches
-3,700 where it does move, and its gradients keep Adam from fitting the rest."""
+"""States are clamped to this [normalized]. A dimension that hardly moves in a few demonstrations
+can reach 3,700 when it does move, and its gradients then keep Adam from fitting the others."""
 
 
 def critic_input(
     state: Tensor, features: Tensor | None = None, elapsed: Tensor | None = None
 ) -> Tensor:
-    """Return the input of a critic (N, D); no gradient reaches the encoder.
+    """Return the input of a critic (N, D). No gradient reaches the encoder.
 
     Args:
-        state: Normalized states (N, S), cut at `LARGEST_STATE`.
-        features: Pooled features of the encoded observation (N, F), if the policy sees more than
-            the state.
-        elapsed: Used share of the episode's time (N, 1), for a critic to whom the time limit is
-            part of the task.
+        state: Normalized states (N, S), clamped to `LARGEST_STATE`.
+        features: Pooled features of the encoded observation (N, F), for a policy with pictures or
+            a prompt.
+        elapsed: Used share of the episode's time (N, 1), for a critic whose task includes the time
+            limit.
     """
     parts = [state.clamp(-LARGEST_STATE, LARGEST_STATE)]
     if elapsed is not None:

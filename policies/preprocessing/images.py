@@ -1,7 +1,8 @@
-"""Pictures for the vision tower: resized without distortion, padded, scaled to -1 .. 1.
+"""Pictures for the vision tower: resized without distortion, padded, scaled to [-1, 1].
 
-openpi and lerobot resize differently, by 3 of 255 levels in the mean on a noisy picture, so the
-checkpoint says which it was trained with. Letters: N rows, V cameras, Y, X pixels.
+openpi and lerobot resize differently. On a noisy picture the mean difference is 3 of 255 levels, so
+the checkpoint stores the filter that it was trained with.
+Letters: N rows, V cameras, Y, X image pixels.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
@@ -18,28 +20,33 @@ from torch.nn.functional import interpolate, pad
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesConfig:
-    """Which pictures the network sees, and how they are resized."""
+    """The network's pictures and their resizing.
+
+    Example:
+        >>> PicturesConfig(cameras={"base_0_rgb": "front"}).size
+        224
+    """
 
     cameras: dict[str, str] = field(default_factory=dict)
-    """The network's cameras in its order, each with the observation's camera that fills it."""
+    """Maps the network's cameras, in its order, to the observation's cameras."""
     missing: tuple[str, ...] = ()
-    """The network's cameras that this robot lacks. The references mask them, which is the same as
-    leaving them out: that is done here, and saves the work."""
+    """The network's cameras that this robot lacks. The references mask them. Here they are left
+    out, which is equivalent and cheaper."""
     size: int = 224
-    """Height and width that the vision tower takes [pixels]."""
+    """Height and width of the vision tower's input [pixels]."""
     resize: Literal["pillow", "torch"] = "pillow"
-    """openpi: Pillow's bilinear filter on bytes (antialiased). lerobot: torch's bilinear
-    interpolation on floats (not antialiased)."""
+    """Filter: Pillow's bilinear filter on bytes (openpi, antialiased), or torch's bilinear
+    interpolation on floats (lerobot, not antialiased)."""
 
 
 def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
     """Return the pictures of V cameras at the network's size (N, V, 3, size, size).
 
-    Where they are bytes they stay bytes, a quarter of the memory; `scaled_pictures` is the rest of
-    the way. lerobot's resizing gives no bytes: then they are float32 in [-1, 1] already.
+    Bytes stay bytes, which takes a quarter of the memory, and `scaled_pictures` scales them later.
+    lerobot's resizing gives float32, which is scaled to [-1, 1] here.
 
     Args:
-        images: One tensor per camera (N, 3, Y, X) uint8, in the network's order.
+        images: One tensor (N, 3, Y, X) uint8 per camera, in the network's order.
         config: The cameras, the size and the filter.
 
     Raises:
@@ -58,19 +65,21 @@ def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
 
 
 def scaled_pictures(images: Tensor) -> Tensor:
-    """Return pictures (N, V, 3, size, size) in [-1, 1], float32, of those of `resized_pictures`."""
+    """Return the pictures of `resized_pictures` as float32 in [-1, 1] (N, V, 3, size, size)."""
     return images.float() / 255 * 2 - 1 if images.dtype == torch.uint8 else images
 
 
 def _resize_bytes(image: Tensor, size: int) -> Tensor:
-    """Resize as openpi does: centered, antialiased, black bars, rounded to bytes."""
+    """Resize pictures (N, 3, Y, X) as openpi: antialiased, with black bars, rounded to bytes."""
     if image.shape[-2:] == (size, size):
         return image
-    rows = [_resize_picture(row, size) for row in image.permute(0, 2, 3, 1).cpu().numpy()]
-    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).to(image.device)
+    pixels = rearrange(image, "n c y x -> n y x c").cpu().numpy()
+    rows = np.stack([_resize_picture(picture, size) for picture in pixels])
+    return rearrange(torch.from_numpy(rows), "n y x c -> n c y x").to(image.device)
 
 
 def _resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
+    """Resize one picture (Y, X, 3) uint8 to (size, size, 3), centered."""
     height, width = _fitted(picture.shape[0], picture.shape[1], size)
     resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
     framed = np.zeros((size, size, 3), dtype=np.uint8)
@@ -80,7 +89,7 @@ def _resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def _resize_floats(image: Tensor, size: int) -> Tensor:
-    """Resize as lerobot does: centered, not antialiased, black bars, not rounded."""
+    """Resize pictures (N, 3, Y, X) as lerobot: not antialiased, with black bars, not rounded."""
     scaled = image.float() / 255
     if image.shape[-2:] == (size, size):
         return scaled
@@ -91,6 +100,6 @@ def _resize_floats(image: Tensor, size: int) -> Tensor:
 
 
 def _fitted(height: int, width: int, size: int) -> tuple[int, int]:
-    """Return the largest height and width of the same proportions that fit a square."""
+    """Return the largest height and width with the same aspect ratio that fit a square."""
     ratio = max(height, width) / size
     return int(height / ratio), int(width / ratio)

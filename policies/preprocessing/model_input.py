@@ -1,10 +1,11 @@
-"""The network's input, computed once per observation and read by everything that follows.
+"""The network's input, computed once per observation and used by all later stages.
 
     env obs + tasks -> ObservationPreprocessor -> `model_input` -> actor, rollout, replay, critics
 
-Resizing and tokenizing happen here and nowhere else. The instructions belong to the environment (or
-to the demonstrations): they are an argument, and the policy keeps none.
-Letters: N rows, S model state dim, s robot state dim, V cameras, Y, X pixels, L prompt tokens.
+Resizing and tokenizing happen here and nowhere else. The instructions belong to the environment or
+to the demonstrations. They are an argument, and the policy does not store them.
+Letters: N rows, S model state dim, s robot state dim, V cameras, Y, X image pixels, L prompt
+tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MODEL_INPUT = "model_input"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ModelInput:
-    """What the network reads of N observations: normalized, resized and tokenized.
+    """The network's input for observations (N): normalized, resized and tokenized.
 
     Example:
         >>> inputs = ModelInput(state=torch.zeros(3, 8), robot_state=torch.zeros(3, 4))
@@ -37,25 +38,23 @@ class ModelInput:
     state: Tensor
     """Normalized and padded states (N, S)."""
     robot_state: Tensor
-    """The same states as the robot measured them (N, s) [robot units]; relative actions need them.
-    """
+    """The measured states (N, s) [robot units], for relative actions."""
     images: Tensor | None = None
-    """Resized pictures (N, V, 3, Y, X): uint8, or float32 in [-1, 1] where resizing gave no bytes.
-    """
+    """Resized pictures (N, V, 3, Y, X): uint8, or float32 in [-1, 1] with lerobot's resizing."""
     tokens: Tensor | None = None
     """Prompts (N, L) int64."""
     token_mask: Tensor | None = None
-    """Which tokens are no padding (N, L) bool."""
+    """Mask of the prompts (N, L) bool, False in padding."""
 
     def __len__(self) -> int:
         return len(self.state)
 
     @classmethod
     def of(cls, rows: TensorDictBase) -> ModelInput:
-        """Return the input under the rows' `model_input`.
+        """Return the rows' `model_input`.
 
         Raises:
-            ValueError: the rows have none.
+            ValueError: the rows have no `model_input`.
         """
         values = rows.get(MODEL_INPUT, None)
         if values is None:
@@ -66,31 +65,32 @@ class ModelInput:
         return cls(**{field.name: values.get(field.name, None) for field in fields(cls)})
 
     def tensordict(self) -> TensorDict:
-        """Return the tensors that are there, as a nested entry of rollouts and replay rows."""
+        """Return the tensors that are not None, as a nested entry of rollouts and replay rows."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         present = {name: value for name, value in values.items() if value is not None}
         return TensorDict(present, batch_size=[len(self)])
 
     def to(self, device: torch.device) -> ModelInput:
-        """Return the same input on a device."""
+        """Return the input on a device."""
         return ModelInput(**{name: value.to(device) for name, value in self.tensordict().items()})
 
 
 class ObservationPreprocessor(TensorDictModuleBase):
     """TensorDict module that adds `model_input` to observations.
 
-    A prompt without the state in it depends on the task alone, so its tokens are computed once per
-    task and looked up by `task_id`.
+    A prompt without the state depends on the task alone, so its tokens are computed once per task
+    and looked up by `task_id`.
 
     Args:
         preprocessor: Norm stats, picture and prompt settings.
-        tokenizer: Of a policy that reads a prompt.
-        tasks: Instructions that `task_id` indexes; the prompt's default where there are none.
+        tokenizer: Tokenizer of a policy with a prompt.
+        tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
 
     Raises:
-        ValueError: the policy reads a prompt, but there is no tokenizer.
+        ValueError: the policy has a prompt, but there is no tokenizer.
 
     Example:
+        >>> from tensordict import TensorDict
         >>> from pitune.policies import NormStats, PreprocessorConfig
         >>> stats = NormStats.identity(2)
         >>> config = PreprocessorConfig(state=stats, action=stats, normalization="none")
@@ -112,7 +112,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
             return
         if tokenizer is None:
             raise ValueError(
-                "this policy reads a prompt, but has no tokenizer; pass one to `policies.load` "
+                "this policy needs a prompt, but has no tokenizer; pass one to `policies.load` "
                 "(--load.tokenizer)"
             )
         if not self._tasks and prompt.default is not None:
@@ -130,7 +130,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
         return td.set(MODEL_INPUT, ModelInput(**inputs).tensordict())
 
     def _prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Return the tokens of observations (N, L) and which are no padding (N, L)."""
+        """Return the tokens of observations (N, L) and their mask (N, L)."""
         device = self._preprocessor.state_offset.device
         task_id = obs.get("task_id", None)
         task_id = torch.zeros(len(obs), dtype=torch.int64) if task_id is None else task_id
@@ -140,11 +140,11 @@ class ObservationPreprocessor(TensorDictModuleBase):
                 f"an observation has task_id={highest}, but the tasks are {self._tasks}; pass the "
                 "environment's table of tasks, or give the policy a default prompt"
             )
-        if self._table is not None:
+        if self._table is not None:  # (tasks, L) -> (N, L)
             tokens, mask = (column.to(device) for column in self._table)
             return tokens[task_id.to(device)], mask[task_id.to(device)]
         if self._tokenizer is None:
-            raise ValueError("a policy that reads a prompt needs a tokenizer")
+            raise ValueError("a policy with a prompt needs a tokenizer")
         words = [self._tasks[task] for task in task_id.tolist()]
         state = obs["state"].to(device)
         return self._preprocessor.tokens(words, state, self._tokenizer)

@@ -1,7 +1,8 @@
-"""Norm statistics: what the robot's numbers were like in the demonstrations.
+"""Norm statistics of states and actions over the demonstrations.
 
-A policy evaluated with other statistics than it was trained with fails silently, so they are part
-of the policy: stored with it, never recomputed on load, and never trained.
+A policy with other statistics than in training fails silently. The statistics are therefore part of
+the policy: stored with it, never recomputed on load, and never trained.
+Letters: N rows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class NormStats:
-    """Statistics of one quantity over the demonstrations, per dimension [robot units]."""
+    """Statistics of one quantity over the demonstrations, per dimension [robot units].
+
+    Example:
+        >>> NormStats.of(torch.tensor([[0.0], [2.0]])).mean
+        (1.0,)
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -48,11 +54,11 @@ class NormStats:
 
     @classmethod
     def identity(cls, dim: int) -> NormStats:
-        """Statistics that leave `dim` dimensions as they are under z-scoring."""
+        """Return statistics under which z-scoring does not change `dim` dimensions."""
         return cls(mean=(0.0,) * dim, std=(1.0,) * dim, q01=(-1.0,) * dim, q99=(1.0,) * dim)
 
     def flat(self, min_scale: float) -> list[int]:
-        """Return the dimensions whose deviation or half range of quantiles is below a floor."""
+        """Return the dimensions whose standard deviation or half range is below `min_scale`."""
         spreads = zip(self.std, self.q01, self.q99, strict=True)
         return [
             i
@@ -61,7 +67,7 @@ class NormStats:
         ]
 
     def floored(self, min_scale: float) -> NormStats:
-        """Return the same with deviations and half ranges raised to a floor."""
+        """Return a copy with standard deviations and half ranges of at least `min_scale`."""
         low, high, std = [], [], []
         for deviation, q01, q99 in zip(self.std, self.q01, self.q99, strict=True):
             missing = max(0.0, min_scale - (q99 - q01) / 2)
@@ -72,9 +78,10 @@ class NormStats:
 
     @classmethod
     def without_quantiles(cls, mean: tuple[float, ...], std: tuple[float, ...]) -> NormStats:
-        """Statistics of which a source gives no quantiles: they are set to the mean.
+        """Return statistics from a source without quantiles.
 
-        Mapping by them is refused, as their range is zero.
+        The quantiles are set to the mean, so their range is zero and quantile normalization is
+        rejected.
         """
         return cls(mean=mean, std=std, q01=mean, q99=mean)
 
@@ -85,14 +92,14 @@ class NormStats:
 
     @property
     def dim(self) -> int:
-        """How many dimensions there are."""
+        """Number of dimensions."""
         return len(self.mean)
 
     def first(self, dim: int) -> NormStats:
-        """Return the statistics of the first `dim` dimensions; openpi's files may be padded.
+        """Return the statistics of the first `dim` dimensions, because openpi's may be padded.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: there are fewer dimensions.
         """
         if dim > self.dim:
             raise ValueError(

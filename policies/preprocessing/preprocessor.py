@@ -1,8 +1,9 @@
 """From robot units to the network's normalized space and back.
 
-Every step that openpi and lerobot do differently is a field here, chosen by the loader from the
-source's format and stored in `policy.json` with the norm stats.
-Letters: N rows, S state dim, A action dim, h executed actions, L prompt tokens, V cameras.
+Each difference between openpi and lerobot is a field here. The loader sets it from the checkpoint's
+format, and `policy.json` stores it with the norm stats.
+Letters: N rows, S model state dim, s robot state dim, A model action dim, d robot action dim, H
+action horizon, L prompt tokens.
 """
 
 from __future__ import annotations
@@ -27,27 +28,33 @@ Normalization = Literal["zscore", "quantile", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessorConfig:
-    """How observations become the network's inputs, and its outputs actions."""
+    """Settings of the scaling of states and actions, and of pictures and prompt.
+
+    Example:
+        >>> stats = NormStats.identity(2)
+        >>> PreprocessorConfig(state=stats, action=stats).normalization
+        'zscore'
+    """
 
     state: NormStats
     action: NormStats
-    """Of what is normalized: with `delta_mask`, of actions relative to the state."""
+    """Statistics of the normalized actions. With `delta_mask` they are relative to the state."""
     normalization: Normalization = "zscore"
-    """Subtract the mean and divide by the standard deviation; or map 1 % .. 99 % to -1 .. 1."""
+    """Subtract the mean and divide by the standard deviation, or map q01 .. q99 to -1 .. 1."""
     epsilon: float = 1e-6
-    """Added to the divisor on the way in; openpi 1e-6, lerobot 1e-8 or nothing [robot units]."""
+    """Added to the divisor in normalization: openpi 1e-6, lerobot 1e-8 or 0 [robot units]."""
     epsilon_out: float = 1e-6
-    """Added to the factor on the way out; openpi 1e-6, lerobot nothing [robot units]."""
+    """Added to the factor in unnormalization: openpi 1e-6, lerobot 0 [robot units]."""
     min_scale: float = 1e-2
-    """Least standard deviation or half range; below it a dimension that hardly moved in the
-    demonstrations would turn noise into huge inputs [robot units]."""
+    """Least standard deviation or half range [robot units]. Without it, a dimension that hardly
+    moves in the demonstrations amplifies noise to huge inputs."""
     delta_mask: tuple[bool, ...] = ()
-    """Which action dimensions are relative to the state at the decision, for all of a chunk."""
+    """True for the action dimensions that are relative to the state at the chunk's decision."""
     joints: Literal["as_is", "aloha"] = "as_is"
-    """Whether ALOHA's joints are turned into the conventions of π0's pretraining data."""
+    """Whether ALOHA's joints are converted to the conventions of π0's pretraining data."""
     loss_dims: Literal["all", "robot"] = "all"
-    """Whether the padded action dimensions count in the flow-matching loss: openpi's do, lerobot's
-    do not."""
+    """Dimensions that count in the flow-matching loss: "all" includes the padding (openpi), "robot"
+    does not (lerobot)."""
     pictures: PicturesConfig | None = None
     """None for a policy without cameras."""
     prompt: PromptConfig | None = None
@@ -74,7 +81,7 @@ class PreprocessorConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PreprocessorConfig:
-        """Rebuild from `dataclasses.asdict`, by way of JSON."""
+        """Rebuild the config from `dataclasses.asdict`, also after a round trip through JSON."""
         parts: dict[str, Any] = {
             name: NormStats(**{key: tuple(numbers) for key, numbers in values[name].items()})
             for name in ("state", "action")
@@ -88,7 +95,7 @@ class PreprocessorConfig:
         return cls(**{**values, **parts})
 
     def fingerprint(self) -> str:
-        """Return a hash of all settings and statistics; two policies with the same agree on it."""
+        """Return a hash of all settings and statistics, equal for equal configs."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -97,12 +104,18 @@ class Preprocessor(nn.Module):
     """Scales states and actions, pads them to the network's widths, resizes and tokenizes.
 
     Args:
-        config: Statistics and the way they are used.
-        model_state_dim: Width of the network's state input, at least that of the robot.
-        model_action_dim: Width of the network's actions, at least that of the robot.
+        config: Statistics and settings.
+        model_state_dim: S, at least the robot's state dim.
+        model_action_dim: A, at least the robot's action dim.
 
     Raises:
-        ValueError: the network is narrower than the robot.
+        ValueError: the network has fewer dimensions than the robot.
+
+    Example:
+        >>> stats = NormStats(mean=(1.0,), std=(2.0,), q01=(0.0,), q99=(2.0,))
+        >>> preprocessor = Preprocessor(PreprocessorConfig(state=stats, action=stats), 2, 2)
+        >>> preprocessor.normalize_state(torch.tensor([[1.0]])).tolist()
+        [[0.0, 0.0]]
     """
 
     def __init__(
@@ -131,15 +144,15 @@ class Preprocessor(nn.Module):
         self.delta_mask = nn.Buffer(mask, persistent=False)
 
     def normalize_state(self, state: Tensor) -> Tensor:
-        """Return states in model space (N, model S) from robot units (N, S)."""
+        """Return normalized and padded states (N, S) of states (N, s) [robot units]."""
         return pad(self._scaled_state(state), (0, self.model_state_dim - self.state_dim))
 
     def normalize_action(self, action: Tensor, state: Tensor | None = None) -> Tensor:
-        """Return actions in model space (N, H, model A) from robot units (N, H, A).
+        """Return normalized and padded actions (N, H, A) of actions (N, H, d) [robot units].
 
         Args:
             action: Chunks.
-            state: The states (N, S) at their decisions; only relative actions need them.
+            state: States (N, s) at the chunks' decisions, for relative actions only.
         """
         action = action.float()
         if self.config.joints == "aloha":
@@ -150,11 +163,11 @@ class Preprocessor(nn.Module):
         return pad(scaled, (0, self.model_action_dim - self.action_dim))
 
     def unnormalize_action(self, action: Tensor, state: Tensor | None = None) -> Tensor:
-        """Return actions in robot units (N, h, A) from model space (N, h, model A).
+        """Return actions (N, H, d) [robot units] of normalized actions (N, H, A).
 
         Args:
-            action: Chunks.
-            state: The states (N, S) at their decisions; only relative actions need them.
+            action: Chunks of any number of steps.
+            state: States (N, s) at the chunks' decisions, for relative actions only.
         """
         action = (action[..., : self.action_dim] + self._shift) * self.action_out_scale
         action = action + self.action_out_offset
@@ -164,7 +177,7 @@ class Preprocessor(nn.Module):
 
     @property
     def obs_keys(self) -> list[str]:
-        """Keys of an observation that are read: state, cameras and task."""
+        """Keys of the used entries of an observation: state, cameras and task."""
         pictures, prompt = self.config.pictures, self.config.prompt
         cameras = [] if pictures is None else list(pictures.cameras.values())
         task = [] if prompt is None else ["task_id"]
@@ -173,7 +186,7 @@ class Preprocessor(nn.Module):
     def images_and_state(self, obs: TensorDictBase) -> dict[str, Tensor]:
         """Return `state`, `robot_state` and, with cameras, `images` of observations (N).
 
-        They are fields of `ModelInput`, where their shapes are given.
+        They are fields of `ModelInput`, which documents their shapes.
         """
         device = self.state_offset.device
         state = obs["state"].to(device)
@@ -187,16 +200,16 @@ class Preprocessor(nn.Module):
     def tokens(
         self, instructions: list[str], state: Tensor, encoder: Encoder
     ) -> tuple[Tensor, Tensor]:
-        """Return prompts (N, L) int64 and which tokens are no padding (N, L).
+        """Return prompts (N, L) int64 and their mask (N, L) bool, False in padding.
 
         Args:
             instructions: One per row.
-            state: (N, S) [robot units].
+            state: States (N, s) [robot units].
             encoder: The tokenizer.
         """
         if self.config.prompt is None:
             raise ValueError("this policy has no prompt")
-        # in double precision: rounding must not move a number into the next bin
+        # in double precision, so that rounding does not move a number into the next bin
         offset, scale = _offset_and_scale(self.config.state, self.config, self.config.epsilon)
         scaled = (self._joints(state).double().cpu() - offset) / scale - self._shift
         tokens, mask = tokenize(instructions, scaled, self.config.prompt, encoder)
@@ -210,14 +223,16 @@ class Preprocessor(nn.Module):
         }
 
     def _scaled_state(self, state: Tensor) -> Tensor:
+        """Return normalized states (..., s) without padding."""
         return (self._joints(state) - self.state_offset) / self.state_scale - self._shift
 
     def _joints(self, state: Tensor) -> Tensor:
+        """Return states (..., s) in the conventions of the norm stats, float32."""
         state = state.float()
         return aloha.state_to_pi(state) if self.config.joints == "aloha" else state
 
     def _origin(self, state: Tensor | None) -> Tensor:
-        """Return what relative actions are relative to (..., 1, A); 0 where they are absolute."""
+        """Return the reference of relative actions (..., 1, d), 0 for absolute dimensions."""
         if state is None:
             raise ValueError(
                 "this policy's actions are relative to the state, but no state was passed"
@@ -239,7 +254,7 @@ def _spread(stats: NormStats, config: PreprocessorConfig) -> Tensor:
 def _buffers(
     stats: NormStats, config: PreprocessorConfig, epsilon: float
 ) -> tuple[nn.Buffer, nn.Buffer]:
-    """Return what is subtracted and what is divided by, float32."""
+    """Return the offset and the divisor of the normalization as float32 buffers."""
     offset, scale = _offset_and_scale(stats, config, epsilon)
     return nn.Buffer(offset.float(), persistent=False), nn.Buffer(scale.float(), persistent=False)
 
@@ -247,9 +262,9 @@ def _buffers(
 def _offset_and_scale(
     stats: NormStats, config: PreprocessorConfig, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """Return what is subtracted and what is divided by, float64."""
+    """Return the offset and the divisor of the normalization, float64."""
     scale = _spread(stats, config).clamp(min=config.min_scale)
-    if config.normalization == "quantile":  # to 0 .. 2, then one is subtracted: as the references
+    if config.normalization == "quantile":  # to 0 .. 2, later minus 1, as in the references
         return torch.tensor(stats.q01, dtype=torch.float64), scale + epsilon / 2
     if config.normalization == "zscore":
         return torch.tensor(stats.mean, dtype=torch.float64), scale + epsilon

@@ -1,6 +1,6 @@
-"""The prompt: an instruction in words, for π0.5 with the state written into it, as tokens.
+"""The tokens of a prompt: an instruction, and for π0.5 the state as whole numbers.
 
-Letters: N rows, L tokens, S state dim.
+Letters: N rows, L prompt tokens, s robot state dim.
 Source: openpi `models/tokenizer.py`, lerobot `processor_pi05.py`.
 """
 
@@ -18,37 +18,49 @@ NUM_BINS = 256
 
 
 class Encoder(Protocol):
-    """What is asked of a tokenizer; `pitune.policies.preprocessing.tokenizer` has it."""
+    """Interface of a tokenizer, see `pitune.policies.preprocessing.tokenizer.Tokenizer`.
+
+    Example:
+        >>> class Letters:
+        ...     def encode(self, text, bos=True):
+        ...         return [2] * bos + [ord(letter) for letter in text]
+        >>> Letters().encode("a")
+        [2, 97]
+    """
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Return the pieces of a text, after the token of a beginning where `bos`."""
+        """Return the tokens of a text, after the beginning-of-sequence token if `bos`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """How an instruction becomes tokens."""
+    """Settings of the prompt's text and tokens.
+
+    Example:
+        >>> PromptConfig(max_tokens=200, discrete_state=True).clean
+        True
+    """
 
     max_tokens: int = 48
-    """L. Longer prompts are cut, shorter ones padded."""
+    """L. Longer prompts are truncated, shorter ones padded."""
     clean: bool = True
-    """Whether space around the words is removed and underscores and newlines become spaces:
-    openpi does it, lerobot does for π0.5 only."""
+    """Whether to strip the instruction and replace underscores and newlines by spaces, as openpi
+    does always and lerobot for π0.5 only."""
     discrete_state: bool = False
-    """Whether the normalized state stands in the prompt, in whole numbers (π0.5)."""
+    """Whether the prompt contains the normalized state as whole numbers (π0.5)."""
     state_padding: int = 0
-    """Width to which the state is padded with zeros before that (lerobot 0.4 did, 32); 0 for none.
-    """
+    """Width to which that state is padded with zeros (32 in lerobot 0.4), or 0 for no padding."""
     default: str | None = None
-    """The instruction where the environment or the robot gives none."""
+    """Instruction for environments and robots that give none."""
 
 
 def prompt_text(instruction: str, state: Tensor | None, config: PromptConfig) -> str:
-    """Return the text that is tokenized.
+    """Return the text of a prompt.
 
     Args:
-        instruction: What the robot is told.
-        state: One normalized state (S), for `discrete_state`.
-        config: Whether the instruction is cleaned.
+        instruction: The task in words.
+        state: One normalized state (s), for `discrete_state`.
+        config: Settings.
     """
     if config.clean:
         instruction = instruction.strip().replace("_", " ").replace("\n", " ")
@@ -67,14 +79,15 @@ def discretize(state: Tensor) -> Tensor:
 def tokenize(
     instructions: list[str], state: Tensor, config: PromptConfig, encoder: Encoder
 ) -> tuple[Tensor, Tensor]:
-    """Return tokens (N, L) int64 and which are no padding (N, L).
+    """Return tokens (N, L) int64 and their mask (N, L) bool, False in padding.
 
     Args:
         instructions: One per row.
-        state: Normalized states without padding (N, S).
-        config: How.
+        state: Normalized states without padding (N, s).
+        config: Settings.
         encoder: The tokenizer.
     """
+    # text of each row
     if config.discrete_state:
         written = pad(state, (0, max(0, config.state_padding - state.shape[-1])))
         texts = [
@@ -83,11 +96,13 @@ def tokenize(
         ]
     else:
         texts = [prompt_text(instruction, None, config) for instruction in instructions]
-    known = {text: encoder.encode(text)[: config.max_tokens] for text in dict.fromkeys(texts)}
+
+    # tokens, computed once per distinct text
+    encoded = {text: encoder.encode(text)[: config.max_tokens] for text in dict.fromkeys(texts)}
     tokens = torch.zeros(len(texts), config.max_tokens, dtype=torch.int64)
     mask = torch.zeros(len(texts), config.max_tokens, dtype=torch.bool)
     for row, text in enumerate(texts):
-        pieces = known[text]
-        tokens[row, : len(pieces)] = torch.tensor(pieces)
-        mask[row, : len(pieces)] = True
+        length = len(encoded[text])
+        tokens[row, :length] = torch.tensor(encoded[text])
+        mask[row, :length] = True
     return tokens, mask

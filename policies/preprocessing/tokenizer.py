@@ -1,8 +1,8 @@
-"""Prompts to the language model's pieces, by the tokenizer that the checkpoint was trained with.
+"""Tokens of a prompt, by the tokenizer that the checkpoint was trained with.
 
-The tokenizer belongs to the weights, so it travels with the checkpoint and nothing is ever
-downloaded. Both forms of PaliGemma's give the same pieces: the sentencepiece file of the first
-party, and the `tokenizer.json` of Hugging Face.
+The tokenizer belongs to the weights, so it is stored with the checkpoint and never downloaded. Both
+formats of PaliGemma's tokenizer give the same tokens: Google's sentencepiece file, and the
+`tokenizer.json` of Hugging Face.
 Source: openpi `models/tokenizer.py`; Beyer et al. 2024 (PaliGemma).
 """
 
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Protocol
 
 PALIGEMMA_PIECES = 257_152
-"""Rows of PaliGemma's embedding: Gemma's pieces, and those of places and segments."""
+"""Rows of PaliGemma's embedding: Gemma's tokens, and those of locations and segments."""
 PALIGEMMA_NEWLINE = 108
-"""PaliGemma's piece of a line break, which ends a prompt."""
+"""PaliGemma's token of a line break, which ends a prompt."""
 IMAGE_TOKEN = "<image>"
-"""A mark that Hugging Face appends to PaliGemma's pieces; no network has an embedding of it."""
+"""A token that Hugging Face adds to PaliGemma's. No network has an embedding for it."""
 FILES = ("tokenizer.json", "tokenizer.model", "paligemma_tokenizer.model")
-"""What a folder may hold, the first that is there is read."""
+"""File names of a tokenizer in a folder. The first one that exists is loaded."""
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
-"""Of no use here, but `transformers` reads a `tokenizer.json` together with them."""
+"""Files that `transformers` needs beside a `tokenizer.json`. They are not used here."""
 FETCH = (
     "fetch gs://big_vision/paligemma_tokenizer.model, or tokenizer.json of the hub's "
     "google/paligemma-3b-pt-224"
@@ -30,7 +30,7 @@ FETCH = (
 
 
 class _Backend(Protocol):
-    """One of the two libraries."""
+    """Interface of the two libraries."""
 
     vocab_size: int
     bos: int
@@ -39,6 +39,8 @@ class _Backend(Protocol):
 
 
 class _SentencePiece:
+    """A sentencepiece file."""
+
     def __init__(self, file: Path) -> None:
         import sentencepiece
 
@@ -51,26 +53,32 @@ class _SentencePiece:
 
 
 class _HuggingFace:
+    """A `tokenizer.json` of Hugging Face."""
+
     def __init__(self, file: Path) -> None:
         import tokenizers
 
         self.tokenizer = tokenizers.Tokenizer.from_file(str(file))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        pieces = self.tokenizer.get_vocab(with_added_tokens=True)
-        self.bos = pieces.get("<bos>", -1)
-        self.vocab_size = 1 + max(i for piece, i in pieces.items() if piece != IMAGE_TOKEN)
+        tokens = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.bos = tokens.get("<bos>", -1)
+        self.vocab_size = 1 + max(i for token, i in tokens.items() if token != IMAGE_TOKEN)
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class Tokenizer:
-    """Text to pieces. Make one with `Tokenizer.load`.
+    """Text to tokens. `Tokenizer.load` makes one.
 
     Attributes:
-        file: Where it was read from.
-        vocab_size: Number of pieces.
+        file: File of the tokenizer.
+        vocab_size: Number of tokens.
+
+    Example:
+        >>> tokenizer = Tokenizer.load("paligemma_tokenizer.model")  # doctest: +SKIP
+        >>> tokens = tokenizer.encode("push the cube")  # doctest: +SKIP
     """
 
     def __init__(self, file: Path, backend: _Backend) -> None:
@@ -80,12 +88,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
-        """Read a sentencepiece `.model`, a `tokenizer.json`, or a folder that holds one of them.
+        """Load a sentencepiece `.model`, a `tokenizer.json`, or a folder with one of them.
 
         Raises:
-            FileNotFoundError: there is none.
-            ModuleNotFoundError: the library that reads it is not installed.
-            ValueError: it is damaged, or has no mark for the beginning of a text.
+            FileNotFoundError: there is no tokenizer.
+            ModuleNotFoundError: the library for its format is not installed.
+            ValueError: it is damaged, or has no beginning-of-sequence token.
         """
         file = _file_of(Path(path))
         if file is None:
@@ -102,40 +110,40 @@ class Tokenizer:
                 f"{file} is read with {error.name}, and that is not installed; run "
                 "pip install 'pitune[vlm]'"
             ) from error
-        except Exception as error:  # both libraries raise whatever they like
+        except Exception as error:  # both libraries raise errors of many types
             raise ValueError(f"{file} is damaged or no tokenizer ({error}); {FETCH}") from error
         if backend.bos < 0:
-            raise ValueError(f"{file} has no <bos> piece, with which every prompt begins; {FETCH}")
+            raise ValueError(f"{file} has no <bos> token, with which every prompt begins; {FETCH}")
         return cls(file, backend)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Return the pieces of a text.
+        """Return the tokens of a text.
 
         Args:
-            text: Any; what the tokenizer does not know it spells in bytes.
-            bos: Whether the mark for the beginning of a text comes first.
+            text: Any text. Unknown characters are encoded as bytes.
+            bos: Whether the beginning-of-sequence token comes first.
 
         Raises:
-            ValueError: the text holds `<image>`, which is no piece that a network knows.
+            ValueError: the text contains `<image>`, which has no embedding.
         """
-        pieces = self._backend.encode(text)
-        if any(piece >= self.vocab_size for piece in pieces):
+        tokens = self._backend.encode(text)
+        if any(token >= self.vocab_size for token in tokens):
             raise ValueError(
                 f"the text {text!r} holds {IMAGE_TOKEN}, which no network has an embedding of; "
                 "remove it, pictures are given apart from the prompt"
             )
-        return [self._backend.bos, *pieces] if bos else pieces
+        return [self._backend.bos, *tokens] if bos else tokens
 
     def check(self, vocab_size: int) -> None:
-        """Refuse a network with `vocab_size` embeddings that this tokenizer cannot belong to.
+        """Reject a network with `vocab_size` embeddings that this tokenizer does not match.
 
         Raises:
-            ValueError: there are more pieces than embeddings, or the pieces are not PaliGemma's
+            ValueError: there are more tokens than embeddings, or the tokens are not PaliGemma's
                 although the embeddings are.
         """
         if self.vocab_size > vocab_size:
             raise ValueError(
-                f"the tokenizer {self.file} has {self.vocab_size} pieces, the network has "
+                f"the tokenizer {self.file} has {self.vocab_size} tokens, the network has "
                 f"embeddings of {vocab_size}; take the tokenizer that it was trained with"
             )
         newline = self.encode("\n", bos=False)
@@ -146,7 +154,7 @@ class Tokenizer:
             )
 
     def copy_to(self, folder: Path) -> None:
-        """Write the tokenizer's files into a folder, made if need be; `load` reads it back."""
+        """Copy the tokenizer's files into a folder, which is created if needed."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.file.suffix != ".json":
             shutil.copyfile(self.file, folder / "tokenizer.model")
@@ -158,13 +166,13 @@ class Tokenizer:
 
 
 def find_tokenizer(checkpoint: Path, given: Path | None = None) -> Path | None:
-    """Return where a checkpoint's tokenizer is, or None; nothing is downloaded.
+    """Return the path of a checkpoint's tokenizer, or None. Nothing is downloaded.
 
-    Looked at in this order: `tokenizer/` in the checkpoint, files beside its weights, the path
-    that the user gives, and the two places where openpi keeps it.
+    The search order is `tokenizer/` in the checkpoint, files beside its weights, the given path,
+    and the two places of openpi.
 
     Raises:
-        FileNotFoundError: nothing is at the path that the user gives.
+        FileNotFoundError: there is no tokenizer at the given path.
     """
     if given is not None and _file_of(given) is None:
         raise FileNotFoundError(
@@ -172,17 +180,17 @@ def find_tokenizer(checkpoint: Path, given: Path | None = None) -> Path | None:
             f"of {list(FILES)}"
         )
     places = [checkpoint / "tokenizer", checkpoint, *([] if given is None else [given])]
-    found = (_file_of(place) for place in (*places, *_openpi_files()))
-    return next((file for file in found if file is not None), None)
+    files = (_file_of(place) for place in (*places, *_openpi_files()))
+    return next((file for file in files if file is not None), None)
 
 
 def load_tokenizer(checkpoint: Path, given: Path | None, vocab_size: int) -> Tokenizer:
-    """Find, read and check the tokenizer of a network with `vocab_size` embeddings.
+    """Find, load and check the tokenizer of a network with `vocab_size` embeddings.
 
     Raises:
-        FileNotFoundError: there is none.
-        ModuleNotFoundError: the library that reads it is not installed.
-        ValueError: it is damaged, or is that of another network.
+        FileNotFoundError: there is no tokenizer.
+        ModuleNotFoundError: the library for its format is not installed.
+        ValueError: it is damaged, or belongs to another network.
     """
     file = find_tokenizer(checkpoint, given)
     if file is None:
@@ -196,14 +204,14 @@ def load_tokenizer(checkpoint: Path, given: Path | None, vocab_size: int) -> Tok
 
 
 def _openpi_files() -> list[Path]:
-    """Return where openpi keeps the file, if it does."""
+    """Return the possible paths of openpi's tokenizer."""
     homes = [Path(home)] if (home := os.environ.get("OPENPI_DATA_HOME")) else []
     homes.append(Path.home() / ".cache/openpi")
     return [home / "big_vision/paligemma_tokenizer.model" for home in homes]
 
 
 def _file_of(path: Path) -> Path | None:
-    """Return the tokenizer's file at a path: the file itself, or the first known one in it."""
+    """Return the tokenizer's file at a path, which is the file or its folder, or None."""
     if path.is_file():
         return path
     return next((path / name for name in FILES if (path / name).is_file()), None)

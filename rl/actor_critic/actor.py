@@ -1,4 +1,4 @@
-"""The flow policy as an off-policy learner lets it act.
+"""The exploring actor of the off-policy learners.
 
 Letters: N rows, h executed actions, d robot action dim, D width of a critic's input.
 """
@@ -16,7 +16,7 @@ from pitune.policies.network.context import pack
 from pitune.rl.actor_critic.critic_input import critic_input, executed_chunk
 
 Perturbation = Callable[[Tensor], Tensor]
-"""From a critic's input (N, D) to noise on the executed actions (N, h * d) [normalized]."""
+"""Maps a critic's input (N, D) to noise on the executed actions (N, h * d) [normalized]."""
 
 
 class ExploringActor(Actor):
@@ -24,10 +24,15 @@ class ExploringActor(Actor):
 
     Args:
         policy: The flow policy.
-        keep_prefix: Whether to write the encoded pictures and prompt, as `prefix`, for a memory.
+        keep_prefix: Whether to write the encoded pictures and prompt as `prefix`, for a memory.
 
     Attributes:
-        perturb: The noise; None for that of the flow's starting points alone.
+        perturb: Noise on the chunk, or None for the starting noise alone.
+
+    Example:
+        >>> actor = ExploringActor(policy, keep_prefix=False)  # doctest: +SKIP
+        >>> actor.perturb = lambda x: 0.1 * torch.randn(len(x), 8)  # doctest: +SKIP
+        >>> rollout = actor(td)  # doctest: +SKIP
     """
 
     perturb: Perturbation | None = None
@@ -39,14 +44,19 @@ class ExploringActor(Actor):
 
     @torch.no_grad()
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
+        # chunk from fresh noise
         policy, inputs = self.policy, ModelInput.of(td)
         prefix = policy.encode_prefix(inputs) if self.keep_prefix else None
         context = policy.encode(inputs, prefix)
         noise = policy.draw_noise(len(td)) if noise is None else noise
         chunk = executed_chunk(policy, context, noise)  # (N, h * d)
+
+        # exploration
         if self.perturb is not None:
             chunk = chunk + self.perturb(critic_input(policy, td, context))
+
+        # entries of the rollout
         if prefix is not None:
             td.set("prefix", pack(prefix))
         shape = (policy.sampler.execution_horizon, policy.preprocessor.action_dim)
-        return td.set("action", policy.executed(chunk.unflatten(-1, shape), inputs))
+        return td.set("action", policy.executed(chunk.unflatten(-1, shape), inputs))  # (N, h, d)

@@ -1,6 +1,6 @@
-"""Inputs of critics from decisions and replay rows, and the chunk that they judge.
+"""Inputs of critics from decisions and replay rows: the observation and the executed chunk.
 
-Letters: N rows, h executed actions, d robot action dim, H action horizon, A model action dim, D
+Letters: N rows, H action horizon, h executed actions, A model action dim, d robot action dim, D
 width of a critic's input.
 """
 
@@ -16,26 +16,27 @@ from pitune.policies.network.pi0 import Context
 
 
 def stored_prefix(rows: TensorDictBase) -> Context | None:
-    """Return the encoded prefixes of rows (N), or None where the observations were kept."""
+    """Return the encoded prefixes of rows (N), or None if the rows hold pictures and tokens."""
     return unpack(rows["prefix"]) if "prefix" in rows.keys() else None
 
 
 def encode_rows(policy: FlowPolicy, rows: TensorDictBase) -> Context:
-    """Return the context of rows (N); of a stored prefix only the state is encoded."""
+    """Return the context of rows (N). With a stored prefix, only the state is encoded."""
     return policy.encode(ModelInput.of(rows), stored_prefix(rows))
 
 
 def critic_input(
     policy: FlowPolicy, rows: TensorDictBase, context: Context | None = None
 ) -> Tensor:
-    """Return the critics' input of rows (N, D); no gradient reaches the encoder.
+    """Return the critics' input (N, D) of rows. No gradient reaches the encoder.
 
-    It is the state and, where the policy sees more than the state, the pooled features.
+    It is the state and, for a policy with pictures or a prompt, their pooled features.
 
     Args:
-        policy: Encodes.
-        rows: With `model_input`, and perhaps `prefix`.
-        context: Of the rows; by default the stored prefix, or the rows are encoded here.
+        policy: Encodes the observations.
+        rows: Rows with `model_input`, and `prefix` if it is stored.
+        context: Context of the rows. The default is the stored prefix, or else they are encoded
+            here.
     """
     if not policy.feature_dim:
         return policy.critic_input(ModelInput.of(rows), None)
@@ -44,7 +45,7 @@ def critic_input(
 
 
 def executed_chunk(policy: FlowPolicy, context: Context, noise: Tensor) -> Tensor:
-    """Return the executed actions (N, h * d) [normalized] of noise (N, H, A), with gradients."""
+    """Return the executed actions (N, h * d) [normalized] from noise (N, H, A), with a gradient."""
     point = integrate(policy.field(context), noise, policy.grid, policy.sampler.solver)
     executed = point[:, : policy.sampler.execution_horizon, : policy.preprocessor.action_dim]
     return executed.flatten(1)  # (N, h, d) -> (N, h * d)

@@ -1,22 +1,20 @@
 """An off-policy actor-critic whose actor is the flow policy itself.
 
-The critics judge executed chunks; the actor follows their gradient through its flow steps, from
-fresh noise each time, so the policy stays a distribution. The noise that it explores with beyond
-that is the caller's: none, Gaussian, or shaped by demonstrations.
+The critics estimate the values of executed chunks. The actor follows their gradient through its
+flow steps, from fresh noise each time, so the policy stays a distribution. The caller chooses any
+further exploration noise: none, Gaussian, or fitted to demonstrations.
 
-What `wsrl` and `dgn` share. Their papers learn with soft actor-critic, whose entropy a flow does
-not have: the starting noise takes its place.
-Letters: E envs, T chunk decisions, B rows, h executed actions, d robot action dim, H action
-horizon, D width of what a critic reads.
+`wsrl` and `dgn` share this learner. Their papers use soft actor-critic, but the entropy of a flow
+is not available. Here the starting noise provides the exploration.
+Letters: N rows, B minibatch rows, E envs, T chunk decisions, H action horizon, h executed actions,
+A model action dim, d robot action dim.
 Sources: Fujimoto et al. 2018 (TD3), Fujimoto & Gu 2021 (the scale of a cloning term), Ball et al.
 2023 (RLPD), Park et al. 2025 (FQL, the distance to a pretrained flow from the same noise).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,55 +30,13 @@ from pitune.rl.actor_critic.critic_input import (
     executed_chunk,
     stored_prefix,
 )
-from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig, means
-from pitune.rl.config import check_counts, check_not_negative, check_positive
+from pitune.rl.actor_critic.learner_config import ActorCriticConfig
+from pitune.rl.actor_critic.td import OffPolicy, means
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
 from pitune.rl.policy_gradient.reference import frozen_copy
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActorCriticConfig:
-    """Critics of chunks, and a flow policy that follows their gradient.
-
-    Example:
-        >>> ActorCriticConfig(actor_every=2).off_policy.num_critics
-        10
-    """
-
-    off_policy: OffPolicyConfig = field(
-        default_factory=lambda: OffPolicyConfig(
-            minibatch_size=128, num_critics=10, critic_subset=2, warmup_rounds=1000
-        )
-    )
-    """Memory, critics, warm-up and update-to-data ratio."""
-    actor_every: int = 4
-    """Rounds per step of the policy."""
-    actor_learning_rate: float = 1e-4
-    """Adam's step size for the policy [-]."""
-    max_grad_norm: float = 1.0
-    """The policy's gradients are scaled down to this norm [-]."""
-    cloning_coefficient: float = 0.0
-    """Weight of flow matching on the demonstrations beside the value, which is scaled to 1 [-]."""
-    anchor_coefficient: float = 3.0
-    """Weight of the squared distance between the chunks of the policy and of the pretrained one for
-    the same noise, mean over executed entries [1 / normalized action squared]. It bounds how far
-    the policy follows critics that are wrong; 0 frees the policy, and the memory of the copy."""
-    keep_prefix: bool = True
-    """Where nothing that encodes pictures and prompt is trained: keep their keys and values, so
-    that each is encoded once. At π0's full size in bfloat16 that is 30 MB per decision, 15 for
-    its observation and 15 for the next; otherwise pictures are kept and encoded in each round."""
-
-    def with_demonstrations(self, file: Path) -> ActorCriticConfig:
-        """Return the same settings with this file of demonstrations."""
-        return replace(self, off_policy=replace(self.off_policy, demonstrations=file))
-
-    def __post_init__(self) -> None:
-        check_counts(self, "actor_every")
-        check_positive(self, "actor_learning_rate", "max_grad_norm")
-        check_not_negative(self, "cloning_coefficient", "anchor_coefficient")
 
 
 class FlowActorCritic:
@@ -89,7 +45,7 @@ class FlowActorCritic:
     Args:
         policy: Trained in place.
         config: Settings.
-        demonstrations: If the caller has loaded them; otherwise they are loaded if needed.
+        demonstrations: Demonstrations, or None to load them from the config's file if needed.
 
     Example:
         >>> learner = FlowActorCritic(policy, ActorCriticConfig())  # doctest: +SKIP
@@ -105,12 +61,12 @@ class FlowActorCritic:
     ) -> None:
         self.policy, self.config = policy, config
         self.chunk_dim = policy.sampler.execution_horizon * policy.preprocessor.action_dim
-        self.read_dim = policy.preprocessor.model_state_dim + policy.feature_dim
+        self.input_dim = policy.preprocessor.model_state_dim + policy.feature_dim
         self.off_policy = OffPolicy(
-            config.off_policy, self.read_dim + self.chunk_dim, policy.device
+            config.off_policy, self.input_dim + self.chunk_dim, policy.device
         )
-        learning = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(learning, lr=config.actor_learning_rate)
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=config.actor_learning_rate)
         self.num_rounds = 0
         self.keep_prefix = config.keep_prefix and policy.prefix_is_frozen
         self.anchor = frozen_copy(policy) if config.anchor_coefficient else None
@@ -121,22 +77,23 @@ class FlowActorCritic:
 
     @cached_property
     def cloned(self) -> TensorDict | None:
-        """Demonstrated chunks of all H actions (N) for `cloning_coefficient`."""
+        """Demonstrated chunks (N) of all H actions, for `cloning_coefficient`."""
         return self.demonstrated(self.policy.chunk_shape[0]) if self._demonstrations else None
 
     @cached_property
     def _demonstrated_prefix(self) -> TensorDict:
-        """The prefix of each demonstrated observation (N), encoded once."""
+        """Prefixes of the demonstrated observations (N), encoded once."""
         return self._encode_prefix(self._table.chunks(1))
 
     @property
     def _table(self) -> Demonstrations:
-        if self._demonstrations is None:  # __init__ has loaded them wherever they are asked for
+        """The demonstrations, which `__init__` loads if the settings need them."""
+        if self._demonstrations is None:
             raise ValueError("there are no demonstrations")
         return self._demonstrations
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return what a checkpoint must hold besides the policy."""
+        """Return the networks of a checkpoint besides the policy."""
         return {"critic": self.off_policy.critic, "target_critic": self.off_policy.target}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -144,13 +101,16 @@ class FlowActorCritic:
         return {"critic": self.off_policy.optimizer, "actor": self.optimizer}
 
     def push(self, rollout: TensorDictBase) -> None:
-        """Store a rollout (E, T); the demonstrations too, before the first."""
+        """Store a rollout (E, T). Before the first one, store the demonstrations too."""
+        # demonstrations
         memory = self.off_policy
         if memory.config.offline_share and memory.demonstrations is None:
             rows = self._demonstration_rows()
             memory.demonstrations = Replay(len(rows), self.policy.device)
             memory.demonstrations.push(rows)
-        obs, next_obs = self._kept(rollout), self._kept(rollout["next"])
+
+        # decisions of the rollout
+        obs, next_obs = self._stored_obs(rollout), self._stored_obs(rollout["next"])
         if self.keep_prefix:
             obs["prefix"] = rollout["prefix"]
             next_obs["prefix"] = encode_next(rollout, rollout["prefix"], self._encode_prefix)
@@ -158,16 +118,16 @@ class FlowActorCritic:
         memory.replay.push(transitions(rollout, before, {"obs": next_obs}))
 
     def demonstrated(self, num_steps: int) -> TensorDict:
-        """Return the observation and the next `num_steps` actions of each demonstrated step (N)."""
+        """Return the observations and next `num_steps` actions of demonstrated steps (N)."""
         rows = self._table.chunks(num_steps).to(self.policy.device)
-        obs = self._kept(rows).set("action", rows["action"])
+        obs = self._stored_obs(rows).set("action", rows["action"])
         return obs.set("prefix", self._demonstrated_prefix) if self.keep_prefix else obs
 
     def _demonstration_rows(self) -> TensorDict:
-        """Return the demonstrations as rows (N) like those of a rollout."""
+        """Return the demonstrations as replay rows (N)."""
         table, horizon = self._table, self.policy.sampler.execution_horizon
         rows = table.transitions(horizon).to(self.policy.device)
-        obs, next_obs = self._kept(rows), self._kept(rows["next"])
+        obs, next_obs = self._stored_obs(rows), self._stored_obs(rows["next"])
         if self.keep_prefix:
             prefix = self._demonstrated_prefix
             obs["prefix"], next_obs["prefix"] = prefix, prefix[table.following(horizon)]
@@ -176,20 +136,25 @@ class FlowActorCritic:
         transition_rows["obs"], transition_rows["next"] = obs, after
         return transition_rows.set("chunk", normalize_chunk(self.policy, rows))
 
-    def _kept(self, rows: TensorDictBase) -> TensorDictBase:
-        """Return what a memory keeps of observations, without their prefix."""
-        kept = rows.select("model_input")
-        if self.keep_prefix:  # without the pictures and tokens that the prefix is made of
-            kept["model_input"] = rows["model_input"].select("state", "robot_state")
-        return kept
+    def _stored_obs(self, rows: TensorDictBase) -> TensorDictBase:
+        """Return the entries of observations that the memory stores, without their prefix."""
+        obs = rows.select("model_input")
+        if self.keep_prefix:  # the prefix replaces pictures and tokens
+            obs["model_input"] = rows["model_input"].select("state", "robot_state")
+        return obs
 
     @torch.no_grad()
     def _encode_prefix(self, rows: TensorDictBase) -> TensorDict:
-        """Return the prefixes of observations (N), as a memory keeps them."""
+        """Return the prefixes of observations (N) in the format of the memory."""
         return in_parts(rows, lambda part: pack(self.policy.encode_prefix(ModelInput.of(part))))
 
     def learn(self, rounds: int, train_actor: bool = True) -> dict[str, float]:
-        """Take rounds of gradient steps and return the means of their metrics."""
+        """Take rounds of gradient steps and return the means of their metrics.
+
+        Args:
+            rounds: Steps of the critics.
+            train_actor: Whether every `actor_every`-th round has a step of the policy.
+        """
         history = []
         for _ in range(rounds):
             self.num_rounds += 1
@@ -201,7 +166,7 @@ class FlowActorCritic:
         return means(history)
 
     def _sample(self) -> TensorDictBase:
-        """Return rows (B) of the memory; a frozen prefix that was not kept is encoded here."""
+        """Return rows (B) of the memory. A frozen prefix that is not stored is encoded here."""
         batch = self.off_policy.sample()
         if self.policy.prefix_is_frozen and not self.keep_prefix:
             for obs in (batch["obs"], batch["next", "obs"]):
@@ -213,6 +178,7 @@ class FlowActorCritic:
         policy = self.policy
         with torch.no_grad():
             obs = critic_input(policy, batch["obs"])
+            # value of the next observation, with the policy's own next chunk
             next_context = encode_rows(policy, batch["next", "obs"])
             next_obs = critic_input(policy, batch["next", "obs"], next_context)
             next_chunk = executed_chunk(policy, next_context, policy.draw_noise(len(batch)))
@@ -220,14 +186,16 @@ class FlowActorCritic:
         return self.off_policy.critic_step(batch, value, obs, batch["chunk"])
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
-        """Move the policy up the critics' values of its own actions, and return the metrics.
+        """Take one gradient step of the policy towards higher values, and return the metrics.
 
         Raises:
             FloatingPointError: the loss is not finite.
         """
         config, num_parts = self.config, self.config.off_policy.num_parts
+        # random draws and value scale of the whole minibatch
         batch = self._with_draws(batch)
         scale = self._value_scale(batch, num_parts) if num_parts > 1 else None
+
         metrics, grad_norm = gradient_step(
             self.optimizer,
             lambda part: self.actor_loss(part, scale),
@@ -248,7 +216,7 @@ class FlowActorCritic:
 
         Args:
             batch: Rows with `noise` (B, H, A), and `cloned` demonstrations (B) if they are used.
-            value_scale: Mean size of the values in the whole minibatch; by default in these rows.
+            value_scale: Mean absolute value of the whole minibatch. The default is that of `batch`.
         """
         policy, config = self.policy, self.config
 
@@ -290,7 +258,7 @@ class FlowActorCritic:
         return rows
 
     def _value(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Return the critics' mean value (B) of the policy's chunks, and these (B, h * d)."""
+        """Return the critics' mean values (B) of the policy's chunks, and the chunks (B, h * d)."""
         context = encode_rows(self.policy, batch["obs"])
         chunk = executed_chunk(self.policy, context, batch["noise"])
         obs = critic_input(self.policy, batch["obs"], context)
@@ -299,28 +267,28 @@ class FlowActorCritic:
 
     @torch.no_grad()
     def _value_scale(self, batch: TensorDictBase, num_parts: int) -> Tensor:
-        """Return the mean size of the values of a whole minibatch (B), computed in parts."""
+        """Return the mean absolute value of a whole minibatch (B), computed in parts."""
         parts = split_rows(batch, num_parts)
         return _mean_size(torch.cat([self._value(part)[0] for part in parts]))
 
     def _distance(
         self, anchor: FlowPolicy, obs: TensorDictBase, noise: Tensor, chunk: Tensor
     ) -> Tensor:
-        """Return the mean squared distance of chunks to the anchor's chunks of the same noise."""
+        """Return the mean squared distance of chunks (B, h * d) to the anchor's chunks."""
         with torch.no_grad():
             pretrained = executed_chunk(anchor, encode_rows(anchor, obs), noise)
         return (chunk - pretrained).square().mean()
 
     def state(self) -> dict[str, Any]:
-        """Return what resuming needs besides networks and optimizers."""
+        """Return the state for resuming, without networks and optimizers."""
         return {"off_policy": self.off_policy.state(), "num_rounds": self.num_rounds}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
+        """Restore the result of `state`."""
         self.off_policy.load_state(state["off_policy"])
         self.num_rounds = state["num_rounds"]
 
 
 def _mean_size(value: Tensor) -> Tensor:
-    """Return the mean absolute value of values (B), bounded below."""
+    """Return the mean absolute value of values (B), at least 1e-6."""
     return value.detach().abs().mean().clamp(min=1e-6)

@@ -1,8 +1,8 @@
-"""Ensembles of action values, with one vectorized forward for all members, and their targets.
+"""Ensembles of Q-functions with one vectorized forward for all critics, and their targets.
 
-Letters: N members, B rows, D input width.
-Sources: Chen et al. 2021 (REDQ: targets from a random subset of many critics); Ball et al. 2023
-(RLPD: layer norm bounds the values of actions that were never taken); Lillicrap et al. 2015 (the
+Letters: Q critics, B minibatch rows, D width of the input.
+Sources: Chen et al. 2021 (REDQ: targets from a random subset of many critics), Ball et al. 2023
+(RLPD: layer norm bounds the values of actions that were never taken), Lillicrap et al. 2015 (the
 head's initialization).
 """
 
@@ -22,10 +22,10 @@ Pessimism = Literal["min", "mean"]
 
 
 class EnsembleLinear(nn.Module):
-    """N linear layers side by side, each initialized as `nn.Linear` is.
+    """Q parallel linear layers, each with the initialization of `nn.Linear`.
 
     Args:
-        num: N.
+        num: Q.
         narrow: Input width.
         wide: Output width.
 
@@ -41,16 +41,16 @@ class EnsembleLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num, 1, wide).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, B, wide) from (N, B, narrow)."""
+        """Return outputs (Q, B, wide) of inputs (Q, B, narrow)."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 
 class QEnsemble(nn.Module):
-    """N action values of one input; a layer norm before each activation, as in RLPD.
+    """Q action values per input, with a layer norm before each activation as in RLPD.
 
     Args:
         in_dim: D, width of the concatenated inputs.
-        num_members: N.
+        num_members: Q.
         hidden: Widths of the hidden layers.
 
     Example:
@@ -66,42 +66,42 @@ class QEnsemble(nn.Module):
         widths = (in_dim, *hidden)
         self.layers = nn.ModuleList(EnsembleLinear(num_members, *pair) for pair in pairwise(widths))
         self.head = EnsembleLinear(num_members, widths[-1], 1)
-        # Near zero, as in DDPG. A target is the minimum over members: if they differed at the
-        # start, it would sink below every reward before the first reward is learned from.
+        # Near zero, as in DDPG. A target is the minimum over critics. If they differed at the
+        # start, it would fall below every reward before the critics have learned a reward.
         nn.init.uniform_(self.head.weight, -3e-3, 3e-3)
         nn.init.zeros_(self.head.bias)
         self.scale = nn.ParameterList(torch.ones(num_members, 1, width) for width in hidden)
         self.shift = nn.ParameterList(torch.zeros(num_members, 1, width) for width in hidden)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the values (N, B) of inputs (B, ...) that are joined along the last axis."""
-        x = torch.cat(inputs, dim=-1).expand(self.num_members, -1, -1)
+        """Return the values (Q, B) of inputs (B, ...), which are joined along the last axis."""
+        x = torch.cat(inputs, dim=-1).expand(self.num_members, -1, -1)  # (Q, B, D)
         for layer, scale, shift in zip(self.layers, self.scale, self.shift, strict=True):
             y = layer(x)
             x = torch.relu(layer_norm(y, y.shape[-1:]) * scale + shift)
-        values: Tensor = self.head(x).squeeze(-1)
+        values: Tensor = self.head(x).squeeze(-1)  # (Q, B)
         return values
 
 
 def make_target(ensemble: QEnsemble) -> QEnsemble:
-    """Return a copy without gradients; `polyak_update` moves it."""
+    """Return a copy without gradients, for `polyak_update`."""
     return deepcopy(ensemble).requires_grad_(False)
 
 
 @torch.no_grad()
 def polyak_update(target: nn.Module, online: nn.Module, rate: float) -> None:
-    """Move a target network towards the online one by a share `rate`, in place."""
+    """Move the parameters of `target` towards those of `online` by the share `rate`, in place."""
     for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
         slow.lerp_(fast, rate)
 
 
 def reduce_ensemble(values: Tensor, how: Pessimism, subset: int = 0) -> Tensor:
-    """Return one value per row (B) from the values of N members (N, B).
+    """Return one value per row (B) from the values of all critics (Q, B).
 
     Args:
-        values: (N, B).
-        how: Minimum or mean over members.
-        subset: Number of members, drawn without replacement at each call; 0 takes all.
+        values: Values (Q, B).
+        how: Minimum or mean over critics.
+        subset: Number of critics, drawn without replacement in each call. 0 takes all.
 
     Raises:
         ValueError: the subset is larger than the ensemble.
@@ -120,8 +120,7 @@ def td_target(reward: Tensor, discount: Tensor, terminated: Tensor, next_value: 
     Args:
         reward: Discounted reward of the chunk (B).
         discount: Factor of the next value, discount^duration (B).
-        terminated: Whether the task ended (B) bool; whether a time limit counts is up to the
-            caller.
-        next_value: Value of the observation that the chunk ended in (B).
+        terminated: Whether the task ended (B) bool. The caller decides whether a time limit counts.
+        next_value: Value of the observation after the chunk (B).
     """
     return reward + discount * (~terminated) * next_value

@@ -1,10 +1,10 @@
 """The shared part of the off-policy learners: memory, critics and the schedule of updates.
 
-A decision is a whole chunk, so a transition is one of a semi-Markov process: its reward is the sum
-of its steps' rewards, each discounted by its own time, and what follows is discounted by
-discount^duration. Rewards are kept as they came; the transform is applied when they are sampled.
+A decision is a whole chunk, so the transitions belong to a semi-Markov process. The reward of a
+transition is the discounted sum of its steps' rewards, and the next value is discounted by
+discount^duration. The memory stores raw rewards, which are scaled when they are sampled.
 
-Letters: B rows, N critics.
+Letters: B minibatch rows, Q critics, D width of a critic's input.
 """
 
 from __future__ import annotations
@@ -51,40 +51,40 @@ class OffPolicyConfig(ReturnConfig, MinibatchConfig):
     """
 
     capacity: int = 200_000
-    """Decisions that the replay memory keeps; the oldest are overwritten."""
+    """Decisions in the replay memory. When it is full, the oldest are overwritten."""
     memory_folder: Path | None = None
-    """Folder for a memory in files, of which a checkpoint copies all rows through memory; by
-    default it is in the memory of the policy's device."""
+    """Folder of a replay memory in files, or None for the memory of the policy's device. Saving a
+    checkpoint copies all rows through main memory."""
     minibatch_size: int = 256
     """Decisions per gradient step."""
     warmup_decisions: int = 2000
-    """Decisions of the pretrained policy before the first gradient step; whole rollouts."""
+    """Decisions of the pretrained policy before the first gradient step, in whole rollouts."""
     warmup_rounds: int = 500
     """Rounds of gradient steps at the end of the warm-up."""
     updates_per_decision: float = 0.25
     """Update-to-data ratio: rounds of gradient steps per decision, counted after the warm-up."""
     num_critics: int = 2
-    """N."""
+    """Q."""
     critic_subset: int = 0
-    """Number of random critics in a target (REDQ); 0 takes all."""
+    """Number of random critics in a target (REDQ). 0 takes all."""
     pessimism: Pessimism = "min"
-    """Reduction of those critics' values."""
+    """Reduction over these critics."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the critics' hidden layers."""
     critic_learning_rate: float = 3e-4
     """Adam's step size for the critics [-]."""
     target_update_rate: float = 0.005
-    """Share by which the target critics move to the critics per gradient step [-]."""
+    """Share by which the target critics move towards the critics per gradient step [-]."""
     reward_scale: float = 1.0
-    """Each step's reward is multiplied by this [-]."""
+    """Factor of each step's reward [-]."""
     reward_offset: float = 0.0
-    """And this is added; -1 makes a sparse reward a cost of time [reward]."""
+    """Offset of each step's scaled reward [reward]. -1 makes a sparse reward a cost of time."""
     time_limit: TimeLimit = "bootstrap"
-    """Whether the time limit ends the task, or only interrupts it and values continue past it."""
+    """Whether the time limit ends the task, or values continue past it."""
     demonstrations: Path = Path("demonstrations.safetensors")
-    """File that `pitune.experiments.pretrain` wrote; read only where another setting needs it."""
+    """File from `pitune.experiments.pretrain`, loaded only if another setting needs it."""
     offline_share: float = 0.0
-    """Share of each minibatch that is drawn from the demonstrations (RLPD: 0.5) [-]."""
+    """Share of each minibatch from the demonstrations (RLPD: 0.5) [-]."""
 
     def __post_init__(self) -> None:
         ReturnConfig.__post_init__(self)
@@ -107,19 +107,19 @@ class OffPolicyConfig(ReturnConfig, MinibatchConfig):
 
 
 def means(history: list[dict[str, float]]) -> dict[str, float]:
-    """Return the mean of each metric over the rounds that have it."""
+    """Return the mean of each metric over the rounds with that metric."""
     keys = {key: None for metrics in history for key in metrics}
     return {key: fmean(step[key] for step in history if key in step) for key in keys}
 
 
 def regression_loss(critic: QEnsemble, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
-    """Return the squared error of all members, and its metrics.
+    """Return the squared error, summed over the critics, and metrics.
 
     Args:
-        critic: N members.
+        critic: Q critics.
         batch: Rows with `input` (B, D) and `target` (B).
     """
-    values = critic(batch["input"])  # (N, B)
+    values = critic(batch["input"])  # (Q, B)
     loss = (values - batch["target"]).square().mean(1).sum()
     return loss, {
         "q_loss": loss,
@@ -134,7 +134,7 @@ class OffPolicy:
 
     Args:
         config: Settings.
-        in_dim: Width of a critic's input without the used time: observation and action.
+        in_dim: Width of observation and action, a critic's input without the used time.
         device: Device of memory and critics.
 
     Example:
@@ -149,9 +149,9 @@ class OffPolicy:
         self.target = make_target(self.critic)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
         self.demonstrations: Replay | None = None
-        """A memory of its own, of which `offline_share` of each minibatch is drawn."""
+        """Memory of the demonstrations, the source of `offline_share` of each minibatch."""
         self.num_warmup = 0
-        """Decisions of the warm-up so far."""
+        """Decisions in the warm-up so far."""
         self.num_decisions = 0
         """Decisions after the warm-up."""
         self.num_rounds = 0
@@ -159,14 +159,14 @@ class OffPolicy:
 
     @property
     def warming_up(self) -> bool:
-        """Whether the decisions to come belong to the warm-up."""
+        """Whether the next decisions belong to the warm-up."""
         return self.num_warmup < self.config.warmup_decisions
 
     def rounds_due(self, num_decisions: int) -> int:
         """Return the number of rounds that are due after further decisions.
 
-        None while warming up, `warmup_rounds` at its end; then by the update-to-data ratio, with
-        fractions carried over.
+        It is 0 in the warm-up and `warmup_rounds` at its end. Afterwards it follows the
+        update-to-data ratio, and fractions are carried over.
         """
         if self.warming_up:
             self.num_warmup += num_decisions
@@ -178,11 +178,13 @@ class OffPolicy:
 
     def sample(self) -> TensorDictBase:
         """Return rows (B) with `discounted_reward`, `discount` and `ended` (B)."""
+        # discounted reward of the chunk
         config, batch = self.config, self._mixed()
-        reward = config.reward_scale * batch["reward_steps"] + config.reward_offset
-        batch["discounted_reward"] = chunk_reward(reward, batch["live"], config.discount).squeeze(
-            -1
-        )
+        reward_steps = config.reward_scale * batch["reward_steps"] + config.reward_offset
+        reward = chunk_reward(reward_steps, batch["live"], config.discount)  # (B, 1)
+        batch["discounted_reward"] = reward.squeeze(-1)
+
+        # discount and end of the next value
         batch["discount"] = config.discount ** batch["duration"].squeeze(-1).float()
         ended = batch["terminated"]
         if config.time_limit == "terminal":
@@ -191,7 +193,7 @@ class OffPolicy:
         return batch
 
     def _mixed(self) -> TensorDictBase:
-        """Return rows (B) of the memory, and of the demonstrations' if there are any."""
+        """Return rows (B) of the memory and, if there are any, of the demonstrations."""
         size = self.config.minibatch_size
         if self.demonstrations is None:
             return self.replay.sample(size)
@@ -201,31 +203,31 @@ class OffPolicy:
         return mixed
 
     def time(self, rows: TensorDictBase) -> Tensor:
-        """Return the used share of the episode's time (B, 1), or 0 where it does not matter.
+        """Return the used share of the episode's time (B, 1), or 0 with `time_limit="bootstrap"`.
 
-        When values go on past the time limit they must not depend on the time: at the limit
-        itself no decision is ever taken, so a critic would guess there.
+        Values that continue past the time limit must not depend on the time. No decision is taken
+        at the limit itself, so the critics have no data there.
         """
         return rows["elapsed"] * (self.config.time_limit == "terminal")
 
     def next_value(self, batch: TensorDictBase, *inputs: Tensor) -> Tensor:
-        """Return the target critics' value (B) of the next observation and an action for it."""
+        """Return the target critics' values (B) of the next observations and actions."""
         values = self.target(*inputs, self.time(batch["next"]))
         return reduce_ensemble(values, self.config.pessimism, self.config.critic_subset)
 
     def value(self, batch: TensorDictBase, *inputs: Tensor) -> Tensor:
-        """Return the critics' value (B) of an observation and an action, with all members."""
+        """Return the values (B) of observations and actions, reduced over all critics."""
         return reduce_ensemble(self.critic(*inputs, self.time(batch)), self.config.pessimism)
 
     def critic_step(
         self, batch: TensorDictBase, next_value: Tensor, *inputs: Tensor
     ) -> dict[str, float]:
-        """Take a gradient step towards the TD targets, move the target critics; return metrics.
+        """Take a gradient step towards the TD targets and update the target critics.
 
         Args:
-            batch: Rows (B) of `sample`.
-            next_value: Value of the next observations (B).
-            *inputs: Observations and actions (B, ...), to be joined along the last axis.
+            batch: Rows (B) from `sample`.
+            next_value: Values of the next observations (B).
+            *inputs: Observations and actions (B, ...), which are joined along the last axis.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -246,7 +248,7 @@ class OffPolicy:
         return to_floats(metrics)
 
     def state(self) -> dict[str, Any]:
-        """Return what resuming needs besides the networks and optimizers."""
+        """Return the state for resuming, without networks and optimizers."""
         return {
             "replay": self.replay.state(),
             "num_warmup": self.num_warmup,
@@ -255,7 +257,7 @@ class OffPolicy:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
+        """Restore the result of `state`."""
         self.replay.load_state(state["replay"])
         self.num_warmup = state["num_warmup"]
         self.num_decisions, self.num_rounds = state["num_decisions"], state["num_rounds"]

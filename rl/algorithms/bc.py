@@ -1,13 +1,15 @@
-"""Behavior cloning: flow matching on demonstrations. It makes the policy that RL then improves.
+"""Behavior cloning: flow matching on demonstrations, which gives the policy that RL improves.
 
-As a registered algorithm it is also a control: continuing it for the time that RL took shows the
-benefit of more cloning. It uses no rollout.
-Source: Black et al. 2024; the loss is in `pitune.policies.policy`.
+As a registered algorithm it is also a control. Cloning for the time that RL takes measures the
+benefit of more cloning. It uses no rollout. The loss is in `pitune.policies.policy`.
+Letters: N rows, B minibatch rows, H action horizon, A model action dim, d robot action dim.
+Source: Black et al. 2024.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +38,7 @@ from pitune.rl.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class BCConfig(AlgorithmConfig, MinibatchConfig):
-    """Flow matching on demonstrations; the chunks of a minibatch are drawn with replacement.
+    """Flow matching on demonstrations. The chunks of a minibatch are drawn with replacement.
 
     Example:
         >>> BCConfig(learning_rate=1e-3, warmup_steps=3).step_size(1)
@@ -44,21 +46,21 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     """
 
     demonstrations: Path = Path("demonstrations.safetensors")
-    """File that `pitune.experiments.pretrain` wrote."""
+    """File from `pitune.experiments.pretrain`."""
     learning_rate: float | None = None
-    """AdamW's greatest step size [-]. This and the next five: 1e-3, 0, 2000, 0.01, 1e-4 and 0 by
-    default; openpi's 2.5e-5, 1000, 30000, 0.1, 1e-10 and 0.99 for a policy with a language model.
-    """
+    """AdamW's greatest step size [-]. The defaults of this and the next five fields are 1e-3, 0,
+    2000, 0.01, 1e-4 and 0. A policy with a language model has openpi's: 2.5e-5, 1000, 30000, 0.1,
+    1e-10 and 0.99."""
     warmup_steps: int | None = None
-    """Gradient steps in which the step size rises linearly."""
+    """Gradient steps of the linear warm-up of the step size."""
     decay_steps: int | None = None
-    """Gradient steps in which the step size then falls by a cosine to its final fraction."""
+    """Gradient steps, with the warm-up, until the cosine decay of the step size ends."""
     final_fraction: float | None = None
-    """Step size at the end of the decay, as a share of the greatest [-]."""
+    """Step size after the decay, as a share of the greatest [-]."""
     weight_decay: float | None = None
     """AdamW's weight decay [-]."""
     ema_decay: float | None = None
-    """Decay of the moving average of the weights that is evaluated and saved; 0 for none [-]."""
+    """Decay of the moving average of the weights for evaluation and saving, or 0 for none [-]."""
     gradient_steps: int = 100
     """Gradient steps per update."""
     max_grad_norm: float = 1.0
@@ -73,11 +75,11 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         check_range(self, "ema_decay", low=0, high=1, high_open=True)
 
     def resolved(self, policy: FlowPolicy) -> BCConfig:
-        """Return the config with the defaults for a policy; see `learning_rate`."""
+        """Return the config with the defaults of a policy filled in. See `learning_rate`."""
         small = (1e-3, 0, 2000, 0.01, 1e-4, 0.0)
         pretrained = (2.5e-5, 1000, 30_000, 0.1, 1e-10, 0.99)
         defaults = small if policy.network.vlm is None else pretrained
-        if policy.info.lora is not None:  # as in openpi, adapters are not averaged
+        if policy.info.lora is not None:  # openpi has no moving average of adapters
             defaults = (*defaults[:-1], 0.0)
         names = (
             "learning_rate",
@@ -95,7 +97,7 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         return replace(self, **missing)  # type: ignore[arg-type]
 
     def step_size(self, step: int) -> float:
-        """Return the step size of a gradient step, counted from 0, of a resolved config."""
+        """Return the step size of a gradient step (from 0) of a resolved config."""
         peak, warmup = self.learning_rate or 0.0, self.warmup_steps or 0
         if step < warmup:
             return peak * (1 + step) / (1 + warmup)
@@ -108,7 +110,7 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
 
 
 class CloningStep:
-    """One policy's optimizer for flow matching; shared by all algorithms that clone.
+    """The optimizer of flow matching, shared by all algorithms with cloning.
 
     Args:
         policy: Trained in place.
@@ -130,14 +132,16 @@ class CloningStep:
         self.num_steps = 0
 
     def __call__(self, chunks: TensorDictBase) -> float:
-        """Take one gradient step on observations with `action` (B, H, d); return the loss.
+        """Take one gradient step on observations with `action` (B, H, d) and return the loss.
 
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        # step size
         config, num = self.config, len(chunks)
         for group in self.optimizer.param_groups:
             group["lr"] = config.step_size(self.num_steps)
+
         # random draws of the whole minibatch
         batch = chunks.to(self.policy.device).copy()
         batch["noise"] = self.policy.draw_noise(num)
@@ -164,7 +168,7 @@ class CloningStep:
         return loss, {"flow_loss": loss}
 
 
-@register("bc", BCConfig)
+@register("bc", BCConfig, reads_demonstrations=True)
 class BehaviorCloning(Algorithm[BCConfig]):
     """Clones demonstrations, `gradient_steps` at a time.
 
@@ -184,7 +188,7 @@ class BehaviorCloning(Algorithm[BCConfig]):
         self.optimizers["policy"] = self.step.optimizer
 
         self._averaged = ExitStack()
-        """While it is open, the policy has the averaged weights and the average the raw ones."""
+        """While it is open, the policy has the averaged weights and the EMA the raw ones."""
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         """Take `gradient_steps` steps on the demonstrations; the (empty) rollout is ignored."""
@@ -195,7 +199,7 @@ class BehaviorCloning(Algorithm[BCConfig]):
         return {"flow_loss": losses, "learning_rate": self.step.optimizer.param_groups[0]["lr"]}
 
     def _show_average(self) -> None:
-        """Swap the average into the policy for evaluation and saving, if there is one."""
+        """Swap the averaged weights, if any, into the policy for evaluation and saving."""
         if self.step.ema is not None:
             self._averaged.enter_context(self.step.ema.swapped())
 
@@ -211,11 +215,25 @@ class BehaviorCloning(Algorithm[BCConfig]):
             self._show_average()
 
 
-def clone(step: CloningStep, chunks: TensorDict, num_steps: int) -> float:
-    """Take steps on random chunks (N) with `action` (N, H, d), and return the mean loss."""
+def clone(
+    step: CloningStep,
+    chunks: TensorDict,
+    num_steps: int,
+    on_step: Callable[[int], None] | None = None,
+) -> float:
+    """Take steps on random chunks (N) with `action` (N, H, d), and return the mean loss.
+
+    Args:
+        step: The policy and its optimizer.
+        chunks: Training examples (N).
+        num_steps: Gradient steps to take.
+        on_step: Called after each with the number of steps so far, to show progress.
+    """
     total = 0.0
     size = min(step.config.minibatch_size, len(chunks))
-    for _ in range(num_steps):
+    for number in range(1, num_steps + 1):
         batch = chunks[torch.randint(len(chunks), (size,))]
         total += step(batch)
+        if on_step is not None:
+            on_step(number)
     return total / num_steps

@@ -1,12 +1,13 @@
 """DGN: explore in the directions in which the policy differs from the demonstrations.
 
-An off-policy actor-critic that has demonstrations in its minibatches (RLPD), and whose exploration
-noise is a Gaussian fitted to demonstrated minus own action (`pitune.rl.algorithms.dgn_noise`).
-Neither the policy's loss nor the critics' imitates the demonstrations; they guide the exploration
-only. As the policy improves the noise is annealed, or switched off.
+It is an off-policy actor-critic with demonstrations in its minibatches (RLPD). Its exploration
+noise is a Gaussian that is fitted to demonstrated minus own actions
+(`pitune.rl.algorithms.dgn_noise`). The losses of policy and critics do not imitate the
+demonstrations, which guide the exploration only. As the policy improves, the noise is annealed or
+switched off.
 
-Letters: E envs, T chunk decisions, N demonstrated chunks, D width of an observation as critics read
-it, h executed actions, d robot action dim.
+Letters: N rows, E envs, T chunk decisions, h executed actions, d robot action dim, D width of a
+critic's input.
 Source: Dong, Lessing, Chen, Finn 2025. Differs: docs/dgn.md.
 """
 
@@ -42,10 +43,10 @@ from pitune.rl.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class DGNConfig(AlgorithmConfig):
-    """Exploration noise shaped by demonstrations, around an off-policy learner.
+    """An off-policy learner with exploration noise that is fitted to demonstrations.
 
-    The paper's baselines are settings: `noise="equal_size"` or "gaussian" for the same learner
-    with plain noise, `learner.cloning_coefficient` for regularization by cloning.
+    The paper's baselines are settings: `noise="equal_size"` or "gaussian" for white noise, and
+    `learner.cloning_coefficient` for regularization by cloning.
 
     Example:
         >>> DGNConfig(noise="gaussian").learner.off_policy.offline_share
@@ -57,21 +58,23 @@ class DGNConfig(AlgorithmConfig):
             off_policy=replace(ActorCriticConfig().off_policy, offline_share=0.5)
         )
     )
-    """Critics, memory, warm-up, the demonstrations' file and their share."""
+    """Critics, memory, warm-up, file and share of the demonstrations."""
     noise: Literal["data_guided", "equal_size", "gaussian", "none"] = "data_guided"
-    """The fitted Gaussian; white noise of its size at each observation; white noise of
-    `exploration_std`; or that of the flow's starting points alone."""
+    """The fitted Gaussian, white noise of its size at each observation, white noise of
+    `exploration_std`, or the starting noise of the flow alone."""
     exploration_std: float = 0.1
-    """Of white noise, also that after `schedule` switches off [normalized action]."""
+    """Standard deviation of the white noise, also after `schedule` switches to it [normalized
+    action]."""
     learn_mean: bool = False
-    """Whether the difference's mean is learned too (the paper's full residual), or is zero."""
+    """Whether to learn the mean of the difference too (the paper's full residual), or fix it at 0.
+    """
     shuffle_differences: bool = False
-    """Control: fit differences to observations that they do not belong to."""
+    """Control: whether to fit the differences to randomly permuted observations."""
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the noise model's hidden layers."""
     dropout: float = 0.5
-    """Share of its hidden units that is left out in a step of fitting. A demonstrated state has one
-    difference, so without this the covariance is soon wrong everywhere else [-]."""
+    """Dropout rate of the noise model [-]. Each demonstrated state has a single difference, so
+    without dropout the covariance soon overfits."""
     noise_learning_rate: float = 3e-4
     """AdamW's step size for the noise model [-]."""
     noise_weight_decay: float = 3e-2
@@ -81,18 +84,18 @@ class DGNConfig(AlgorithmConfig):
     initial_fit_steps: int = 1000
     """Steps of the noise model after the first rollout."""
     fit_every: int = 1000
-    """Decisions between fits to the differences from the policy as it is then."""
+    """Decisions between two fits of the noise model to the current policy."""
     fit_steps: int = 100
-    """Steps of each such fit."""
+    """Steps of each later fit."""
     schedule: Literal["constant", "exponential", "success"] = "exponential"
-    """How the noise goes, of any shape: it stays; it decays; or it is off while enough episodes
+    """Schedule of the noise: constant, exponential decay, or white noise while enough episodes
     succeed."""
     decay_decisions: int = 30_000
-    """exponential: decisions in which the noise shrinks by a factor e."""
+    """exponential: decisions until the noise has shrunk by a factor e."""
     success_threshold: float = 0.5
-    """success: white noise takes over while the latest episodes' success rate is this or more."""
+    """success: least success rate of the latest episodes for white noise [-]."""
     success_window: int = 100
-    """success: how many of the latest episodes count."""
+    """success: number of the latest episodes."""
 
     def __post_init__(self) -> None:
         check_counts(self, "noise_minibatch_size", "fit_every", "decay_decisions", "success_window")
@@ -111,9 +114,21 @@ class DGNConfig(AlgorithmConfig):
         return self.learner.off_policy.minibatch_size
 
 
-@register("dgn", DGNConfig)
+@register(
+    "dgn",
+    DGNConfig,
+    variants={
+        "equal_size": {"noise": "equal_size"},
+        "gaussian": {"noise": "gaussian"},
+        "none": {"noise": "none"},
+        "shuffled": {"shuffle_differences": True},
+    },
+    off_policy=True,
+    reads_demonstrations=True,
+    unseen_demonstrations=True,
+)
 class DGN(Algorithm[DGNConfig]):
-    """An actor-critic with demonstrations, and noise that points towards them.
+    """An actor-critic with demonstrations, and exploration noise towards them.
 
     Example:
         >>> algorithm = DGN(DGNConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP
@@ -126,7 +141,7 @@ class DGN(Algorithm[DGNConfig]):
         self.exploring = ExploringActor(policy, self.learner.keep_prefix)
         super().__init__(config, self.exploring)
         self.noise_model = DifferenceModel(
-            self.learner.read_dim,
+            self.learner.input_dim,
             self.learner.chunk_dim,
             config.hidden,
             config.learn_mean,
@@ -144,44 +159,49 @@ class DGN(Algorithm[DGNConfig]):
 
     @cached_property
     def demonstrated(self) -> TensorDict:
-        """Demonstrated observations and the executed chunks there (N)."""
+        """Demonstrated observations (N) with their executed chunks."""
         return self.learner.demonstrated(self.actor.policy.sampler.execution_horizon)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        # experience
         rollout = rollout.to(self.actor.policy.device)
         self.learner.push(rollout)
         self.num_updates += 1
         self._count_successes(rollout)
+
+        # gradient steps
         memory = self.learner.off_policy
         warm_up = memory.warming_up
         rounds = memory.rounds_due(rollout.numel())
         metrics = self.learner.learn(rounds, train_actor=not warm_up)
+
+        # exploration noise
         metrics |= self._refit(rollout.numel()) | {"noise_scale": self.noise_scale()}
         self._explore()
         return {"replay_size": float(len(memory.replay)), "rounds": float(rounds), **metrics}
 
     @torch.no_grad()
     def differences(self) -> tuple[Tensor, Tensor]:
-        """Return demonstrated observations as critics read them (N, D), and differences (N, h * d).
+        """Return critic inputs (N, D) of demonstrated observations, and differences (N, h * d).
 
-        A difference is demonstrated minus own executed action [normalized action]. The policy's
-        own action is that of zero noise: drawn noise would add the policy's spread to it.
+        A difference is the demonstrated minus the policy's executed chunk [normalized action]. The
+        policy's chunk starts from zero noise, because drawn noise would add the policy's spread.
         """
         policy = self.actor.policy
 
         def difference(rows: TensorDictBase) -> TensorDict:
             context = encode_rows(policy, rows)
             zeros = torch.zeros(len(rows), *policy.chunk_shape, device=policy.device)
-            own = executed_chunk(policy, context, zeros)
+            chunk = executed_chunk(policy, context, zeros)  # (N, h * d)
             tensors = {"critic_input": critic_input(policy, rows, context)}
-            tensors["difference"] = normalize_chunk(policy, rows) - own
+            tensors["difference"] = normalize_chunk(policy, rows) - chunk
             return TensorDict(tensors, batch_size=[len(rows)])
 
         table = in_parts(self.demonstrated, difference)
         return table["critic_input"], table["difference"]
 
     def noise_scale(self) -> float:
-        """Return the schedule's factor of the fitted noise; 0 switches to white noise."""
+        """Return the schedule's factor of the fitted noise, or 0 for white noise."""
         config = self.config
         if config.schedule == "exponential":
             return math.exp(-self.learner.off_policy.num_decisions / config.decay_decisions)
@@ -212,16 +232,21 @@ class DGN(Algorithm[DGNConfig]):
         self._explore()
 
     def _refit(self, num_decisions: int) -> dict[str, float]:
-        """Fit the noise to the policy as it is now, if that is due; return the metrics."""
+        """Fit the noise model to the current policy if a fit is due, and return its metrics."""
+        # due?
         config, first = self.config, self.num_fits == 0
         self.since_fit += num_decisions
         if not first and self.since_fit < config.fit_every:
             return {}
         self.since_fit, self.num_fits = 0, self.num_fits + 1
+
+        # data
         obs, difference = self.differences()
         fitted = difference
         if config.shuffle_differences:
             fitted = difference[torch.randperm(len(difference), device=difference.device)]
+
+        # fit
         steps = config.initial_fit_steps if first else config.fit_steps
         loss = fit(
             self.noise_model,
@@ -240,13 +265,13 @@ class DGN(Algorithm[DGNConfig]):
         }
 
     def _count_successes(self, rollout: TensorDictBase) -> None:
-        """Remember the outcomes of the latest episodes that ended in a rollout (E, T)."""
+        """Record the outcomes of the latest episodes that ended in a rollout (E, T)."""
         after = rollout["next"]
-        counted = (after["done"] & ~after["invalid"]).squeeze(-1).T  # (T, E): in order of time
+        counted = (after["done"] & ~after["invalid"]).squeeze(-1).T  # (T, E), in order of time
         ended = after["success"].squeeze(-1).T[counted].float().tolist()
         self.outcomes = [*self.outcomes, *ended][-self.config.success_window :]
 
     def _explore(self) -> None:
-        """Add noise to the actions once it has been fitted, after the first rollout."""
+        """Add the noise to the actions, after its first fit."""
         if self.num_fits and self.config.noise != "none":
             self.exploring.perturb = self.perturbation

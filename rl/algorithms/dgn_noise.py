@@ -1,12 +1,14 @@
-"""Exploration noise with the shape of what a policy lacks to its demonstrations.
+"""Exploration noise in the directions in which a policy differs from its demonstrations.
 
-A Gaussian of the difference between demonstrated and own action, as a function of the observation:
-where the policy differs from the demonstrations it is perturbed, in the directions in which it
-differs. It only acts; no loss of a policy or a critic contains it.
+The noise is a Gaussian of the difference between demonstrated and own chunks, as a function of the
+observation. It perturbs the policy where it differs from the demonstrations. It is used for acting
+only, and no loss of a policy or a critic contains it.
 
-With its mean held at zero (as published) the covariance is fitted to the second moment of the
-difference, so a constant difference becomes an axis of the noise, taken in both directions.
-Letters: N rows, D width of an observation as critics read it, X width of an executed chunk (h * d).
+With a mean of zero (as published), the covariance is fitted to the second moment of the difference.
+A constant difference then becomes an axis of the noise, in both directions.
+In shapes, `dim` is the width of an executed chunk (h * d).
+Letters: N rows, B minibatch rows, h executed actions, d robot action dim, D width of a critic's
+input.
 Source: Dong et al. 2025 (DGN).
 """
 
@@ -31,14 +33,14 @@ MIN_DIAGONAL = 1e-5
 
 
 class DifferenceModel(nn.Module):
-    """A Gaussian of differences (X), given an observation as critics read it (D).
+    """A Gaussian of differences (dim), given a critic's input (D).
 
     Args:
         in_dim: D.
-        dim: X.
+        dim: h * d.
         hidden: Widths of the hidden layers.
-        with_mean: Whether the mean is learned too, or held at zero as published.
-        dropout: Share of hidden units that is left out in a step of fitting.
+        with_mean: Whether to learn the mean, or fix it at zero as published.
+        dropout: Dropout rate in fitting.
 
     Example:
         >>> model = DifferenceModel(3, 2, (8,), with_mean=False)
@@ -63,80 +65,85 @@ class DifferenceModel(nn.Module):
         self.head = nn.Linear((in_dim, *hidden)[-1], out_dim)
 
     def dropout_masks(self, num_rows: int) -> list[Tensor]:
-        """Return a factor per hidden unit (N, width) of each layer: 0, or 1 / (1 - dropout)."""
+        """Return the factors of each layer's hidden units (N, width): 0, or 1 / (1 - dropout)."""
         if self.dropout == 0:
             return []
         keep, bias = 1 - self.dropout, self.head.bias
         shapes = [(num_rows, width) for width in self.widths]
         return [bias.new_empty(shape).bernoulli_(keep).div_(keep) for shape in shapes]
 
-    def forward(self, read: Tensor, masks: Sequence[Tensor] = ()) -> MultivariateNormal:
-        """Return the distribution of the difference (N, X) [normalized action].
+    def forward(self, obs: Tensor, masks: Sequence[Tensor] = ()) -> MultivariateNormal:
+        """Return the distribution of the differences (N, dim) [normalized action].
 
         Args:
-            read: Observations as critics read them (N, D).
-            masks: Factors of the hidden units, see `dropout_masks`; none outside of fitting.
+            obs: Critic inputs (N, D).
+            masks: Factors of the hidden units for fitting, see `dropout_masks`.
         """
-        hidden = read
+        # output of the network
+        hidden = obs
         for i, layer in enumerate(self.layers):
             hidden = silu(layer(hidden))
             hidden = hidden * masks[i] if masks else hidden
         out = self.head(hidden)
-        lower = out.new_zeros(len(read), self.dim, self.dim)  # (N, X, X)
+
+        # factor of the covariance
+        lower = out.new_zeros(len(obs), self.dim, self.dim)  # (N, dim, dim)
         lower[:, self.rows, self.columns] = out[:, : len(self.rows)]
         diagonal = softplus(lower.diagonal(dim1=-2, dim2=-1)) + MIN_DIAGONAL
-        # rows are scaled by their diagonal, so that all of the noise shrinks with it: differences
-        # that are exactly zero give the entries beside it no gradient
+        # each row is scaled by its diagonal entry, so that the whole noise shrinks with it, because
+        # differences of exactly zero give the other entries no gradient
         factor = diagonal[..., None] * lower.tril(-1) + diagonal.diag_embed()
-        mean = out[:, len(self.rows) :] if self.with_mean else out.new_zeros(len(read), self.dim)
+        mean = out[:, len(self.rows) :] if self.with_mean else out.new_zeros(len(obs), self.dim)
         return MultivariateNormal(mean, scale_tril=factor)
 
     @torch.no_grad()
-    def sample(self, read: Tensor, shape: Shape = "data_guided") -> Tensor:
-        """Return noise (N, X) [normalized action].
+    def sample(self, obs: Tensor, shape: Shape = "data_guided") -> Tensor:
+        """Return noise (N, dim) [normalized action].
 
         Args:
-            read: Observations as critics read them (N, D).
-            shape: "equal_size" keeps the expected squared length at each observation and forgets
-                the directions: the control for the benefit of the directions.
+            obs: Critic inputs (N, D).
+            shape: "equal_size" is white noise of the same expected squared length at each
+                observation, the control for the benefit of the directions.
         """
-        given = self(read)
+        dist = self(obs)
         if shape == "data_guided":
-            return given.sample()
-        length = given.scale_tril.square().sum((-2, -1)) + given.mean.square().sum(-1)
+            return dist.sample()
+        length = dist.scale_tril.square().sum((-2, -1)) + dist.mean.square().sum(-1)  # (N,)
         std = (length / self.dim).sqrt()
-        return std[:, None] * torch.randn_like(given.mean)
+        return std[:, None] * torch.randn_like(dist.mean)
 
 
 def fit(
     model: DifferenceModel,
     optimizer: torch.optim.Optimizer,
-    read: Tensor,
+    obs: Tensor,
     difference: Tensor,
     num_steps: int,
     minibatch_size: int,
     num_parts: int = 1,
 ) -> float:
-    """Take maximum-likelihood steps on differences (N, X) and return the mean loss [nats].
+    """Take maximum-likelihood steps on differences (N, dim) and return the mean loss [nats].
 
     Args:
         model: Fitted in place.
-        optimizer: Of the model.
-        read: Observations as critics read them (N, D).
-        difference: Demonstrated minus own action (N, X) [normalized action].
+        optimizer: Optimizer of the model.
+        obs: Critic inputs (N, D).
+        difference: Demonstrated minus own chunks (N, dim) [normalized action].
         num_steps: Gradient steps.
         minibatch_size: Rows per step, drawn with replacement.
-        num_parts: Parts that a minibatch is split into.
+        num_parts: Number of parts of a minibatch.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
     total = 0.0
-    size = min(minibatch_size, len(read))
+    size = min(minibatch_size, len(obs))
     for step in range(num_steps):
-        rows = torch.randint(len(read), (size,), device=read.device)
+        # random draws of the whole minibatch
+        rows = torch.randint(len(obs), (size,), device=obs.device)
         masks = {str(i): mask for i, mask in enumerate(model.dropout_masks(size))}
-        batch = {"read": read[rows], "difference": difference[rows], "masks": masks}
+        batch = {"input": obs[rows], "difference": difference[rows], "masks": masks}
+
         metrics, _ = gradient_step(
             optimizer,
             partial(likelihood_loss, model),
@@ -150,12 +157,12 @@ def fit(
 
 
 def likelihood_loss(model: DifferenceModel, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
-    """Return minus the mean log-likelihood of differences [nats], and the same as a metric.
+    """Return minus the mean log-likelihood of differences [nats] as the loss and a metric.
 
     Args:
-        model: Scores.
-        batch: Rows with `read` (N, D), `difference` (N, X) and `masks` of the hidden units.
+        model: The noise model.
+        batch: Rows with `input` (B, D), `difference` (B, dim) and `masks` of the hidden units.
     """
     masks = [batch["masks", str(i)] for i in range(len(batch["masks"].keys()))]
-    loss = -model(batch["read"], masks).log_prob(batch["difference"]).mean()
+    loss = -model(batch["input"], masks).log_prob(batch["difference"]).mean()
     return loss, {"noise_loss": loss}

@@ -1,24 +1,22 @@
 """DSRL: reinforcement learning of the noise that a frozen flow policy starts from.
 
-The policy's weights never change. A small noise actor chooses the starting noise, and the flow
-turns it into a chunk; what was an action chunk is now decided in noise space.
+The policy's weights never change. A small noise actor chooses the starting noise, which the flow
+turns into a chunk. The decisions are made in noise space.
 
 `sac` learns values of noise directly. `noise_aliased` learns values of *actions* by temporal
-differences, asking the frozen flow what its noise would do, and distils them into values of noise,
-from which the actor learns: many noises that mean one action then share what is known of it.
+differences, with actions from the frozen flow, and distils them into values of noise for the actor.
+All noises that give the same action then share its value.
 
-Letters: E envs, T chunk decisions, B rows, N critics, h executed actions, d robot action dim, W
-latent width, D width of the encoded observation.
+Letters: N rows, B minibatch rows, E envs, T chunk decisions, Q critics, h executed actions, d robot
+action dim, W latent width, D width of a critic's input.
 Source: Wagenmaker et al. 2025. Differs: docs/dsrl.md.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -27,10 +25,10 @@ from torch import Tensor, nn
 from pitune.policies import FlowPolicy, ModelInput, NoiseSource, SteeringConfig
 from pitune.policies.network.context import unpack
 from pitune.rl.actor_critic.q_ensemble import QEnsemble, reduce_ensemble
-from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig, means, regression_loss
-from pitune.rl.algorithm import Algorithm, AlgorithmConfig
+from pitune.rl.actor_critic.td import OffPolicy, means, regression_loss
+from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
-from pitune.rl.config import check_counts, check_positive
+from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
@@ -38,56 +36,8 @@ from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
 from pitune.rl.registry import register
 
 
-@dataclass(frozen=True, kw_only=True)
-class DSRLConfig(AlgorithmConfig):
-    """Learn the starting noise of a frozen policy.
-
-    Example:
-        >>> DSRLConfig(variant="sac").steering.magnitude
-        1.5
-    """
-
-    variant: Literal["noise_aliased", "sac"] = "noise_aliased"
-    """Values of actions, distilled into values of noise; or values of noise directly."""
-    steering: SteeringConfig = field(default_factory=SteeringConfig)
-    """Layout and bound of the chosen noise, and the size of the network that chooses it."""
-    off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
-    """Memory, critics and update-to-data ratio."""
-    actor_every: int = 2
-    """Rounds per step of the noise actor, its temperature and the distilled critic."""
-    actor_learning_rate: float = 3e-4
-    """Adam's step size for the noise actor [-]."""
-    temperature_learning_rate: float = 3e-4
-    """Adam's step size for the entropy's weight [-]."""
-    initial_temperature: float = 0.005
-    """Weight of the entropy at the start [reward per nat]. Where a sparse reward makes values
-    differ by less than 0.1 between noises, a greater one keeps the actor near uniform for long."""
-    target_entropy: float = 0.0
-    """Entropy that the temperature holds, per entry of the latent [nats, in the latent's units]."""
-    entropy_in_target: bool = False
-    """Whether the value targets count the entropy of what follows."""
-    keep_context: bool = True
-    """Noise-aliased: keep each observation's keys and values, so that a frozen prefix is encoded
-    once (30 MB per decision at π0's full size in bfloat16: its observation's and the next one's);
-    otherwise observations, encoded in each round."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "actor_every")
-        check_positive(
-            self, "actor_learning_rate", "temperature_learning_rate", "initial_temperature"
-        )
-        if self.variant == "sac" and self.off_policy.offline_share:
-            raise ValueError(
-                f"offline_share={self.off_policy.offline_share}: demonstrations have actions but "
-                "no noise, which variant='sac' learns from; pass 0 or variant='noise_aliased'"
-            )
-
-    def with_demonstrations(self, file: Path) -> DSRLConfig:
-        return replace(self, off_policy=replace(self.off_policy, demonstrations=file))
-
-
 def steered_policy(policy: FlowPolicy, config: SteeringConfig) -> FlowPolicy:
-    """Return a frozen policy with a new noise source; its modules stop learning.
+    """Return the policy with a new noise source, and freeze its modules.
 
     Raises:
         ValueError: the policy has a noise source already.
@@ -106,6 +56,9 @@ def steered_policy(policy: FlowPolicy, config: SteeringConfig) -> FlowPolicy:
 class Temperature(nn.Module):
     """The weight of the entropy, which rises while the entropy is below its target.
 
+    Args:
+        initial: Weight at the start [reward per nat].
+
     Example:
         >>> round(float(Temperature(0.5)()), 3)
         0.5
@@ -119,7 +72,12 @@ class Temperature(nn.Module):
         return self.log.exp()
 
 
-@register("dsrl", DSRLConfig)
+@register(
+    "dsrl",
+    DSRLConfig,
+    variants={"sac": {"variant": "sac"}, "noise_aliased": {"variant": "noise_aliased"}},
+    off_policy=True,
+)
 class DSRL(Algorithm[DSRLConfig]):
     """Soft actor-critic over the starting noise of a frozen flow policy.
 
@@ -131,28 +89,35 @@ class DSRL(Algorithm[DSRLConfig]):
     actor: NoiseSourceActor
 
     def __init__(self, config: DSRLConfig, policy: FlowPolicy) -> None:
+        # actor
         self.aliased = config.variant == "noise_aliased"
         self.policy = steered_policy(policy, config.steering)
         actor = NoiseSourceActor(self.policy, self.aliased and config.keep_context)
         super().__init__(config, actor)
         self.source, device = actor.source, policy.device
+
+        # critics
         self.action_dim = policy.preprocessor.action_dim
         latent_dim, input_dim = self.source.actor.latent_dim, self.source.input_dim
         chunk_dim = policy.sampler.execution_horizon * self.action_dim
-        decided_dim = chunk_dim if self.aliased else latent_dim
-        self.off_policy = OffPolicy(config.off_policy, input_dim + decided_dim, device)
+        decision_dim = chunk_dim if self.aliased else latent_dim
+        self.off_policy = OffPolicy(config.off_policy, input_dim + decision_dim, device)
         self.temperature = Temperature(config.initial_temperature).to(device)
         self.networks |= {
             "critic": self.off_policy.critic,
             "target_critic": self.off_policy.target,
             "temperature": self.temperature,
         }
+
+        # optimizers
         adam = torch.optim.Adam
         self.optimizers = {
             "critic": self.off_policy.optimizer,
             "actor": adam(self.source.actor.parameters(), lr=config.actor_learning_rate),
             "temperature": adam(self.temperature.parameters(), lr=config.temperature_learning_rate),
         }
+
+        # noise critic
         if self.aliased:
             settings = config.off_policy
             self.noise_critic = QEnsemble(
@@ -162,12 +127,14 @@ class DSRL(Algorithm[DSRLConfig]):
             self.optimizers["noise_critic"] = adam(
                 self.noise_critic.parameters(), lr=settings.critic_learning_rate
             )
+
         self.num_rounds = 0
         self._demonstrations: Demonstrations | None = None
         if config.off_policy.offline_share:
             self._demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        # experience
         rollout = rollout.to(self.policy.device)
         if self._demonstrations is not None and self.off_policy.demonstrations is None:
             rows = self.demonstration_rows(self._demonstrations)
@@ -175,6 +142,8 @@ class DSRL(Algorithm[DSRLConfig]):
             self.off_policy.demonstrations.push(rows)
         self.off_policy.replay.push(self.rows(rollout))
         self.num_updates += 1
+
+        # gradient steps
         rounds = self.off_policy.rounds_due(rollout.numel())
         history = [self.round() for _ in range(rounds)]
         if self.num_rounds >= self.config.actor_every:
@@ -183,7 +152,7 @@ class DSRL(Algorithm[DSRLConfig]):
         return {**metrics, "steered": float(self.source.steered), **means(history)}
 
     def rows(self, rollout: TensorDictBase) -> TensorDictBase:
-        """Return what the memory keeps of a rollout (E, T), one row per valid decision (B)."""
+        """Return the valid decisions of a rollout (E, T) as replay rows (N)."""
         encoded = rollout.select(*self.encoded_keys)
         after = encode_next(rollout, encoded, self.actor.encode)
         before = encoded.copy().set("latent", rollout["latent"])
@@ -195,21 +164,24 @@ class DSRL(Algorithm[DSRLConfig]):
 
     @property
     def encoded_keys(self) -> list[str]:
-        """Entries that a row keeps of an encoded observation."""
+        """Stored entries of an encoded observation."""
         return [key for key in self.actor.out_keys if key not in ("action", "latent")]
 
     @property
     def stores_inputs(self) -> bool:
-        """Whether rows keep observations, to be encoded in each round."""
+        """Whether rows hold observations, which are encoded in each round."""
         return self.aliased and not self.config.keep_context
 
     @torch.no_grad()
     def demonstration_rows(self, demonstrations: Demonstrations) -> TensorDictBase:
-        """Return demonstrations as rows (N) like those of `rows`; their latents mean nothing."""
+        """Return demonstrations as replay rows (N), with zeros as latents."""
+        # encoded observations
         rows = demonstrations.transitions(self.policy.sampler.execution_horizon)
         rows = rows.to(self.policy.device)
         encoded = in_parts(rows, self.actor.encode)
         following = demonstrations.following(self.policy.sampler.execution_horizon)
+
+        # rows
         stored = rows.exclude("action", *demonstrations.obs).clone().update(encoded)
         stored["next"] = encoded[following].set("elapsed", rows["next", "elapsed"])
         if self.stores_inputs:
@@ -220,7 +192,7 @@ class DSRL(Algorithm[DSRLConfig]):
         return stored.set("chunk", normalize_chunk(self.policy, rows))
 
     def round(self) -> dict[str, float]:
-        """Take one step of the critics, and every `actor_every` one of what learns from them."""
+        """Take a step of the critics and, every `actor_every` rounds, of the other networks."""
         self.num_rounds += 1
         batch = self.off_policy.sample()
         metrics = self.critic_step(batch)
@@ -232,6 +204,7 @@ class DSRL(Algorithm[DSRLConfig]):
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take a temporal-difference step on the critics and return its metrics."""
+        # value of the next decision
         obs, next_obs = batch["critic_input"], batch["next", "critic_input"]
         with torch.no_grad():
             latent, log_prob = self.source.actor.sample(next_obs)
@@ -239,11 +212,13 @@ class DSRL(Algorithm[DSRLConfig]):
             value = self.off_policy.next_value(batch, next_obs, next_action)
             if self.config.entropy_in_target:
                 value = value - self.temperature() * log_prob
+
+        # gradient step
         action = batch["chunk"] if self.aliased else batch["latent"]
         return self.off_policy.critic_step(batch, value, obs, action)
 
     def distil_step(self, batch: TensorDictBase) -> dict[str, float]:
-        """Take a step of the noise critic towards the action critic's value of the noise's chunk.
+        """Take a step of the noise critic towards the action critics' values, and return metrics.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -251,8 +226,8 @@ class DSRL(Algorithm[DSRLConfig]):
         obs, time = batch["critic_input"], self.off_policy.time(batch)
         with torch.no_grad():
             latent = self.distillation_noise(obs)
-            target = self.off_policy.value(batch, obs, self.chunk_of(batch, latent))
-        joined = torch.cat([obs, latent, time], dim=-1)
+            target = self.off_policy.value(batch, obs, self.chunk_of(batch, latent))  # (B,)
+        joined = torch.cat([obs, latent, time], dim=-1)  # (B, D + W + 1)
         rows = TensorDict({"input": joined, "target": target}, batch_size=[len(batch)])
         metrics = self._gradient_step(
             "noise_critic", partial(regression_loss, self.noise_critic), rows
@@ -260,7 +235,7 @@ class DSRL(Algorithm[DSRLConfig]):
         return {"distillation_loss": float(metrics["q_loss"])}
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
-        """Take a step of the noise actor and of its temperature and return their metrics.
+        """Take a step of the noise actor and of its temperature, and return their metrics.
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -286,7 +261,7 @@ class DSRL(Algorithm[DSRLConfig]):
         """Return the noise actor's loss on rows with `input` (B, D), `time` and `noise` (B, W)."""
         critic = self.noise_critic if self.aliased else self.off_policy.critic
         latent, log_prob = self.source.actor.sample(batch["input"], batch["noise"])
-        values = critic(batch["input"], latent, batch["time"])  # (N, B)
+        values = critic(batch["input"], latent, batch["time"])  # (Q, B)
         value = reduce_ensemble(values, self.config.off_policy.pessimism)  # (B,)
         loss = (self.temperature().detach() * log_prob - value).mean()
         bound = 0.95 * self.config.steering.magnitude
@@ -297,30 +272,39 @@ class DSRL(Algorithm[DSRLConfig]):
         }
 
     def temperature_loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
-        """Return the loss that holds the entropy at its target, on rows with `log_prob` (B,)."""
+        """Return the temperature's loss on rows with `log_prob` (B,), and its metrics.
+
+        Its minimum has the entropy at the target.
+        """
         target = self.config.target_entropy * self.source.actor.latent_dim
         alpha = self.temperature()
         return alpha * (-batch["log_prob"].mean() - target), {"temperature": alpha}
 
     def distillation_noise(self, obs: Tensor) -> Tensor:
-        """Return latents (B, W): half from the noise actor, half standard normal inside the bound.
+        """Return latents (B, W), half from the noise actor and half from a truncated normal.
 
-        Values are learned where the actor may go, and only there.
+        They cover the range of the actor, and only that.
         """
+        # noise actor
         bound = self.config.steering.magnitude
-        own, _ = self.source.actor.sample(obs)
-        share = 2 * torch.rand_like(own) - 1
+        latent, _ = self.source.actor.sample(obs)
+
+        # standard normal inside the bound
+        share = 2 * torch.rand_like(latent) - 1
         normal = math.sqrt(2) * torch.erfinv(share * math.erf(bound / math.sqrt(2)))
-        from_actor = torch.rand(len(own), 1, device=own.device) < 0.5
-        return torch.where(from_actor, own, normal)
+
+        # one of the two per row
+        from_actor = torch.rand(len(latent), 1, device=latent.device) < 0.5
+        return torch.where(from_actor, latent, normal)
 
     def chunk_of(self, rows: TensorDictBase, latent: Tensor) -> Tensor:
-        """Return the actions (B, h * d) [normalized] that the frozen flow makes of latents."""
+        """Return the frozen flow's executed chunks (B, h * d) [normalized] for latents (B, W)."""
         if self.config.keep_context:
             context = unpack(rows["context"])
         else:
             context = self.policy.encode(ModelInput.of(rows))
-        return self.actor.decode(context, latent)[..., : self.action_dim].flatten(1)
+        chunk = self.actor.decode(context, latent)[..., : self.action_dim]
+        return chunk.flatten(1)  # (B, h, d) -> (B, h * d)
 
     def extra_state(self) -> dict[str, Any]:
         return {"off_policy": self.off_policy.state(), "num_rounds": self.num_rounds}
@@ -330,7 +314,7 @@ class DSRL(Algorithm[DSRLConfig]):
         self.num_rounds = state["num_rounds"]
 
     def _gradient_step(self, name: str, loss: Loss, batch: TensorDictBase) -> Metrics:
-        """Take a step of one network on rows (B) and return the metrics."""
+        """Take a gradient step of one network on rows (B) and return the metrics."""
         metrics, _ = gradient_step(
             self.optimizers[name],
             loss,

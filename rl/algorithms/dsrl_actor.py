@@ -1,7 +1,7 @@
-"""The actor of DSRL: a frozen flow whose starting noise is drawn from the noise actor.
+"""The actor of DSRL, a frozen flow with starting noise from the noise actor.
 
-Letters: N rows, h executed actions, A model action dim, W latent width, D width of a critic's
-input.
+Letters: N rows, H action horizon, h executed actions, A model action dim, W latent width, D width
+of a critic's input.
 """
 
 from __future__ import annotations
@@ -17,17 +17,22 @@ from pitune.policies.network.pi0 import Context
 
 
 class NoiseSourceActor(Actor):
-    """Explores by drawing the latent noise, and writes the entries that DSRL stores.
+    """Explores by the latent noise, and writes the entries that DSRL stores.
 
     The latent is drawn from the noise actor, or from the standard normal until it is steered.
 
     Args:
-        policy: With a noise source.
-        keep_context: Whether to write the encoded observation, as `context`, so that the frozen
-            flow can be asked again without encoding the observation anew.
+        policy: A policy with a noise source.
+        keep_context: Whether to write the encoded observation as `context`, so that the frozen
+            flow can run again without encoding it.
 
     Raises:
         ValueError: the policy has no noise source.
+
+    Example:
+        >>> policy = steered_policy(policy, SteeringConfig())  # doctest: +SKIP
+        >>> NoiseSourceActor(policy, keep_context=False)(td)["latent"].shape  # doctest: +SKIP
+        torch.Size([3, 2])
     """
 
     def __init__(self, policy: FlowPolicy, keep_context: bool) -> None:
@@ -42,9 +47,12 @@ class NoiseSourceActor(Actor):
 
     @torch.no_grad()
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
+        # encoded observation
         policy, inputs = self.policy, ModelInput.of(td)
         context = policy.encode(inputs)
         stored = self._stored(inputs, context)
+
+        # latent and its action
         if self.source.steered:
             latent, _ = self.source.actor.sample(stored["critic_input"])
         else:
@@ -54,12 +62,12 @@ class NoiseSourceActor(Actor):
 
     @torch.no_grad()
     def decode(self, context: Context, latent: Tensor) -> Tensor:
-        """Return the executed actions (N, h, A) [normalized] that the flow makes of latents (N, W).
+        """Return the flow's executed actions (N, h, A) [normalized] for latents (N, W).
 
-        As deployed: the sampler's flow steps and solver.
+        The flow runs as deployed, with the sampler's flow steps and solver.
         """
         policy = self.policy
-        noise = self.source.noise_of(latent)
+        noise = self.source.noise_of(latent)  # (N, H, A)
         point = integrate(policy.field(context), noise, policy.grid, policy.sampler.solver)
         return point[:, : policy.sampler.execution_horizon]
 
@@ -69,7 +77,7 @@ class NoiseSourceActor(Actor):
         return self._stored(inputs, self.policy.encode(inputs))
 
     def _stored(self, inputs: ModelInput, context: Context) -> TensorDict:
-        """Return `critic_input` (N, D) and, if it is kept, the packed `context`."""
+        """Return `critic_input` (N, D) and, with `keep_context`, the packed `context`."""
         values: dict[str, Tensor | TensorDict] = {
             "critic_input": self.policy.critic_input(inputs, context)
         }

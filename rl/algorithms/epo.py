@@ -1,14 +1,15 @@
 """Evolutionary policy optimization: PPO on a population that shares one policy and one critic.
 
 Each member is a gene that conditions the shared networks and owns an equal share of the
-environments. All members learn from their own episodes as in PPO; the master (member 0) learns in
-addition from decisions of the others, weighed by importance. Now and then members that are worse
-beyond chance are replaced by children of the best. The deployed policy is the best member.
+environments. All members learn from their own episodes as in PPO. The master (member 0) also learns
+from the decisions of the others, by importance sampling. At intervals, members that are
+significantly worse are replaced by children of the best. The deployed policy is the best member.
 
-With one member and no others to learn from it is exactly `ppo`, bit for bit.
-Left out of the papers: entropy bonuses that differ between members; recurrent networks.
-Letters: E envs, T chunk decisions, B decisions, P members, M scored flow steps.
-Sources: Wang et al. 2025 (EPO); Singla et al. 2024 (SAPG, split and aggregate).
+With a single member it is exactly `ppo`, bit for bit.
+Left out of the papers: entropy bonuses that differ between members, and recurrent networks.
+Letters: E envs, T chunk decisions, B minibatch rows, P population members, M scored flow steps, G
+gene dim.
+Sources: Wang et al. 2025 (EPO), Singla et al. 2024 (SAPG, split and aggregate).
 """
 
 from __future__ import annotations
@@ -52,23 +53,24 @@ class EPOConfig(AlgorithmConfig):
     """
 
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    """How members learn from their own episodes."""
+    """PPO of the members on their own episodes."""
     num_members: int = 4
-    """Members (P); the number of environments is a multiple of it."""
+    """P. The number of environments is a multiple of it."""
     gene_dim: int = 16
-    """Length of a gene (G)."""
+    """G."""
     aggregate: float = 1.0
-    """Weight of the others' decisions in what the master learns; 0 leaves it to itself [-]."""
+    """Weight of the other members' decisions in the master's loss, or 0 to disable them [-]."""
     log_ratio_cap: float = 5.0
-    """The others' decisions that the master finds this much more or less likely are left out."""
+    """Decisions of the others with a larger absolute log-ratio of the master are left out [nats].
+    """
     evolve_every: int = 10
-    """Updates between selections; 0 never selects."""
+    """Updates between selections, or 0 for none."""
     selection_deviations: float = 2.0
-    """Standard errors by which a member must be worse than the best to be replaced [-]."""
+    """A replaced member is worse than the best by at least this number of standard errors [-]."""
     mutation_std: float = 0.3
-    """Noise on a child's gene; genes start with a deviation of 1 [-]."""
+    """Standard deviation of the noise on a child's gene [-]. That of the initial genes is 1."""
     fitness_decay: float = 0.7
-    """Share of a member's record that each update keeps [-]."""
+    """Decay of a member's record per update [-]."""
 
     def __post_init__(self) -> None:
         check_counts(self, "num_members", "gene_dim")
@@ -101,13 +103,16 @@ class EPO(Algorithm[EPOConfig]):
     def __init__(self, config: EPOConfig, policy: FlowPolicy) -> None:
         if getattr(policy.network, "state_proj", None) is None:
             raise ValueError(
-                "epo conditions π0's state token, and this network has none (π0.5 reads the state "
-                "in its prompt); take ppo or grpo"
+                "epo conditions π0's state token, and this network has none (π0.5 has the state in "
+                "its prompt); take ppo or grpo"
             )
+        # population and actor
         width = policy.network.config.expert.width
         population = Population(config.num_members, config.gene_dim, width).to(policy.device)
         super().__init__(config, PopulationActor(policy, config.ppo.likelihood, population))
         self.needs = Needs(num_shares=config.num_members, success_signal=True)
+
+        # critic, loss and optimizers
         self.critic = PopulationCritic(
             policy.preprocessor.model_state_dim, population, policy.feature_dim
         ).to(policy.device)
@@ -118,6 +123,8 @@ class EPO(Algorithm[EPOConfig]):
             "actor": torch.optim.Adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
             "critic": torch.optim.Adam(self.critic.parameters(), lr=ppo.critic_learning_rate),
         }
+
+        # selection
         self.fitness = Fitness(config.num_members, config.fitness_decay)
         self.num_replaced = 0
 
@@ -125,6 +132,7 @@ class EPO(Algorithm[EPOConfig]):
         return clip_notes(self.actor, self.config.ppo.clip)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        # rollout with the member and the features of each observation
         config, ppo = self.config, self.config.ppo
         rollout = rollout.to(self.actor.policy.device).copy()
         rollout["next", "member"] = rollout["member"]
@@ -154,16 +162,26 @@ class EPO(Algorithm[EPOConfig]):
     def minibatch_step(
         self, batch: TensorDictBase, others: TensorDictBase | None
     ) -> dict[str, float]:
-        """Take one gradient step on the critic and, after its warm-up, on the policy."""
+        """Take one gradient step on the critic and, after its warm-up, on the policy.
+
+        Args:
+            batch: Decisions (B) of all members.
+            others: Decisions of the other members for the master, a sample of which is used.
+        """
+        # sample of the others' decisions
         if others is not None and len(others):
             num = max(1, len(batch) // self.config.num_members)
             others = others[torch.randint(len(others), (num,))]
         else:
             others = None
+
+        # critic
         value_metrics, _ = self._gradient_step(
             "critic", lambda part: self._critic_loss(part, others), batch
         )
         metrics = to_floats(value_metrics)
+
+        # policy
         ppo = self.config.ppo
         if self.num_updates >= ppo.critic_warmup:
             policy, norm = self._gradient_step(
@@ -174,11 +192,11 @@ class EPO(Algorithm[EPOConfig]):
 
     @torch.no_grad()
     def others(self, rollout: TensorDictBase) -> TensorDictBase:
-        """Return the other members' decisions (B) as the master is to learn from them.
+        """Return the other members' decisions (B) for the master.
 
-        Their value targets look one decision ahead with the master's own values, because what
-        follows was not its doing. `center` is the master's old log-ratio to who acted: it is
-        around this that its ratio is clipped.
+        Their value targets are one-step targets with the master's values, because the master did
+        not take the later decisions. `center` (B, M) is the log-ratio of the master before the
+        update to the member that acted. The master's ratio is clipped around it.
         """
         ppo, advantage_config = self.config.ppo, self.config.ppo.advantage
         # values of the master
@@ -198,7 +216,7 @@ class EPO(Algorithm[EPOConfig]):
             relabeled, self.actor.in_keys, self.critic.in_keys, self.actor.out_keys, ADVANTAGE_KEYS
         )[chosen]
 
-        # decisions that the master might have taken itself
+        # decisions that are likely enough under the master
         parts = batch.split(ppo.update.minibatch_size)
         batch["center"] = torch.cat([log_ratios(self.actor, part)[0] for part in parts])  # (B, M)
         near = (batch["center"].abs() <= self.config.log_ratio_cap).all(1)
@@ -224,7 +242,7 @@ class EPO(Algorithm[EPOConfig]):
         return loss, {"value_loss": loss}
 
     def master_loss(self, others: TensorDictBase) -> Tensor:
-        """Return the master's loss on decisions (B) that others took."""
+        """Return the master's loss on decisions (B) of the others."""
         log_ratio, _ = log_ratios(self.actor, others)
         clip = self.config.ppo.clip
         gain = clipped_surrogate(
@@ -260,7 +278,7 @@ class EPO(Algorithm[EPOConfig]):
 
     @torch.no_grad()
     def _population_metrics(self, batch: TensorDictBase) -> dict[str, float]:
-        """Return how far the members are apart: in genes, in success, and in what they do."""
+        """Return metrics of the members' success, and of the spread of their genes and actions."""
         if self.config.num_members == 1:
             return {}
         rate = self.fitness.rate()
@@ -279,11 +297,11 @@ class EPO(Algorithm[EPOConfig]):
         }
 
     def deployed_policy(self) -> FlowPolicy:
-        """Return the best member as a policy of its own."""
+        """Return the best member as a separate policy."""
         return self.actor.member_policy(self.actor.best)
 
     def extra_state(self) -> dict[str, Any]:
-        # what is saved as the policy is the best member; the shared bias is kept here
+        # the saved policy is the best member, so the shared bias is saved here
         bias = self.actor.policy.network.state_proj.bias.detach().clone()
         record = {"successes": self.fitness.successes, "episodes": self.fitness.episodes}
         return {**record, "bias": bias, "best": self.actor.best, "replaced": self.num_replaced}

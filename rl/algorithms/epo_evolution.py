@@ -1,8 +1,9 @@
 """Selection, crossover and mutation of a population's genes, in place.
 
-Letters: P members, G gene dim. Sources: Wang et al. 2025 (EPO), from its description: the released
-code takes fitness from one member's environments, has no mutation, and after its first generation
-trains genes that the optimizer does not know.
+Letters: P population members, G gene dim, E envs, T chunk decisions.
+Source: Wang et al. 2025 (EPO), from the text of the paper. The released code differs: it takes the
+fitness from one member's environments, has no mutation, and its optimizer does not hold the genes
+after the first generation.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from pitune.rl.algorithms.epo_population import Population
 
 
 class Fitness:
-    """Success rate of each member's own episodes, old ones forgotten step by step.
+    """Success rate of each member's own episodes, with exponential decay.
 
     Args:
         num_members: P.
-        decay: Share of the past that each rollout keeps.
-        min_episodes: Weight of episodes below which a member's fitness is unknown.
+        decay: Factor of the past episodes per rollout.
+        min_episodes: Least weight of episodes for a success rate.
+
+    Example:
+        >>> fitness = Fitness(num_members=2, decay=0.5)
+        >>> fitness.successes, fitness.episodes = torch.tensor([1.0, 9.0]), torch.full((2,), 10.0)
+        >>> fitness.best()
+        1
     """
 
     def __init__(self, num_members: int, decay: float, min_episodes: float = 10.0) -> None:
@@ -38,32 +45,35 @@ class Fitness:
             total += torch.bincount(member, weights=weight, minlength=num)
 
     def rate(self) -> Tensor:
-        """Return the success rates (P,); nan where too few episodes were played."""
+        """Return the success rates (P,), with nan for members with too few episodes."""
         rate = self.successes / self.episodes
         return torch.where(self.episodes >= self.min_episodes, rate, torch.nan)
 
     def best(self) -> int:
-        """Return the member to deploy; the first among equals, and before anything is known."""
+        """Return the member to deploy. Among equals and before any episode it is the first."""
         rate = self.rate()
         return int(rate.nan_to_num(-1.0).argmax())
 
     def significantly_worse(self, deviations: float) -> list[int]:
-        """Return the members that are worse than the best beyond chance, the worst first.
+        """Return the members that are significantly worse than the best, the worst first.
 
         Args:
-            deviations: Standard errors of the difference that count as beyond chance.
+            deviations: Standard errors of a significant difference.
         """
+        # difference to the best
         rate, best = self.rate(), self.best()
-        # one success and one failure are added, or a rate of 0 or 1 would seem to be certain
+        # standard error, with one more success and failure so that no rate seems certain
         smooth = (self.successes + 1) / (self.episodes + 2)
         variance = smooth * (1 - smooth) / self.episodes.clamp(min=1)
         gap = rate[best] - rate
-        beyond = gap > deviations * (variance + variance[best]).sqrt()  # nan is never beyond
+        worse = gap > deviations * (variance + variance[best]).sqrt()  # False for nan
+
+        # the worst first
         order = rate.nan_to_num(2.0).argsort().tolist()
-        return [member for member in order if bool(beyond[member])]
+        return [member for member in order if bool(worse[member])]
 
     def forget(self, member: int) -> None:
-        """Start a member's record anew."""
+        """Reset a member's record."""
         self.successes[member] = self.episodes[member] = 0
 
 
@@ -75,21 +85,24 @@ def evolve(
     deviations: float,
     mutation_std: float,
 ) -> list[int]:
-    """Replace members that are worse beyond chance, at most a quarter, and return who they were.
+    """Replace significantly worse members, at most a quarter, and return their indices.
 
-    A child's gene is the mean of the two best members' plus noise; it is written into the
-    parameter, and the optimizer's moments of that row begin anew, so it goes on learning.
+    A child's gene is the mean gene of the two best members plus noise. It is written into the
+    parameter, and the optimizer's moments of that row are reset, so that the gene is still trained.
 
     Args:
         population: Changed in place.
-        optimizer: That trains the genes.
-        fitness: Judges; forgets the replaced members' records.
+        optimizer: Optimizer of the genes.
+        fitness: Records of the members. Those of replaced members are reset.
         deviations: See `Fitness.significantly_worse`.
         mutation_std: Standard deviation of the noise [-].
     """
+    # selection
     genes, rate = population.genes, fitness.rate().nan_to_num(-1.0)
     worse = fitness.significantly_worse(deviations)[: max(1, len(genes) // 4)]
     parents = [m for m in rate.argsort(descending=True, stable=True).tolist() if m not in worse][:2]
+
+    # crossover and mutation
     for member in worse:
         with torch.no_grad():
             noise = mutation_std * torch.randn_like(genes[member])

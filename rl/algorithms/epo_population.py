@@ -1,10 +1,11 @@
 """A population in one network: genes that shift the policy's state token and the critic's input.
 
-A gene enters as an offset of the first layer's output, which is what concatenating it to the
-observation amounts to. The maps from genes to offsets start at 0, so at first every member *is* the
-pretrained policy; and a member's offset can be added to a bias, so that the deployed policy is an
-ordinary one. One member has nothing to be told apart from, and gets no offset.
-Letters: P members, G gene dim, N rows, D width.
+A gene enters as an offset of the first layer's output, which is equivalent to concatenating it to
+the observation. The maps from genes to offsets start at 0, so every member starts as the pretrained
+policy. A member's offset can be added to a bias, so the deployed policy has no extra parts. A
+population of one has no offset.
+Letters: P population members, G gene dim, N rows, h executed actions, S model state dim, d robot
+action dim, D width.
 """
 
 from __future__ import annotations
@@ -26,11 +27,16 @@ class Population(nn.Module):
         num_members: P.
         gene_dim: G.
         width: D, of the policy's tokens.
+
+    Example:
+        >>> population = Population(num_members=2, gene_dim=4, width=8)
+        >>> population.members(4).tolist()
+        [0, 0, 1, 1]
     """
 
     def __init__(self, num_members: int, gene_dim: int, width: int) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(0)  # the training's random numbers stay as in ppo
+        generator = torch.Generator().manual_seed(0)  # leaves the global random numbers as in ppo
         self.genes = nn.Parameter(torch.randn(num_members, gene_dim, generator=generator))
         self.to_policy = nn.Parameter(torch.zeros(gene_dim, width))
 
@@ -38,10 +44,10 @@ class Population(nn.Module):
         return len(self.genes)
 
     def members(self, num_rows: int) -> Tensor:
-        """Return who owns each of N environments (N,): equal shares of neighbors.
+        """Return the member of each environment (N,), with equal shares of neighbors.
 
         Raises:
-            ValueError: they do not divide.
+            ValueError: N is not a multiple of the number of members.
         """
         if num_rows % len(self):
             raise ValueError(f"num_envs={num_rows} must be a multiple of num_members={len(self)}")
@@ -54,12 +60,17 @@ class Population(nn.Module):
 
 
 class PopulationActor(LikelihoodActor):
-    """An actor whose environments belong to members; as deployed it acts as the best.
+    """An actor whose environments belong to members. As deployed it acts as the best member.
 
     Args:
         policy: Shared by all members.
-        config: The likelihood.
-        population: The genes; trained with the policy.
+        config: Settings of the likelihood.
+        population: The genes, which are trained with the policy.
+
+    Example:
+        >>> population = Population(4, gene_dim=16, width=64)  # doctest: +SKIP
+        >>> actor = PopulationActor(policy, FlowSDEConfig(), population)  # doctest: +SKIP
+        >>> best = actor.member_policy(actor.best)  # doctest: +SKIP
     """
 
     def __init__(
@@ -71,11 +82,11 @@ class PopulationActor(LikelihoodActor):
         self.out_keys.append("member")
 
     def state_offset(self, td: TensorDictBase) -> Tensor | None:
-        """Return the offset of each row's `member` (N, D); None for a population of one."""
+        """Return the offset (N, D) of each row's `member`, or None for a population of one."""
         if len(self.population) == 1:
             return None
         genes = self.population.genes[td["member"].to(self.policy.device)]  # (N, G)
-        return genes @ self.population.to_policy
+        return genes @ self.population.to_policy  # (N, D)
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
         return super().explore(td.set("member", self.population.members(len(td))), noise)
@@ -86,7 +97,7 @@ class PopulationActor(LikelihoodActor):
         return self.policy.sample_actions(inputs, noise, offset)
 
     def member_policy(self, member: int) -> FlowPolicy:
-        """Return a member as a policy of its own, its gene folded into a bias."""
+        """Return a member as a separate policy, with its gene added to a bias."""
         policy = deepcopy(self.policy)
         if len(self.population) > 1:
             with torch.no_grad():
@@ -99,23 +110,28 @@ class PopulationActor(LikelihoodActor):
 
 
 class PopulationCritic(ValueCritic):
-    """V(observation, time, member); the genes are not trained through it.
+    """V(observation, time, member), without a gradient to the genes.
 
     Args:
-        state_dim: Width of the model's states (S).
-        population: The genes; shared, and not this module's parameters.
-        feature_dim: Width of the policy's features; 0 for none.
+        state_dim: S.
+        population: The shared genes, which are no parameters of this module.
+        feature_dim: Width of the policy's features, or 0 for none.
+
+    Example:
+        >>> critic = PopulationCritic(4, Population(2, gene_dim=3, width=8))
+        >>> critic.in_keys
+        ['model_input', 'elapsed', 'member']
     """
 
     def __init__(self, state_dim: int, population: Population, feature_dim: int = 0) -> None:
         super().__init__(state_dim, feature_dim)
         self.in_keys.append("member")
-        self._population = [population]  # in a list, so that it is no submodule
+        self._population = [population]  # a list, so that it is no submodule
         first: nn.Linear = self.net[0]  # type: ignore[assignment]
         self.to_critic = nn.Parameter(torch.zeros(population.genes.shape[1], first.out_features))
 
     def value(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
-        """Return the values (N, 1) of observations (N) to their members [reward]."""
+        """Return the values (N, 1) of observations (N) for their members [reward]."""
         population = self._population[0]
         if len(population) > 1:
             genes = population.genes.detach()[td["member"].to(population.genes.device)]

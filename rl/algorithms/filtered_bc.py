@@ -1,7 +1,8 @@
 """Filtered behavior cloning: clone the policy's own successes.
 
-The simplest algorithm that learns from success. A control more than a method: PPO's gain over it is
-the gain of advantages. Also known as rejection fine-tuning or expert iteration.
+It is the simplest algorithm that learns from success, also known as rejection fine-tuning or expert
+iteration. It is a control: PPO's gain over it is the benefit of advantages.
+Letters: E envs, T chunk decisions, B minibatch rows, H action horizon.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ class FilteredBCConfig(AlgorithmConfig):
     cloning: BCConfig = field(
         default_factory=lambda: BCConfig(learning_rate=3e-4, decay_steps=0, final_fraction=1.0)
     )
-    """Step size, minibatch and gradient steps per update; its demonstrations are not read."""
+    """Step size, minibatch and gradient steps per update. Its demonstrations are not used."""
 
 
 @register("filtered_bc", FilteredBCConfig)
 class FilteredBC(Algorithm[FilteredBCConfig]):
-    """Clones the chunks of the rollout's successful episodes, whole episodes only.
+    """Clones the chunks of the rollout's successful episodes.
 
     Example:
         >>> algorithm = FilteredBC(FilteredBCConfig(), policy)  # doctest: +SKIP
@@ -62,8 +63,9 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
     def successes(self, rollout: TensorDictBase) -> TensorDict:
         """Return the decisions (B) that led to a success inside the rollout (E, T).
 
-        The clone's target is what was sampled, all H actions of it.
+        The target of cloning is the whole sampled chunk of H actions.
         """
+        # decisions before a success
         done = rollout["next", "done"].squeeze(-1)
         success = rollout["next", "success"].squeeze(-1)
         good = torch.zeros_like(success)
@@ -71,6 +73,8 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
         for t in reversed(range(success.shape[1])):
             leads = torch.where(done[:, t], success[:, t], leads)
             good[:, t] = leads
+
+        # their chunks
         chosen = rollout.select(*self.actor.in_keys, "chain")[good]
         action = self.actor.policy.preprocessor.unnormalize_action(
             chosen["chain"][:, -1], ModelInput.of(chosen).robot_state

@@ -1,17 +1,16 @@
-"""Flow policy optimization: PPO whose ratio comes from the flow-matching loss, not a likelihood.
+"""Flow policy optimization: PPO with ratios of flow-matching losses instead of likelihoods.
 
-A chunk that the network would now be trained towards with less loss counts as likelier: the ratio
-is exp(old loss - new loss) on the same draws of noise and flow time. No flow step is random: the
-policy acts by the ODE from fresh noise, and explores by noise on the finished chunk, for which no
-density is needed.
+The ratio is exp(old loss - new loss) on the same draws of noise and flow time, so a chunk with a
+smaller loss counts as more likely. No flow step is random. The policy acts by the ODE from fresh
+noise, and explores by noise on the finished chunk, whose density is not needed.
 
-The ratio is a biased stand-in for a likelihood's: minus the loss bounds log p only with the right
-weights over flow times. The loss is summed over executed entries: a clone fits so well that its
-mean is near 0.05, and no good chunk's ratio could exceed exp(0.05), whatever is learned. FPO++ is
-a matter of settings (`plus_plus`): a ratio per draw, a parabola in the place of the clip where the
-advantage is negative, and clamps.
-Letters: E envs, T chunk decisions, B minibatch, M draws (1 for a joint ratio).
-Sources: McAllister et al. 2025 (FPO); its successor FPO++, settings from its public mirror.
+The ratio is a biased replacement of a likelihood ratio, because minus the loss bounds log p only
+with the right weights over flow times. The loss is summed over executed entries. The mean loss of a
+good clone is near 0.05, which would limit the ratio of a good chunk to exp(0.05). FPO++ has other
+settings (`plus_plus`): a ratio per draw, a parabola instead of the clip for negative advantages,
+and clamps.
+Letters: E envs, T chunk decisions, B minibatch rows.
+Sources: McAllister et al. 2025 (FPO), and its successor FPO++ with settings from its public mirror.
 """
 
 from __future__ import annotations
@@ -57,13 +56,13 @@ class FPOConfig(CriticBasedConfig):
     likelihood: FlowMatchingConfig = field(
         default_factory=lambda: FlowMatchingConfig(ratio="joint", num_draws=4, action_noise=0.15)
     )
-    """How the loss is measured: draws, flow times, space; `ratio="step"` is one ratio per draw."""
+    """Draws, flow times and space of the loss. `ratio="step"` is one ratio per draw."""
     surrogate: Literal["clip", "asymmetric"] = "clip"
-    """PPO's, or FPO++'s, which pulls the ratios of bad decisions back."""
+    """PPO's objective, or FPO++'s, which pulls the ratios of bad decisions back."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     """Range of the ratio."""
     log_ratio_clamp: float = 5.0
-    """Log-ratios are clamped to this on both sides and have no gradient beyond [-]."""
+    """Bound of the absolute log-ratios [-]. Outside of it there is no gradient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,16 +75,16 @@ class FPOConfig(CriticBasedConfig):
 
 
 def plus_plus(config: FPOConfig) -> FPOConfig:
-    """Return a config with FPO++'s settings: ratios per draw, 16 of them, asymmetric, clamped."""
+    """Return a config with FPO++'s settings: 16 draws with a ratio each, asymmetric, clamped."""
     likelihood = replace(
         config.likelihood, ratio="step", num_draws=16, draw_times="uniform", loss_clamp=20.0
     )
     return replace(config, likelihood=likelihood, surrogate="asymmetric")
 
 
-@register("fpo", FPOConfig)
+@register("fpo", FPOConfig, variants={"plus_plus": plus_plus})
 class FPO(Algorithm[FPOConfig]):
-    """Actor, critic and update of FPO.
+    """FPO: PPO with ratios of flow-matching losses.
 
     Example:
         >>> algorithm = FPO(FPOConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP
@@ -120,15 +119,19 @@ class FPO(Algorithm[FPOConfig]):
 
     def minibatch_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the critic and, after its warm-up, on the policy."""
+        # critic
         value_loss = partial(critic_loss, self.critic, clip=math.inf)
         value_metrics, _ = self._gradient_step("critic", value_loss, batch)
         metrics = to_floats(value_metrics)
+
+        # policy
         if self.num_updates >= self.config.critic_warmup:
             policy, norm = self._gradient_step("actor", self.loss, batch)
             metrics |= {**policy_metrics(policy, self.config.clip), "grad_norm": norm}
         return metrics
 
     def _surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+        """Return the objective (B, draws) of log-ratios (B, draws) and advantages (B, 1)."""
         config = self.config
         chosen = asymmetric_surrogate if config.surrogate == "asymmetric" else clipped_surrogate
         clamped = log_ratio.clamp(-config.log_ratio_clamp, config.log_ratio_clamp)

@@ -1,14 +1,16 @@
-"""Flow GRPO: episodes from the same start, judged against each other; no critic.
+"""Flow GRPO: advantages of episodes over others from the same start, without a critic.
 
 Neighboring environments play the same starts (`pitune.envs.seeding`). An episode's advantage is
-its score above the group's mean, and all its decisions share it. The ratio is that of flow PPO.
-Groups whose episodes all ended alike carry no information and are dropped, before a shaped reward
-turns them into noise. Rollouts of the same policy are added until enough groups are left.
+its score minus the group's mean, and all its decisions share it. The ratio is that of flow PPO.
+Groups whose episodes all succeeded or all failed have no information and are dropped, because a
+shaped reward would turn them into noise. Rollouts of the same policy are added until enough groups
+are left.
 
-Left out of the papers: no clip on advantages, no curriculum of starts. Letters: E envs, T chunk
-decisions, B minibatch, Q episodes per environment, N groups, G episodes per group.
-Sources: Shao et al. 2024 (GRPO); Yu et al. 2025 (DAPO, resampling); Zheng et al. 2025 (GSPO,
-trajectory ratios); Liu et al. 2025 (Flow-GRPO, Dr. GRPO); Chen et al. 2025 (πRL).
+Left out of the papers: a clip of advantages, and a curriculum of starts.
+In shapes, `episodes` is the number of episodes per environment, `size` that per group.
+Letters: E envs, T chunk decisions, B minibatch rows.
+Sources: Shao et al. 2024 (GRPO), Yu et al. 2025 (DAPO, resampling), Zheng et al. 2025 (GSPO,
+trajectory ratios), Liu et al. 2025 (Flow-GRPO, Dr. GRPO), Chen et al. 2025 (πRL).
 """
 
 from __future__ import annotations
@@ -52,26 +54,26 @@ class GRPOConfig(AlgorithmConfig):
     """
 
     likelihood: LikelihoodConfig = field(default_factory=FlowSDEConfig)
-    """Noise that makes the policy stochastic, and the sum in its log-probability."""
+    """Noise of the flow steps, and the reduction of the log-probability."""
     group_size: int = 10
-    """Episodes per start (G); the number of environments is a multiple of it."""
+    """Episodes per start. The number of environments is a multiple of it."""
     learning_rate: float = 2e-4
     """Adam's step size [-]."""
     update: UpdateConfig = field(default_factory=UpdateConfig)
-    """Epochs, minibatches and when an update ends."""
+    """Epochs, minibatches and the end of an update."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     """Range of the ratio."""
     discount: float = 1.0
-    """Per environment step [-]; below 1 it also prefers the faster of two successes."""
+    """Discount per environment step [-]. Below 1, the faster of two successes scores higher."""
     advantage_scale: GroupScale = "group"
-    """Divisor of advantages: the group's deviation, the batch's, or none."""
+    """Divisor of advantages: the standard deviation of the group or of the batch, or none."""
     level: Literal["chunk", "trajectory"] = "chunk"
-    """One ratio per chunk, or one per episode: the geometric mean of its chunks' ratios."""
+    """One ratio per chunk, or one per episode (the geometric mean of its chunks' ratios)."""
     weighting: Literal["decision", "episode"] = "decision"
-    """Whether each decision counts alike or each episode does, however long it took."""
+    """Whether all decisions have the same weight, or all episodes of any length."""
     min_kept: float = 0.25
-    """An update waits, and rollouts of the same policy are added, until groups with unequal
-    outcomes are at least this share of one rollout's groups [-]; 0 never waits."""
+    """Rollouts of the same policy are collected until the groups with unequal outcomes are at least
+    this share of one rollout's groups [-]. 0 updates after every rollout."""
     kl_coefficient: float = 0.0
     """Weight of the divergence from the pretrained policy, per scored flow step [-]."""
     kl_space: KLSpace = "kernel"
@@ -84,7 +86,7 @@ class GRPOConfig(AlgorithmConfig):
         check_not_negative(self, "min_kept", "kl_coefficient")
         if self.group_size < 2:
             raise ValueError(
-                f"group_size={self.group_size} must be at least 2: an episode is judged against "
+                f"group_size={self.group_size} must be at least 2: an episode is compared with "
                 "the others of its group"
             )
 
@@ -93,7 +95,7 @@ class GRPOConfig(AlgorithmConfig):
         return self.update.minibatch_size
 
 
-@register("grpo", GRPOConfig)
+@register("grpo", GRPOConfig, whole_episodes=True)
 class GRPO(Algorithm[GRPOConfig]):
     """GRPO whose action is a whole chunk and whose likelihood is that of its chain.
 
@@ -116,13 +118,14 @@ class GRPO(Algorithm[GRPOConfig]):
             self.actor.parameters(), lr=config.learning_rate
         )
         self.pending: list[TensorDictBase] = []
-        """Kept decisions of rollouts that the next update will learn from too."""
+        """Decisions of earlier rollouts for the next update."""
         self.num_pending_groups = 0
 
     def notes(self) -> list[str]:
         return clip_notes(self.actor, self.config.clip)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        # decisions of the rollout
         batch, num_kept, metrics = self.prepare(rollout)
         self.pending.append(batch)
         self.num_pending_groups += num_kept
@@ -131,33 +134,41 @@ class GRPO(Algorithm[GRPOConfig]):
         num_groups = metrics["groups"]
         if self.num_pending_groups < max(1, math.ceil(self.config.min_kept * num_groups)):
             return {**metrics, "gradient_steps": 0.0}
-        rows = self._whole_batch()
-        parts = self._minibatches(rows)
-        return metrics | run_epochs(rows, parts, self.actor_step, self.config.update.target_kl)
+
+        # gradient steps
+        batch = self._whole_batch()
+        rows = self._minibatches(batch)
+        return metrics | run_epochs(batch, rows, self.actor_step, self.config.update.target_kl)
 
     @torch.no_grad()
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, int, dict[str, float]]:
-        """Return the decisions (B) of kept groups with advantages, their groups, and metrics.
+        """Return the decisions (B) of kept groups, the number of these groups, and metrics.
 
         Raises:
-            ValueError: the environments do not divide into groups.
+            ValueError: the number of environments is not a multiple of the group size.
         """
         config, size = self.config, self.config.group_size
         if rollout.batch_size[0] % size:
             raise ValueError(
                 f"num_envs={rollout.batch_size[0]} must be a multiple of group_size={size}"
             )
+
+        # groups (groups, size) with unequal outcomes
         rollout = rollout.to(self.actor.policy.device).copy()
         played = episodes(rollout, config.discount)
         counted, success = grouped(played.counted, size), grouped(played.success, size)
         wins = (success & counted).sum(1)
-        kept = (wins > 0) & (wins < counted.sum(1))
+        kept = (wins > 0) & (wins < counted.sum(1))  # (groups,)
+
+        # advantages, as tables (E, episodes)
         advantage = group_relative(
             grouped(played.score, size), counted & kept[:, None], config.advantage_scale
         )
         table = ungrouped(advantage, played.score.shape[1])
         chosen = ungrouped(counted & kept[:, None], played.score.shape[1])
         batch = self._decisions(rollout, played, table, chosen)
+
+        # metrics
         num_kept, num = int(kept.sum()), len(kept)
         metrics = {
             "groups": float(num),
@@ -170,14 +181,24 @@ class GRPO(Algorithm[GRPOConfig]):
     def _decisions(
         self, rollout: TensorDictBase, played: Episodes, advantage: Tensor, chosen: Tensor
     ) -> TensorDictBase:
-        """Return the decisions (B) of chosen episodes (E, Q), by episode, with their advantages."""
+        """Return the decisions (B) of chosen episodes, with their advantages.
+
+        Args:
+            rollout: Decisions (E, T).
+            played: Its episodes.
+            advantage: Advantages (E, episodes).
+            chosen: Mask of the chosen episodes (E, episodes).
+        """
+        # decisions of chosen episodes
         num_envs, num_episodes = advantage.shape
-        played_out = played.number < num_episodes
+        executed = played.number < num_episodes
         column = played.number.clamp(max=num_episodes - 1)
-        kept = played_out & chosen.gather(1, column)  # (E, T)
+        kept = executed & chosen.gather(1, column)  # (E, T)
         env = torch.arange(num_envs, device=column.device)[:, None]
         episode = (env * num_episodes + column)[kept]
         batch = select_decisions(rollout, self.actor.in_keys, self.actor.out_keys)[kept]
+
+        # advantages and weights
         batch["advantage"] = advantage.gather(1, column)[kept][:, None]
         length = torch.bincount(episode, minlength=num_envs * num_episodes)[episode]
         weight = torch.ones_like(batch["advantage"])
@@ -188,19 +209,22 @@ class GRPO(Algorithm[GRPOConfig]):
         return batch
 
     def _whole_batch(self) -> TensorDictBase:
-        """Return what is pending as one batch, and forget it. Weights are 1 on average."""
+        """Return and clear the pending decisions as one batch, with a mean weight of 1."""
+        # episode numbers that are unique over the rollouts
         offset, parts = 0, []
         for part in self.pending:
             parts.append(part.copy().set("episode", part["episode"] + offset))
             offset += int(part["episode"].max()) + 1 if len(part) else 0
         self.pending, self.num_pending_groups = [], 0
+
+        # one batch
         batch: TensorDictBase = torch.cat(parts)  # type: ignore[arg-type, assignment]
         batch["episode"] = batch["episode"].unique(return_inverse=True)[1]
         batch["weight"] = batch["weight"] / batch["weight"].mean()
         return batch
 
     def _minibatches(self, batch: TensorDictBase) -> list[Tensor]:
-        """Return the rows of each gradient step; whole episodes if these have one ratio each."""
+        """Return the rows of each gradient step, in whole episodes with `level="trajectory"`."""
         size, num_epochs = self.config.update.minibatch_size, self.config.update.num_epochs
         if self.config.level == "chunk":
             return minibatches(len(batch), size, num_epochs)
@@ -246,7 +270,8 @@ class GRPO(Algorithm[GRPOConfig]):
 
 
 def _spread(played: Episodes, group_size: int) -> float:
-    """Return how far starts of a group are apart at most [robot units]; 0 as it should be."""
+    """Return the largest distance between starts of a group [robot units], which should be 0."""
+    # (E, episodes, s) -> (groups, size, s)
     starts = torch.stack([grouped(column, group_size) for column in played.start.unbind(-1)], -1)
     together = grouped(played.counted, group_size).all(1)
     if not together.any():

@@ -1,14 +1,14 @@
 """Flow PPO: the clipped policy gradient on the likelihood of the denoising chain.
 
-With Gaussian noise in one flow step (or in all), a chunk has a likelihood, and PPO applies. A
-decision is a whole chunk; its advantage is a semi-Markov one
-(`pitune.rl.policy_gradient.advantage`). The loss is `pitune.rl.policy_gradient.surrogate`; the
-tests hold it to TorchRL's `ClipPPOLoss`, bit for bit.
+With Gaussian noise in one flow step or in all, a chunk has a likelihood, and PPO applies. A
+decision is a whole chunk with a semi-Markov advantage (`pitune.rl.policy_gradient.advantage`). The
+loss is `pitune.rl.policy_gradient.surrogate`. The tests compare it with TorchRL's `ClipPPOLoss`,
+bit for bit.
 
-None of the papers' reductions is hard-wired. `likelihood.reduction` and `likelihood.ratio` define
-the ratio, and a note at a run's start explains the meaning of the clip for it.
-Letters: E envs, T chunk decisions, B minibatch, M scored flow steps.
-Sources: Schulman et al. 2017; Ren et al. 2024 (DPPO); Chen et al. 2025 (πRL).
+The papers differ in the reductions of the ratio, which `likelihood.reduction` and
+`likelihood.ratio` choose. A note at a run's start explains the clip for them.
+Letters: B minibatch rows, K flow steps.
+Sources: Schulman et al. 2017, Ren et al. 2024 (DPPO), Chen et al. 2025 (πRL).
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class PPOConfig(CriticBasedConfig):
     """
 
     likelihood: LikelihoodConfig = field(default_factory=FlowSDEConfig)
-    """Noise that makes the policy stochastic, and the sum in its log-probability."""
+    """Noise of the flow steps, and the reduction of the log-probability."""
     clip: PPOClipConfig = field(default_factory=PPOClipConfig)
-    """Clips of ratios, objective and values."""
+    """Clips of the ratio, of the objective and of the values."""
     entropy_coefficient: float = 0.0
     """Weight of the entropy of a learned noise [-]."""
     kl_coefficient: float = 0.0
@@ -70,11 +70,11 @@ class PPOConfig(CriticBasedConfig):
     bc_coefficient: float = 0.0
     """Weight of cloning the pretrained policy at the visited observations [-]."""
     rescore: bool = False
-    """Take old log-probabilities from the training forward instead of the sampler, and log the
-    difference of the two. For machines where it is more than rounding."""
+    """Whether to take old log-probabilities from the training forward instead of the sampler, and
+    log their difference. For machines where it is more than rounding."""
     scored_steps: Literal["all", "one"] = "all"
-    """Of a chain whose steps are all random: score all of them in every gradient step, or one per
-    row, drawn anew each time. The latter costs a K-th and has the same mean gradient."""
+    """Flow steps of a fully random chain that a gradient step scores: all, or one per row, which is
+    drawn. One step costs one K-th and gives the same mean gradient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,11 +85,11 @@ class PPOConfig(CriticBasedConfig):
 
 
 def _check_one_step(likelihood: LikelihoodConfig) -> None:
-    """Reject a likelihood whose chains have no steps to choose from."""
+    """Raise ValueError for a likelihood without a choice of random flow steps."""
     if not isinstance(likelihood, FlowStepConfig):
         raise ValueError(
-            f"scored_steps='one' means nothing with the likelihood {likelihood_name(likelihood)!r},"
-            " which has no random steps; leave scored_steps='all'"
+            f"scored_steps='one' does not apply to the likelihood {likelihood_name(likelihood)!r}, "
+            "which has no random steps; leave scored_steps='all'"
         )
     if likelihood.stochastic_steps != "all" or likelihood.ratio != "step":
         raise ValueError(
@@ -115,7 +115,7 @@ def policy_loss(actor: LikelihoodActor, config: PPOConfig) -> PolicyLoss:
 
 
 def critic_loss(critic: ValueCritic, batch: TensorDictBase, clip: float) -> tuple[Tensor, Metrics]:
-    """Return a critic's loss on decisions (B), in the units that it learns in, and its metrics."""
+    """Return a critic's loss on decisions (B), in its scaled units, and its metrics."""
     values = (critic.value(batch), batch["state_value"], batch["value_target"])
     value, old, target = (critic.scaled(v) for v in values)  # each (B, 1)
     loss = value_loss(value, old, target, clip)
@@ -124,7 +124,7 @@ def critic_loss(critic: ValueCritic, batch: TensorDictBase, clip: float) -> tupl
 
 @register("ppo", PPOConfig)
 class PPO(Algorithm[PPOConfig]):
-    """PPO whose action is a whole chunk and whose likelihood is that of its chain.
+    """PPO on chunks, with the likelihood of the denoising chain.
 
     Example:
         >>> algorithm = PPO(PPOConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP

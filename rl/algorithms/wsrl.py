@@ -1,12 +1,14 @@
-"""WSRL: warm-start an off-policy learner, without keeping the data that the policy was made of.
+"""WSRL: warm-start an off-policy learner, without the data of the pretraining.
 
-A critic that is wrong where the policy goes destroys a pretrained policy in its first online steps:
-it pulls the policy away before it has learned anything. So the frozen policy first fills an empty
-memory, the critics are fitted to it, and only then the policy is trained.
+An untrained critic destroys a pretrained policy in the first online steps, because its gradient
+pulls the policy away before it has learned anything. The frozen policy therefore first fills an
+empty memory, the critics are fitted to it, and only then the policy is trained.
 
-The paper starts from a pretrained critic as well. A π0 checkpoint brings none; fitting the critics
-on the warm-up's data takes its place. Left out: the offline pre-training (CQL, Cal-QL, IQL).
-Source: Zhou et al. 2024; the learner is `pitune.rl.actor_critic.learner`.
+The paper also starts from a pretrained critic, which a π0 checkpoint does not have. Fitting the
+critics to the data of the warm-up replaces it. The learner is `pitune.rl.actor_critic.learner`.
+Left out: the offline pre-training (CQL, Cal-QL, IQL).
+Letters: N rows, h executed actions, d robot action dim.
+Source: Zhou et al. 2024.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from pitune.rl.registry import register
 class WSRLConfig(AlgorithmConfig):
     """Warm-start an off-policy learner with the pretrained policy's own experience.
 
-    The paper's ablations are settings: no warm-up is `learner.off_policy.warmup_decisions=0`,
-    keeping the data is `learner.off_policy.offline_share=0.5`.
+    The paper's ablations are settings: `learner.off_policy.warmup_decisions=0` for no warm-up, and
+    `learner.off_policy.offline_share=0.5` for keeping the data.
 
     Example:
         >>> WSRLConfig(exploration_std=0.1).learner.actor_every
@@ -40,12 +42,12 @@ class WSRLConfig(AlgorithmConfig):
     """
 
     learner: ActorCriticConfig = field(default_factory=ActorCriticConfig)
-    """Critics, memory, warm-up, and how the policy follows the critics."""
+    """Critics, memory, warm-up, and the policy's loss."""
     exploration_std: float = 0.2
-    """Gaussian noise on the executed actions after the warm-up [normalized action]."""
+    """Standard deviation of the noise on executed actions after the warm-up [normalized action]."""
     warmup_std: float = 0.3
-    """The same during the warm-up. A clone hardly varies its actions, so that critics fitted to its
-    own alone do not know which way to go [normalized action]."""
+    """Standard deviation in the warm-up [normalized action]. A clone hardly varies its actions, so
+    without noise the critics could not learn in which direction a value rises."""
 
     def __post_init__(self) -> None:
         check_not_negative(self, "exploration_std", "warmup_std")
@@ -58,7 +60,15 @@ class WSRLConfig(AlgorithmConfig):
         return self.learner.off_policy.minibatch_size
 
 
-@register("wsrl", WSRLConfig)
+@register(
+    "wsrl",
+    WSRLConfig,
+    variants={
+        "no_warmup": {"learner.off_policy.warmup_decisions": 0},
+        "keep_data": {"learner.off_policy.offline_share": 0.5},
+    },
+    off_policy=True,
+)
 class WSRL(Algorithm[WSRLConfig]):
     """A warm-up with the frozen policy, then online actor-critic updates.
 
@@ -76,9 +86,12 @@ class WSRL(Algorithm[WSRLConfig]):
         self._explore()
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        # experience
         rollout = rollout.to(self.actor.policy.device)
         self.learner.push(rollout)
         self.num_updates += 1
+
+        # gradient steps
         memory = self.learner.off_policy
         warm_up = memory.warming_up
         rounds = memory.rounds_due(rollout.numel())
@@ -94,10 +107,11 @@ class WSRL(Algorithm[WSRLConfig]):
         self._explore()
 
     def _explore(self) -> None:
-        """Add the noise of the phase; without any, the policy acts as it is."""
+        """Set the exploration noise of the current phase."""
         self.exploring.perturb = self._gaussian if self._std() > 0 else None
 
     def _std(self) -> float:
+        """Return the standard deviation of the noise in the current phase."""
         warming_up = self.learner.off_policy.warming_up
         return self.config.warmup_std if warming_up else self.config.exploration_std
 

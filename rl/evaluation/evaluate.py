@@ -1,8 +1,10 @@
-"""Success rates that can be believed: the same number of episodes in every environment.
+"""Unbiased success rates, from the same number of episodes in every environment.
 
-Stopping after the first n finished episodes favors short ones, and successes are short. Here each
-environment plays its quota, from starts that training never sees and that every evaluation shares,
-so that two policies can be compared pair by pair. The training's random numbers are not touched.
+The first finished episodes are short ones, and successes are short, so they would be a biased
+sample. Here each environment plays a fixed number. The starts never occur in training and are the
+same in every evaluation, for a paired comparison of policies. The random numbers of training are
+not used.
+Letters: E envs.
 """
 
 from __future__ import annotations
@@ -24,10 +26,23 @@ from pitune.rl.experience.rollouts import check_fit
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Outcome of n episodes."""
+    """Outcomes of episodes.
+
+    Example:
+        >>> outcome = Evaluation(
+        ...     success=[True, False],
+        ...     task_id=[0, 0],
+        ...     length=[12, 50],
+        ...     episode_return=[1.0, 0.0],
+        ...     num_invalid=0,
+        ... )
+        >>> print(outcome)
+        50.0 % [9.5, 90.5] (1/2)
+    """
 
     success: list[bool]
-    """By environment, then by episode; the order of starts is the same for every policy."""
+    """Success of each episode, by environment and then by episode. The order of the starts is the
+    same for every policy."""
     task_id: list[int]
     """Task of each episode."""
     length: list[int]
@@ -35,16 +50,16 @@ class Evaluation:
     episode_return: list[float]
     """Undiscounted return of each episode."""
     num_invalid: int
-    """Episodes lost to a broken simulator; not among the above."""
+    """Episodes in a broken simulator, which are not in the lists."""
 
     @property
     def num_episodes(self) -> int:
-        """N."""
+        """Number of episodes."""
         return len(self.success)
 
     @property
     def success_rate(self) -> float:
-        """Share of episodes with success at any step (success ends the episode here)."""
+        """Share of episodes with success at any step. A success ends the episode."""
         return sum(self.success) / len(self.success) if self.success else float("nan")
 
     @property
@@ -97,17 +112,23 @@ def evaluate(
     """Play `num_episodes` episodes, equally many in every environment, and count successes.
 
     Args:
-        env: The checked simulator; new episodes are begun in all its environments.
-        actor: Acts as deployed (the ODE), or as in training if `stochastic`.
+        env: The checked simulator. New episodes begin in all its environments.
+        actor: Acts as deployed (by the ODE), or as in training if `stochastic`.
         num_episodes: A multiple of the number of environments.
         seed: Seed of the starts and of the policy's noise.
-        split: Which starts: "validation" while training, "test" to report.
+        split: Set of starts: "validation" during training, "test" for reports.
         stochastic: Whether the actor explores.
         on_step: Called after each decision with the finished environments (E,), for progress or
             videos.
 
     Raises:
-        ValueError: the episodes do not divide among the environments, or the policy does not fit.
+        ValueError: `num_episodes` is not a multiple of the number of environments, or the policy
+            does not fit the environment.
+
+    Example:
+        >>> outcome = evaluate(env, algorithm.actor, num_episodes=100)  # doctest: +SKIP
+        >>> outcome.success_rate  # doctest: +SKIP
+        0.93
     """
     num_envs = env.spec.num_envs
     check_fit(actor.policy, env.spec)
@@ -148,6 +169,8 @@ def _play(
     while any(len(of_env) < quota for of_env in episodes):
         task_id = td["task_id"].tolist()
         td, next_td = chunk_env.step_and_maybe_reset(actor(td))
+
+        # outcomes of the decisions
         after = td["next"]
         keys = ("duration", "reward", "done", "success", "invalid")
         columns = (after[key].flatten().tolist() for key in keys)

@@ -1,6 +1,7 @@
 """Statistics of success: intervals, aggregates over runs, and comparisons of policies.
 
-Source: Agarwal et al. 2021 (rliable) for the aggregates; SciPy computes the intervals.
+Source: Agarwal et al. 2021 (rliable) for the aggregates. SciPy computes the intervals.
+Functions import it when they are called, because its import takes a second.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, fisher_exact, trim_mean
 
 Interval = tuple[float, float]
 
 
 def wilson_interval(successes: int, num: int, confidence: float = 0.95) -> Interval:
-    """Return Wilson's interval of a success rate, for plots; (nan, nan) without episodes."""
+    """Return Wilson's interval of a success rate, for plots. It is (nan, nan) without episodes."""
+    from scipy.stats import binomtest
+
     if num == 0:
         return math.nan, math.nan
     interval = binomtest(successes, num).proportion_ci(confidence, method="wilson")
@@ -23,7 +25,9 @@ def wilson_interval(successes: int, num: int, confidence: float = 0.95) -> Inter
 
 
 def clopper_pearson_interval(successes: int, num: int, confidence: float = 0.95) -> Interval:
-    """Return the exact interval of a success rate, which is never too narrow. For guarantees."""
+    """Return the exact interval of a success rate, for guarantees. It is never too narrow."""
+    from scipy.stats import binomtest
+
     if num == 0:
         return math.nan, math.nan
     interval = binomtest(successes, num).proportion_ci(confidence, method="exact")
@@ -32,6 +36,8 @@ def clopper_pearson_interval(successes: int, num: int, confidence: float = 0.95)
 
 def interquartile_mean(scores: Sequence[float]) -> float:
     """Return the mean of the middle half of scores."""
+    from scipy.stats import trim_mean
+
     return float(trim_mean(np.asarray(scores, dtype=float).ravel(), 0.25))
 
 
@@ -40,8 +46,10 @@ def stratified_bootstrap(
 ) -> Interval:
     """Return the percentile interval of the interquartile mean of scores (runs, tasks).
 
-    Runs are drawn anew within each task, so the tasks' weights stay fixed.
+    Runs are resampled within each task, so the tasks' weights stay fixed.
     """
+    from scipy.stats import bootstrap, trim_mean
+
     columns = [np.asarray(scores, dtype=float)[:, task] for task in range(scores.shape[1])]
 
     def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -62,12 +70,14 @@ def stratified_bootstrap(
 def fisher_p_value(first: tuple[int, int], second: tuple[int, int]) -> float:
     """Return the exact two-sided p-value that two success rates differ.
 
-    For starts that are not paired; on shared starts `mcnemar_p_value` sees more.
+    For different starts. On shared starts, `mcnemar_p_value` is more powerful.
 
     Args:
-        first: Successes and episodes.
-        second: Of the other policy.
+        first: Successes and episodes of one policy.
+        second: Successes and episodes of the other policy.
     """
+    from scipy.stats import fisher_exact
+
     table = [[successes, episodes - successes] for successes, episodes in (first, second)]
     return float(fisher_exact(table).pvalue)
 
@@ -76,8 +86,10 @@ def mcnemar_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Return the exact two-sided p-value that two policies differ, on the same starts.
 
     Raises:
-        ValueError: the two did not play the same number of episodes.
+        ValueError: the policies have different numbers of episodes.
     """
+    from scipy.stats import binomtest
+
     _check_paired(first, second)
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     discordant = sum(a != b for a, b in zip(first, second, strict=True))
@@ -87,8 +99,8 @@ def mcnemar_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:
 def paired_e_value(first: Sequence[bool], second: Sequence[bool], bet: float = 0.5) -> list[float]:
     """Return the running evidence that `second` succeeds more often than `first`, pair by pair.
 
-    A martingale under equality: stopping as soon as it exceeds 1 / alpha keeps the error below
-    alpha however often one looks, which a fixed-size test does not.
+    It is a martingale if both are equal. Stopping when it exceeds 1 / alpha keeps the error below
+    alpha for any number of looks, which a test of fixed size does not.
 
     Args:
         first: Successes on shared starts.
@@ -96,7 +108,7 @@ def paired_e_value(first: Sequence[bool], second: Sequence[bool], bet: float = 0
         bet: Share of the stake on each discordant pair, in (0, 1).
 
     Raises:
-        ValueError: the two did not play the same number of episodes.
+        ValueError: the policies have different numbers of episodes.
     """
     _check_paired(first, second)
     evidence, running = 1.0, []
@@ -108,6 +120,7 @@ def paired_e_value(first: Sequence[bool], second: Sequence[bool], bet: float = 0
 
 
 def _check_paired(first: Sequence[bool], second: Sequence[bool]) -> None:
+    """Raise ValueError if two policies have different numbers of episodes."""
     if len(first) != len(second):
         raise ValueError(
             f"the first policy has {len(first)} episodes, the second {len(second)}; a paired test "

@@ -1,11 +1,12 @@
 """Demonstrations: recorded episodes, as one flat table of steps.
 
-Letters: N steps, H action horizon, S state dim, d robot action dim.
+Letters: N rows, E envs, H action horizon, h executed actions, d robot action dim.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,24 +24,36 @@ from pitune.rl.experience.transitions import in_parts
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrations:
-    """Steps of successful episodes, one after another."""
+    """Steps (N) of successful episodes, in order.
+
+    Example:
+        >>> demonstrations = Demonstrations(
+        ...     obs={"state": torch.zeros(5, 3)},
+        ...     action=torch.zeros(5, 2),
+        ...     episode=torch.tensor([0, 0, 0, 1, 1]),
+        ... )
+        >>> demonstrations.num_episodes
+        2
+        >>> demonstrations.chunks(4)["action"].shape
+        torch.Size([5, 4, 2])
+    """
 
     obs: dict[str, Tensor | TensorDict]
-    """Observations before each step (N, ...), or the policy's `model_input` of them."""
+    """Observation before each step (N, ...), or the policy's `model_input`."""
     action: Tensor
     """Executed actions (N, d) [robot units]."""
     episode: Tensor
-    """Number of the episode that each step belongs to (N,) int64, not falling."""
+    """Episode of each step (N,) int64, in ascending order."""
     tasks: tuple[str, ...] = ()
-    """Instructions that the observations' `task_id` indexes."""
+    """Instructions indexed by the observations' `task_id`."""
 
     @property
     def num_episodes(self) -> int:
-        """How many episodes there are."""
+        """Number of episodes."""
         return len(self.episode.unique())
 
     def after(self, num_episodes: int) -> Demonstrations:
-        """Return the episodes that follow the first `num_episodes`."""
+        """Return the episodes after the first `num_episodes`."""
         first = self.episode.unique()[:num_episodes]
         kept = ~torch.isin(self.episode, first)
         obs = {key: value[kept] for key, value in self.obs.items()}
@@ -48,9 +61,9 @@ class Demonstrations:
 
     @torch.no_grad()
     def preprocessed(self, policy: FlowPolicy) -> Demonstrations:
-        """Return the same steps with a policy's `model_input` as their observations.
+        """Return the same steps with a policy's `model_input` as observations.
 
-        Pictures are resized and prompts tokenized here, once, and never in a gradient step.
+        Pictures are resized and prompts tokenized once here, and not in the gradient steps.
         """
         preprocess = policy.observation_preprocessor(self.tasks)
         obs = TensorDict({key: self.obs[key] for key in policy.obs_keys}, [len(self.action)])
@@ -58,48 +71,51 @@ class Demonstrations:
         return replace(self, obs={MODEL_INPUT: rows[MODEL_INPUT].cpu()})
 
     def chunks(self, action_horizon: int) -> TensorDict:
-        """Return one training example per step (N): its observation and the next H actions.
+        """Return a training example per step (N): its observation and the next H actions.
 
-        Past an episode's end its last action is repeated, as the references' data loaders do.
+        Past an episode's end its last action is repeated, as in the references' data loaders.
         """
         num = len(self.action)
-        ahead = torch.arange(num)[:, None] + torch.arange(action_horizon)
+        ahead = torch.arange(num)[:, None] + torch.arange(action_horizon)  # (N, H)
         action = self.action[torch.minimum(ahead, self._last()[:, None])]
         return TensorDict({**self.obs, "action": action}, batch_size=[num])
 
     def transitions(self, num_steps: int) -> TensorDict:
-        """Return the chunk that begins at each step (N) as a transition of an off-policy learner.
+        """Return the chunks from each step (N) as transitions of an off-policy learner.
 
-        As `envs.ChunkEnv` would have booked it, with the sparse reward: 1 at an episode's last
-        step, which is a success and ends it. The used time is not recorded, and is 0 here.
+        They have the entries of `envs.ChunkEnv` with a sparse reward of 1 at an episode's last
+        step, which is a success and ends it. The used time is not recorded and is 0 here.
 
         Args:
-            num_steps: h, executed actions of a chunk.
+            num_steps: h.
         """
+        # chunk, and steps up to the end of the episode
         num = len(self.action)
         chunks = self.chunks(num_steps)
-        left = self._last() - torch.arange(num) + 1  # steps up to the end, this one included
+        left = self._last() - torch.arange(num) + 1  # (N,), with the current step
         step = torch.arange(num_steps)
+
+        # observation after the chunk
         following = self.following(num_steps)
         ended = (left <= num_steps)[:, None]
-        nothing = torch.zeros(num, 1)
+        elapsed = torch.zeros(num, 1)
         after = {key: value[following] for key, value in self.obs.items()}
         return TensorDict(
             {
                 **chunks,
-                "elapsed": nothing,
+                "elapsed": elapsed,
                 "reward_steps": (step == left[:, None] - 1).float(),
                 "live": step < left[:, None],
                 "duration": left.clamp(max=num_steps)[:, None],
                 "terminated": ended,
                 "truncated": torch.zeros_like(ended),
-                "next": TensorDict({**after, "elapsed": nothing}, batch_size=[num]),
+                "next": TensorDict({**after, "elapsed": elapsed}, batch_size=[num]),
             },
             batch_size=[num],
         )
 
     def following(self, num_steps: int) -> Tensor:
-        """Return the step (N) that is seen after `num_steps` more, or at the episode's end."""
+        """Return the step `num_steps` after each step (N), at most the last of the episode."""
         return torch.minimum(torch.arange(len(self.action)) + num_steps, self._last())
 
     def _last(self) -> Tensor:
@@ -107,7 +123,7 @@ class Demonstrations:
         return torch.searchsorted(self.episode, self.episode, right=True) - 1
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file atomically."""
         tensors = {f"obs.{key}": value.contiguous() for key, value in self.obs.items()}
         metadata = {"tasks": json.dumps(self.tasks)}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,11 +133,11 @@ class Demonstrations:
 
     @classmethod
     def load(cls, path: Path) -> Demonstrations:
-        """Read a file that `save` wrote.
+        """Read a file from `save`.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged or holds something else.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is damaged or holds something else.
         """
         if not path.is_file():
             raise FileNotFoundError(
@@ -143,25 +159,33 @@ class Demonstrations:
 
 
 def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
-    """Read and preprocess demonstrations for a policy; without `task_id` they are of task 0.
+    """Load and preprocess demonstrations for a policy. Without a `task_id` they have task 0.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or lacks what the policy sees or does.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, or does not match the policy's observations or actions.
     """
-    found = Demonstrations.load(path)
-    if "task_id" in policy.obs_keys and "task_id" not in found.obs:
-        tasks = torch.zeros(len(found.action), dtype=torch.int64)
-        found = replace(found, obs={**found.obs, "task_id": tasks})
-    missing = sorted(set(policy.obs_keys) - found.obs.keys())
+    demonstrations = Demonstrations.load(path)
+    if "task_id" in policy.obs_keys and "task_id" not in demonstrations.obs:
+        task_id = torch.zeros(len(demonstrations.action), dtype=torch.int64)
+        obs = {**demonstrations.obs, "task_id": task_id}
+        demonstrations = replace(demonstrations, obs=obs)
+    _check_demonstrations(demonstrations, policy, path)
+    return demonstrations.preprocessed(policy)
+
+
+def _check_demonstrations(demonstrations: Demonstrations, policy: FlowPolicy, path: Path) -> None:
+    """Raise ValueError if demonstrations do not match a policy's observations or actions."""
+    missing = sorted(set(policy.obs_keys) - demonstrations.obs.keys())
     if missing:
         raise ValueError(
-            f"{path} has no {missing}, which the policy sees; it has {sorted(found.obs)}. Collect "
-            "demonstrations with the policy's cameras (--env.cameras)"
+            f"{path} has no {missing}, which the policy needs; it has "
+            f"{sorted(demonstrations.obs)}. Collect demonstrations with the policy's cameras "
+            "(--env.cameras)"
         )
     pairs = (
-        ("state", policy.preprocessor.state_dim, found.obs["state"].shape[-1]),
-        ("action", policy.preprocessor.action_dim, found.action.shape[-1]),
+        ("state", policy.preprocessor.state_dim, demonstrations.obs["state"].shape[-1]),
+        ("action", policy.preprocessor.action_dim, demonstrations.action.shape[-1]),
     )
     for name, wanted, given in pairs:
         if wanted != given:
@@ -169,35 +193,53 @@ def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
                 f"the {name} in {path} has {given} dimensions, the policy's has {wanted}; it was "
                 "recorded on another robot or task"
             )
-    reads_prompt = policy.preprocessor.config.prompt
-    if reads_prompt is not None and not found.tasks and reads_prompt.default is None:
+    prompt = policy.preprocessor.config.prompt
+    if prompt is not None and not demonstrations.tasks and prompt.default is None:
         raise ValueError(
-            f"{path} holds no instructions, but the policy reads a prompt; collect the "
+            f"{path} holds no instructions, but the policy needs a prompt; collect the "
             "demonstrations again with this version, or give the policy a default prompt"
         )
-    return found.preprocessed(policy)
 
 
-def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Demonstrations:
-    """Let the environment's expert act, and keep its first `num_episodes` successes.
+def collect_demonstrations(
+    env: CheckedEnv,
+    num_episodes: int,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
+) -> Demonstrations:
+    """Collect the first `num_episodes` successes of the environment's expert.
 
-    "First" is by round and environment, not by time: keeping what finishes first would keep the
-    short episodes.
+    The order is by round and environment and not by time, because the first episodes to finish are
+    the short ones.
+
+    Args:
+        env: A simulator with an expert.
+        num_episodes: Number of successful episodes.
+        seed: Seed of the starts.
+        on_step: Called after each step with the number of successes so far, to show progress.
 
     Raises:
-        RuntimeError: the expert fails too often to ever get there.
+        RuntimeError: the expert fails too often.
+
+    Example:
+        >>> env = envs.make("mock/Reach", num_envs=4)  # doctest: +SKIP
+        >>> collect_demonstrations(env, num_episodes=10, seed=0).num_episodes  # doctest: +SKIP
+        10
     """
+    # successful episodes
     seeds = EpisodeSeeds(env.spec.num_envs, seed, "demonstrations")
     kept: list[TensorDict] = []
     played = 0
     while len(kept) < num_episodes:
-        kept += _expert_round(env, seeds)
+        kept += _expert_round(env, seeds, len(kept), on_step)
         played += env.spec.num_envs
         if played >= 20 * max(num_episodes, env.spec.num_envs) and len(kept) < num_episodes:
             raise RuntimeError(
                 f"the expert of {env.spec.id} succeeded in {len(kept)} of {played} episodes; "
-                f"{num_episodes} were asked for"
+                f"{num_episodes} are needed"
             )
+
+    # one table
     kept = kept[:num_episodes]
     steps: TensorDict = torch.cat(kept)  # type: ignore[arg-type, assignment]
     lengths = torch.tensor([len(episode) for episode in kept])
@@ -209,22 +251,31 @@ def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Dem
     )
 
 
-def _expert_round(env: CheckedEnv, seeds: EpisodeSeeds) -> list[TensorDict]:
+def _expert_round(
+    env: CheckedEnv, seeds: EpisodeSeeds, num_before: int, on_step: Callable[[int], None] | None
+) -> list[TensorDict]:
     """Play one episode in every environment and return the successful ones, in order."""
+    # new episodes
     num_envs = env.spec.num_envs
     env_idx = torch.arange(num_envs, device=env.spec.device)
     obs = env.reset(seeds.next(env_idx).to(env_idx.device))
     expert = env.expert()
     active = torch.ones(num_envs, dtype=torch.bool, device=env.spec.device)
     solved = torch.zeros_like(active)
-    steps, lived = [], []
+
+    # steps of all environments until the last episode has ended
+    steps, live = [], []
     while active.any():
         action = torch.maximum(torch.minimum(expert.act(), env.high), env.low)
         steps.append(TensorDict({**obs, "action": action}, batch_size=[num_envs]).cpu())
-        lived.append(active.cpu())
+        live.append(active.cpu())
         result = env.step(action, active)
         obs = result.obs
         solved = solved | (result.info["success"] & active)
         active = active & ~(result.terminated | result.truncated)
-    table, live = torch.stack(steps), torch.stack(lived)  # (steps, E)
-    return [table[live[:, i], i] for i in range(num_envs) if solved[i]]
+        if on_step is not None:
+            on_step(num_before + int(solved.sum()))
+
+    # steps of each successful environment
+    table, mask = torch.stack(steps), torch.stack(live)  # (steps, E)
+    return [table[mask[:, i], i] for i in range(num_envs) if solved[i]]

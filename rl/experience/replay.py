@@ -1,10 +1,10 @@
-"""Replay memory for off-policy learners: TorchRL's buffer, uniform, of tensors only.
+"""Replay memory of the off-policy learners: TorchRL's uniform buffer, for tensors only.
 
-Strings never enter (a storage silently gives back other rows' strings); tasks travel as integers.
-Pictures stay uint8. The buffer draws from the global random numbers, so a run that restores those
-and this memory's state goes on bit for bit.
+Strings are rejected, because TorchRL's storage silently returns the strings of other rows. Tasks
+are stored as integers, and pictures as uint8. The buffer uses the global random numbers. A run that
+restores them and the memory's state continues bit for bit.
 
-Letters: B rows.
+Letters: B minibatch rows.
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ from pitune.policies.finetuning.memory import available_bytes, readable
 
 
 class Replay:
-    """A ring of transitions; when it is full the oldest are overwritten.
+    """A ring buffer of transitions. When it is full, the oldest are overwritten.
 
     Args:
-        capacity: Most rows that are kept.
-        device: Where the rows are kept, and where samples are.
-        folder: Keep the rows in files instead of in memory, in a new folder made there: a resumed
-            run fills one of its own. A checkpoint of the run still passes through memory.
+        capacity: Greatest number of rows.
+        device: Device of the rows and of the samples.
+        folder: Folder for rows in files instead of in memory. Each memory makes a new folder in it,
+            also in a resumed run. Saving a checkpoint still copies the rows through memory.
 
     Raises:
         ValueError: the capacity is below 1.
+
+    Example:
+        >>> replay = Replay(capacity=100)
+        >>> replay.push(TensorDict({"action": torch.zeros(5, 2)}, batch_size=[5]))
+        >>> len(replay), replay.sample(8)["action"].shape
+        (5, torch.Size([8, 2]))
     """
 
     def __init__(
@@ -57,15 +63,15 @@ class Replay:
 
     @property
     def num_pushed(self) -> int:
-        """How many rows were ever pushed, overwritten ones included."""
+        """Number of pushed rows, with the overwritten ones."""
         return int(self._buffer.writer.state_dict()["_write_count"])
 
     def push(self, rows: TensorDictBase) -> None:
-        """Add rows (B); of more than `capacity` only the last are kept.
+        """Add rows (B). Of more than `capacity` rows, only the last are stored.
 
         Raises:
-            TypeError: a row holds something that is not a tensor.
-            ValueError: a number is not finite, or a full memory would not fit.
+            TypeError: an entry is not a tensor.
+            ValueError: a number is not finite, or the full memory would not fit.
         """
         for key, value in rows.flatten_keys(".").items():
             if not isinstance(value, Tensor):
@@ -84,7 +90,7 @@ class Replay:
             self._buffer.extend(rows[-self.capacity :])
 
     def _check_size(self, rows: TensorDictBase) -> None:
-        """Refuse a memory that would not fit once it is full."""
+        """Raise ValueError if the full memory would not fit."""
         needed = self.capacity * sum(v[0].nbytes for v in rows.flatten_keys(".").values())
         available = available_bytes(self.device)
         if self.folder is None and needed > available:
@@ -95,17 +101,17 @@ class Replay:
             )
 
     def sample(self, num: int) -> TensorDictBase:
-        """Return `num` rows (B), uniformly, with replacement."""
+        """Return `num` rows (B), drawn uniformly with replacement."""
         if not len(self):
             raise RuntimeError("the replay memory is empty; push transitions before sampling")
         return self._buffer.sample(num).exclude("index").to(self.device)
 
     def all(self) -> TensorDictBase:
-        """Return every row that is kept, in the order of their places in the ring."""
+        """Return all stored rows, in the order of the ring buffer."""
         return self._buffer[:].exclude("index")
 
     def state(self) -> dict[str, Any]:
-        """Return the filled rows and the place where the next one goes, as tensors and numbers."""
+        """Return the stored rows and the position of the next one, as tensors and numbers."""
         rows = self.all().flatten_keys(".") if len(self) else TensorDict(batch_size=[0])
         return {
             "rows": {key: value.cpu().clone() for key, value in rows.items()},
@@ -113,10 +119,10 @@ class Replay:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned, in place of what is here.
+        """Replace the memory by the result of `state`.
 
         Raises:
-            ValueError: the state has more rows than fit.
+            ValueError: the state has more rows than the capacity.
         """
         rows = state["rows"]
         num = len(next(iter(rows.values()))) if rows else 0

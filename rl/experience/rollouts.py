@@ -1,4 +1,7 @@
-"""Experience: an actor in an environment, as rollouts (E, T) of TorchRL's in-process collector."""
+"""Rollouts (E, T) of an actor in an environment, by TorchRL's in-process collector.
+
+Letters: E envs, T chunk decisions.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from pitune.rl.algorithm import Algorithm
 
 
 def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
-    """Refuse a policy that cannot act in an environment.
+    """Reject a policy that does not fit an environment.
 
     Raises:
-        ValueError: their state or action widths differ, or the policy needs cameras that the
-            environment does not have.
+        ValueError: their state or action dims differ, or the environment lacks cameras of the
+            policy.
     """
     pairs = (
         ("state", policy.preprocessor.state_dim, spec.state_dim),
@@ -41,10 +44,10 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
 
 
 def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
-    """Refuse an environment that lacks what an algorithm declares to need.
+    """Reject an environment that does not meet an algorithm's `Needs`.
 
     Raises:
-        ValueError: names both sides.
+        ValueError: a need is not met.
     """
     name, needs = type(algorithm).__name__, algorithm.needs
     if needs.success_signal and not spec.success_signal:
@@ -66,13 +69,20 @@ class Rollouts:
 
     Args:
         env: The checked simulator.
-        algorithm: Whose actor acts (in exploration mode), and whose needs count.
-        num_chunks: T, decisions per environment and rollout; fewer if the algorithm needs whole
-            episodes and the rest would not hold another one.
+        algorithm: Its actor acts in exploration mode. Its needs are checked.
+        num_chunks: T, decisions per environment and rollout. For an algorithm that needs whole
+            episodes it is rounded down to a multiple of the longest episode.
         seed: Seed of the run.
 
     Raises:
-        ValueError: the policy or the environment does not fit, or no whole episode fits in.
+        ValueError: the policy or the environment does not fit, or `num_chunks` is shorter than a
+            whole episode.
+
+    Example:
+        >>> env = envs.make("mock/Reach", num_envs=4)  # doctest: +SKIP
+        >>> rollouts = Rollouts(env, algorithm, num_chunks=16, seed=0)  # doctest: +SKIP
+        >>> rollouts.collect().batch_size  # doctest: +SKIP
+        torch.Size([4, 16])
     """
 
     def __init__(
@@ -87,14 +97,15 @@ class Rollouts:
         self.num_env_steps = 0
         """Simulator steps so far."""
         self.simulator_seconds = 0.0
-        """Time that the last rollout spent inside the simulator [s]."""
+        """Time of the last rollout inside the simulator [s]."""
         self._iteration, self._begun = 0, False
         self.restart(0)
 
     def _whole_episodes(self, num_chunks: int) -> tuple[int, int]:
-        """Return how many episodes surely fit into so many chunks, and how many chunks they need.
+        """Return the number of episodes that always fit into `num_chunks`, and their chunks.
 
-        What counted by chance would favor short episodes, and successes are short.
+        Counting the episodes that happen to fit would favor short episodes, and successes are
+        short.
         """
         horizon = self.algorithm.actor.policy.sampler.execution_horizon
         longest = -(-self.env.spec.max_episode_steps // horizon)
@@ -110,16 +121,19 @@ class Rollouts:
     def restart(self, iteration: int) -> None:
         """Begin new episodes, whose seeds are a function of the run's seed and the iteration.
 
-        Called wherever a checkpoint is written, and when one is resumed from: so both go on with
-        the same episodes, on every simulator, without its state having to be saved.
+        It is called after saving and after loading a checkpoint. Both runs then continue with the
+        same episodes in every simulator, without saving the simulator's state.
         """
+        # environment with new episodes
         spec = self.env.spec
         seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", self.algorithm.needs.group_size)
-        seeds.episodes += iteration * 1_000_000  # no episode number is used twice in a run
+        seeds.episodes += iteration * 1_000_000  # unique episode numbers in a run
         horizon = self.algorithm.actor.policy.sampler.execution_horizon
         preprocess = self.algorithm.actor.policy.observation_preprocessor(spec.tasks)
         self._chunk_env = ChunkEnv(self.env, horizon, seeds, self._num_episodes, preprocess)
         self._iteration, self._begun = iteration, False
+
+        # collector
         self._collector: Iterator[TensorDictBase] = iter(())
         if self.algorithm.needs.rollouts:
             self._collector = iter(
@@ -136,7 +150,7 @@ class Rollouts:
             )
 
     def collect(self) -> TensorDictBase:
-        """Return the next rollout (E, T); empty if the algorithm does not learn from any."""
+        """Return the next rollout (E, T), or an empty one if the algorithm needs no rollouts."""
         if not self.algorithm.needs.rollouts:
             return TensorDict(batch_size=(self.env.spec.num_envs, 0))
         if self._begun and self._num_episodes is not None:
@@ -150,8 +164,8 @@ class Rollouts:
 
 
 def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
-    """Return what a rollout (E, T) tells by itself: how the episodes that ended in it fared."""
-    if rollout.batch_size.numel() == 0:  # TensorDict's own numel() is never below 1
+    """Return metrics of the episodes that ended in a rollout (E, T)."""
+    if rollout.batch_size.numel() == 0:  # TensorDict.numel() is never below 1
         return {}
     after = rollout["next"]
     counted = after["done"] & ~after["invalid"]

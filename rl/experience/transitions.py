@@ -1,7 +1,9 @@
 """From rollouts to the rows of a replay memory.
 
-A row is one decision: what was seen and done, its steps' rewards, how it ended, and the observation
-that it ended in, before any reset. Letters: E envs, T chunk decisions, B rows.
+A row is one decision: the observation, the executed chunk, the rewards of its steps, the kind of
+its end, and the next observation before any reset.
+Letters: N rows, B minibatch rows, E envs, T chunk decisions, h executed actions, d robot action
+dim.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from pitune.policies.preprocessing.model_input import MODEL_INPUT
 def transitions(
     rollout: TensorDictBase, before: TensorDictBase, after: TensorDictBase
 ) -> TensorDict:
-    """Return the valid decisions of a rollout (E, T) as rows (B) for the memory.
+    """Return the valid decisions of a rollout (E, T) as rows (B) of the memory.
 
     Args:
-        rollout: Where rewards, durations and ends are read.
-        before: What is kept of each decision (E, T).
-        after: What is kept of the observation that it ended in, before any reset (E, T).
+        rollout: Decisions with their rewards, durations and ends.
+        before: Stored entries of the decisions (E, T).
+        after: Stored entries of the next observations (E, T), before any reset.
     """
     ends = rollout["next"]
-    valid = ~ends["invalid"].squeeze(-1)  # a simulator that broke down says nothing of the task
+    valid = ~ends["invalid"].squeeze(-1)  # (E, T), False in a broken simulator
     rows = TensorDict(
         {
             **before,
@@ -49,21 +51,22 @@ def normalize_chunk(policy: FlowPolicy, decisions: TensorDictBase) -> Tensor:
     """Return the executed actions (..., h * d) [normalized] of decisions (...).
 
     Args:
-        policy: Its preprocessor scales.
-        decisions: With `action` and `model_input`.
+        policy: Its preprocessor normalizes.
+        decisions: Rows with `action` and `model_input`.
     """
     action = decisions["action"].to(policy.device)
     state = decisions[MODEL_INPUT, "robot_state"].to(policy.device)
     normalized = policy.preprocessor.normalize_action(action, state)
+    # (..., h, A) -> (..., h * d)
     return normalized[..., : policy.preprocessor.action_dim].flatten(-2)
 
 
 ENCODED_ROWS = 64
-"""Observations that are encoded at once: a prefix of the real π0 takes 15 MB of keys and values."""
+"""Observations per encoding pass. The prefix of the full-size π0 has 15 MB of keys and values."""
 
 
 def in_parts(obs: TensorDictBase, encode: Callable[[TensorDictBase], Encoded]) -> Encoded:
-    """Return the encoding of observations (N), computed for a few of them at a time."""
+    """Return the encoding of observations (N), computed in parts of `ENCODED_ROWS` rows."""
     parts = [encode(part) for part in obs.split(ENCODED_ROWS)]
     joined: Encoded = torch.cat(parts)  # type: ignore[arg-type, assignment]
     return joined
@@ -73,18 +76,21 @@ def in_parts(obs: TensorDictBase, encode: Callable[[TensorDictBase], Encoded]) -
 def encode_next(
     rollout: TensorDictBase, encoded: Encoded, encode: Callable[[TensorDictBase], Encoded]
 ) -> Encoded:
-    """Return the encoding of the observations that decisions ended in (E, T).
+    """Return the encodings of the next observations of a rollout (E, T).
 
-    Where the episode goes on it is that of the next decision, which is there already. Only the
-    last observations of episodes and of the rollout are encoded here.
+    Inside an episode it is that of the next decision. Only the last observations of episodes and of
+    the rollout are encoded here.
 
     Args:
-        rollout: (E, T).
-        encoded: Of the decisions' own observations (E, T).
-        encode: The same for further observations (n).
+        rollout: Decisions (E, T).
+        encoded: Encodings of the decisions' own observations (E, T).
+        encode: Encodes further observations (N).
     """
+    # last decisions of episodes and of the rollout
     last = rollout["next", "done"].squeeze(-1).clone()
     last[:, -1] = True
+
+    # the next decision's encoding, replaced where there is none
     later = torch.arange(last.shape[1], device=last.device).roll(-1)
     following = encoded[:, later]
     following[last] = encode(rollout["next"][last])

@@ -1,7 +1,8 @@
-"""Advantages of chunk decisions: pure functions on rollouts (E, T).
+"""Advantages of chunk decisions, as pure functions on rollouts (E, T).
 
-A chunk of duration d is one step of a semi-Markov process: its reward is the sum of its steps'
-rewards, each discounted by its own time, and what comes after is discounted by discount^d.
+A chunk is one step of a semi-Markov process. Its reward is the discounted sum of the rewards of its
+steps, and the next value is discounted by discount^duration.
+Letters: E envs, T chunk decisions, h executed actions.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ def chunk_reward(reward_steps: Tensor, live: Tensor, discount: float) -> Tensor:
 
     Args:
         reward_steps: Reward of each executed step (E, T, h).
-        live: Whether the step was executed (E, T, h); what was not counts nothing.
-        discount: Per environment step.
+        live: Whether the step was executed (E, T, h). Other steps do not count.
+        discount: Discount per environment step.
     """
-    powers = discount ** torch.arange(reward_steps.shape[-1], device=reward_steps.device)
+    powers = discount ** torch.arange(reward_steps.shape[-1], device=reward_steps.device)  # (h,)
     return (reward_steps * live * powers).sum(-1, keepdim=True)
 
 
@@ -39,19 +40,19 @@ def generalized_advantage(
     """Return advantages and value targets of a rollout, both (E, T, 1).
 
     Args:
-        rollout: (E, T) with `state_value` and `("next", "state_value")` (E, T, 1), the latter of
-            the observation that the chunk ended in, before any reset.
-        discount: Per environment step, in [0, 1].
-        gae_lambda: Per decision, in [0, 1].
-        time_limit: "terminal" makes the time limit part of the task: nothing is won after it, and
-            the critic must see the time. "bootstrap" continues past it with the last observation's
-            value.
+        rollout: Decisions (E, T) with `state_value` and `("next", "state_value")` (E, T, 1). The
+            latter is the value of the observation after the chunk, before any reset.
+        discount: Discount per environment step, in [0, 1].
+        gae_lambda: Weight of long returns per decision, in [0, 1].
+        time_limit: "terminal" makes the time limit part of the task. There is no reward after it,
+            and the critic's input must contain the time. "bootstrap" continues past it with the
+            value of the last observation.
 
-    Source: Schulman et al. 2016, eq. 16; TorchRL computes it. Differs: the discount is
+    Source: Schulman et al. 2016, eq. 16, computed by TorchRL. Differs: the discount is
     discount^duration per decision.
     """
     after = rollout["next"]
-    # a simulator that broke down did not end the task, whatever the time limit means
+    # a broken simulator does not end the task, for both meanings of the time limit
     over = after["done"] & ~after["invalid"]
     ended = over if time_limit == "terminal" else after["terminated"]
     reward = chunk_reward(after["reward_steps"], after["live"], discount)
@@ -70,7 +71,7 @@ def generalized_advantage(
 def standardize(advantage: Tensor, epsilon: float = 1e-5) -> Tensor:
     """Return advantages with mean 0 and standard deviation 1 over the whole batch.
 
-    Advantages that are all equal become 0, not noise divided by nothing.
+    Equal advantages become 0, because their rounding errors must not be scaled up.
     """
     centered = advantage - advantage.mean()
     std = centered.square().mean().sqrt()
@@ -80,21 +81,24 @@ def standardize(advantage: Tensor, epsilon: float = 1e-5) -> Tensor:
 def group_relative(
     score: Tensor, counted: Tensor, scale: GroupScale, epsilon: float = 1e-6
 ) -> Tensor:
-    """Return how much better each of a group's episodes scored than the group (N, G).
+    """Return the advantages (groups, episodes) of episodes over the mean of their group.
 
     Args:
-        score: Of each episode (N, G).
-        counted: Which episodes count (N, G); the others get 0 and enter no mean.
-        scale: Divide by the standard deviation within the group, by that of the whole batch's
-            advantages, or by nothing.
-        epsilon: Keeps the division finite.
+        score: Scores (groups, episodes).
+        counted: Mask of the counted episodes (groups, episodes). The others get 0.
+        scale: Divisor: the standard deviation within the group, that of the whole batch, or none.
+        epsilon: Added to the divisor.
 
-    Source: Shao et al. 2024 (GRPO); Liu et al. 2025 (Dr. GRPO) for no division; Flow-GRPO for the
-    batch's. Differs: the standard deviations are those of a population, not of a sample.
+    Sources: Shao et al. 2024 (GRPO), Liu et al. 2025 (Dr. GRPO) for no division, Flow-GRPO for the
+    deviation of the batch. Differs: the standard deviations are those of a population, not of a
+    sample.
     """
+    # difference to the group's mean
     weight = counted.to(score.dtype)
     num = weight.sum(1, keepdim=True).clamp(min=1)
     centered = (score - (score * weight).sum(1, keepdim=True) / num) * weight
+
+    # scale
     if scale == "group":
         return centered / ((centered.square().sum(1, keepdim=True) / num).sqrt() + epsilon)
     if scale == "batch":

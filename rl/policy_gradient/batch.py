@@ -1,6 +1,6 @@
-"""From a rollout to the decisions that a policy gradient learns from, with a critic's advantages.
+"""The batch of a policy gradient: the decisions of a rollout with a critic's advantages.
 
-Letters: E envs, T chunk decisions, B decisions, M scored flow steps.
+Letters: E envs, T chunk decisions, B minibatch rows.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from pitune.rl.policy_gradient.value import ValueCritic, explained_variance
 def advantage_batch(
     rollout: TensorDictBase, actor: LikelihoodActor, critic: ValueCritic, config: AdvantageConfig
 ) -> tuple[TensorDictBase, dict[str, float]]:
-    """Return the valid decisions (B) of a rollout (E, T) and metrics of the critic.
+    """Return the valid decisions (B) of a rollout (E, T), and metrics of the critic.
 
-    They carry the keys that the actor needs to score them, `advantage` (standardized over the
-    batch), `state_value` and `value_target` (B, 1). Decisions in a simulator that broke down are
-    left out.
+    They have the entries that the actor needs for scoring, `advantage` (standardized over the
+    batch), `state_value` and `value_target` (B, 1). Decisions in a broken simulator are left out.
     """
     # values before and after each decision
     rollout = rollout.to(actor.policy.device).copy()
@@ -63,15 +62,15 @@ def advantage_batch(
 ADVANTAGE_KEYS = ("value_target", "advantage", "state_value")
 """Entries that a critic adds to decisions."""
 TERMINAL_ROWS = 32
-"""Decisions whose last flow step is measured; each encodes a prefix."""
+"""Number of decisions for `terminal_std`. Each one encodes a prefix."""
 
 
 def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
-    """Add the pooled `features` of the observations that decisions ended in.
+    """Add the pooled `features` of the next observations to a rollout (E, T).
 
-    Those of the decisions' own observations were stored while acting, so only the last observations
-    of episodes are encoded. The critic gets the features of the policy that collected the rollout,
-    also while the vision tower is trained.
+    The actor has stored those of the decisions' own observations, so only the last observations of
+    episodes are encoded. The critic gets the features of the policy that collected the rollout,
+    even while the vision tower is trained.
     """
 
     def encode(obs: TensorDictBase) -> Tensor:
@@ -84,15 +83,15 @@ def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
 def rescore(
     batch: TensorDictBase, actor: LikelihoodActor, size: int
 ) -> tuple[TensorDictBase, dict[str, float]]:
-    """Return decisions (B) whose old log-probabilities are those of the training forward.
+    """Return decisions (B) with old log-probabilities from the training forward.
 
-    Sampling runs the flow step by step and scoring runs all steps at once, perhaps in another
-    precision or on other kernels. The metrics measure the difference of the two [nats].
+    Sampling runs the flow steps one after another and scoring runs them together, possibly in
+    another precision or with other GPU kernels. The metrics are the difference of the two [nats].
 
     Args:
-        batch: With `chain` and `action_log_prob`, of the present policy.
-        actor: Scores them.
-        size: Decisions per pass; as in training, so that the rounding is the same.
+        batch: Decisions of the current policy, with `chain` and `action_log_prob`.
+        actor: Scores the chains.
+        size: Decisions per pass, as in training for the same rounding.
     """
     new = torch.cat([actor.get_dist(part).log_prob(part["chain"]) for part in batch.split(size)])
     gap = (new - batch["action_log_prob"]).abs()

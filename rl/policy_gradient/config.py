@@ -31,7 +31,7 @@ class UpdateConfig(MinibatchConfig):
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm, separately for policy and critic [-]."""
     target_kl: float = 0.2
-    """An update ends when the mean of (ratio - 1 - log ratio) exceeds this [nats per ratio]."""
+    """The update ends when the mean of (ratio - 1 - log ratio) exceeds this [nats per ratio]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +51,7 @@ class AdvantageConfig(ReturnConfig):
     gae_lambda: float = 0.95
     """Weight of long returns in the advantage, per decision [-]."""
     normalize_returns: bool = False
-    """Whether the critic learns returns of mean 0 and deviation 1, whatever the reward's scale."""
+    """Whether the critic learns returns that are scaled to mean 0 and standard deviation 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,9 +68,9 @@ class ClipConfig:
     """
 
     low: float = 0.2
-    """How far the ratio may fall below 1 [-]."""
+    """Range of the ratio below 1 [-]."""
     high: float = 0.2
-    """How far the ratio may rise above 1 [-]."""
+    """Range of the ratio above 1 [-]."""
 
     def __post_init__(self) -> None:
         check_range(self, "low", low=0, low_open=True, high=1)
@@ -79,7 +79,7 @@ class ClipConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PPOClipConfig(ClipConfig):
-    """PPO's clips: of the ratio, of the objective of bad decisions, and of the values.
+    """PPO's clips of the ratio, of the objective of bad decisions, and of the values.
 
     Example:
         >>> PPOClipConfig(dual=3.0).value
@@ -87,10 +87,11 @@ class PPOClipConfig(ClipConfig):
     """
 
     dual: float = math.inf
-    """Where the advantage is negative the objective is at least this many times it [-]; 3 is
-    common, infinite is none."""
+    """Lower bound of the objective for a negative advantage, in multiples of the advantage [-]. 3
+    is common, and infinite disables it."""
     value: float = math.inf
-    """How far a value may leave the one before the update [scaled returns]; infinite is free."""
+    """Range of a value around the value before the update [scaled returns]. Infinite disables it.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,18 +102,24 @@ class PPOClipConfig(ClipConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CriticBasedConfig(AlgorithmConfig):
-    """Settings of a policy gradient whose advantages come from a critic."""
+    """Settings of a policy gradient with a critic.
+
+    Example:
+        >>> CriticBasedConfig(update=UpdateConfig(minibatch_size=64)).policy_minibatch
+        64
+    """
 
     actor_learning_rate: float = 1e-4
     """Adam's step size for the policy [-]."""
     critic_learning_rate: float = 1e-3
     """Adam's step size for the critic [-]."""
     critic_warmup: int = 3
-    """Updates in which only the critic learns; a fresh critic's advantages are noise."""
+    """Updates that train only the critic, because the advantages of an untrained critic are noise.
+    """
     update: UpdateConfig = field(default_factory=UpdateConfig)
-    """Epochs, minibatches and when an update ends."""
+    """Epochs, minibatches and the end of an update."""
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
-    """Discount, long returns and the time limit."""
+    """Discount, weight of long returns, and the time limit."""
 
     def __post_init__(self) -> None:
         check_positive(self, "actor_learning_rate", "critic_learning_rate")

@@ -1,6 +1,7 @@
-"""Whole episodes in a rollout: which decision belongs to which, and what each was worth.
+"""The whole episodes of a rollout: their decisions, scores and groups.
 
-Letters: E envs, T chunk decisions, Q episodes per environment, N groups, G episodes per group.
+In shapes, `episodes` is the number of episodes per environment, `size` that per group.
+Letters: E envs, T chunk decisions, s robot state dim.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -15,39 +17,51 @@ from pitune.rl.policy_gradient.advantage import chunk_reward
 
 
 class Episodes(NamedTuple):
-    """The episodes of a rollout, as tables (E, Q)."""
+    """The episodes of a rollout, as tables (E, episodes).
+
+    Example:
+        >>> played = episodes(rollout, discount=1.0)  # doctest: +SKIP
+        >>> float(played.success[played.counted].float().mean())  # doctest: +SKIP
+        0.5
+    """
 
     score: Tensor
     """Discounted return from the episode's start."""
     success: Tensor
-    """Whether it succeeded."""
+    """Whether the episode succeeded."""
     counted: Tensor
-    """Whether it ended inside the rollout, in a simulator that did not break down."""
+    """Whether the episode ended inside the rollout, in a working simulator."""
     start: Tensor
-    """State of its first decision (E, Q, S) [robot units]."""
+    """State of the first decision (E, episodes, s) [robot units]."""
     number: Tensor
-    """Column of each decision's episode (E, T), and Q for decisions that nothing came of."""
+    """Column of each decision's episode (E, T), or `episodes` for decisions without an executed
+    step."""
 
 
 def episodes(rollout: TensorDictBase, discount: float) -> Episodes:
-    """Return the episodes of a rollout (E, T) whose first decisions are episodes' first.
+    """Return the episodes of a rollout (E, T) that begins with new episodes.
 
     Args:
-        rollout: With `reward_steps`, `live`, `duration`, `done`, `success` and `invalid` after
-            each decision.
-        discount: Per environment step.
+        rollout: Decisions with `reward_steps`, `live`, `duration`, `done`, `success` and `invalid`
+            under `next`.
+        discount: Discount per environment step.
     """
+    # episode of each decision
     after = rollout["next"]
     done, played = after["done"].squeeze(-1), after["duration"].squeeze(-1) > 0
     number = done.long().cumsum(1) - done.long()
     num = int((number + 1)[played].max()) if played.any() else 1
+
+    # empty tables
     envs = torch.arange(len(done), device=done.device)
     to_go = _returns_to_go(after, discount)
     shape = (len(done), num)
-    score, start = to_go.new_zeros(shape), rollout["state"].new_zeros(*shape, 1)
-    start = start.repeat(1, 1, rollout["state"].shape[-1])
+    score = to_go.new_zeros(shape)
+    start = rollout["state"].new_zeros(*shape, rollout["state"].shape[-1])
     flags = {key: torch.zeros(shape, dtype=torch.bool, device=done.device) for key in _FLAGS}
-    for t in reversed(range(done.shape[1])):  # the first decision of an episode is written last
+
+    # one decision of each environment at a time, so that an episode's first one is written last
+    for t in reversed(range(done.shape[1])):
         row = envs[played[:, t]]
         column = number[row, t]
         score[row, column] = to_go[row, t]
@@ -62,7 +76,7 @@ _FLAGS = ("done", "success", "invalid")
 
 
 def _returns_to_go(after: TensorDictBase, discount: float) -> Tensor:
-    """Return the discounted reward from each decision to its episode's end (E, T)."""
+    """Return the discounted rewards (E, T) from each decision to the end of its episode."""
     reward = chunk_reward(after["reward_steps"], after["live"], discount).squeeze(-1)
     factor = discount ** after["duration"].squeeze(-1).float()
     done = after["done"].squeeze(-1)
@@ -75,11 +89,12 @@ def _returns_to_go(after: TensorDictBase, discount: float) -> Tensor:
 
 
 def grouped(table: Tensor, group_size: int) -> Tensor:
-    """Return a table (E, Q) by groups (N, G): neighbors that played the same start together."""
-    by_group = table.unflatten(0, (-1, group_size)).transpose(1, 2)  # (E / G, Q, G)
-    return by_group.flatten(0, 1)
+    """Return a table (E, episodes) as groups (groups, size) of neighbors with the same start."""
+    pattern = "(shares size) episodes -> (shares episodes) size"
+    return rearrange(table, pattern, size=group_size)
 
 
 def ungrouped(groups: Tensor, num_episodes: int) -> Tensor:
-    """Return groups (N, G) as a table (E, Q) again."""
-    return groups.unflatten(0, (-1, num_episodes)).transpose(1, 2).flatten(0, 1)
+    """Return groups (groups, size) as a table (E, episodes), the inverse of `grouped`."""
+    pattern = "(shares episodes) size -> (shares size) episodes"
+    return rearrange(groups, pattern, episodes=num_episodes)

@@ -1,6 +1,6 @@
 """The loss of a policy on decisions: a surrogate on ratios, and regularization.
 
-Letters: B minibatch, M scored flow steps (1 for a joint ratio).
+Letters: B minibatch rows, M scored flow steps (1 for a joint ratio), K flow steps.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_trainable(likelihood: LikelihoodConfig) -> None:
 
 
 def clip_notes(actor: LikelihoodActor, clip: ClipConfig) -> list[str]:
-    """Return the meaning of a clip for an actor's likelihood; nothing if its steps have none."""
+    """Return the meaning of a clip for an actor's likelihood, if that has random flow steps."""
     config, policy = actor.config, actor.policy
     if not isinstance(config, FlowStepConfig):
         return []
@@ -54,9 +54,9 @@ def clip_notes(actor: LikelihoodActor, clip: ClipConfig) -> list[str]:
 
 
 def log_ratios(actor: LikelihoodActor, batch: TensorDictBase) -> tuple[Tensor, ActionDistribution]:
-    """Return the log-ratios (B, M) of the present policy to the one that acted.
+    """Return the log-ratios (B, M) of the current policy to the one that acted.
 
-    Also the distribution, after it has scored the batch's chains.
+    Also return the distribution, after it has scored the batch's chains.
     """
     dist = actor.get_dist(batch)
     log_ratio = dist.log_prob(batch["chain"]) - batch["action_log_prob"]
@@ -64,16 +64,17 @@ def log_ratios(actor: LikelihoodActor, batch: TensorDictBase) -> tuple[Tensor, A
 
 
 def with_one_step(batch: TensorDictBase, flow_steps: int) -> TensorDictBase:
-    """Return decisions (B) with one random flow step each to score, and its old log-probability.
+    """Return decisions (B) with one drawn flow step to score each, and its old log-probability.
 
-    For chains whose steps are all random: it costs a K-th and has the same mean gradient.
+    For chains whose flow steps are all random. The cost is one K-th, and the mean of the gradient
+    is the same.
 
     Args:
-        batch: With `action_log_prob` (B, K).
+        batch: Decisions with `action_log_prob` (B, K).
         flow_steps: K.
     """
     step = torch.randint(flow_steps, batch.shape, device=batch["action_log_prob"].device)
-    old = batch["action_log_prob"].gather(1, step[:, None])
+    old = batch["action_log_prob"].gather(1, step[:, None])  # (B, K) -> (B, 1)
     return batch.copy().update({"stochastic_step": step, "action_log_prob": old})
 
 
@@ -81,7 +82,7 @@ class PolicyLoss:
     """Mean over decisions of minus the surrogate, plus the regularization.
 
     Args:
-        actor: In training.
+        actor: The trained actor.
         surrogate: Objective of a ratio.
         entropy_coefficient: Weight of a learned noise's entropy [-].
         kl_coefficient: Weight of the divergence from the pretrained policy, per scored flow step.
@@ -123,7 +124,7 @@ class PolicyLoss:
 
         Args:
             batch: Decisions with `chain`, `action_log_prob`, `advantage` (B, 1) and the entries of
-                `with_draws`. A `weight` (B, 1), on average 1 over all decisions, weights them.
+                `with_draws`. They may have a `weight` (B, 1) with mean 1 over all decisions.
         """
         log_ratio, dist = log_ratios(self.actor, batch)
         return self.of_ratios(log_ratio, dist, batch)
@@ -131,7 +132,7 @@ class PolicyLoss:
     def of_ratios(
         self, log_ratio: Tensor, dist: ActionDistribution, batch: TensorDictBase
     ) -> tuple[Tensor, Metrics]:
-        """Return the loss and metrics of decisions whose log-ratios (B, M) are computed already."""
+        """Return the loss and metrics of decisions (B) with given log-ratios (B, M)."""
         # surrogate
         gain = self.surrogate(log_ratio, batch["advantage"])  # (B, M)
         weight = batch.get("weight", None)

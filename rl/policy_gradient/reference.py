@@ -1,7 +1,7 @@
 """The pretrained policy as a regularizer: a divergence from it, and cloning of it.
 
-Letters: B minibatch, M scored flow steps, H action horizon, A action dim.
-Sources: Liu et al. 2025 (Flow-GRPO) for the divergence per flow step; algorithms.md section 2.8.
+Letters: B minibatch rows, M scored flow steps, H action horizon, A model action dim.
+Source: Liu et al. 2025 (Flow-GRPO) for the divergence per flow step.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from pitune.policies import (
     ModelInput,
     likelihood_name,
 )
+from pitune.policies.flow.kernels import kl_divergence
 from pitune.policies.flow.ode import integrate
-from pitune.policies.flow.path import kl_divergence, sample_flow_time
+from pitune.policies.flow.path import sample_flow_time
 
 KLSpace = Literal["kernel", "velocity"]
-M = TypeVar("M", bound=nn.Module)
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
-def frozen_copy(module: M) -> M:
-    """Return a copy without gradients; parameters that are frozen already are shared."""
+def frozen_copy(module: ModuleType) -> ModuleType:
+    """Return a copy without gradients that shares the frozen parameters."""
     shared = {id(p): p for p in module.parameters() if not p.requires_grad}
     return deepcopy(module, memo=shared).requires_grad_(False)
 
@@ -38,17 +39,22 @@ class Reference:
 
     Args:
         actor: Copied with its policy and its learned noise.
+
+    Example:
+        >>> reference = Reference(actor)  # doctest: +SKIP
+        >>> draws = reference.cloning_draws(actor, len(batch))  # doctest: +SKIP
+        >>> loss = reference.cloning_loss(actor, batch.update(draws))  # doctest: +SKIP
     """
 
     def __init__(self, actor: LikelihoodActor) -> None:
         self.actor = frozen_copy(actor)
 
     def divergence(self, batch: TensorDictBase, dist: ActionDistribution, space: KLSpace) -> Tensor:
-        """Return how far a policy is from the reference at each scored flow step (B, M).
+        """Return the divergence of a policy from the reference at each scored flow step (B, M).
 
-        In "kernel" space it is the Kullback-Leibler divergence of the Gaussian steps [nats]; in
-        "velocity" space the mean squared difference of the velocities, the same up to a weight
-        that depends on the flow time.
+        In "kernel" space it is the Kullback-Leibler divergence of the Gaussian steps [nats]. In
+        "velocity" space it is the mean squared difference of the velocities, which differs by a
+        weight that depends on the flow time.
 
         Args:
             batch: Observations and chains (B).
@@ -58,10 +64,13 @@ class Reference:
         Raises:
             ValueError: the likelihood has no Gaussian steps to compare.
         """
+        # the reference's distribution at the same chains
         mask = self.actor.policy.executed_mask()
         reference = self.actor.get_dist(batch)
         with torch.no_grad():
             reference.log_prob(batch["chain"])
+
+        # divergence
         if space == "kernel":
             if not isinstance(dist, FlowChain) or not isinstance(reference, FlowChain):
                 name = likelihood_name(self.actor.config)
@@ -70,14 +79,14 @@ class Reference:
                     f"{name!r} has none; take kl_space='velocity'"
                 )
             return kl_divergence(dist.scored.transition, reference.scored.transition).sum((-2, -1))
-        difference = (dist.velocity - reference.velocity).square() * mask
+        difference = (dist.velocity - reference.velocity).square() * mask  # (B, M, H, A)
         return difference.sum((-2, -1)) / mask.sum()
 
     def cloning_draws(self, actor: LikelihoodActor, num_rows: int) -> dict[str, Tensor]:
         """Return the random draws of `cloning_loss` for B rows, by key.
 
-        The reference's starting noise and the noise of flow matching (B, H, A), and its flow
-        times (B,).
+        They are the reference's starting noise (B, H, A), and the noise (B, H, A) and flow times
+        (B,) of flow matching.
         """
         return {
             "reference_noise": self.actor.policy.draw_noise(num_rows),
@@ -88,18 +97,21 @@ class Reference:
     def cloning_loss(self, actor: LikelihoodActor, batch: TensorDictBase) -> Tensor:
         """Return the flow-matching loss (B,) on the reference's chunks at the same observations.
 
-        The chunks are sampled as deployed, and all their entries count, as in behavior cloning.
+        The reference acts as deployed. All entries of its chunks count, as in behavior cloning.
 
         Args:
-            actor: In training.
+            actor: The trained actor.
             batch: Observations (B) with the entries of `cloning_draws`.
         """
+        # chunks of the reference
         policy, inputs = self.actor.policy, ModelInput.of(batch)
         with torch.no_grad():
             field = policy.field(policy.encode(inputs))
             chunk = integrate(
                 field, batch["reference_noise"], policy.grid, policy.sampler.solver
             )  # (B, H, A)
+
+        # flow matching on them
         action = policy.preprocessor.unnormalize_action(chunk, inputs.robot_state)
         loss = actor.policy.loss(inputs, action, batch["cloning_noise"], batch["cloning_time"])
         return loss.mean((-2, -1))

@@ -1,8 +1,9 @@
-"""What policy gradients on ratios share: pure functions of log-ratios and advantages.
+"""Objectives of policy gradients, as pure functions of log-ratios and advantages.
 
-A *ratio* belongs to one scored flow step, to one decision or to one draw of the flow-matching loss;
-these functions do not care which. Letters: B minibatch, M ratios per decision.
-Sources: Schulman et al. 2017 (PPO); Ye et al. 2020 (dual clip); Xie et al. 2024 (SPO).
+A *ratio* (B, M) belongs to one scored flow step, to one decision (a joint ratio) or to one draw of
+the flow-matching loss. These functions treat all of them alike.
+Letters: B minibatch rows, M scored flow steps (or other ratios of a decision).
+Sources: Schulman et al. 2017 (PPO), Ye et al. 2020 (dual clip), Xie et al. 2024 (SPO).
 """
 
 from __future__ import annotations
@@ -24,21 +25,24 @@ def clipped_surrogate(
     """Return the objective of each ratio (B, M), to be maximized.
 
     Args:
-        log_ratio: Of the policy to the one that acted (B, M).
-        advantage: Broadcasts to `log_ratio`.
-        clip_low: How far a ratio may fall below its center [-].
-        clip_high: How far it may rise above [-].
-        dual_clip: Where the advantage is negative the objective is at least this many times it, so
-            that a ratio that ran away cannot dominate the batch; above 1, infinite for none.
-        center: Logarithm of the ratio around which is clipped (B, M); 0 unless another policy
-            than the present one's predecessor acted.
+        log_ratio: Log-ratios (B, M) of the current policy to the one that acted.
+        advantage: Advantages, broadcast to `log_ratio`.
+        clip_low: Range of a ratio below its center [-].
+        clip_high: Range of a ratio above its center [-].
+        dual_clip: Lower bound of the objective for a negative advantage, in multiples of the
+            advantage, so that no large ratio dominates the batch. Above 1, infinite for none.
+        center: Log-ratios (B, M) at the center of the clip, for decisions of another policy than
+            the current one's predecessor. The default is 0.
     """
+    # range of the ratio
     low, high = torch.tensor(-clip_low).log1p(), torch.tensor(clip_high).log1p()
     if center is None:
         clipped = log_ratio.clamp(low.to(log_ratio), high.to(log_ratio))
     else:
         clipped = torch.minimum(torch.maximum(log_ratio, center + low), center + high)
-    gains = torch.stack([log_ratio.exp() * advantage, clipped.exp() * advantage], -1)
+
+    # the smaller objective
+    gains = torch.stack([log_ratio.exp() * advantage, clipped.exp() * advantage], -1)  # (B, M, 2)
     gain = gains.min(dim=-1).values
     if math.isinf(dual_clip):
         return gain
@@ -50,9 +54,15 @@ def asymmetric_surrogate(
 ) -> Tensor:
     """Return FPO++'s objective (B, M): clipped for good decisions, a parabola for bad ones.
 
-    Clipping gives a bad decision's ratio no gradient once it has fallen below 1 - clip_low, so
-    nothing calls it back; the parabola ratio * A - |A| (ratio - 1)^2 / (2 clip_low) does, and its
-    best ratio is 1 - clip_low. At a ratio of 1 both have the same value and gradient.
+    Clipping gives a bad decision no gradient when its ratio is below 1 - clip_low, so the ratio may
+    fall further. The parabola ratio * advantage - |advantage| (ratio - 1)^2 / (2 clip_low) pulls it
+    back to its maximum at 1 - clip_low. Both have the same value and gradient at a ratio of 1.
+
+    Args:
+        log_ratio: Log-ratios (B, M).
+        advantage: Advantages, broadcast to `log_ratio`.
+        clip_low: Range of a ratio below 1 [-].
+        clip_high: Range of a ratio above 1 [-].
     """
     ratio = log_ratio.exp()
     parabola = ratio * advantage - advantage.abs() * (ratio - 1).square() / (2 * clip_low)
@@ -63,11 +73,11 @@ def asymmetric_surrogate(
 def implied_clip(
     clip_low: float, clip_high: float, reduction: str, num_entries: int, num_steps: int
 ) -> str:
-    """Return in words what a clip means: it is meaningless without what the ratio multiplies.
+    """Return a description of a clip, which depends on the number of factors in a ratio.
 
     Args:
-        clip_low: How far a ratio may fall below 1 [-].
-        clip_high: How far it may rise above [-].
+        clip_low: Range of a ratio below 1 [-].
+        clip_high: Range of a ratio above 1 [-].
         reduction: "sum" or "mean" over a step's entries.
         num_entries: Executed entries of a chunk.
         num_steps: Flow steps in one ratio.
@@ -76,16 +86,16 @@ def implied_clip(
     total = num_entries * num_steps
     entry = num_steps if reduction == "mean" else total
     whole = num_entries if reduction == "mean" else 1
-    what = "product" if reduction == "sum" else "geometric mean over entries"
+    name = "product" if reduction == "sum" else "geometric mean over entries"
     return (
-        f"ratio: {what}, {num_entries} entries x {num_steps} flow steps, clipped to "
+        f"ratio: {name}, {num_entries} entries x {num_steps} flow steps, clipped to "
         f"[{low:.3g}, {high:.3g}]; that is [{low ** (1 / entry):.4g}, {high ** (1 / entry):.4g}] "
         f"per entry and [{low**whole:.3g}, {high**whole:.3g}] for the likelihood of all {total}"
     )
 
 
 def ratio_metrics(log_ratio: Tensor, clip_low: float, clip_high: float) -> dict[str, float]:
-    """Return how far a batch of ratios is from 1.
+    """Return metrics of the deviation of ratios (B, M) from 1.
 
     `approx_kl` is the k3 estimate, the mean of (ratio - 1 - log ratio), which is never negative.
     """
@@ -101,14 +111,14 @@ def ratio_metrics(log_ratio: Tensor, clip_low: float, clip_high: float) -> dict[
 
 
 def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float) -> Tensor:
-    """Return the squared error of values (B, 1), averaged; clipped as PPO's if `clip` is finite.
+    """Return the mean squared error of values (B, 1), with PPO's clip if `clip` is finite.
 
     Args:
-        value: Of the critic in training.
-        old_value: Of the same critic on the same inputs, before the update, in the same units:
-            values of another estimator would be clipped towards another quantity.
-        target: What they should be.
-        clip: How far a value may leave the old one before its gradient ends.
+        value: Values of the trained critic.
+        old_value: Values of the same critic before the update, in the same units. Those of another
+            estimator would clip towards another quantity.
+        target: Value targets.
+        clip: Range of a value around the old one. Outside of it there is no gradient.
     """
     loss = (value - target).square()
     if not math.isinf(clip):
@@ -118,15 +128,15 @@ def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float) ->
 
 
 def trajectory_log_ratio(log_ratio: Tensor, episode: Tensor) -> Tensor:
-    """Return the log-ratio of each decision's whole episode (B, 1): the mean over its decisions.
+    """Return the mean log-ratio (B, 1) over the decisions of each row's episode.
 
-    A product over a trajectory has a variance that grows with its length; GSPO's geometric mean
-    does not. The ratios (B, M) of a decision are averaged too.
+    The variance of a product over a trajectory grows with its length, but that of GSPO's geometric
+    mean does not. The mean is also over the log-ratios of a decision.
 
     Args:
-        log_ratio: (B, M); all decisions of an episode are among the rows.
-        episode: Which episode each row belongs to (B,) int64.
+        log_ratio: Log-ratios (B, M) of all decisions of the episodes.
+        episode: Episode of each row (B,) int64.
     """
     _, index, length = episode.unique(return_inverse=True, return_counts=True)
     total = log_ratio.new_zeros(len(length)).index_add(0, index, log_ratio.mean(1))
-    return (total / length)[index][:, None]
+    return (total / length)[index][:, None]  # (episodes,) -> (B, 1)

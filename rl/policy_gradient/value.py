@@ -1,4 +1,7 @@
-"""State values. Letters: N rows, S model state dim, D width of a hidden layer."""
+"""The value critic of the policy-gradient algorithms.
+
+Letters: N rows, B minibatch rows, S model state dim, D width of a hidden layer.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,23 @@ from torch import Tensor, nn
 from pitune.policies.preprocessing.critic_input import critic_input
 
 RETURN_RATE = 0.05
-"""Share of a new batch in the running scale of returns, once that has seen enough [-]."""
+"""Weight of a new batch in the running scale of returns, after the first 20 batches [-]."""
 LEAST_RETURN_STD = 1e-2
-"""Returns that hardly differ are not blown up [reward]."""
+"""Least standard deviation in the scale of returns [reward]."""
 
 
 class ValueCritic(TensorDictModuleBase):
-    """V(observation, time): reads the robot's state, and how much of the episode's time is used.
+    """V(observation, time), from the robot's state and the used share of the episode's time.
 
-    Of a policy that sees more than the state it also reads the pooled features of the prefix.
+    For a policy with pictures or a prompt, their pooled features are an input too.
 
-    The time matters where a time limit ends the episode: without it the value of a state would be
-    an average over how much time is left. A network of its own, not a head on the policy, so that
-    its gradients do not disturb the pretrained weights.
+    The time matters if a time limit ends the episode. Without it, the value of a state would be an
+    average over the remaining times. The critic is a separate network and not a head on the policy,
+    so that its gradients do not change the pretrained weights.
 
     Args:
-        state_dim: Width of the model's states (S).
-        feature_dim: Width of the policy's features, `FlowPolicy.feature_dim`; 0 for none.
+        state_dim: S.
+        feature_dim: Width of the policy's features, `FlowPolicy.feature_dim`, or 0 for none.
         hidden: Widths of the hidden layers.
 
     Example:
@@ -51,7 +54,7 @@ class ValueCritic(TensorDictModuleBase):
         for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.SiLU()]
         head = nn.Linear(widths[-1], 1)
-        nn.init.normal_(head.weight, std=0.02)  # first advantages: from rewards
+        nn.init.normal_(head.weight, std=0.02)  # small, so that rewards dominate first advantages
         nn.init.zeros_(head.bias)
         self.net = nn.Sequential(*layers, head)
         self.return_mean: Tensor
@@ -68,8 +71,8 @@ class ValueCritic(TensorDictModuleBase):
         """Return the values (N, 1) of observations (N) [reward].
 
         Args:
-            td: With `model_input`, `elapsed` and, where the policy has any, `features`.
-            offset: Added to the first layer's output (N, D); a gene of a population.
+            td: Observations with `model_input`, `elapsed` and, if the policy has any, `features`.
+            offset: Offset (N, D) of the first layer's output, from the genes of a population.
         """
         features = td["features"] if self.feature_dim else None
         x = self.net[0](critic_input(td["model_input", "state"], features, td["elapsed"]))
@@ -77,16 +80,17 @@ class ValueCritic(TensorDictModuleBase):
         return scaled * self.return_std + self.return_mean
 
     def scaled(self, value: Tensor) -> Tensor:
-        """Return values in the units that the network learns in; unchanged before `rescale`."""
+        """Return values in the network's scaled units, which `rescale` changes."""
         return (value - self.return_mean) / self.return_std
 
     @torch.no_grad()
     def rescale(self, target: Tensor) -> None:
-        """Follow the mean and deviation of value targets (B, 1); no value changes by it.
+        """Update the scale to the mean and deviation of value targets (B, 1).
 
-        The last layer is changed with the scale, so that values before and after mean the same.
+        The last layer changes with the scale, so that no value changes.
         Source: van Hasselt et al. 2016 (PopArt).
         """
+        # running mean and standard deviation
         self.num_rescaled += 1
         rate = max(RETURN_RATE, 1 / float(self.num_rescaled))
         old_mean, old_std = self.return_mean.clone(), self.return_std.clone()
@@ -94,13 +98,18 @@ class ValueCritic(TensorDictModuleBase):
         self.return_mean.lerp_(target.mean(), rate)
         variance = (square - self.return_mean.square()).clamp(min=LEAST_RETURN_STD**2)
         self.return_std.copy_(variance.sqrt())
+
+        # last layer in the new scale
         head: nn.Linear = self.net[-1]  # type: ignore[assignment]
         head.weight.mul_(old_std / self.return_std)
         head.bias.mul_(old_std).add_(old_mean - self.return_mean).div_(self.return_std)
 
 
 def explained_variance(value: Tensor, target: Tensor) -> float:
-    """Return the share of the targets' variance that the values explain; below 0 they harm."""
+    """Return the share of the targets' variance that the values explain.
+
+    Below 0 the values are worse than the mean of the targets.
+    """
     variance = target.var(correction=0)
     if variance < 1e-12:
         return float("nan")

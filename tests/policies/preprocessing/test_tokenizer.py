@@ -182,7 +182,7 @@ def test_one_cut_short_is_refused(tmp_path: Path) -> None:
 def test_one_without_a_beginning_is_refused(tmp_path: Path) -> None:
     text = (FOLDER / "tokenizer.json").read_text().replace("<bos>", "<start>")
     (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(ValueError, match=r"has no <bos> piece, with which every prompt begins"):
+    with pytest.raises(ValueError, match=r"has no <bos> token, with which every prompt begins"):
         Tokenizer.load(tmp_path)
 
 
@@ -190,9 +190,9 @@ def test_one_without_a_beginning_is_refused(tmp_path: Path) -> None:
 def test_one_with_more_pieces_than_embeddings_is_refused(path: Path) -> None:
     Tokenizer.load(path).check(1024)
     Tokenizer.load(path).check(520)
-    with pytest.raises(ValueError, match=r"has 520 pieces, the network has embeddings of 519; ta"):
+    with pytest.raises(ValueError, match=r"has 520 tokens, the network has embeddings of 519; ta"):
         Tokenizer.load(path).check(519)
-    with pytest.raises(ValueError, match=r"has 520 pieces"):
+    with pytest.raises(ValueError, match=r"has 520 tokens"):
         load_tokenizer(path, path, 519)
 
 

@@ -339,5 +339,5 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         ValueError, match=r"unknown algorithm 'filterd_bc'; did you mean 'filtered_"
     ):
         rl.preset("filterd_bc")
-    with pytest.raises(ValueError, match=r"unknown algorithm 'zzz' registered: \['bc', "):
+    with pytest.raises(ValueError, match=r"unknown algorithm 'zzz'; registered: \['bc', "):
         rl.preset("zzz")

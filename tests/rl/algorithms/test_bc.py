@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from observations import observed
 from tensordict import TensorDict, TensorDictBase
 
+from observations import observed
 from pitune import rl
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.rl import BCConfig, Demonstrations

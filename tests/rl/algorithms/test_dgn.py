@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from observations import observed
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from observations import observed
 from pitune import envs, rl
 from pitune.policies import ModelInput
 from pitune.rl import DGN, ActorCriticConfig, DGNConfig, OffPolicyConfig

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from observations import observed
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from observations import observed
 from pitune import envs, rl
 from pitune.policies import ModelInput, SteeringConfig
 from pitune.rl import DSRL, DSRLConfig, OffPolicyConfig

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from observations import observed
-from settings import changed
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from observations import observed
 from pitune import envs, policies, rl
 from pitune.policies import (
     FlowNoiseConfig,
@@ -27,6 +26,7 @@ from pitune.policies import (
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import Population
 from pitune.rl.policy_gradient.loss import log_ratios
+from settings import changed
 
 LEARNING: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from settings import changed, stand_still
 from tensordict import TensorDictBase
 
 from pitune import envs, policies, rl
@@ -24,6 +23,7 @@ from pitune.policies import (
 from pitune.policies.flow.ode import integrate
 from pitune.rl.algorithms.fpo import plus_plus
 from pitune.rl.policy_gradient.loss import log_ratios
+from settings import changed, stand_still
 
 SETTINGS: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}
 MODES = {"fpo": lambda c: c, "fpo++": plus_plus}

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from settings import changed, stand_still
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.distributions import Normal
@@ -25,6 +24,7 @@ from pitune.policies import (
 from pitune.rl.gradient_step import minibatches
 from pitune.rl.policy_gradient.advantage import generalized_advantage
 from pitune.rl.policy_gradient.loss import with_one_step
+from settings import changed, stand_still
 
 MODES = {
     f"{kernel}, {steps} random, {ratio} ratio, {reduction}": likelihood_config(

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from observations import observed
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
+from observations import observed
 from pitune.policies import FlowPolicy, LikelihoodActor, likelihood_config
 from pitune.rl.gradient_step import gradient_step, minibatches
 from pitune.rl.policy_gradient.config import ClipConfig

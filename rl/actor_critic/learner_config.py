@@ -1,0 +1,51 @@
+"""Settings of the off-policy actor-critic whose actor is the flow policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pitune.rl.actor_critic.td import OffPolicyConfig
+from pitune.rl.config import check_counts, check_not_negative, check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticConfig:
+    """Critics of chunks, and a flow policy that follows their gradient.
+
+    Example:
+        >>> ActorCriticConfig(actor_every=2).off_policy.num_critics
+        10
+    """
+
+    off_policy: OffPolicyConfig = field(
+        default_factory=lambda: OffPolicyConfig(
+            minibatch_size=128, num_critics=10, critic_subset=2, warmup_rounds=1000
+        )
+    )
+    """Memory, critics, warm-up and update-to-data ratio."""
+    actor_every: int = 4
+    """Rounds per gradient step of the policy."""
+    actor_learning_rate: float = 1e-4
+    """Adam's step size for the policy [-]."""
+    max_grad_norm: float = 1.0
+    """The policy's gradients are scaled down to this norm [-]."""
+    cloning_coefficient: float = 0.0
+    """Weight of flow matching on the demonstrations, relative to a value scaled to 1 [-]."""
+    anchor_coefficient: float = 3.0
+    """Weight of the mean squared distance between the executed chunks of the policy and of the
+    pretrained policy from the same noise [1 / normalized action squared]. It limits the damage of
+    wrong critics. 0 disables it and needs no copy of the pretrained policy."""
+    keep_prefix: bool = True
+    """Whether to store the keys and values of pictures and prompt while their encoder is frozen, so
+    that each is encoded once. At π0's full size in bfloat16 that is 30 MB per decision, 15 for its
+    observation and 15 for the next. Otherwise the pictures are stored and encoded in each round."""
+
+    def with_demonstrations(self, file: Path) -> ActorCriticConfig:
+        """Return the settings with this file of demonstrations."""
+        return replace(self, off_policy=replace(self.off_policy, demonstrations=file))
+
+    def __post_init__(self) -> None:
+        check_counts(self, "actor_every")
+        check_positive(self, "actor_learning_rate", "max_grad_norm")
+        check_not_negative(self, "cloning_coefficient", "anchor_coefficient")
