@@ -28,7 +28,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from torch import Tensor
 
-from pitune.envs.gym.spaces import (
+from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult
+from pitune.envs.workers.env import DEFAULT_CONTROL_HZ
+from pitune.envs.workers.spaces import (
     Arrays,
     as_flags,
     batch_action,
@@ -38,8 +40,6 @@ from pitune.envs.gym.spaces import (
     read_success,
     write_row,
 )
-from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult
-from pitune.envs.workers.env import DEFAULT_CONTROL_HZ
 
 
 class GymnasiumVector:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pitune.envs.gym.spaces import SubEnvSpec, empty_obs
 from pitune.envs.workers.process import Failure, LocalWorker, Worker, WorkerDiedError
+from pitune.envs.workers.spaces import SubEnvSpec, empty_obs
 from pitune.envs.workers.sub_envs import Factory, Rows
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from pitune.envs.gym.spaces import (
+from pitune.envs.workers.spaces import (
     Arrays,
     SubEnvSpec,
     empty_obs,
