@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from settings import changed
 from tensordict import TensorDict, TensorDictBase
 
 from pitune import envs, policies, rl
@@ -27,6 +26,7 @@ from pitune.rl.actor_critic.td import OffPolicy
 from pitune.rl.algorithms import bc, epo, grpo, ppo
 from pitune.rl.experience.keys import KEYS, Place, declared, select_decisions
 from pitune.rl.policy_gradient import batch as decisions
+from settings import changed
 from vision_policies import ENV, vision_policy
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
