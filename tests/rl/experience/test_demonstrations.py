@@ -133,7 +133,7 @@ def test_demonstrations_that_lack_what_the_policy_needs_are_refused(
 def test_steps_without_a_task_are_of_the_first_and_instructions_are_needed(tmp_path: Path) -> None:
     picture = torch.zeros(3, 3, 20, 20, dtype=torch.uint8)
     own = Demonstrations(
-        obs={"state": torch.rand(3, 4), "image/front": picture, "image/wrist": picture},
+        obs={"state": torch.rand(3, 4), "image/front": picture, "image/wrist": picture + 1},
         action=torch.rand(3, 2),
         episode=torch.zeros(3).long(),
         tasks=("reach the goal", "stay"),
