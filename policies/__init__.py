@@ -1,5 +1,11 @@
 """Acting: the π0 flow policy, its likelihoods and checkpoints. Imports no RL and no simulator."""
 
+if not __name__.startswith("pitune."):
+    raise ImportError(
+        f"`import {__name__}` found the folder {__path__[0]} of pitune: write `from pitune import "
+        "policies`, or start Python elsewhere for another package of this name"
+    )
+
 from pitune.policies.actor import Actor, LikelihoodActor
 from pitune.policies.checkpoints.config import LoadConfig
 from pitune.policies.checkpoints.formats import load, save

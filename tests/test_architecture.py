@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,3 +205,20 @@ def test_what_a_package_exports_exists(package: str) -> None:
     exported = getattr(module, "__all__", [])
     assert len(set(exported)) == len(exported)
     assert all(hasattr(module, name) for name in exported)
+
+
+@pytest.mark.parametrize("package", ["policies", "envs", "rl"])
+def test_a_source_folder_is_no_second_package(package: str) -> None:
+    """From the root of the tree, `import rl` would make other classes than `pitune.rl`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {package}"], cwd=ROOT, capture_output=True, text=True
+    )
+    message = f"`import {package}` found the folder {ROOT / package} of pitune: write "
+    assert message + f"`from pitune import {package}`" in done.stderr
+    importlib.import_module(f"pitune.{package}")
+
+
+def test_the_trainer_starts_from_its_source_folder() -> None:
+    command = [sys.executable, "-m", "experiments.train", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: python -m experiments.train ALGORITHM")
