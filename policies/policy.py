@@ -221,14 +221,14 @@ class FlowPolicy(nn.Module):
                 drawn.
             state_offset: See `encode`.
         """
-        return self.executed(self._integrated(inputs, noise, state_offset), inputs)
+        return self.executed(self._integrate(inputs, noise, state_offset), inputs)
 
     def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
         """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
-        chunk = self._integrated(inputs, noise)
+        chunk = self._integrate(inputs, noise)
         return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
 
-    def _integrated(
+    def _integrate(
         self, inputs: ModelInput, noise: Tensor | None, state_offset: Tensor | None = None
     ) -> Tensor:
         """Return normalized chunks (N, H, A) at the end of the ODE.
@@ -286,8 +286,8 @@ class FlowPolicy(nn.Module):
 def _preprocessor(config: PreprocessorConfig, network: Pi0Config) -> Preprocessor:
     """Return the preprocessor with the network's widths."""
     # π0.5 has the state in its prompt, with any number of dimensions
-    given = config.state.dim if network.family == "pi05" else 0
-    return Preprocessor(config, max(network.state_dim, given), network.action_dim)
+    state_dim = config.state.dim if network.family == "pi05" else 0
+    return Preprocessor(config, max(network.state_dim, state_dim), network.action_dim)
 
 
 def small_policy(

@@ -174,7 +174,7 @@ class DSRL(Algorithm[DSRLConfig]):
         rows = demonstrations.transitions(self.policy.sampler.execution_horizon)
         rows = rows.to(self.policy.device)
         encoded = in_parts(rows, self.actor.encode)
-        following = demonstrations.following(self.policy.sampler.execution_horizon)
+        following = demonstrations.step_after(self.policy.sampler.execution_horizon)
 
         # rows
         stored = rows.exclude("action", *demonstrations.obs).clone().update(encoded)

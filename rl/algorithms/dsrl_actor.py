@@ -50,7 +50,7 @@ class NoiseSourceActor(Actor):
         # encoded observation
         policy, inputs = self.policy, ModelInput.of(td)
         context = policy.encode(inputs)
-        stored = self._stored(inputs, context)
+        stored = self._stored_entries(inputs, context)
 
         # latent and its action
         if self.source.steered:
@@ -74,9 +74,9 @@ class NoiseSourceActor(Actor):
     def encode(self, rows: TensorDictBase) -> TensorDict:
         """Return the stored entries of observations (N) with `model_input`."""
         inputs = ModelInput.of(rows)
-        return self._stored(inputs, self.policy.encode(inputs))
+        return self._stored_entries(inputs, self.policy.encode(inputs))
 
-    def _stored(self, inputs: ModelInput, context: Context) -> TensorDict:
+    def _stored_entries(self, inputs: ModelInput, context: Context) -> TensorDict:
         """Return `critic_input` (N, D) and, with `keep_context`, the packed `context`."""
         values: dict[str, Tensor | TensorDict] = {
             "critic_input": self.policy.critic_input(inputs, context)
