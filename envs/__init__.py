@@ -1,22 +1,50 @@
-"""Simulating: one contract, several simulators. Knows no RL and no policy."""
+"""Simulation: one contract for several simulators. Independent of RL and of policies.
+
+Example:
+    >>> import torch
+    >>> from pitune import envs
+    >>> env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2))
+    >>> obs = env.reset(seed=torch.tensor([0, 1]))
+    >>> result = env.step(env.expert().act(), active=torch.tensor([True, True]))
+    >>> result.reward.shape
+    torch.Size([2])
+"""
 
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.chunk_env import ChunkEnv
-from pitune.envs.registry import EnvConfig, make
+from pitune.envs.config import EnvConfig, EnvOptions, require_default
+from pitune.envs.gym.registration import GymOptions
+from pitune.envs.maniskill.registration import ManiSkillOptions
+from pitune.envs.metaworld.registration import MetaWorldOptions
+from pitune.envs.mock.registration import MockOptions
+from pitune.envs.registry import EnvFactory, config_for, known_tasks, make, prefixes, register
 from pitune.envs.seeding import EpisodeSeeds, Split, episode_seed
+from pitune.envs.tabletop.registration import TabletopOptions
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
 
 __all__ = [
     "CheckedEnv",
     "ChunkEnv",
     "EnvConfig",
+    "EnvFactory",
+    "EnvOptions",
     "EnvSpec",
     "EpisodeSeeds",
     "Expert",
+    "GymOptions",
+    "ManiSkillOptions",
+    "MetaWorldOptions",
+    "MockOptions",
     "Observation",
     "Split",
     "StepResult",
+    "TabletopOptions",
     "VectorEnv",
+    "config_for",
     "episode_seed",
+    "known_tasks",
     "make",
+    "prefixes",
+    "register",
+    "require_default",
 ]

@@ -1,6 +1,6 @@
-"""The checks around every adapter: what goes in is well formed, what comes out is finite and fresh.
+"""The checks around every adapter: valid arguments, finite results, and copies of the results.
 
-Letters: E envs, A action dim.
+Letters: E envs, n rows, A action dim.
 """
 
 from __future__ import annotations
@@ -12,14 +12,26 @@ from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, Vec
 
 
 class CheckedEnv:
-    """A `VectorEnv` that checks another one.
+    """A `VectorEnv` that checks the arguments and the results of another one.
 
-    Actions must have the right shape and be finite; they are clipped to the bounds, and how many
-    entries that changed is counted. Observations and rewards must be finite. Every tensor that is
-    returned is a copy, so a simulator that reuses its buffers cannot rewrite a rollout.
+    Actions must have the right shape and be finite. They are clipped to the bounds, and the clipped
+    entries are counted. Observations and rewards must be finite. Every returned tensor is a copy,
+    so a simulator that reuses its buffers cannot change a stored rollout.
+
+    Example:
+        >>> from pitune.envs.mock.reach import Reach
+        >>> env = CheckedEnv(Reach(2))
+        >>> obs = env.reset(torch.tensor([0, 1]))
+        >>> result = env.step(torch.full((2, 2), 3.0), torch.tensor([True, False]))
+        >>> (env.num_entries, env.num_clipped)
+        (2, 2)
 
     Args:
-        env: The adapter.
+        env: The environment to check.
+
+    Raises:
+        ValueError: (from `reset` and `step`) an argument has the wrong shape, or a number is not
+            finite.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -28,18 +40,18 @@ class CheckedEnv:
         self.low = torch.tensor(env.spec.action_low, device=env.spec.device)
         self.high = torch.tensor(env.spec.action_high, device=env.spec.device)
         self.num_entries = 0
-        """Action entries so far, of active environments."""
+        """Action entries of active environments so far."""
         self.num_clipped = 0
-        """How many of them were outside the bounds."""
+        """Those among them that were outside the bounds."""
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
-        num = self.spec.num_envs if env_idx is None else len(env_idx)
-        if seed.shape != (num,):
+        num_rows = self.spec.num_envs if env_idx is None else len(env_idx)
+        if seed.shape != (num_rows,):
             raise ValueError(
-                f"seed of shape {tuple(seed.shape)} must be ({num},): one seed per environment "
-                "that is reset"
+                f"seed of shape {tuple(seed.shape)} must be ({num_rows},): one seed per "
+                "environment that is reset"
             )
-        return self._checked(self.env.reset(seed, env_idx), "reset")
+        return self._check_obs(self.env.reset(seed, env_idx), "reset")
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
         expected = (self.spec.num_envs, self.spec.action_dim)
@@ -50,16 +62,22 @@ class CheckedEnv:
             )
         if not torch.isfinite(action[active]).all():
             rows = (~torch.isfinite(action).all(-1) & active).nonzero().flatten().tolist()
-            raise ValueError(f"action is not finite in environments {rows} of {self.spec.id}")
+            raise ValueError(
+                f"action is not finite in environments {rows} of {self.spec.id}; "
+                "check the policy's output"
+            )
         clipped = torch.maximum(torch.minimum(action, self.high), self.low)
         self.num_entries += int(active.sum()) * self.spec.action_dim
         self.num_clipped += int((clipped != action)[active].sum())
         obs, reward, terminated, truncated, info = self.env.step(clipped, active)
         if not torch.isfinite(reward).all():
             rows = (~torch.isfinite(reward)).nonzero().flatten().tolist()
-            raise ValueError(f"reward is not finite in environments {rows} of {self.spec.id}")
+            raise ValueError(
+                f"reward is not finite in environments {rows} of {self.spec.id}; an adapter must "
+                "report such a row as truncated and invalid, with reward 0"
+            )
         return StepResult(
-            self._checked(obs, "step"),
+            self._check_obs(obs, "step"),
             reward.float().clone(),
             terminated.clone(),
             truncated.clone(),
@@ -75,11 +93,13 @@ class CheckedEnv:
     def close(self) -> None:
         self.env.close()
 
-    def _checked(self, obs: Observation, where: str) -> Observation:
+    def _check_obs(self, obs: Observation, method: str) -> Observation:
+        """Return copies of the observation after a check of the state."""
         state = obs["state"]
         if not torch.isfinite(state).all():
             rows = (~torch.isfinite(state).all(-1)).nonzero().flatten().tolist()
             raise ValueError(
-                f"state is not finite in environments {rows} of {self.spec.id} after {where}"
+                f"state is not finite in environments {rows} of {self.spec.id} after {method}; an "
+                "adapter must keep the last finite state and report the row as invalid"
             )
         return {key: value.clone() for key, value in obs.items()}

@@ -1,155 +1,161 @@
-"""Environments by name: the part before the slash picks the adapter.
+"""Environments by name: the prefix before the slash selects the adapter.
 
-An adapter imports its simulator when it is made, so nothing is imported that is not used.
+An adapter is a factory `(name, config) -> VectorEnv` in a table that code outside this repository
+can extend with `register`. A factory imports its simulator when it is called, so a simulator that
+is not used is not imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, is_dataclass, replace
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any
 
 from pitune.envs.checked import CheckedEnv
+from pitune.envs.config import EnvConfig, EnvOptions
 from pitune.envs.vector_env import VectorEnv
+
+EnvFactory = Callable[[str, EnvConfig], VectorEnv]
+"""Makes the environment `name` of one prefix. `config.options` is of the registered class."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvConfig:
-    """Which environment, how many copies, and how they run."""
+class Adapter:
+    """One row of the table."""
 
-    id: str = "mujoco/PickCube"
-    """`mujoco/<task>`, `maniskill/<task>`, `metaworld/<task>`, `gym/<id>` or `mock/<name>`."""
-    num_envs: int = 100
-    """Copies that step together."""
-    num_workers: int = 2
-    """Processes (or MuJoCo threads) that share the copies; 0 runs them in this process."""
-    reward: Literal["sparse", "dense"] = "sparse"
-    """1 on success only, or the simulator's shaped reward."""
-    max_episode_steps: int | None = None
-    """Time limit [environment steps]; the task's own by default."""
-    cameras: tuple[str, ...] = ()
-    """Cameras whose pictures enter the observation."""
-    image_size: int = 64
-    """Height and width of the pictures [pixels]."""
+    factory: EnvFactory
+    """Makes an environment."""
+    options: type[EnvOptions]
+    """Class of the adapter's options."""
+    tasks: Callable[[], Iterable[str]]
+    """Lists known names without the prefix."""
+
+
+_ADAPTERS: dict[str, Adapter] = {}
+
+
+def register(
+    prefix: str,
+    factory: EnvFactory,
+    options: type[EnvOptions] = EnvOptions,
+    *,
+    tasks: Callable[[], Iterable[str]] = tuple,
+) -> None:
+    """Add an adapter, so that `make` accepts `<prefix>/<name>`.
+
+    Example:
+        >>> from pitune.envs.mock.reach import Reach
+        >>> register("plane", lambda name, config: Reach(config.num_envs))  # doctest: +SKIP
+        >>> env = make(config_for("plane/Reach", num_envs=2))  # doctest: +SKIP
+
+    Args:
+        prefix: A word that no other adapter has.
+        factory: Makes the environment. Imports its simulator when it is called.
+        options: Frozen, keyword-only dataclass of the adapter's options, all with defaults.
+        tasks: Lists the names for `known_tasks`, if possible without the simulator.
+
+    Raises:
+        ValueError: the prefix is taken or is no word, or the options have no defaults.
+        TypeError: the options are no dataclass derived from `EnvOptions`.
+    """
+    if not prefix.isidentifier():
+        raise ValueError(
+            f"prefix={prefix!r} must be a word of letters, digits and underscores; "
+            "the slash and the task follow it in an environment's id"
+        )
+    if prefix in _ADAPTERS:
+        raise ValueError(f"prefix={prefix!r} is already registered; choose another word")
+    if not (isinstance(options, type) and issubclass(options, EnvOptions) and _is_plain(options)):
+        raise TypeError(
+            f"options={options!r} of {prefix}/ must be a dataclass that derives from "
+            "pitune.envs.EnvOptions; decorate it with @dataclass(frozen=True, kw_only=True)"
+        )
+    try:
+        options()
+    except TypeError as error:
+        raise ValueError(
+            f"options={options.__name__} of {prefix}/ cannot be made without arguments ({error}); "
+            "give every field a default"
+        ) from error
+    _ADAPTERS[prefix] = Adapter(factory=factory, options=options, tasks=tasks)
+
+
+def prefixes() -> dict[str, type[EnvOptions]]:
+    """Return the registered prefixes in alphabetical order, each with the class of its options.
+
+    Example:
+        >>> prefixes()["maniskill"].__name__
+        'ManiSkillOptions'
+    """
+    return {prefix: _ADAPTERS[prefix].options for prefix in sorted(_ADAPTERS)}
+
+
+def known_tasks(prefix: str) -> tuple[str, ...]:
+    """Return the names that are listed for a prefix, or nothing where none are listed.
+
+    The adapter may accept other names too.
+
+    Example:
+        >>> known_tasks("mock")
+        ('Reach', 'Script', 'TwoGoals')
+
+    Raises:
+        ValueError: the prefix is unknown.
+    """
+    return tuple(_adapter(f"{prefix}/...").tasks())
+
+
+def config_for(env_id: str, **changes: Any) -> EnvConfig:
+    """Return the config of an environment with the default options of its adapter.
+
+    Example:
+        >>> config_for("maniskill/PickCube-v1", num_envs=8).options.control_mode
+        'pd_ee_delta_pos'
+
+    Args:
+        env_id: Prefix, slash and name.
+        changes: Fields of `EnvConfig` other than `id`.
+
+    Raises:
+        ValueError: the prefix is unknown, or `options` belong to another adapter.
+    """
+    config = EnvConfig(id=env_id, **changes)
+    return replace(config, options=config.typed_options(_adapter(env_id).options))
 
 
 def make(config: EnvConfig) -> CheckedEnv:
     """Make an environment.
 
+    Example:
+        >>> make(EnvConfig(id="mock/Reach", num_envs=4)).spec.state_dim
+        4
+
     Raises:
-        ValueError: the prefix or the task is unknown; the message names the nearest.
-        ImportError: its simulator is not installed; the message says how to.
+        ValueError: the prefix or the task is unknown (the message suggests the nearest name), or
+            the environment cannot honor a setting.
+        ImportError: the simulator is not installed. The message contains the command to install it.
     """
     if config.num_envs < 1:
         raise ValueError(f"num_envs={config.num_envs} must be at least 1")
-    prefix, _, name = config.id.partition("/")
-    if prefix not in _ADAPTERS or not name:
-        nearest = get_close_matches(prefix, _ADAPTERS, n=1)
-        hint = f"; did you mean {nearest[0] + '/' + (name or '...')!r}?" if nearest else ""
-        raise ValueError(
-            f"unknown environment id={config.id!r}{hint} valid: a prefix of {sorted(_ADAPTERS)}, "
-            "a slash and a task, e.g. 'mujoco/PickCube'"
-        )
-    return CheckedEnv(_ADAPTERS[prefix](name, config))
+    adapter = _adapter(config.id)
+    config = replace(config, options=config.typed_options(adapter.options))
+    return CheckedEnv(adapter.factory(config.task, config))
 
 
-def _time_limit(config: EnvConfig, default: int) -> int:
-    return default if config.max_episode_steps is None else config.max_episode_steps
-
-
-def _mujoco(task: str, config: EnvConfig) -> VectorEnv:
-    from pitune.envs.tabletop.env import Tabletop
-
-    return Tabletop(
-        task,
-        config.num_envs,
-        reward=config.reward,
-        cameras=config.cameras,
-        image_size=config.image_size,
-        max_episode_steps=_time_limit(config, 60),
-        num_threads=max(1, config.num_workers),
-    )
-
-
-def _maniskill(task: str, config: EnvConfig) -> VectorEnv:
-    from pitune.envs.maniskill.adapter import make_maniskill
-
-    return make_maniskill(
-        task,
-        config.num_envs,
-        num_workers=config.num_workers,
-        reward=config.reward,
-        cameras=config.cameras,
-        image_size=config.image_size,
-        max_episode_steps=config.max_episode_steps,
-    )
-
-
-def _metaworld(task: str, config: EnvConfig) -> VectorEnv:
-    from pitune.envs.metaworld.adapter import make_metaworld
-
-    _no_cameras(config)
-    return make_metaworld(
-        task,
-        config.num_envs,
-        num_workers=config.num_workers,
-        reward=config.reward,
-        max_episode_steps=_time_limit(config, 150),
-    )
-
-
-def _gymnasium(name: str, config: EnvConfig) -> VectorEnv:
-    from pitune.envs.gym.adapter import make_gymnasium
-
-    _no_cameras(config)
-    return make_gymnasium(
-        name,
-        config.num_envs,
-        num_workers=config.num_workers,
-        max_episode_steps=config.max_episode_steps,
-    )
-
-
-def _mock(name: str, config: EnvConfig) -> VectorEnv:
-    from pitune.envs.mock.reach import Reach, Script
-    from pitune.envs.mock.two_goals import TwoGoals
-
-    if name == "Reach":
-        return Reach(
-            config.num_envs,
-            cameras=config.cameras,
-            image_size=config.image_size,
-            reward=config.reward,
-            max_episode_steps=_time_limit(config, 20),
-        )
-    if name == "Script":
-        length = _time_limit(config, 5)
-        return Script(
-            config.num_envs, lengths=(length,) * config.num_envs, ends=("time",) * config.num_envs
-        )
-    if name == "TwoGoals":
-        _no_cameras(config)
-        return TwoGoals(config.num_envs, max_episode_steps=_time_limit(config, 4))
-    nearest = get_close_matches(name, ("Reach", "Script", "TwoGoals"), n=1, cutoff=0.3)
-    hint = f"; did you mean 'mock/{nearest[0]}'?" if nearest else ""
+def _adapter(env_id: str) -> Adapter:
+    """Return the adapter of an id."""
+    prefix, _, name = env_id.partition("/")
+    if prefix in _ADAPTERS and name:
+        return _ADAPTERS[prefix]
+    nearest = get_close_matches(prefix, _ADAPTERS, n=1)
+    hint = f"; did you mean {nearest[0] + '/' + (name or '...')!r}?" if nearest else ";"
     raise ValueError(
-        f"unknown task id='mock/{name}'{hint} valid: mock/Reach, mock/Script, mock/TwoGoals"
+        f"unknown environment id={env_id!r}{hint} valid: a prefix of {sorted(_ADAPTERS)}, "
+        "a slash and a task, e.g. 'mujoco/PickCube'; import the module that registers another one"
     )
 
 
-def _no_cameras(config: EnvConfig) -> None:
-    if config.cameras:
-        raise ValueError(
-            f"cameras={config.cameras} are not supported by {config.id}; use a mujoco/, maniskill/ "
-            "or mock/ environment, or give a gym/ environment Dict observations with image/<camera>"
-        )
-
-
-_ADAPTERS: dict[str, Callable[[str, EnvConfig], VectorEnv]] = {
-    "gym": _gymnasium,
-    "maniskill": _maniskill,
-    "metaworld": _metaworld,
-    "mock": _mock,
-    "mujoco": _mujoco,
-}
+def _is_plain(options: type[EnvOptions]) -> bool:
+    """Return whether a class was itself decorated as a dataclass, and did not inherit this."""
+    return is_dataclass(options) and "__dataclass_fields__" in vars(options)

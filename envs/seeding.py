@@ -1,9 +1,11 @@
-"""Which seed starts which episode.
+"""The seeds of episodes.
 
-The seed of an episode is a function of the run's seed, the split, the environment and the episode's
-number, and of nothing else: not of how long earlier episodes took, nor of what other environments
-did. So a run repeats, evaluation never starts where training did, two policies can be compared on
-the same starts, and a group of environments can share every start.
+The seed of an episode is a function of the run's seed, the split, the environment and the number of
+the episode. It does not depend on the length of earlier episodes or on other environments. So a run
+is repeatable, evaluation and training never share a start, two policies can be compared on the same
+starts, and a group of environments can share every start.
+
+Letters: E envs, n rows, G environments in a group.
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test", "demonstrations")
 def episode_seed(seed: int, split: Split, stream: int, episode: int) -> int:
     """Return the seed in [0, 2^31) of one episode.
 
+    Example:
+        >>> episode_seed(0, "train", stream=0, episode=0)
+        1484405855
+
     Args:
         seed: Seed of the run.
-        split: What the episode is for; different splits never share a seed sequence.
+        split: Purpose of the episode. Different splits have different seed sequences.
         stream: Number of the environment, or of its group when a group shares its starts.
         episode: Number of the episode within the stream.
     """
@@ -32,16 +38,22 @@ def episode_seed(seed: int, split: Split, stream: int, episode: int) -> int:
 
 
 class EpisodeSeeds:
-    """Hands out episode seeds and remembers how many each environment has had.
+    """The sequence of episode seeds of each environment, with a counter of episodes.
+
+    Example:
+        >>> seeds = EpisodeSeeds(num_envs=4, seed=0, split="train", group_size=2)
+        >>> first, second, third, fourth = seeds.next(torch.arange(4)).tolist()
+        >>> (first == second, third == fourth, first == third)
+        (True, True, False)
 
     Args:
         num_envs: E.
         seed: Seed of the run, at least 0.
-        split: What the episodes are for.
-        group_size: Neighboring environments that share every start (G); 1 for none.
+        split: Purpose of the episodes.
+        group_size: Neighboring environments that share every start (G). 1 for no groups.
 
     Raises:
-        ValueError: the environments do not divide into groups, or the seed is negative.
+        ValueError: E is no multiple of the group size, or the seed is negative.
     """
 
     def __init__(self, num_envs: int, seed: int, split: Split, group_size: int = 1) -> None:

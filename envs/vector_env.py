@@ -1,16 +1,15 @@
 """The environment contract: E simulators that step together, in torch tensors.
 
-The shape is Gymnasium's (`reset`, `step`, `terminated` and `truncated` in Gymnasium's meaning, an
-`info` dict); four things are pinned down that Gymnasium leaves open, because reinforcement learning
-on action chunks needs them:
+The interface is Gymnasium's: `reset`, `step`, `terminated` and `truncated` in Gymnasium's meaning,
+an `info` dict. Reinforcement learning on action chunks needs four rules that Gymnasium leaves open:
 
-- **No auto-reset.** An ended environment waits until `reset` names it in `env_idx`.
-- **Partial steps.** `step(action, active)` leaves the environments that are not active untouched.
+- **No auto-reset.** An ended environment waits until `reset` contains it in `env_idx`.
+- **Partial steps.** `step(action, active)` does not change the environments that are not active.
 - **Seeds per episode.** `reset` takes one seed for each environment that it resets, and the seed
-  alone fixes the initial state. Equal seeds are equal starts: so a group reset is asked for.
-- **Fresh tensors.** What is returned is never written to again.
+  alone fixes the initial state. A group of equal starts is requested by equal seeds.
+- **Fresh tensors.** Returned tensors are never written to again.
 
-Letters: E envs, S state dim, A action dim, C, Y, X image channels and pixels.
+Letters: E envs, n rows, S state dim, A action dim, C, Y, X image channels, height and width.
 """
 
 from __future__ import annotations
@@ -23,15 +22,31 @@ import torch
 from torch import Tensor
 
 Observation = dict[str, Tensor]
-"""`state` (E, S) float32 [robot units]; `image/<camera>` (E, C, Y, X) uint8; `task_id` (E,)."""
+"""`state` (E, S) float32 [robot units]. `image/<camera>` (E, C, Y, X) uint8. `task_id` (E,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSpec:
-    """What an algorithm and a policy need to know of an environment before its first step."""
+    """The properties of an environment that are known before its first step.
+
+    Example:
+        >>> spec = EnvSpec(
+        ...     id="blocks/Stack",
+        ...     num_envs=8,
+        ...     state_dim=12,
+        ...     action_low=(-1.0, -1.0),
+        ...     action_high=(1.0, 1.0),
+        ...     max_episode_steps=50,
+        ...     control_hz=20.0,
+        ...     tasks=("stack the blocks",),
+        ...     simulator="blocks 1.0",
+        ... )
+        >>> spec.action_dim
+        2
+    """
 
     id: str
-    """The name it was made by, e.g. `mujoco/PickCube`."""
+    """The name of the environment, e.g. `mujoco/PickCube`."""
     num_envs: int
     """E."""
     state_dim: int
@@ -43,19 +58,19 @@ class EnvSpec:
     max_episode_steps: int
     """Steps after which an episode is truncated."""
     control_hz: float
-    """Environment steps per simulated second [Hz]; the frame rate of videos."""
+    """Environment steps per simulated second [Hz], also the frame rate of videos."""
     tasks: tuple[str, ...]
-    """Instructions in words; `task_id` is an index into this table."""
+    """Instructions in words. `task_id` is an index into this table."""
     cameras: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     """Camera name -> (C, Y, X) of its picture."""
     simulator: str
-    """Package and version of the simulator, for the record of a run."""
+    """Package and version of the simulator, recorded with a run."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where its tensors live."""
+    """Device of the observations and of all other tensors."""
     deterministic_reset: bool = True
     """Whether a seed alone fixes the initial state. Group resets and exact resumption need it."""
     success_signal: bool = True
-    """Whether `info["success"]` means something; without it there is no success rate."""
+    """Whether `info["success"]` is meaningful. Without it there is no success rate."""
 
     @property
     def action_dim(self) -> int:
@@ -64,32 +79,58 @@ class EnvSpec:
 
 
 class StepResult(NamedTuple):
-    """One step of E environments; unpacks in Gymnasium's order.
+    """One step of E environments, in Gymnasium's order.
 
-    Rows that were not active keep their last observation, reward 0 and False everywhere.
+    Rows that were not active keep their last observation, with reward 0 and all flags False.
+
+    Example:
+        >>> from pitune import envs
+        >>> env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2))
+        >>> obs = env.reset(torch.tensor([0, 1]))
+        >>> obs, reward, terminated, truncated, info = env.step(
+        ...     torch.zeros(2, 2), torch.tensor([True, False])
+        ... )
+        >>> info["success"].shape
+        torch.Size([2])
     """
 
     obs: Observation
     reward: Tensor
     """(E,) float32."""
     terminated: Tensor
-    """(E,) bool: the task ended (here: success, or failure beyond repair)."""
+    """(E,) bool: the task ended, by success or by a final failure."""
     truncated: Tensor
-    """(E,) bool: the time ran out."""
+    """(E,) bool: the time limit was reached."""
     info: dict[str, Tensor]
     """`success` (E,) bool: solved at this step. `invalid` (E,) bool: the simulator broke down, and
-    the episode must not be counted (such a row is truncated)."""
+    the episode must not be counted. Such a row is truncated."""
 
 
 class Expert(Protocol):
-    """A scripted or planning policy that sees the simulator's true state."""
+    """A scripted or planning policy with access to the simulator's true state.
+
+    Example:
+        >>> from pitune import envs
+        >>> env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2))
+        >>> obs = env.reset(torch.tensor([0, 1]))
+        >>> env.expert().act().shape
+        torch.Size([2, 2])
+    """
 
     def act(self) -> Tensor:
-        """Return the expert's action (E, A) [robot units] in the environments' present state."""
+        """Return the expert's action (E, A) [robot units] in the current state."""
 
 
 class VectorEnv(Protocol):
-    """E simulators behind one interface. See the module docstring for the rules."""
+    """E simulators behind one interface, with the rules of the module docstring.
+
+    Example:
+        >>> from pitune import envs
+        >>> env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2))
+        >>> obs = env.reset(torch.tensor([0, 1]))
+        >>> result = env.step(torch.zeros(2, 2), active=torch.tensor([True, True]))
+        >>> obs = env.reset(torch.tensor([2]), env_idx=torch.tensor([1]))  # restarts the second
+    """
 
     spec: EnvSpec
 
@@ -98,7 +139,7 @@ class VectorEnv(Protocol):
 
         Args:
             seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Which environments to reset (n,) int64; all E by default.
+            env_idx: Environments to reset (n,) int64. All E by default.
         """
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
@@ -110,18 +151,18 @@ class VectorEnv(Protocol):
         """
 
     def render(self) -> Tensor:
-        """Return one picture of every environment, for people to look at (E, Y, X, 3) uint8.
+        """Return one picture of every environment for people, not for policies (E, Y, X, 3) uint8.
 
         Raises:
-            RuntimeError: this machine or simulator cannot render; the message says what is missing.
+            RuntimeError: this machine or simulator cannot render. The message names the cause.
         """
 
     def expert(self) -> Expert:
         """Return a new expert for these environments.
 
         Raises:
-            ValueError: nobody has written an expert for this task.
+            ValueError: there is no expert for this task.
         """
 
     def close(self) -> None:
-        """Free processes and renderers."""
+        """End the processes and free the renderers."""

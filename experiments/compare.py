@@ -1,30 +1,28 @@
-"""Algorithms side by side, on the same clones: a table with intervals, and curves with bands.
+"""Algorithms side by side on the same clones: a table with intervals, and curves with bands.
 
     python -m experiments.compare --algorithms ppo ppo:flow_noise grpo epo fpo --seeds 0 1 2
     python -m experiments.compare --env-ids mujoco/PickCube mujoco/PushCube --algorithms ppo bc
 
-For every environment and seed a policy is cloned as the quickstart clones it, once, and every
-algorithm fine-tunes that clone with the environment's recipe. --out then holds
-`<environment>/seed_<n>/` with `pretrained/` and a run for each algorithm, `comparison.md` and
-`comparison.png`. What is finished is not run again, and what was interrupted goes on: the same
-command continues a comparison, and longer lists extend it.
+A policy is cloned once for every environment and seed, as in the quickstart, and every algorithm
+fine-tunes that clone with the environment's recipe. --out then holds `<environment>/seed_<n>/` with
+`pretrained/` and a run for each algorithm, `comparison.md` and `comparison.png`. The same command
+again continues a comparison that was interrupted, and longer lists extend it.
 """
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
-from pitune.experiments.errors import exit_with_message
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.quickstart import (
     QuickstartConfig,
     QuickstartEnv,
-    make_clone,
-    make_guidance,
+    run_job,
     settings_of,
     training_config,
 )
@@ -36,30 +34,36 @@ from pitune.experiments.runs.comparison import (
     finished_run,
     summary_table,
 )
-from pitune.experiments.runs.run import WandbMode, check_same
-from pitune.experiments.train import TrainConfig, train
+from pitune.experiments.runs.progress import screen
+from pitune.experiments.runs.run import WandbMode
+from pitune.experiments.train import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Fine-tune the same clones with several algorithms and compare."""
+    """Fine-tune the same clones with several algorithms and compare.
+
+    Example:
+        >>> CompareConfig(algorithms=("ppo", "grpo"), seeds=(0, 1)).env_ids
+        ('mujoco/PickCube',)
+    """
 
     algorithms: tuple[str, ...] = ("ppo", "ppo:one_step", "ppo:flow_noise", "grpo", "epo", "fpo")
-    """Registered names, with a likelihood or variant after a colon if not the default is meant."""
+    """Registered names, each with a likelihood or variant after a colon if not the default."""
     env_ids: tuple[str, ...] = ("mujoco/PickCube",)
     """Environments."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of clone and fine-tuning."""
     out: Path = Path("runs/compare")
-    """Folder for all of it."""
+    """Folder for the clones, the runs and the comparison."""
     num_iterations: int | None = None
-    """Iterations of each run; those of the environment's recipe by default."""
+    """Iterations of each run, those of the environment's recipe by default."""
     max_minutes: float = float("inf")
-    """Most time for each run [min]."""
+    """Longest time for each run [min]."""
     fast: bool = False
     """Few steps, to see that everything runs, in folders of their own."""
     wandb: WandbMode = "off"
-    """Where Weights & Biases metrics go."""
+    """Weights & Biases: `offline` writes its files into each run's folder."""
 
     def __post_init__(self) -> None:
         for name in ("algorithms", "env_ids", "seeds"):
@@ -69,32 +73,30 @@ class CompareConfig:
 
 
 def compare(config: CompareConfig) -> list[FinishedRun]:
-    """Run what is missing, and write table and curves; return all runs."""
+    """Run the missing runs, write table and curves, and return all runs."""
     jobs = [
         _job(config, env_id, seed, name)
         for env_id in config.env_ids
         for seed in config.seeds
         for name in config.algorithms
     ]
-    for job in jobs:  # what cannot be run is refused before hours have gone into the rest
+    for job in jobs:  # reject a wrong name before hours have gone into the other jobs
         _training(config, job)
     runs = []
     for number, job in enumerate(jobs, 1):
         title = f"{job.algorithm} on {job.env.id}, seed {job.seed} ({number} of {len(jobs)})"
-        Console(stderr=True).rule(title)
+        screen.rule(title)
         runs.append(_run(config, job))
         _report(runs, config.out)
     return runs
 
 
 def _job(config: CompareConfig, env_id: str, seed: int, name: str) -> QuickstartConfig:
-    # a hurried clone must not be taken for one that was cloned in full
-    folder = env_id.replace("/", "-") + ("-fast" if config.fast else "")
     return QuickstartConfig(
         algorithm=name,
         env=QuickstartEnv(id=env_id),
         seed=seed,
-        out=config.out / folder / f"seed_{seed}",
+        out=config.out,
         fast=config.fast,
         max_minutes=config.max_minutes,
         wandb=config.wandb,
@@ -110,22 +112,13 @@ def _training(config: CompareConfig, job: QuickstartConfig) -> tuple[Recipe, Tra
 
 
 def _run(config: CompareConfig, job: QuickstartConfig) -> FinishedRun:
-    """Do a job, or what is left of it, and return its run.
+    """Do a job, or the rest of it, and return its run.
 
     Raises:
         ValueError: the folder has a run with other settings.
     """
     settings, training = _training(config, job)
-    training = replace(training, video=False)
-    if (training.out / "summary.json").is_file():
-        check_same(training.out, training.identity())
-        return finished_run(training.out, job.algorithm)
-    make_clone(job, settings)
-    make_guidance(job, settings)
-    begun = any(training.out.glob("checkpoint_*"))
-    if not begun and (training.out / "config.json").is_file():  # killed before its first checkpoint
-        shutil.rmtree(training.out)
-    train(replace(training, resume=begun))
+    run_job(job, settings, replace(training, video=False))
     return finished_run(training.out, job.algorithm)
 
 
@@ -136,10 +129,11 @@ def _report(runs: list[FinishedRun], out: Path) -> None:
     draw_curves(runs, out / "comparison.png")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        runs = compare(tyro.cli(CompareConfig, description=__doc__))
+        config = parse(CompareConfig, arguments(argv), prog=program("compare"), description=__doc__)
+        runs = compare(config)
         Console(soft_wrap=True).print(comparison_table(runs), markup=False, highlight=False)
 
 

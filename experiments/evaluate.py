@@ -1,4 +1,4 @@
-"""Measure a checkpoint's success rate, with its interval.
+"""Measure the success rate of a checkpoint, with its interval.
 
 python -m experiments.evaluate --checkpoint runs/pick/pretrained --env.id mujoco/PickCube
 """
@@ -6,54 +6,68 @@ python -m experiments.evaluate --checkpoint runs/pick/pretrained --env.id mujoco
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 
 from pitune import envs, policies, rl
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.runs.run import plain, provenance
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
+from pitune.experiments.runs.config_file import plain, provenance
+from pitune.experiments.runs.progress import count_episodes
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measure a checkpoint's success rate."""
+    """Measure the success rate of a checkpoint.
+
+    Example:
+        >>> EvaluateConfig(checkpoint=Path("runs/pick/pretrained")).episodes
+        200
+    """
 
     checkpoint: Path
     """Folder of the policy: ours, openpi's, lerobot's or orbax."""
     load: policies.LoadConfig = field(default_factory=policies.LoadConfig)
-    """What a checkpoint of another format does not hold."""
+    """Settings that a checkpoint of another format lacks."""
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     episodes: int = 200
-    """Episodes; a multiple of the number of environments."""
+    """Episodes, a multiple of the number of environments."""
     seed: int = 0
     """Seed of the starts and of the policy's noise."""
     stochastic: bool = False
-    """Act as in training, with the likelihood below, instead of as deployed."""
+    """Explore as in training, with the likelihood below, instead of acting as deployed."""
     likelihood: policies.LikelihoodConfig = field(default_factory=policies.FlowSDEConfig)
+    """Noise of a policy that explores."""
     out: Path | None = None
     """JSON file for the result."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where the policy computes."""
+    """Device of the policy."""
 
 
 def evaluate(config: EvaluateConfig) -> rl.Evaluation:
-    """Evaluate, print, and write the result where that was asked for."""
+    """Evaluate, print the result, and write it into `out` if that is set."""
     policy = policies.load(config.checkpoint, config.load).to(config.device)
     actor = policies.Actor(policy)
     if config.stochastic and policy.noise_source is None:
         actor = policies.LikelihoodActor(policy, config.likelihood)
     env = envs.make(config.env)
-    result = rl.evaluate(
-        env, actor, config.episodes, seed=config.seed, stochastic=config.stochastic
-    )
+    with count_episodes("evaluation", config.episodes, env.spec.num_envs) as on_step:
+        result = rl.evaluate(
+            env,
+            actor,
+            config.episodes,
+            seed=config.seed,
+            stochastic=config.stochastic,
+            on_step=on_step,
+        )
     console = Console()
-    kind = "stochastic" if config.stochastic else f"ODE, {policy.sampler.solver}"
-    sampler = f"{kind}, {policy.sampler.flow_steps} flow steps"
+    mode = "exploring" if config.stochastic else f"deployed (ODE, {policy.sampler.solver})"
+    sampler = f"{mode}, {policy.sampler.flow_steps} flow steps"
     console.print(f"{config.env.id} ({env.spec.simulator}), {sampler}: success {result}")
     for task, (successes, episodes) in result.by_task().items():
         if len(env.spec.tasks) > 1:
@@ -66,10 +80,13 @@ def evaluate(config: EvaluateConfig) -> rl.Evaluation:
     return result
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        evaluate(tyro.cli(EvaluateConfig, description=__doc__))
+        config = parse(
+            EvaluateConfig, arguments(argv), prog=program("evaluate"), description=__doc__
+        )
+        evaluate(config)
 
 
 if __name__ == "__main__":

@@ -1,48 +1,59 @@
-"""Compute the norm stats of demonstrations, as a checkpoint's pipeline would see them.
+"""Compute the norm stats of demonstrations, in the units of a checkpoint's pipeline.
 
-    python -m experiments.norm_stats --checkpoint pi0_libero --load.pipeline pi0_libero \
-        --load.unnormalized --demonstrations demonstrations.safetensors --out norm_stats.json
+    pitune norm-stats --checkpoint pi0_libero --load.pipeline pi0_libero --load.unnormalized \
+        --demonstrations demonstrations.safetensors --out norm_stats.json
 
-What is measured is what is normalized: with relative actions their differences from the state, over
-whole chunks. Dimensions that hardly move are given a floor, and named. The file is in the format of
-openpi, and every script takes it with --load.norm-stats. Reuse the pretrained stats where the robot
-is the same.
+Relative actions are measured as differences from the state, over whole chunks. A dimension that
+hardly moves gets a least scale, and is named in the output. The file has the format of openpi, and
+every command takes it with --load.norm-stats. Reuse the pretrained stats if the robot is the same.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
 from pitune import policies, rl
-from pitune.experiments.errors import exit_with_message
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies import FlowPolicy, NormStats
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormStatsConfig:
-    """Compute norm stats of demonstrations."""
+    """Compute norm stats of demonstrations.
+
+    Example:
+        >>> from pathlib import Path
+        >>> config = NormStatsConfig(
+        ...     checkpoint=Path("pi0_libero"),
+        ...     demonstrations=Path("demonstrations.safetensors"),
+        ...     out=Path("norm_stats.json"),
+        ... )
+        >>> config.min_scale
+        0.01
+    """
 
     checkpoint: Path
-    """Folder of the policy whose pipeline and horizon count."""
+    """Folder of the policy, for its pipeline and its action horizon."""
     load: policies.LoadConfig = field(default_factory=policies.LoadConfig)
-    """What a checkpoint of another format does not hold."""
+    """Settings that checkpoints of other formats lack."""
     demonstrations: Path
-    """File that `pitune.experiments.pretrain` or `rl.Demonstrations.save` wrote."""
+    """File from `pitune pretrain` or `rl.Demonstrations.save`."""
     out: Path
-    """New norm_stats.json."""
+    """File to write, such as norm_stats.json."""
     min_scale: float = 1e-2
-    """Least standard deviation and half range [robot units]."""
+    """Smallest standard deviation and half range [robot units]."""
 
 
 def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str, list[int]]]:
-    """Return the stats of state and actions, and which dimensions were given the floor.
+    """Return the stats of state and actions, and the dimensions that got the least scale.
 
     Raises:
         FileExistsError: --out exists already.
@@ -63,7 +74,7 @@ def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str,
 
 
 def measured(policy: FlowPolicy, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the policy's pipeline normalizes of states (N, S) and chunks (N, H, d)."""
+    """Return states (N, S) and chunks (N, H, d) as the pipeline has them before normalizing."""
     bare = replace(
         policy.preprocessor.config,
         state=NormStats.identity(state.shape[-1]),
@@ -75,15 +86,17 @@ def measured(policy: FlowPolicy, state: Tensor, action: Tensor) -> tuple[Tensor,
         return preprocessor.normalize_state(state), preprocessor.normalize_action(action, state)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        config = tyro.cli(NormStatsConfig, description=__doc__)
+        config = parse(
+            NormStatsConfig, arguments(argv), prog=program("norm-stats"), description=__doc__
+        )
         *_, floored = norm_stats(config)
         console = Console()
         console.print(f"wrote {config.out}")
         if any(floored.values()):
-            console.print(f"dimensions that hardly moved, scaled as if they had: {floored}")
+            console.print(f"dimensions that hardly moved and got --min-scale: {floored}")
 
 
 if __name__ == "__main__":

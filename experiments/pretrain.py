@@ -2,28 +2,42 @@
 
     python -m experiments.pretrain --env.id mujoco/PickCube --num-demonstrations 14 --out runs/pick
 
-writes `demonstrations.safetensors` and the checkpoint folder `pretrained/` into --out.
+writes `demonstrations.safetensors`, the checkpoint folder `pretrained/` and the settings in
+`pretrain.json` into --out. The same command continues an interrupted cloning.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
-from rich.console import Console
 
 from pitune import envs, policies, rl
-from pitune.experiments.errors import exit_with_message
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
+from pitune.experiments.runs.config_file import check_same, plain, write_config
+from pitune.experiments.runs.progress import screen
 from pitune.rl.algorithms.bc import CloningStep, clone
+
+RECORD, PARTIAL = "pretrain.json", "cloning.pt"
+"""Files in --out: the settings, and the state of a cloning that is not finished."""
+SAVE_EVERY = 250
+"""Gradient steps between two writes of that state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Collect demonstrations and clone them."""
+    """Collect demonstrations and clone them.
+
+    Example:
+        >>> config = PretrainConfig(num_demonstrations=2)
+        >>> config.identity()["num_demonstrations"]
+        2
+    """
 
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     out: Path = Path("runs/pretrain")
@@ -35,39 +49,82 @@ class PretrainConfig:
     minibatch_size: int = 128
     """Chunks per gradient step."""
     learning_rate: float = 1e-3
-    """AdamW's step size at the start; it falls by a cosine [-]."""
+    """AdamW's first step size, which falls by a cosine [-]."""
     action_horizon: int = 4
     """H, actions that one decision predicts."""
     sampler: policies.SamplerConfig = field(default_factory=policies.SamplerConfig)
+    """Flow steps and executed actions of a decision."""
     expert: policies.GemmaConfig = field(default_factory=lambda: policies.LAPTOP_EXPERT)
     """Sizes of the transformer."""
     torch_threads: int = 1
-    """Threads of PyTorch on the CPU; see `pitune.experiments.train`."""
+    """Threads of PyTorch on the CPU, which change the last bits of the results."""
     seed: int = 0
     """Seed of the expert's starts, the weights and the minibatches."""
 
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that identify a clone: all but its folder."""
+        values: dict[str, Any] = plain(self)
+        values.pop("out")
+        return values
+
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
-    """Collect, clone and save; return what it took.
+    """Collect, clone, save, and return the times [s] and the mean loss of the steps taken.
 
     Raises:
         FileExistsError: --out holds a pretrained policy already.
+        ValueError: --out holds an interrupted cloning with other settings.
     """
     folder = config.out / "pretrained"
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; pass another --out or remove it")
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.torch_threads)
-    console, start = Console(stderr=True), time.monotonic()
-    env = envs.make(config.env)
-    demonstrations = rl.collect_demonstrations(env, config.num_demonstrations, config.seed)
-    env.close()
-    demonstrations.save(config.out / "demonstrations.safetensors")
+    start = time.monotonic()
+    resumed = (config.out / PARTIAL).is_file()
+    if resumed:
+        check_same(config.out, config.identity(), RECORD)
+        demonstrations = rl.Demonstrations.load(config.out / "demonstrations.safetensors")
+    else:
+        demonstrations = _collect(config)
     collected = time.monotonic()
-    console.print(
+    step = _cloning_step(config, demonstrations)
+    if resumed:
+        _restore(step, config.out / PARTIAL)
+        screen.note(f"cloning continues after {step.num_steps} of {config.gradient_steps} steps")
+    else:
+        _save(step, config.out / PARTIAL)
+    loss = _clone(config, step, demonstrations)
+    policies.save(step.policy, folder)
+    (config.out / PARTIAL).unlink()
+    seconds = time.monotonic() - collected
+    screen.note(f"cloned in {config.gradient_steps} steps, {seconds:.0f} s, mean loss {loss:.3f}")
+    return {"demonstrations": collected - start, "cloning": seconds, "loss": loss}
+
+
+def _collect(config: PretrainConfig) -> rl.Demonstrations:
+    """Collect the demonstrations and write them, with the settings, into --out."""
+    start = time.monotonic()
+    env = envs.make(config.env)
+    with screen.task("demonstrations", config.num_demonstrations) as task:
+        demonstrations = rl.collect_demonstrations(
+            env,
+            config.num_demonstrations,
+            config.seed,
+            on_step=lambda num: task.update(min(num, config.num_demonstrations)),
+        )
+    env.close()
+    write_config(config.out / RECORD, config.identity(), {})
+    demonstrations.save(config.out / "demonstrations.safetensors")
+    screen.note(
         f"{demonstrations.num_episodes} demonstrations, {len(demonstrations.action)} steps of "
-        f"{config.env.id} in {collected - start:.0f} s"
+        f"{config.env.id} in {time.monotonic() - start:.0f} s"
     )
+    return demonstrations
+
+
+def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> CloningStep:
+    """Return a new policy with the optimizer that clones the demonstrations."""
     policy = policies.small_policy(
         demonstrations.obs["state"],
         demonstrations.action,
@@ -77,24 +134,58 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     )
     floored = policy.preprocessor.floored()
     if any(floored.values()):
-        console.print(f"dimensions that hardly moved, scaled as if they had: {floored}")
+        screen.note(f"dimensions that hardly moved, scaled as if they had: {floored}")
     cloning = rl.BCConfig(
         learning_rate=config.learning_rate,
         decay_steps=config.gradient_steps,
         minibatch_size=config.minibatch_size,
     )
-    step = CloningStep(policy, cloning)
-    loss = clone(step, demonstrations.chunks(config.action_horizon), config.gradient_steps)
-    policies.save(policy, folder)
-    seconds = time.monotonic() - collected
-    console.print(f"cloned in {config.gradient_steps} steps, {seconds:.0f} s, mean loss {loss:.3f}")
-    return {"demonstrations": collected - start, "cloning": seconds, "loss": loss}
+    return CloningStep(policy, cloning)
 
 
-def main() -> None:
+def _clone(config: PretrainConfig, step: CloningStep, demonstrations: rl.Demonstrations) -> float:
+    """Take the remaining gradient steps and return their mean loss."""
+    first, total = step.num_steps, config.gradient_steps
+    with screen.task("cloning", total, done=first) as task:
+
+        def on_step(number: int) -> None:
+            task.update(first + number)
+            if (first + number) % SAVE_EVERY == 0:
+                _save(step, config.out / PARTIAL)
+
+        chunks = demonstrations.preprocessed(step.policy).chunks(config.action_horizon)
+        return clone(step, chunks, total - first, on_step)
+
+
+def _save(step: CloningStep, file: Path) -> None:
+    """Write the state of a cloning, whole or not at all."""
+    state = {
+        "policy": step.policy.state_dict(),
+        "optimizer": step.optimizer.state_dict(),
+        "num_steps": step.num_steps,
+        "random": torch.get_rng_state(),
+    }
+    temporary = file.with_name(f"tmp_{file.name}")
+    torch.save(state, temporary)
+    temporary.rename(file)
+
+
+def _restore(step: CloningStep, file: Path) -> None:
+    """Load the state that `_save` wrote, random numbers included."""
+    state = torch.load(file, weights_only=True)
+    step.policy.load_state_dict(state["policy"])
+    step.optimizer.load_state_dict(state["optimizer"])
+    step.num_steps = state["num_steps"]
+    torch.set_rng_state(state["random"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        pretrain(tyro.cli(PretrainConfig, description=__doc__))
+        config = parse(
+            PretrainConfig, arguments(argv), prog=program("pretrain"), description=__doc__
+        )
+        pretrain(config)
 
 
 if __name__ == "__main__":

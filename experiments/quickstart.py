@@ -2,34 +2,41 @@
 
     python -m experiments.quickstart
     python -m experiments.quickstart --algorithm filtered_bc
-    python -m experiments.quickstart --env.id maniskill/PickCube-v1 --out runs/maniskill
+    python -m experiments.quickstart --env.id maniskill/PickCube-v1
     python -m experiments.quickstart --fast
 
-In the simulator an expert demonstrates, a small π0 is cloned to a middling success rate, evaluated,
-fine-tuned, evaluated again. The folder --out then holds `pretrained/` and the run of the algorithm.
+An expert demonstrates the task in the simulator. A small π0 is cloned to a middling success rate,
+evaluated, fine-tuned and evaluated again. `<environment>/seed_<n>/` in --out then holds
+`pretrained/` and a run for each algorithm. `--fast` has folders of its own.
+
+The same command again continues where it was interrupted, and prints the results of a finished run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tyro
-from rich.console import Console
-
 from pitune import envs, rl
-from pitune.experiments.errors import exit_with_message
-from pitune.experiments.pretrain import PretrainConfig, pretrain
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
+from pitune.experiments.pretrain import RECORD, PretrainConfig, pretrain
 from pitune.experiments.recipes import GUIDANCE, Recipe, recipe
+from pitune.experiments.runs.config_file import check_same, plain
+from pitune.experiments.runs.next_steps import Step, command, next_steps, other_algorithm
+from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import closing_table
+from pitune.experiments.runs.resume import finished_summary, train_or_resume
 from pitune.experiments.runs.run import WandbMode
+from pitune.experiments.runs.train_config import options
 from pitune.experiments.train import TrainConfig, train
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartEnv:
-    """The environment; everything else about it is in its recipe."""
+    """The environment, whose other settings are in its recipe."""
 
     id: str = "mujoco/PickCube"
     """`mujoco/<task>`, `maniskill/<task>`, `metaworld/<task>`, ..."""
@@ -37,31 +44,41 @@ class QuickstartEnv:
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
-    """Demonstrations, cloning, fine-tuning, evaluation."""
+    """Demonstrations, cloning, fine-tuning, evaluation.
+
+    Example:
+        >>> QuickstartConfig(seed=1, fast=True).folder.as_posix()
+        'runs/quickstart/mujoco-PickCube-fast/seed_1'
+    """
 
     algorithm: str = "ppo"
-    """Registered name of the algorithm that fine-tunes, and after a colon its likelihood
-    or variant if that is to be another than the default: `ppo:flow_noise`, `dgn:equal_size`, ..."""
+    """Registered name of the algorithm, and after a colon a likelihood or variant other than its
+    default: `ppo:flow_noise`, `dgn:equal_size`, ..."""
     env: QuickstartEnv = field(default_factory=QuickstartEnv)
     seed: int = 0
-    """Seed of everything."""
+    """Seed of the clone and of its fine-tuning."""
     out: Path = Path("runs/quickstart")
-    """Folder for the pretrained policy and the run."""
+    """Folder for all environments and seeds."""
     fast: bool = False
     """Under two minutes: the same simulator, fewer steps."""
     max_minutes: float = float("inf")
-    """Most time for fine-tuning [min]."""
+    """Longest time for fine-tuning [min]."""
     wandb: WandbMode = "offline"
-    """Where Weights & Biases metrics go."""
+    """Weights & Biases: `offline` writes its files into the run's folder."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the clone and its runs, one for each environment, seed and `fast`."""
+        env = self.env.id.replace("/", "-") + ("-fast" if self.fast else "")
+        return self.out / env / f"seed_{self.seed}"
 
 
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
-    """Run all of it; return the summary of the fine-tuning."""
+    """Run all of it, or the rest of it, and return the summary with the next commands."""
     settings = settings_of(config)
     training = training_config(config, settings)
-    make_clone(config, settings)
-    make_guidance(config, settings)
-    return train(training)
+    summary = run_job(config, settings, training)
+    return {**summary, "next": _next_steps(config, training.out)}
 
 
 def settings_of(config: QuickstartConfig) -> Recipe:
@@ -70,43 +87,69 @@ def settings_of(config: QuickstartConfig) -> Recipe:
     return settings.fast() if config.fast else settings
 
 
-def make_clone(config: QuickstartConfig, settings: Recipe) -> None:
-    """Collect demonstrations and clone them, unless the folder has a clone already."""
-    pretrained = config.out / "pretrained"
-    if pretrained.is_dir():
-        Console(stderr=True).print(f"{pretrained} is there already and is fine-tuned")
-        return
-    pretrain(
-        PretrainConfig(
-            env=recipe(config.env.id).env,  # of whichever algorithm: the clone is the same
-            out=config.out,
-            num_demonstrations=settings.num_demonstrations,
-            gradient_steps=settings.gradient_steps,
-            seed=config.seed,
+def run_job(config: QuickstartConfig, settings: Recipe, training: TrainConfig) -> dict[str, Any]:
+    """Do the parts of a job that are not done yet, and return the summary of its run.
+
+    Raises:
+        ValueError: the folder has a clone or a run with other settings.
+    """
+    summary = finished_summary(training)
+    if summary is not None:
+        screen.note(
+            f"{training.out} holds a finished run, and nothing is run again. To start anew, "
+            "remove this folder, or pass another --seed or --out"
         )
+        return summary
+    make_clone(config, settings)
+    make_guidance(config, settings)
+    return train_or_resume(training, train)
+
+
+def make_clone(config: QuickstartConfig, settings: Recipe) -> None:
+    """Collect demonstrations and clone them, unless the folder has this clone already.
+
+    Raises:
+        ValueError: the folder has a clone with other settings.
+    """
+    pretraining = PretrainConfig(
+        env=recipe(config.env.id).env,  # not the algorithm's: the clone is the same for all
+        out=config.folder,
+        num_demonstrations=settings.num_demonstrations,
+        gradient_steps=settings.gradient_steps,
+        seed=config.seed,
     )
+    if not (config.folder / "pretrained").is_dir():
+        pretrain(pretraining)
+        return
+    if (config.folder / RECORD).is_file():
+        check_same(config.folder, pretraining.identity(), RECORD)
+    screen.note(f"{config.folder / 'pretrained'} exists and is fine-tuned")
 
 
 def make_guidance(config: QuickstartConfig, settings: Recipe) -> None:
     """Collect demonstrations that the clone has not seen, if the algorithm is guided by such."""
-    file = config.out / GUIDANCE
+    file = config.folder / GUIDANCE
     if file.is_file() or not isinstance(
         rl.preset(config.algorithm.partition(":")[0]), rl.DGNConfig
     ):
         return
     env = envs.make(recipe(config.env.id).env)
     cloned = settings.num_demonstrations
-    rl.collect_demonstrations(env, 2 * cloned, config.seed).after(cloned).save(file)
+    with screen.task("guidance", 2 * cloned) as task:
+        demonstrations = rl.collect_demonstrations(
+            env, 2 * cloned, config.seed, on_step=lambda num: task.update(min(num, 2 * cloned))
+        )
+    demonstrations.after(cloned).save(file)
     env.close()
 
 
 def training_config(config: QuickstartConfig, settings: Recipe) -> TrainConfig:
-    """Return how the clone is fine-tuned."""
+    """Return the fine-tuning of the clone."""
     return TrainConfig(
-        algorithm=settings.algorithm(config.algorithm, config.out),
+        algorithm=settings.algorithm(config.algorithm, config.folder),
         env=settings.env,
-        checkpoint=config.out / "pretrained",
-        out=config.out / config.algorithm.replace(":", "-"),
+        checkpoint=config.folder / "pretrained",
+        out=config.folder / config.algorithm.replace(":", "-"),
         seed=config.seed,
         num_iterations=settings.num_iterations,
         num_chunks=settings.num_chunks,
@@ -118,10 +161,20 @@ def training_config(config: QuickstartConfig, settings: Recipe) -> TrainConfig:
     )
 
 
-def main() -> None:
+def _next_steps(config: QuickstartConfig, folder: Path) -> list[Step]:
+    """Return the next commands, of which the quickstart itself swaps the algorithm."""
+    other = other_algorithm(config.algorithm.partition(":")[0])
+    words = options({**plain(config), "algorithm": "ppo"}, plain(QuickstartConfig()))
+    return next_steps(folder, swap=command("quickstart", "--algorithm", other, *words))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        closing_table(quickstart(tyro.cli(QuickstartConfig, description=__doc__)))
+        config = parse(
+            QuickstartConfig, arguments(argv), prog=program("quickstart"), description=__doc__
+        )
+        closing_table(quickstart(config))
 
 
 if __name__ == "__main__":

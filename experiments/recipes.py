@@ -1,62 +1,50 @@
 """Settings that worked, per environment: a reproduced result is a function that returns a config.
 
-How they were found is in docs/quickstart.md. An environment without a recipe gets the defaults.
+docs/quickstart.md explains how they were found. An environment without a recipe gets the defaults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pitune import envs, policies, rl
 from pitune.policies import LikelihoodConfig
-from pitune.rl.algorithms.fpo import plus_plus
 
 DEMONSTRATIONS, GUIDANCE = "demonstrations.safetensors", "guidance.safetensors"
-"""Files beside a clone: what was cloned, and what the clone has not seen."""
+"""Files beside a clone: the cloned episodes, and episodes from which it was not cloned."""
 
-LIKELIHOODS = {
-    "flow_sde": policies.FlowSDEConfig(),
-    "one_step": policies.FlowSDEConfig(stochastic_steps="one"),
-    "flow_noise": policies.FlowNoiseConfig(),
-    "velocity_gaussian": policies.VelocityGaussianConfig(),
-    "flow_matching": rl.FPOConfig().likelihood,
-}
-"""Likelihoods by the word that follows an algorithm's name and a colon."""
+DECISIONS: Mapping[str, int] = {"dsrl": 40_000}
+"""Chunk decisions in a run of an off-policy algorithm, where they are not 20,000."""
 
 
-def _off_policy(config: rl.WSRLConfig, **changes: Any) -> rl.WSRLConfig:
-    learner = config.learner
-    off_policy = replace(learner.off_policy, **changes)
-    return replace(config, learner=replace(learner, off_policy=off_policy))
+def likelihood_words() -> dict[str, LikelihoodConfig]:
+    """Return the trainable likelihoods by the word that follows an algorithm's name and a colon.
 
-
-VARIANTS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "dsrl": {word: partial(replace, variant=word) for word in ("sac", "noise_aliased")},
-    "dgn": {
-        **{word: partial(replace, noise=word) for word in ("equal_size", "gaussian", "none")},
-        "shuffled": partial(replace, shuffle_differences=True),
-    },
-    "wsrl": {
-        "no_warmup": partial(_off_policy, warmup_decisions=0),
-        "keep_data": partial(_off_policy, offline_share=0.5),
-    },
-    "fpo": {"plus_plus": plus_plus},
-}
-"""By algorithm: its variants, and its paper's baselines and ablations, by their word."""
+    They are the registered ones, `one_step` for Flow-SDE with one random step, and
+    `flow_matching` with the settings of `fpo`.
+    """
+    words = {name: config for name, config in policies.likelihoods().items() if config.trainable}
+    one_step = policies.FlowSDEConfig(stochastic_steps="one")
+    return {**words, "one_step": one_step, "flow_matching": rl.FPOConfig().likelihood}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to clone a policy to a middling success rate and how long to fine-tune it."""
+    """How to clone a policy to a middling success rate and how long to fine-tune it.
+
+    Example:
+        >>> settings = recipe("mujoco/PickCube").for_algorithm("dgn")
+        >>> settings.env.num_envs, settings.num_iterations
+        (25, 160)
+    """
 
     env: envs.EnvConfig
     num_demonstrations: int = 14
-    """Episodes that are cloned, and as many more that guide `dgn`: where the clone was fitted, its
-    differences from what was demonstrated are too small to explore with."""
+    """Episodes that are cloned. `dgn` is guided by as many more: a clone differs too little from
+    the episodes that it was fitted to for the difference to guide exploration."""
     gradient_steps: int = 1500
     """Steps of cloning."""
     num_chunks: int = 41
@@ -78,70 +66,53 @@ class Recipe:
     """DSRL for this environment; other algorithms take their defaults."""
 
     def for_algorithm(self, name: str) -> Recipe:
-        """Return the same with rollouts as short as the algorithm wants them.
+        """Return the same with the rollout length and the number of iterations of an algorithm.
 
-        What learns off-policy answers each decision with its updates, so a short rollout only
-        means that a newer policy gathers. It is evaluated after every 1000 decisions, where new
-        episodes begin; of few environments that is several episodes, of many it would be less than
-        one, and the end of an episode would never be learned from. A rollout of whole episodes has
-        about half the steps of one that is full, so there are twice as many.
+        An off-policy algorithm takes gradient steps after every decision, so with a short rollout
+        a newer policy collects the data. It is evaluated after every 1000 decisions, and each
+        evaluation begins new episodes. With 25 environments or fewer, whole episodes fit between
+        two evaluations; with many, no episode would reach its end. A rollout of whole episodes has
+        about half the steps of a full one, so there are twice as many.
         """
-        algorithm = rl.preset(name.partition(":")[0])
-        if isinstance(algorithm, rl.GRPOConfig):
+        entry = rl.registry.entry(name.partition(":")[0])
+        if entry.whole_episodes:
             return replace(self, num_iterations=2 * self.num_iterations)
-        if not isinstance(algorithm, rl.DSRLConfig | rl.WSRLConfig | rl.DGNConfig):
+        if not entry.off_policy:
             return self
-        decisions = 40_000 if isinstance(algorithm, rl.DSRLConfig) else 20_000
+        decisions = DECISIONS.get(entry.name, 20_000)
         env = replace(self.env, num_envs=min(25, self.env.num_envs))
-        gathered = 5 * env.num_envs  # in an iteration
+        num_chunks = 5
+        collected = num_chunks * env.num_envs  # decisions in an iteration
         return replace(
             self,
             env=env,
-            num_chunks=5,
-            num_iterations=decisions // gathered,
-            eval_every=1000 // gathered,
+            num_chunks=num_chunks,
+            num_iterations=decisions // collected,
+            eval_every=1000 // collected,
         )
 
     def algorithm(self, name: str, folder: Path) -> rl.AlgorithmConfig:
         """Return an algorithm's config for this environment.
 
         Args:
-            name: Registered name; after a colon one of its `VARIANTS`, or where it has none a key
-                of `LIKELIHOODS` that replaces its own.
-            folder: Where the demonstrations are.
+            name: See `with_variant`.
+            folder: Folder of the demonstrations.
 
         Raises:
             ValueError: nothing is registered under the name, the variant is unknown, or the
                 algorithm has none.
         """
-        word, _, variant = name.partition(":")
-        config = rl.preset(word)
-        config = self.dsrl if isinstance(config, rl.DSRLConfig) else config
-        guided = isinstance(config, rl.DGNConfig)
-        config = config.with_demonstrations(folder / (GUIDANCE if guided else DEMONSTRATIONS))
-        config = _with(config, rl.PPOConfig, self.ppo)
-        if not variant:
-            return config
-        variants = VARIANTS.get(word)
-        if variants is None and _has(config, LikelihoodConfig):
-            variants = {
-                key: partial(_with, kind=LikelihoodConfig, value=value)
-                for key, value in LIKELIHOODS.items()
-            }
-        if variants is None:
-            raise ValueError(f"{word} has no variants; take algorithm={word!r} alone")
-        if variant not in variants:
-            raise ValueError(
-                f"unknown variant {variant!r} in algorithm={name!r}; valid after the colon: "
-                f"{', '.join(variants)}"
-            )
-        changed: rl.AlgorithmConfig = variants[variant](config)
-        return changed
+        entry = rl.registry.entry(name.partition(":")[0])
+        file = GUIDANCE if entry.unseen_demonstrations else DEMONSTRATIONS
+        config = entry.config()
+        for part in (self.ppo, self.dsrl):
+            config = _replace_parts(config, type(part), part)
+        return with_variant(config.with_demonstrations(folder / file), name)
 
     def fast(self) -> Recipe:
         """Return the same with so few steps that it ends within two minutes on two cores.
 
-        Enough of them that the warm-up of what learns off-policy ends.
+        They are enough for the warm-up of an off-policy algorithm to end.
         """
         num_iterations = max(6, -(-3000 // (self.num_chunks * self.env.num_envs)))
         return replace(
@@ -174,16 +145,52 @@ def recipe(env_id: str) -> Recipe:
     return Recipe(env=env)
 
 
-def _with(config: Any, kind: type, value: Any) -> Any:
-    """Return a config with every part of a kind replaced, itself included."""
+def with_variant(config: rl.AlgorithmConfig, name: str) -> rl.AlgorithmConfig:
+    """Return a config with the variant or the likelihood that follows a colon in `name`.
+
+    Args:
+        config: Config of the algorithm.
+        name: Registered name. After a colon follows one of the algorithm's variants, or, if it has
+            none but a likelihood, one of `likelihood_words`.
+
+    Raises:
+        ValueError: the word after the colon is unknown, or the algorithm takes none.
+    """
+    word, colon, variant = name.partition(":")
+    if not colon:
+        return config
+    entry = rl.registry.entry(word)
+    if entry.variants:
+        return entry.variant(variant, config)
+    if not takes_likelihood(config):
+        raise ValueError(f"{word} has no variants; take algorithm={word!r} alone")
+    likelihoods = likelihood_words()
+    if variant not in likelihoods:
+        raise ValueError(
+            f"unknown variant {variant!r} in algorithm={name!r}; valid after the colon: "
+            f"{', '.join(likelihoods)}"
+        )
+    changed: rl.AlgorithmConfig = _replace_parts(config, LikelihoodConfig, likelihoods[variant])
+    return changed
+
+
+def takes_likelihood(config: rl.AlgorithmConfig) -> bool:
+    """Return whether a config holds a likelihood that a word can replace."""
+    return _has(config, LikelihoodConfig)
+
+
+def _replace_parts(config: Any, kind: type, value: Any) -> Any:
+    """Return a config with every nested part of a type replaced, itself included."""
     if isinstance(config, kind):
         return value
     parts = {f.name: getattr(config, f.name) for f in fields(config)}
-    changes = {name: _with(v, kind, value) for name, v in parts.items() if is_dataclass(v)}
-    return replace(config, **changes)
+    nested = {name: part for name, part in parts.items() if is_dataclass(part)}
+    return replace(config, **{name: _replace_parts(p, kind, value) for name, p in nested.items()})
 
 
 def _has(config: Any, kind: type) -> bool:
+    """Return whether a config is of a type, or has a nested part of it."""
     if isinstance(config, kind):
         return True
-    return any(_has(v, kind) for f in fields(config) if is_dataclass(v := getattr(config, f.name)))
+    parts = (getattr(config, f.name) for f in fields(config))
+    return any(_has(part, kind) for part in parts if is_dataclass(part))

@@ -1,22 +1,22 @@
-"""Prove that a checkpoint computes here what it computed where it came from.
+"""Compare a checkpoint's outputs here with stored outputs of its reference implementation.
 
-    python -m experiments.verify_checkpoint CHECKPOINT --inputs inputs.safetensors \
-        --outputs outputs.safetensors
+    pitune verify CHECKPOINT --inputs inputs.safetensors --outputs outputs.safetensors
 
-runs loss, velocity and sampled actions on given inputs, noise and flow times, and prints the
-greatest absolute error of each against the stored outputs; the exit status is 1 if one is above
---tolerance.
+The command computes loss, velocity and sampled actions from given inputs, noise and flow times. It
+prints the largest absolute error of each against the stored outputs, and exits with status 1 if one
+is above --tolerance.
 
 Inputs: `image_uint8.<camera>` (N, Y, X, 3), `image_mask.<camera>` (N,), `tokens` and `token_mask`
-(N, L), `state` (N, S), `actions` and `noise` (N, H, A), `time` (N,). Outputs, each of which may be
-absent: `loss_elementwise`, `loss_per_step`, `v_t_joint`, `v_t_cached`, `sample_actions_<K>`,
-`prefix_embs`, `x_t`, `u_t`, `traj_x`, `grad.<parameter>`. Both safetensors or npz.
+(N, L), `state` (N, S), `actions` and `noise` (N, H, A), `time` (N,). Outputs, all optional:
+`loss_elementwise`, `loss_per_step`, `v_t_joint`, `v_t_cached`, `sample_actions_<K>`, `prefix_embs`,
+`x_t`, `u_t`, `traj_x`, `grad.<parameter>`. Both files are safetensors or npz.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,42 +27,54 @@ import torch
 import tyro
 from torch import Tensor
 
-from pitune.experiments.errors import exit_with_message
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies.checkpoints import lerobot_read
+from pitune.policies.checkpoints.files import read_safetensors
 from pitune.policies.checkpoints.formats import load_network, recognize
 from pitune.policies.checkpoints.lerobot_read import LerobotFolder
 from pitune.policies.checkpoints.native import load_policy
 from pitune.policies.checkpoints.pipelines import CAMERAS
-from pitune.policies.checkpoints.weights import read_safetensors
 from pitune.policies.flow.chain import sample_chain
 from pitune.policies.flow.path import TimeGrid, interpolate, target_velocity
 from pitune.policies.network.pi0 import Pi0
 
 NEEDED = {"state", "actions", "noise", "time", "tokens", "token_mask"}
-"""Inputs without which nothing is compared."""
+"""Inputs that every comparison needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Compare a checkpoint's outputs with stored ones."""
+    """Compare a checkpoint's outputs with stored ones.
+
+    Example:
+        >>> from pathlib import Path
+        >>> config = VerifyConfig(
+        ...     checkpoint=Path("pi0_libero"),
+        ...     inputs=Path("inputs.safetensors"),
+        ...     outputs=Path("outputs.safetensors"),
+        ... )
+        >>> config.dtype
+        'auto'
+    """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """Folder of a checkpoint: ours, openpi's, lerobot's or orbax."""
     inputs: Path
     """Observations, actions, noise and flow times (.safetensors or .npz)."""
     outputs: Path
-    """What the reference computed from them (.safetensors or .npz)."""
+    """Outputs of the reference for these inputs (.safetensors or .npz)."""
     tolerance: float | None = None
-    """Greatest absolute error. By default 1e-4 in float32, 2e-4 of a JAX checkpoint, and 5e-2 in
-    bfloat16: JAX and PyTorch differ by up to 7e-5 in float32."""
+    """Largest accepted absolute error. The default is 1e-4 in float32, 2e-4 for a JAX checkpoint
+    and 5e-2 in bfloat16. JAX and PyTorch differ by up to 7e-5 in float32."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the towers; `auto` takes that of the stored weights."""
+    """Precision of the towers; `auto` takes the precision of the stored weights."""
     json: bool = False
     """Print one JSON object instead of lines."""
 
 
 def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
-    """Return the greatest absolute error of each stored output, and what is tolerated.
+    """Return the largest absolute error of each stored output, and the tolerance.
 
     Raises:
         ValueError: an input is missing, or there is nothing to compare with.
@@ -109,10 +121,10 @@ def compute(
     wanted: list[str],
     accumulated: bool,
 ) -> dict[str, Tensor]:
-    """Return the wanted outputs that are known.
+    """Return the outputs in `wanted` that this function can compute.
 
     Args:
-        network: In the precision that is compared.
+        network: A network in the precision of the comparison.
         inputs: See the module docstring.
         arguments: Pictures and prompt, from `encoder_inputs`.
         wanted: Names of outputs.
@@ -149,7 +161,7 @@ def compute(
 
 
 def camera_order(checkpoint: Path) -> tuple[str, ...]:
-    """Return the cameras in the order of the prefix: openpi's, or that of lerobot's config."""
+    """Return the cameras in the order of the prefix: openpi's order, or lerobot's config's."""
     if recognize(checkpoint) != "lerobot":
         return CAMERAS
     pictures = lerobot_read.pictures_config(LerobotFolder.read(checkpoint).config)
@@ -159,13 +171,14 @@ def camera_order(checkpoint: Path) -> tuple[str, ...]:
 def encoder_inputs(
     inputs: dict[str, Tensor], order: tuple[str, ...] = CAMERAS
 ) -> dict[str, Tensor]:
-    """Return the arguments of `Pi0.encode` but for the state; unknown cameras come last."""
+    """Return the arguments of `Pi0.encode` without the state; unknown cameras come last."""
     names = [key.removeprefix("image_uint8.") for key in inputs if key.startswith("image_uint8.")]
     names = [n for n in order if n in names] + sorted(set(names) - set(order))
     pictures = torch.stack([inputs[f"image_uint8.{name}"] for name in names], dim=1)
     present = torch.ones(len(pictures), dtype=torch.bool)
     masks = torch.stack([inputs.get(f"image_mask.{n}", present).bool() for n in names], dim=1)
     return {
+        # (N, V, Y, X, 3) -> (N, V, 3, Y, X)
         "images": pictures.permute(0, 1, 4, 2, 3).float() / 255 * 2 - 1,
         "image_mask": masks,
         "tokens": inputs["tokens"].long(),
@@ -193,10 +206,10 @@ def _with_one_line_of_gradients(errors: dict[str, float]) -> dict[str, float]:
     return lines | ({"gradients": max(gradients)} if gradients else {})
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        config = tyro.cli(VerifyConfig, description=__doc__)
+        config = parse(VerifyConfig, arguments(argv), prog=program("verify"), description=__doc__)
         errors, tolerance = verify(config)
         passed = all(error <= tolerance for error in errors.values())
         if config.json:

@@ -1,27 +1,35 @@
-"""Learning: algorithms, advantages, critics, rollouts and evaluation."""
+"""Learning: algorithms, advantages, critics, rollouts, evaluation.
 
-from pitune.rl.actor_critic.learner import ActorCriticConfig
-from pitune.rl.actor_critic.td import OffPolicyConfig
-from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from pitune.rl.algorithms.bc import BCConfig, BehaviorCloning
-from pitune.rl.algorithms.dgn import DGN, DGNConfig
-from pitune.rl.algorithms.dsrl import DSRL, DSRLConfig
-from pitune.rl.algorithms.epo import EPO, EPOConfig
-from pitune.rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
-from pitune.rl.algorithms.fpo import FPO, FPOConfig
-from pitune.rl.algorithms.grpo import GRPO, GRPOConfig
-from pitune.rl.algorithms.ppo import PPO, PPOConfig
-from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
-from pitune.rl.evaluation.evaluate import Evaluation, evaluate
-from pitune.rl.experience.demonstrations import Demonstrations, collect_demonstrations
-from pitune.rl.experience.rollouts import Rollouts, check_fit, check_needs, rollout_metrics
-from pitune.rl.policy_gradient.config import (
-    AdvantageConfig,
-    ClipConfig,
-    PPOClipConfig,
-    UpdateConfig,
-)
-from pitune.rl.registry import make, name_of, preset, presets, register
+A name is imported from its module when it is first used, so that `import pitune.rl` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pitune.rl import registry
+    from pitune.rl.actor_critic.learner import ActorCriticConfig
+    from pitune.rl.actor_critic.td import OffPolicyConfig
+    from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+    from pitune.rl.algorithms.bc import BCConfig, BehaviorCloning
+    from pitune.rl.algorithms.dgn import DGN, DGNConfig
+    from pitune.rl.algorithms.dsrl import DSRL, DSRLConfig
+    from pitune.rl.algorithms.epo import EPO, EPOConfig
+    from pitune.rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
+    from pitune.rl.algorithms.fpo import FPO, FPOConfig
+    from pitune.rl.algorithms.grpo import GRPO, GRPOConfig
+    from pitune.rl.algorithms.ppo import PPO, PPOConfig
+    from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
+    from pitune.rl.evaluation.evaluate import Evaluation, evaluate
+    from pitune.rl.experience.demonstrations import Demonstrations, collect_demonstrations
+    from pitune.rl.experience.rollouts import Rollouts, check_fit, check_needs, rollout_metrics
+    from pitune.rl.policy_gradient.config import (
+        AdvantageConfig,
+        ClipConfig,
+        PPOClipConfig,
+        UpdateConfig,
+    )
+    from pitune.rl.registry import make, name_of, preset, presets, register
 
 __all__ = [
     "DGN",
@@ -63,5 +71,42 @@ __all__ = [
     "preset",
     "presets",
     "register",
+    "registry",
     "rollout_metrics",
 ]
+
+_MODULES = {
+    "actor_critic.learner": ("ActorCriticConfig",),
+    "actor_critic.td": ("OffPolicyConfig",),
+    "algorithm": ("Algorithm", "AlgorithmConfig", "Needs"),
+    "algorithms.bc": ("BCConfig", "BehaviorCloning"),
+    "algorithms.dgn": ("DGN", "DGNConfig"),
+    "algorithms.dsrl": ("DSRL", "DSRLConfig"),
+    "algorithms.epo": ("EPO", "EPOConfig"),
+    "algorithms.filtered_bc": ("FilteredBC", "FilteredBCConfig"),
+    "algorithms.fpo": ("FPO", "FPOConfig"),
+    "algorithms.grpo": ("GRPO", "GRPOConfig"),
+    "algorithms.ppo": ("PPO", "PPOConfig"),
+    "algorithms.wsrl": ("WSRL", "WSRLConfig"),
+    "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "experience.demonstrations": ("Demonstrations", "collect_demonstrations"),
+    "experience.rollouts": ("Rollouts", "check_fit", "check_needs", "rollout_metrics"),
+    "policy_gradient.config": ("AdvantageConfig", "ClipConfig", "PPOClipConfig", "UpdateConfig"),
+    "registry": ("make", "name_of", "preset", "presets", "register"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # a type checker reads the imports above, and reports unknown names
+
+    def __getattr__(name: str) -> object:
+        """Import a public name from its module, and keep it."""
+        if name == "registry":
+            return import_module(f"{__name__}.registry")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,67 +1,185 @@
-"""The registry of algorithms. A new one is a module with an `@register("name", Config)` class."""
+"""Registered algorithms: name, config, class, variants and traits.
+
+A new algorithm is one file with `@register("name", Config)` above its class. A file in
+`rl/algorithms` is found by its place. A file from anywhere else registers when it is imported; on
+the command line `pitune --import my_algorithm.py train my_algorithm ...` imports it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, TypeVar
 
 from pitune.policies import FlowPolicy
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
 
-_REGISTRY: dict[str, tuple[type[AlgorithmConfig], type[Algorithm[Any]]]] = {}
+_BUILT_IN = "pitune.rl.algorithms"
+_REGISTRY: dict[str, Entry] = {}
 AlgorithmType = TypeVar("AlgorithmType", bound=type[Algorithm[Any]])
+Variant = Mapping[str, Any] | Callable[[Any], AlgorithmConfig]
+"""Settings by their dotted name in the config, or a function from config to config."""
 
 
-def register(name: str, config: type[AlgorithmConfig]) -> Callable[[AlgorithmType], AlgorithmType]:
-    """Register the decorated class under `name`. A config of this type selects it.
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A registered algorithm.
+
+    Example:
+        >>> from pitune import rl
+        >>> entry = rl.registry.entry("dgn")
+        >>> entry.config.__name__, entry.off_policy, "equal_size" in entry.variants
+        ('DGNConfig', True, True)
+    """
+
+    name: str
+    """The word that selects it on the command line."""
+    config: type[AlgorithmConfig]
+    """Class of its settings."""
+    algorithm: type[Algorithm[Any]]
+    """Class that is built from a config and a policy."""
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    """Settings of the paper's variants, baselines and ablations, by the word after the colon."""
+    off_policy: bool = False
+    """Whether it learns from a replay memory, with gradient steps after every decision."""
+    whole_episodes: bool = False
+    """Whether a rollout holds whole episodes only, and so about half as many steps."""
+    reads_demonstrations: bool = False
+    """Whether it cannot run without a file of demonstrations."""
+    unseen_demonstrations: bool = False
+    """Whether these must be episodes from which the policy was not cloned."""
+
+    @property
+    def description(self) -> str:
+        """First line of the class's docstring."""
+        return (inspect.getdoc(self.algorithm) or "").partition("\n")[0]
+
+    def variant(self, word: str, config: AlgorithmConfig | None = None) -> AlgorithmConfig:
+        """Return a config with the settings of a variant.
+
+        Args:
+            word: Key of `variants`.
+            config: Config to change; the defaults if None.
+
+        Raises:
+            ValueError: there is no such variant.
+        """
+        if word not in self.variants:
+            raise ValueError(
+                f"unknown variant {word!r} in algorithm='{self.name}:{word}'; valid after the "
+                f"colon: {', '.join(self.variants)}"
+            )
+        config = self.config() if config is None else config
+        change = self.variants[word]
+        if callable(change):
+            return change(config)
+        for name, value in change.items():
+            config = _with(config, name.split("."), value)
+        return config
+
+
+def register(
+    name: str,
+    config: type[AlgorithmConfig],
+    *,
+    variants: Mapping[str, Variant] | None = None,
+    off_policy: bool = False,
+    whole_episodes: bool = False,
+    reads_demonstrations: bool = False,
+    unseen_demonstrations: bool = False,
+) -> Callable[[AlgorithmType], AlgorithmType]:
+    """Register the decorated class under `name`, built from a `config`.
+
+    Args:
+        name: The word on the command line.
+        config: Class of the settings, each with a default.
+        variants: See `Entry.variants`.
+        off_policy: See `Entry.off_policy`.
+        whole_episodes: See `Entry.whole_episodes`.
+        reads_demonstrations: See `Entry.reads_demonstrations`.
+        unseen_demonstrations: See `Entry.unseen_demonstrations`.
 
     Raises:
-        ValueError: the name or the config is registered already.
+        ValueError: the name or the config is taken.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from pitune import rl
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class MyConfig(rl.AlgorithmConfig):
+        ...     learning_rate: float = 1e-4
+        >>> @rl.register("mine", MyConfig, variants={"slow": {"learning_rate": 1e-5}})
+        ... class Mine(rl.Algorithm[MyConfig]):
+        ...     '''My own update.'''
     """
-    taken = {config for config, _ in _REGISTRY.values()}
-    if name in _REGISTRY or config in taken:
+    if not config.__module__.startswith(f"{_BUILT_IN}."):
+        _load_built_in()  # first, so that a name of theirs that is taken again fails here
+    if name in _REGISTRY or config in {entry.config for entry in _REGISTRY.values()}:
         raise ValueError(f"algorithm {name!r} or its {config.__name__} is registered already")
 
     def decorate(algorithm: AlgorithmType) -> AlgorithmType:
-        _REGISTRY[name] = (config, algorithm)
+        _REGISTRY[name] = Entry(
+            name=name,
+            config=config,
+            algorithm=algorithm,
+            variants=dict(variants or {}),
+            off_policy=off_policy,
+            whole_episodes=whole_episodes,
+            reads_demonstrations=reads_demonstrations,
+            unseen_demonstrations=unseen_demonstrations,
+        )
         return algorithm
 
     return decorate
 
 
+def entries() -> list[Entry]:
+    """Return every registered algorithm, sorted by name."""
+    _load_built_in()
+    return [_REGISTRY[name] for name in sorted(_REGISTRY)]
+
+
+def entry(name: str) -> Entry:
+    """Return one registered algorithm.
+
+    Raises:
+        ValueError: nothing is registered under `name`.
+    """
+    _load_built_in()
+    if name not in _REGISTRY:
+        nearest = get_close_matches(name, _REGISTRY, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+        raise ValueError(f"unknown algorithm {name!r}{hint} registered: {sorted(_REGISTRY)}")
+    return _REGISTRY[name]
+
+
 def presets() -> dict[str, AlgorithmConfig]:
     """Return the default config of every registered algorithm, by name."""
-    return {name: config() for name, (config, _) in _REGISTRY.items()}
+    return {entry.name: entry.config() for entry in entries()}
 
 
 def preset(name: str) -> AlgorithmConfig:
     """Return the default config of one algorithm.
 
     Raises:
-        ValueError: no algorithm is registered under `name`.
-
-    Example:
-        >>> from pitune import rl
-        >>> rl.preset("ppo").update.num_epochs
-        4
+        ValueError: nothing is registered under `name`.
     """
-    if name not in _REGISTRY:
-        nearest = get_close_matches(name, _REGISTRY, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"unknown algorithm {name!r}{hint} registered: {sorted(_REGISTRY)}")
-    return _REGISTRY[name][0]()
+    return entry(name).config()
 
 
 def name_of(config: AlgorithmConfig) -> str:
-    """Return the registered name of a config's algorithm.
+    """Return the name that a config's algorithm is registered under.
 
     Raises:
-        ValueError: no algorithm has this type of config.
+        ValueError: no algorithm takes such a config.
     """
-    for name, (registered, _) in _REGISTRY.items():
-        if type(config) is registered:
-            return name
+    for entry in entries():
+        if type(config) is entry.config:
+            return entry.name
     raise ValueError(
         f"no algorithm takes a {type(config).__name__}; registered: {sorted(_REGISTRY)}. "
         "Import the module that registers it first"
@@ -69,16 +187,28 @@ def name_of(config: AlgorithmConfig) -> str:
 
 
 def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
-    """Build a policy's algorithm, selected by the type of the config.
+    """Build the algorithm that takes this type of config, around a policy.
 
     Raises:
-        ValueError: no algorithm has this type of config, or the policy is steered. Training would
-            change the weights that its noise actor was trained for.
+        ValueError: no algorithm takes such a config, or the policy has a noise actor already: an
+            update of its weights would leave the noise actor behind.
     """
     if policy.noise_source is not None:
         raise ValueError(
             "the checkpoint is steered (it has a noise actor); fine-tune the checkpoint that it "
             "was made from, or go on with its run by --resume"
         )
-    build: Callable[..., Algorithm[Any]] = _REGISTRY[name_of(config)][1]
+    build: Callable[..., Algorithm[Any]] = entry(name_of(config)).algorithm
     return build(config, policy)
+
+
+def _load_built_in() -> None:
+    """Import every module of `rl/algorithms`; each registers its algorithm, if it has one."""
+    for module in pkgutil.iter_modules(import_module(_BUILT_IN).__path__):
+        import_module(f"{_BUILT_IN}.{module.name}")
+
+
+def _with(config: Any, path: list[str], value: Any) -> Any:
+    """Return a config with the setting at a dotted name replaced."""
+    name, *rest = path
+    return replace(config, **{name: _with(getattr(config, name), rest, value) if rest else value})

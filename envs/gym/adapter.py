@@ -1,7 +1,7 @@
 """Any Gymnasium environment with bounded continuous actions: `gym/<id>`.
 
-E copies are stepped in worker processes. An id that exists only as a vector environment is made as
-one, see `envs/gymnasium_vector.py`.
+Worker processes step E sub-environments. An id that is registered as a vector environment only is
+made as one, see `pitune.envs.gym.vector`.
 
 Letters: E envs.
 """
@@ -13,105 +13,110 @@ import difflib
 import functools
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.envs.registration import load_env_creator
 
+from pitune.envs.config import EnvConfig
+from pitune.envs.gym.registration import GymOptions
 from pitune.envs.gym.vector import GymnasiumVector
 from pitune.envs.vector_env import VectorEnv
 from pitune.envs.workers.env import WorkerEnv
 
-__all__ = ["GymnasiumVector", "make_gymnasium"]
 
-
-def make_gymnasium(
-    id: str,
-    num_envs: int,
-    *,
-    num_workers: int = 0,
-    max_episode_steps: int | None = None,
-    **kwargs: Any,
-) -> VectorEnv:
+def make_gymnasium(name: str, config: EnvConfig) -> VectorEnv:
     """Return a batch of a Gymnasium environment.
 
     Args:
-        id: What `gymnasium.make` takes, e.g. `Reacher-v5` or `package:Name-v0`.
-        num_envs: E.
-        num_workers: Processes to spread them over; 0 for this one.
-        max_episode_steps: Time limit; the registered one by default.
-        kwargs: For the environment.
+        name: The id for `gymnasium.make`, e.g. `Reacher-v5` or `package:Name-v0`.
+        config: Its options are `GymOptions`.
 
     Raises:
-        ValueError: there is no such environment, its spaces are not usable, or it has no time
-            limit.
+        ValueError: the id is not registered, its spaces are not usable, it rejects a keyword
+            argument, or it has no time limit.
     """
-    spec = find_spec(id)
-    limit = spec.max_episode_steps if max_episode_steps is None else max_episode_steps
+    spec = find_spec(name)
+    kwargs: dict[str, Any] = dict(config.typed_options(GymOptions).kwargs)
+    if "max_episode_steps" in kwargs:
+        raise ValueError(
+            f"kwargs={kwargs} of {config.id} must not set the time limit; "
+            "set max_episode_steps of EnvConfig"
+        )
+    limit = spec.max_episode_steps if config.max_episode_steps is None else config.max_episode_steps
     if limit is not None:
         kwargs["max_episode_steps"] = limit
     if spec.entry_point is None:
-        vector_env = gymnasium.make_vec(
-            spec, num_envs, vectorization_mode="vector_entry_point", **kwargs
-        )
         return GymnasiumVector(
-            vector_env, id=f"gym/{id}", max_episode_steps=limit, simulator=simulator_of(spec)
+            make_vector(spec, config.num_envs, kwargs),
+            id=config.id,
+            max_episode_steps=limit,
+            simulator=simulator_version(spec),
         )
     return WorkerEnv(
-        # The spec travels with the factory: an id may be registered in this process alone.
-        functools.partial(make_copy, spec, kwargs),
-        id=f"gym/{id}",
-        num_envs=num_envs,
-        num_workers=num_workers,
+        # The spec travels with the factory, because an id may be registered in this process only.
+        functools.partial(make_sub_env, spec, kwargs),
+        id=config.id,
+        num_envs=config.num_envs,
+        num_workers=config.num_workers,
         max_episode_steps=limit,
-        simulator=simulator_of(spec),
+        simulator=simulator_version(spec),
         deterministic_reset=not spec.nondeterministic,
     )
 
 
-def find_spec(id: str) -> GymnasiumSpec:
-    """Return what is registered under an id, after importing the package that it may name.
+def find_spec(name: str) -> GymnasiumSpec:
+    """Return the registered spec of an id, after importing the package that the id names, if any.
 
     Raises:
-        ValueError: nothing is.
+        ValueError: the id is not registered.
     """
-    package, _, name = id.rpartition(":")
+    package, _, name_in_package = name.rpartition(":")
     if package:
         importlib.import_module(package)
-    spec = gymnasium.registry.get(name)
+    spec = gymnasium.registry.get(name_in_package)
     if spec is None:
-        near = difflib.get_close_matches(name, gymnasium.registry, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name_in_package, gymnasium.registry, n=3, cutoff=0.4)
         raise ValueError(
-            f"{id=} is not registered in Gymnasium; near it are {near}; write package:Name-v0 for "
-            "an environment that its package registers when it is imported"
+            f"id='{name}' is not registered in Gymnasium; near it are {near}; write "
+            "package:Name-v0 for an environment that its package registers when it is imported"
         )
     return spec
 
 
-def make_copy(spec: GymnasiumSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env:
-    """Return one environment, ready to draw itself.
+def make_vector(
+    spec: GymnasiumSpec, num_envs: int, kwargs: Mapping[str, Any]
+) -> gymnasium.vector.VectorEnv:
+    """Return a vector environment of Gymnasium, made by its own entry point."""
+    with _named_kwargs(spec, kwargs):
+        return gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
 
-    Its observation is made flat if it consists of parts that `WorkerEnv` does not know.
+
+def make_sub_env(spec: GymnasiumSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env:
+    """Return one environment that can render.
+
+    A Dict observation is flattened if it has no key of `WorkerEnv`.
     """
-    creator = spec.entry_point
-    if isinstance(creator, str):
-        creator = load_env_creator(creator)
+    entry_point = spec.entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     metadata = getattr(creator, "metadata", None)
-    # Drawing must be asked for here, and costs nothing until the first picture.
+    # The render mode is fixed when the environment is made. It costs nothing before the first
+    # picture.
     can_draw = isinstance(metadata, Mapping) and "rgb_array" in metadata.get("render_modes", ())
     drawing = {"render_mode": "rgb_array"} if can_draw else {}
-    env = gymnasium.make(spec, disable_env_checker=True, **{**drawing, **kwargs})
+    with _named_kwargs(spec, kwargs):
+        env = gymnasium.make(spec, disable_env_checker=True, **{**drawing, **kwargs})
     parts = getattr(env.observation_space, "spaces", {})
     if not isinstance(parts, Mapping) or not parts:
         return env
-    known = any(key == "state" or key.startswith("image/") for key in parts)
-    return env if known else gymnasium.wrappers.FlattenObservation(env)
+    has_known_key = any(key == "state" or key.startswith("image/") for key in parts)
+    return env if has_known_key else gymnasium.wrappers.FlattenObservation(env)
 
 
-def simulator_of(spec: GymnasiumSpec) -> str:
-    """Return the versions of Gymnasium and of the package and the engine of an environment."""
+def simulator_version(spec: GymnasiumSpec) -> str:
+    """Return the versions of Gymnasium, of the environment's package and of its engine."""
     entry_point = str(spec.entry_point or spec.vector_entry_point)
     names = ["gymnasium", entry_point.replace(":", ".").split(".")[0]]
     if "mujoco" in entry_point:
@@ -121,3 +126,18 @@ def simulator_of(spec: GymnasiumSpec) -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     return ", ".join(versions)
+
+
+@contextlib.contextmanager
+def _named_kwargs(spec: GymnasiumSpec, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Turn the TypeError for an unknown keyword argument into a ValueError with its name."""
+    try:
+        yield
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        given = {name: value for name, value in kwargs.items() if name != "max_episode_steps"}
+        raise ValueError(
+            f"kwargs={given} are not accepted by gym/{spec.id}: {error}; "
+            "pass arguments of the environment's constructor"
+        ) from error

@@ -1,6 +1,6 @@
-"""What the spaces of a Gymnasium environment mean here, and its observations as arrays.
+"""The spaces and the observations of Gymnasium environments, translated into this package's form.
 
-Letters: n rows (environments), S state dim, A action dim, C, Y, X image channels and pixels.
+Letters: E envs, n rows, S state dim, A action dim, C, Y, X image channels, height and width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 
 Arrays = dict[str, np.ndarray]
 """An observation of n rows: `state` (n, S) float32, `image/<camera>` (n, C, Y, X) uint8, `task_id`
@@ -18,8 +20,8 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopySpec:
-    """What one copy says about itself."""
+class SubEnvSpec:
+    """The description of one sub-environment."""
 
     state_dim: int
     """S."""
@@ -30,13 +32,13 @@ class CopySpec:
     action_high: tuple[float, ...]
     """(A) [robot units]."""
     max_episode_steps: int | None
-    """Time limit that the copy applies itself; None if it has none."""
+    """Time limit that the sub-environment applies itself. None if it has none."""
     control_hz: float | None
-    """Steps per simulated second [Hz]; None if the copy does not say."""
+    """Steps per simulated second [Hz]. None if it is unknown."""
     success_signal: bool
     """Whether `info` holds `success` or `is_success`."""
     expert: bool
-    """Whether the copy has an `expert_action` method."""
+    """Whether there is a method `expert_action`."""
 
 
 def empty_obs(state_dim: int, cameras: Mapping[str, tuple[int, int, int]], num_rows: int) -> Arrays:
@@ -49,11 +51,13 @@ def empty_obs(state_dim: int, cameras: Mapping[str, tuple[int, int, int]], num_r
     }
 
 
-def read_spaces(env_id: str, observation: spaces.Space, action: spaces.Space) -> dict[str, Any]:
-    """Return the `CopySpec` fields that follow from the spaces of one environment.
+def read_spaces(
+    env_id: str, observation: spaces.Space[Any], action: spaces.Space[Any]
+) -> dict[str, Any]:
+    """Return the `SubEnvSpec` fields that follow from the spaces of one environment.
 
     Raises:
-        ValueError: the observation or the action space is not one that a policy here can use.
+        ValueError: a policy cannot use the observation space or the action space.
     """
     parts = observation.spaces if isinstance(observation, spaces.Dict) else {"state": observation}
     cameras: dict[str, tuple[int, int, int]] = {}
@@ -61,10 +65,10 @@ def read_spaces(env_id: str, observation: spaces.Space, action: spaces.Space) ->
         if key.startswith("image/") and isinstance(part, spaces.Box) and len(part.shape) == 3:
             height, width, channels = part.shape
             cameras[key.removeprefix("image/")] = (channels, height, width)
-            known = part.dtype == np.uint8
+            is_usable = part.dtype == np.uint8
         else:
-            known = key == "task_id" or (key == "state" and isinstance(part, spaces.Box))
-        if not known:
+            is_usable = key == "task_id" or (key == "state" and isinstance(part, spaces.Box))
+        if not is_usable:
             raise ValueError(
                 f"{env_id}: observation {key!r} is {part}, but a Box, or a Dict of `state` (Box) "
                 "and `image/<camera>` (uint8 Box Y,X,C) is needed; wrap the environment with "
@@ -88,15 +92,39 @@ def read_spaces(env_id: str, observation: spaces.Space, action: spaces.Space) ->
     }
 
 
-def success_of(info: Mapping[str, Any]) -> Any:
-    """Return what `info` says about success under either of its two usual names, or None."""
+def read_success(info: Mapping[str, Any]) -> Any:
+    """Return the success entry of `info` under either of its two usual names, or None."""
     return info.get("success", info.get("is_success"))
 
 
 def write_row(obs: Arrays, position: int, raw: Any) -> None:
-    """Copy one raw observation into its row: many environments reuse their buffer."""
+    """Copy one raw observation into its row, because many environments reuse their buffer."""
     parts = raw if isinstance(raw, Mapping) else {"state": raw}
     for key in obs.keys() & parts.keys():
         part = np.asarray(parts[key])
-        row = part.transpose(2, 0, 1) if key.startswith("image/") else part
+        row = rearrange(part, "Y X C -> C Y X") if key.startswith("image/") else part
         obs[key][position] = row.reshape(obs[key].shape[1:])
+
+
+def copy_batch(raw: Any, target: Arrays) -> Arrays:
+    """Return copies of a vector environment's observation, in the shapes and dtypes of `target`."""
+    parts = raw if isinstance(raw, Mapping) else {"state": raw}
+    batch: Arrays = {}
+    for key in target.keys() & parts.keys():
+        value = np.asarray(parts[key])
+        value = rearrange(value, "E Y X C -> E C Y X") if key.startswith("image/") else value
+        batch[key] = np.array(value, dtype=target[key].dtype).reshape(target[key].shape)
+    return batch
+
+
+def as_flags(value: Any, num_rows: int) -> np.ndarray:
+    """Return an entry of a vector environment's `info` as (E,) bool. A missing one is False."""
+    if value is None:
+        return np.zeros(num_rows, bool)
+    return np.array([bool(item) for item in value])
+
+
+def batch_action(values: np.ndarray, env: GymnasiumVectorEnv) -> np.ndarray:
+    """Return actions (E, A), or one for all (A,), in the shape and dtype of the environment."""
+    space, shape = env.action_space, (env.num_envs, values.shape[-1])
+    return np.broadcast_to(values, shape).reshape(space.shape or shape).astype(space.dtype)

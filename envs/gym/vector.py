@@ -1,21 +1,20 @@
-"""A `gymnasium.vector.VectorEnv`, such as a batched simulator, behind this package's contract.
+"""A `gymnasium.vector.VectorEnv`, such as a batched simulator, under this package's contract.
 
 A vector environment steps all of its E environments or none, while the contract steps some. So:
 
-- An environment that ended is stepped along, with the middle of its action bounds, until its
-  reset. What comes out of that is dropped: its last observation stays what it was. Where ended
-  environments must be reset before the next step (`AutoresetMode.DISABLED`), they are, to a start
-  that nobody sees.
-- An environment whose episode runs cannot be held still: leaving it out of `active` is refused.
+- An environment that ended is still stepped, with the middle of its action bounds, until its reset.
+  The results are discarded, and its last observation is kept. If ended environments must be reset
+  before the next step (`AutoresetMode.DISABLED`), they are reset to a start that is discarded too.
+- An environment whose episode runs cannot be held still: leaving it out of `active` is an error.
 - With `AutoresetMode.SAME_STEP` the last observation of an episode comes from `info["final_obs"]`.
-  `SyncVectorEnv` keeps no copy there: an environment that reuses its observation's memory has
+  `SyncVectorEnv` keeps no copy there. An environment that reuses the memory of its observation has
   overwritten it by then, and needs `AutoresetMode.DISABLED`.
-- A reset of some environments is Gymnasium's `reset_mask`; whether it left the others alone is
-  checked. `SyncVectorEnv` and `AsyncVectorEnv` take one seed per environment with it. Other classes
-  need not: for these a reset of all gets the first seed, a reset of some gets none, and the spec
-  says `deterministic_reset=False`.
+- A reset of some environments uses Gymnasium's `reset_mask`, and it is checked that the others did
+  not change. `SyncVectorEnv` and `AsyncVectorEnv` take one seed per environment with it. Other
+  classes may not: there a reset of all passes the first seed, a reset of some passes none, and the
+  spec has `deterministic_reset=False`.
 
-Letters: E envs, A action dim.
+Letters: E envs, A action dim, Y, X image height and width.
 """
 
 from __future__ import annotations
@@ -29,7 +28,16 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from torch import Tensor
 
-from pitune.envs.gym.spaces import Arrays, empty_obs, read_spaces, success_of, write_row
+from pitune.envs.gym.spaces import (
+    Arrays,
+    as_flags,
+    batch_action,
+    copy_batch,
+    empty_obs,
+    read_spaces,
+    read_success,
+    write_row,
+)
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult
 from pitune.envs.workers.env import DEFAULT_CONTROL_HZ
 
@@ -37,16 +45,30 @@ from pitune.envs.workers.env import DEFAULT_CONTROL_HZ
 class GymnasiumVector:
     """E environments of one `gymnasium.vector.VectorEnv`.
 
+    Example:
+        >>> from gymnasium.vector import AutoresetMode
+        >>> import gymnasium
+        >>> vector_env = gymnasium.make_vec(
+        ...     "Pendulum-v1",
+        ...     num_envs=2,
+        ...     vectorization_mode="sync",
+        ...     vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
+        ... )
+        >>> env = GymnasiumVector(vector_env, id="pendulum", max_episode_steps=200)
+        >>> env.reset(torch.tensor([0, 1]))["state"].shape
+        torch.Size([2, 3])
+
     Args:
         env: Made with `AutoresetMode.DISABLED` or `SAME_STEP`.
         id: Name for records and messages.
-        max_episode_steps: Time limit, applied besides the environment's own; that one by default.
+        max_episode_steps: Time limit, in addition to the environment's own, which is the default.
         tasks: Instructions in words.
-        control_hz: Steps per simulated second [Hz]; what the environment says by default.
+        control_hz: Steps per simulated second [Hz]. The environment's frame rate by default.
         simulator: Package and version of the simulator.
 
     Raises:
-        ValueError: it resets in another way, has no time limit, or its spaces are not usable.
+        ValueError: its autoreset mode is not usable, it has no time limit, or its spaces are not
+            usable.
     """
 
     def __init__(
@@ -70,14 +92,15 @@ class GymnasiumVector:
         limit = max_episode_steps or (env.spec.max_episode_steps if env.spec else None)
         if limit is None:
             raise ValueError(f"{id} has no time limit of its own; pass max_episode_steps")
-        known = read_spaces(id, env.single_observation_space, env.single_action_space)
+        space_fields = read_spaces(id, env.single_observation_space, env.single_action_space)
+        low, high = np.array(space_fields["action_low"]), np.array(space_fields["action_high"])
         self._env, self._num_envs = env, env.num_envs
         self._takes_seeds = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
-        self._middle = (np.array(known["action_low"]) + np.array(known["action_high"])) / 2
-        self._obs = empty_obs(known["state_dim"], known["cameras"], env.num_envs)
+        self._middle = (low + high) / 2
+        self._obs = empty_obs(space_fields["state_dim"], space_fields["cameras"], env.num_envs)
         self._running = np.zeros(env.num_envs, bool)
         self._num_steps = np.zeros(env.num_envs, np.int64)
-        # Ended as the vector environment sees it, which would refuse to step them.
+        # Ended according to the vector environment, which would raise if they were stepped.
         self._stale = np.zeros(env.num_envs, bool)
         self.spec = EnvSpec(
             id=id,
@@ -88,7 +111,7 @@ class GymnasiumVector:
             simulator=simulator,
             deterministic_reset=self._takes_seeds,
             success_signal=self._has_success(),
-            **known,
+            **space_fields,
         )
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
@@ -96,17 +119,17 @@ class GymnasiumVector:
 
         Args:
             seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Which environments to reset (n,) int64; all E by default.
+            env_idx: Environments to reset (n,) int64. All E by default.
 
         Raises:
-            RuntimeError: the vector environment reset others as well.
+            RuntimeError: the vector environment changed others as well.
         """
         rows = np.arange(self._num_envs) if env_idx is None else env_idx.numpy()
         mask = np.zeros(self._num_envs, bool)
         mask[rows] = True
-        fresh = self._reset(mask, dict(zip(rows.tolist(), seed.tolist(), strict=True)))
+        new_obs = self._reset(mask, dict(zip(rows.tolist(), seed.tolist(), strict=True)))
         others = self._running & ~mask
-        for key, value in fresh.items():
+        for key, value in new_obs.items():
             if (value[others] != self._obs[key][others]).any():
                 raise RuntimeError(
                     f"{self.spec.id}: a reset of environments {rows.tolist()} changed others too; "
@@ -115,46 +138,51 @@ class GymnasiumVector:
             self._obs[key][mask] = value[mask]
         self._running |= mask
         self._num_steps[mask] = 0
-        return self._fresh_obs()
+        return self._copy_obs()
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
         """Advance the active environments by one control step.
 
         Args:
             action: (E, A) [robot units], inside the bounds.
-            active: (E,) bool; all environments whose episode runs, and no others.
+            active: (E,) bool, True for all environments whose episode runs and no others.
 
         Raises:
             ValueError: `active` is something else.
         """
-        wanted = active.numpy()
-        if (wanted != self._running).any():
+        mask = active.numpy()
+        if (mask != self._running).any():
             raise ValueError(
-                f"{self.spec.id}: active environments {np.flatnonzero(wanted).tolist()} must be "
-                f"{np.flatnonzero(self._running).tolist()}, whose episodes run: a vector "
-                "environment can hold no other still; use WorkerEnv to step some of them"
+                f"{self.spec.id}: active environments {np.flatnonzero(mask).tolist()} must be "
+                f"{np.flatnonzero(self._running).tolist()}, whose episodes run, because a vector "
+                "environment cannot hold them still; use WorkerEnv to step some of them"
             )
         if self._stale.any():
             self._reset(self._stale.copy(), {})
-        values = np.where(wanted[:, None], action.numpy(), self._middle)
-        fresh, reward, terminated, truncated, success = self._step(values)
-        invalid = ~(np.isfinite(fresh["state"]).all(1) & np.isfinite(reward))
-        for key, value in fresh.items():
-            kept = wanted & ~invalid
-            self._obs[key][kept] = value[kept]
+        values = np.where(mask[:, None], action.numpy(), self._middle)
+        new_obs, reward, terminated, truncated, success = self._step(values)
+
+        # an environment that breaks down keeps its last observation
+        invalid = ~(np.isfinite(new_obs["state"]).all(1) & np.isfinite(reward))
+        valid = mask & ~invalid
+        for key, value in new_obs.items():
+            self._obs[key][valid] = value[valid]
         reward[invalid], terminated[invalid], success[invalid] = 0.0, False, False
-        self._num_steps[wanted] += 1
-        out_of_time = self._num_steps >= self.spec.max_episode_steps
-        truncated |= (out_of_time & ~terminated) | invalid
+
+        # ends
+        self._num_steps[mask] += 1
+        timed_out = self._num_steps >= self.spec.max_episode_steps
+        truncated |= (timed_out & ~terminated) | invalid
         self._running[terminated | truncated] = False
-        flags = (terminated, truncated, success, invalid)
-        ended, cut, solved, broken = (torch.from_numpy(flag & wanted) for flag in flags)
         return StepResult(
-            self._fresh_obs(),
-            torch.from_numpy(np.where(wanted, reward, 0.0).astype(np.float32)),
-            ended,
-            cut,
-            {"success": solved, "invalid": broken},
+            self._copy_obs(),
+            torch.from_numpy(np.where(mask, reward, 0.0).astype(np.float32)),
+            torch.from_numpy(terminated & mask),
+            torch.from_numpy(truncated & mask),
+            {
+                "success": torch.from_numpy(success & mask),
+                "invalid": torch.from_numpy(invalid & mask),
+            },
         )
 
     def render(self) -> Tensor:
@@ -171,7 +199,7 @@ class GymnasiumVector:
         return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
 
     def expert(self) -> Expert:
-        """Refuse: a vector environment has no expert.
+        """Raise, because a vector environment has no expert.
 
         Raises:
             ValueError: always.
@@ -179,22 +207,23 @@ class GymnasiumVector:
         raise ValueError(f"{self.spec.id} has no expert; use an environment that has one")
 
     def close(self) -> None:
-        """Free what the vector environment holds."""
+        """Close the vector environment."""
         self._env.close()
 
     def _has_success(self) -> bool:
-        """Return whether `info` tells of success; only a step shows it."""
+        """Return whether `info` has a success entry. It takes a step to find out."""
         self._env.reset(seed=0)
-        _, _, terminated, truncated, info = self._env.step(self._native(self._middle))
-        self._note_ends(terminated | truncated)
-        return success_of(info) is not None or success_of(info.get("final_info", {})) is not None
+        _, _, terminated, truncated, info = self._env.step(batch_action(self._middle, self._env))
+        self._mark_stale(np.asarray(terminated) | np.asarray(truncated))
+        final_info = info.get("final_info", {})
+        return read_success(info) is not None or read_success(final_info) is not None
 
     def _reset(self, mask: np.ndarray, seeds: dict[int, int]) -> Arrays:
         """Reset the environments in `mask` (E,) and return the observation of all E.
 
         Args:
             mask: (E,) bool.
-            seeds: Environment -> its seed; those without one start anywhere.
+            seeds: Environment -> its seed. An environment without one starts anywhere.
         """
         options = None if mask.all() else {"reset_mask": mask.copy()}
         seed: Any
@@ -204,7 +233,7 @@ class GymnasiumVector:
             seed = next(iter(seeds.values()), None) if mask.all() else None
         raw, _ = self._env.reset(seed=seed, options=options)
         self._stale[mask] = False
-        return self._batched(raw)
+        return copy_batch(raw, self._obs)
 
     def _step(
         self, values: np.ndarray
@@ -215,46 +244,26 @@ class GymnasiumVector:
             Observation, reward, terminated, truncated and success (E,) of this step, before any
             reset that follows within it.
         """
-        raw, reward, terminated, truncated, info = self._env.step(self._native(values))
+        raw, reward, terminated, truncated, info = self._env.step(batch_action(values, self._env))
         ended = np.asarray(terminated) | np.asarray(truncated)
-        self._note_ends(ended)
-        obs, success = self._batched(raw), self._flags(success_of(info))
+        self._mark_stale(ended)
+        obs, success = copy_batch(raw, self._obs), as_flags(read_success(info), self._num_envs)
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
-            final = info["final_obs"]
+            final_obs = info["final_obs"]
             for row in np.flatnonzero(ended).tolist():
-                parts = isinstance(final, Mapping)
-                one = {key: value[row] for key, value in final.items()} if parts else final[row]
-                write_row(obs, row, one)
-            success[ended] = self._flags(success_of(info.get("final_info", {})))[ended]
+                if isinstance(final_obs, Mapping):
+                    write_row(obs, row, {key: value[row] for key, value in final_obs.items()})
+                else:
+                    write_row(obs, row, final_obs[row])
+            final_success = read_success(info.get("final_info", {}))
+            success[ended] = as_flags(final_success, self._num_envs)[ended]
         return obs, np.array(reward), np.array(terminated), np.array(truncated), success
 
-    def _flags(self, value: Any) -> np.ndarray:
-        """Return what `info` holds under one name as (E,) bool; missing is False."""
-        if value is None:
-            return np.zeros(self._num_envs, bool)
-        return np.array([bool(one) for one in value])
-
-    def _note_ends(self, ended: np.ndarray) -> None:
-        """Remember which environments may not be stepped before a reset (E,) bool."""
+    def _mark_stale(self, ended: np.ndarray) -> None:
+        """Remember the environments that must be reset before the next step (E,) bool."""
         if self._mode is AutoresetMode.DISABLED:
             self._stale = np.array(ended)
 
-    def _native(self, values: np.ndarray) -> np.ndarray:
-        """Return actions (E, A) or one for all (A,) in the shape and dtype of the environment."""
-        space = self._env.action_space
-        shape = (self._num_envs, values.shape[-1])
-        return np.broadcast_to(values, shape).reshape(space.shape or shape).astype(space.dtype)
-
-    def _batched(self, raw: Any) -> Arrays:
-        """Return copies of the parts of an observation of all E environments."""
-        parts = raw if isinstance(raw, Mapping) else {"state": raw}
-        batch: Arrays = {}
-        for key in self._obs.keys() & parts.keys():
-            like, value = self._obs[key], np.asarray(parts[key])
-            value = value.transpose(0, 3, 1, 2) if key.startswith("image/") else value
-            batch[key] = np.array(value, dtype=like.dtype).reshape(like.shape)
-        return batch
-
-    def _fresh_obs(self) -> Observation:
-        """Return the last observation of all E environments in tensors that nobody else holds."""
+    def _copy_obs(self) -> Observation:
+        """Return the last observation of all E environments in tensors of its own."""
         return {key: torch.from_numpy(value.copy()) for key, value in self._obs.items()}

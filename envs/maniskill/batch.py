@@ -1,27 +1,25 @@
-"""One ManiSkill simulation of E environments behind the contract, on a GPU, or alone on the CPU.
+"""One ManiSkill simulation of E environments under the contract, on a GPU, or alone on the CPU.
 
-ManiSkill steps all E environments or none, and writes into the same buffers again and again:
+ManiSkill steps all E environments or none, and reuses its buffers:
 
-- Everything that is returned is a copy. An environment that ended is stepped along until its reset,
-  but what comes out of that is dropped: it keeps its last observation.
-- An environment whose episode runs cannot be held still: leaving it out of `active` is refused,
+- Everything that is returned is a copy. An environment that ended is still stepped until its reset,
+  but the results are discarded, and its last observation is kept.
+- An environment whose episode runs cannot be held still: leaving it out of `active` is an error,
   unless nothing is active.
 
-Two things of ManiSkill's reset are set right, for a seed alone to fix what an episode starts with:
+Two faults of ManiSkill's reset are corrected, so that the seed alone fixes the start of an episode:
 
-- ManiSkill seeds torch with the first seed of a reset and draws all starts from that. So every
-  environment gets a reset of its own, which costs time in large batches (`exact_seeds`).
-- Contact forces are those of the last physics step, and the new episode's first observation would
-  say that the cube is grasped if the old episode ended so.
+- ManiSkill seeds torch with the first seed of a reset and draws all starts from it. So every
+  environment gets a reset of its own, which takes time in large batches (`exact_seeds`).
+- Contact forces are those of the last physics step. If the old episode ended with a grasp, the
+  first observation of the new one would report a grasp too.
 
-Letters: E envs, n rows asked about, S state dim, A action dim, C, Y, X image channels and pixels.
+Letters: E envs, n rows, A action dim, C, Y, X image channels, height and width.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from pitune.envs.maniskill.experts import ManiSkillExpert
+from pitune.envs.maniskill.observation import check_cameras, mask_contacts, picture_shape, read_obs
 from pitune.envs.maniskill.without_vulkan import DRIVER_NEEDED
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
 
@@ -36,20 +35,25 @@ from pitune.envs.vector_env import EnvSpec, Observation, StepResult
 class ManiSkillBatch:
     """E environments of one ManiSkill task that are simulated together.
 
+    Example:
+        >>> from pitune import envs
+        >>> config = envs.config_for("maniskill/PickCube-v1")
+        >>> batch = make_maniskill_batch("PickCube-v1", 1, config, "cpu")  # doctest: +SKIP
+
     Args:
         simulation: ManiSkill's environment, without wrappers.
         task: Its name, e.g. `PickCube-v1`.
         max_episode_steps: Time limit.
         instruction: The task in words.
         cameras: Cameras whose pictures enter the observation.
-        dense_reward: Take the simulator's reward instead of 1 on success.
+        dense_reward: Use the simulator's reward instead of 1 on success.
         exact_seeds: Reset one environment after the other, each with its seed. Otherwise a reset is
-            one call, its first seed seeds all its starts, and equal seeds are not equal starts.
-        deterministic_reset: Whether the seed alone fixes an initial state; for the spec.
+            one call, its first seed determines all starts, and equal seeds are not equal starts.
+        deterministic_reset: Whether the seed alone fixes an initial state, apart from this.
 
     Raises:
-        ValueError: there is no such camera, the action space is not a Box, or the reward is to be
-            that of success and the task does not tell it.
+        ValueError: a camera is unknown, the action space is not a Box, or the reward is sparse and
+            the task reports no success.
     """
 
     def __init__(
@@ -72,16 +76,16 @@ class ManiSkillBatch:
                 f"maniskill/{task} has action_space={space}; only a Box is supported, choose a "
                 "task of one robot"
             )
-        tells_success = "success" in simulation.get_info()
-        if not (tells_success or dense_reward):
+        has_success = "success" in simulation.get_info()
+        if not (has_success or dense_reward):
             raise ValueError(
-                f"reward='sparse' needs a signal of success, which maniskill/{task} does not tell; "
+                f"reward='sparse' needs a success signal, which maniskill/{task} does not have; "
                 "use 'dense'"
             )
         raw = simulation.get_obs()
-        _check_cameras(task, cameras, raw)
+        check_cameras(task, cameras, raw)
         self._cameras = cameras
-        self._obs = {key: torch.zeros_like(value) for key, value in self._read(raw).items()}
+        self._obs = {key: torch.zeros_like(value) for key, value in read_obs(raw, cameras).items()}
         state = self._obs["state"]
         self.spec = EnvSpec(
             id=f"maniskill/{task}",
@@ -92,11 +96,11 @@ class ManiSkillBatch:
             max_episode_steps=max_episode_steps,
             control_hz=float(simulation.control_freq),
             tasks=(instruction,),
-            cameras={name: _picture_shape(self._obs[f"image/{name}"]) for name in cameras},
+            cameras={name: picture_shape(self._obs[f"image/{name}"]) for name in cameras},
             simulator=simulator_version(),
             device=state.device,
             deterministic_reset=deterministic_reset and (exact_seeds or len(state) == 1),
-            success_signal=tells_success,
+            success_signal=has_success,
         )
         self._running = torch.zeros(len(state), dtype=torch.bool, device=state.device)
         self._num_steps = torch.zeros(len(state), dtype=torch.int64, device=state.device)
@@ -104,11 +108,11 @@ class ManiSkillBatch:
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         """Start new episodes and return the observation of all E environments.
 
-        Environments that were never reset show zeros.
+        An environment before its first reset shows zeros.
 
         Args:
             seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Which environments to reset (n,) int64; all E by default.
+            env_idx: Environments to reset (n,) int64. All E by default.
         """
         rows = torch.arange(self.spec.num_envs) if env_idx is None else env_idx
         rows, seeds = rows.to(self.spec.device), seed.tolist()
@@ -116,17 +120,18 @@ class ManiSkillBatch:
             for row, number in zip(rows.split(1), seeds, strict=True):
                 raw = self._start(row, [number] * self.spec.num_envs)
         else:
-            # The first entry seeds torch, so it must be a new one even if environment 0 goes on.
-            every = [seeds[0]] * self.spec.num_envs
+            # The first entry seeds torch, so it must be a new one even if environment 0 is not
+            # reset.
+            all_seeds = [seeds[0]] * self.spec.num_envs
             for index, number in zip(rows.tolist(), seeds, strict=True):
-                every[index] = number
-            raw = self._start(rows, every)
+                all_seeds[index] = number
+            raw = self._start(rows, all_seeds)
         started = torch.zeros_like(self._running)
         started[rows] = True
         self._running = self._running | started
         self._num_steps = torch.where(started, 0, self._num_steps)
-        self._keep(self._read(raw), started)
-        return self._fresh_obs()
+        self._update_obs(read_obs(raw, self._cameras), started)
+        return self._copy_obs()
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
         """Advance the active environments by one control step.
@@ -136,30 +141,30 @@ class ManiSkillBatch:
             active: (E,) bool.
 
         Raises:
-            ValueError: an active environment waits for its reset, or a running one is left out.
+            ValueError: an active environment has no running episode, or a running one is left out.
         """
         if not active.any():
             none = torch.zeros_like(self._running)
             info = {"success": none.clone(), "invalid": none.clone()}
-            return StepResult(self._fresh_obs(), none.float(), none.clone(), none, info)
+            return StepResult(self._copy_obs(), none.float(), none.clone(), none, info)
         self._check_active(active)
-        # What a row that ended is sent must be finite, for it is stepped along.
+        # Rows that ended are stepped too, and their actions must be finite.
         action = torch.where(active[:, None], action, torch.zeros_like(action))
         raw, reward, terminated, _, info = self._simulation.step(action)
-        obs = self._read(raw)
+        obs = read_obs(raw, self._cameras)
         success = info["success"].bool() if self.spec.success_signal else ~active
         reward = (reward if self._dense_reward else success).float()
-        sound = obs["state"].isfinite().all(dim=-1) & reward.isfinite()
-        counted = active & sound
-        self._keep(obs, counted)
+        is_finite = obs["state"].isfinite().all(dim=-1) & reward.isfinite()
+        valid, invalid = active & is_finite, active & ~is_finite
+        self._update_obs(obs, valid)
         self._num_steps = self._num_steps + active
-        terminated = terminated.bool() & counted
-        out_of_time = self._num_steps >= self.spec.max_episode_steps
-        truncated = active & ~terminated & (out_of_time | ~sound)
+        terminated = terminated.bool() & valid
+        timed_out = self._num_steps >= self.spec.max_episode_steps
+        truncated = active & ~terminated & (timed_out | invalid)
         self._running = self._running & ~(terminated | truncated)
-        reward = torch.where(counted, reward, torch.zeros_like(reward))
-        flags = {"success": success & counted, "invalid": active & ~sound}
-        return StepResult(self._fresh_obs(), reward, terminated, truncated, flags)
+        reward = torch.where(valid, reward, torch.zeros_like(reward))
+        flags = {"success": success & valid, "invalid": invalid}
+        return StepResult(self._copy_obs(), reward, terminated, truncated, flags)
 
     def render(self) -> Tensor:
         """Return one picture of every environment (E, Y, X, 3) uint8.
@@ -178,7 +183,7 @@ class ManiSkillBatch:
         """Return a new expert for these environments.
 
         Raises:
-            ValueError: nobody has written an expert for this task or control mode.
+            ValueError: there is no expert for this task or control mode.
         """
         mode = self._simulation.control_mode
         return ManiSkillExpert(self._simulation, self._task, mode, lambda: self._num_steps)
@@ -188,15 +193,15 @@ class ManiSkillBatch:
         self._simulation.close()
 
     def _start(self, rows: Tensor, seeds: list[int]) -> Any:
-        """Reset some rows (n,) with one seed per environment; return ManiSkill's observation."""
+        """Reset some rows (n,), with E seeds, and return ManiSkill's observation."""
         simulation, options = self._simulation, {"env_idx": rows}
         if self.spec.num_envs > 1:
-            with without_contacts(simulation.scene, rows, self.spec.num_envs):
+            with mask_contacts(simulation.scene, rows, self.spec.num_envs):
                 return simulation.reset(seed=seeds, options=options)[0]
         raw, info = simulation.reset(seed=seeds, options=options)
         if not info["reconfigure"]:
             # A physics step from the new start replaces all contacts of the old episode, also
-            # those that the physics engine keeps for itself; then the start is set once more.
+            # those inside the physics engine. Then the start is set again.
             simulation.scene.step()
             raw, _ = simulation.reset(seed=seeds, options=options)
         return raw
@@ -209,85 +214,26 @@ class ManiSkillBatch:
                 f"{self.spec.id}: active environments {waiting} have no running episode; "
                 "reset them first, or leave them out of active"
             )
-        held = (self._running & ~active).nonzero().flatten().tolist()
-        if held:
+        left_out = (self._running & ~active).nonzero().flatten().tolist()
+        if left_out:
             raise ValueError(
-                f"{self.spec.id}: environments {held} run and are not active, but ManiSkill "
-                "cannot hold them still; step all that run, or none"
+                f"{self.spec.id}: environments {left_out} run and are not active, but ManiSkill "
+                "cannot hold them still; step all running environments, or none"
             )
 
-    def _read(self, raw: Any) -> Observation:
-        """Return ManiSkill's observation under our names."""
-        if not isinstance(raw, Mapping):
-            state, pictures = raw, {}
-        else:
-            state = flat({"agent": raw["agent"], "extra": raw["extra"]})
-            pictures = raw["sensor_data"]
-        task_id = torch.zeros(len(state), dtype=torch.int64, device=state.device)
-        images = {f"image/{n}": pictures[n]["rgb"].permute(0, 3, 1, 2) for n in self._cameras}
-        return {"state": state.float(), **images, "task_id": task_id}
-
-    def _keep(self, obs: Observation, rows: Tensor) -> None:
-        """Take over the rows (E,) bool of an observation, by copying: its buffers are reused."""
+    def _update_obs(self, obs: Observation, rows: Tensor) -> None:
+        """Copy the rows (E,) bool of a new observation, because ManiSkill reuses its buffers."""
         for key, value in obs.items():
-            mask = rows.reshape(-1, *[1] * (value.ndim - 1))
+            mask = rows.reshape(-1, *[1] * (value.ndim - 1))  # (E,) -> (E, 1, ...)
             self._obs[key] = torch.where(mask, value, self._obs[key])
 
-    def _fresh_obs(self) -> Observation:
-        """Return the last observation of all E environments in tensors that nobody else holds."""
+    def _copy_obs(self) -> Observation:
+        """Return the last observation of all E environments in tensors of its own."""
         return {key: value.clone() for key, value in self._obs.items()}
 
 
-@contextlib.contextmanager
-def without_contacts(scene: Any, rows: Tensor, num_envs: int) -> Iterator[None]:
-    """Let contact impulses that are asked for meanwhile be zero in some environments.
-
-    Args:
-        scene: ManiSkill's scene.
-        rows: In which environments (n,) int64.
-        num_envs: E.
-    """
-    measure = scene.get_pairwise_contact_impulses
-
-    def masked(*bodies: Any) -> Tensor:
-        impulses = measure(*bodies).clone()
-        # Bodies that only some environments have come without saying which.
-        if len(impulses) == num_envs:
-            impulses[rows] = 0
-        return impulses
-
-    scene.get_pairwise_contact_impulses = masked
-    try:
-        yield
-    finally:
-        # Uncovers the method of the class again.
-        del scene.get_pairwise_contact_impulses
-
-
-def flat(parts: Mapping[str, Any]) -> Tensor:
-    """Return all numbers of a nested dict of (E,) and (E, n) tensors, side by side (E, S)."""
-    columns = [
-        flat(part) if isinstance(part, Mapping) else part.reshape(len(part), -1).float()
-        for part in parts.values()
-        if not isinstance(part, Mapping) or part
-    ]
-    return torch.cat(columns, dim=-1)
-
-
 def simulator_version() -> str:
-    """Return the versions of ManiSkill and its physics engine's package."""
+    """Return the versions of ManiSkill and of its physics engine."""
     return ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("mani_skill", "sapien")
     )
-
-
-def _picture_shape(pictures: Tensor) -> tuple[int, int, int]:
-    _, channels, height, width = pictures.shape
-    return channels, height, width
-
-
-def _check_cameras(task: str, cameras: tuple[str, ...], raw: Any) -> None:
-    known = sorted(raw["sensor_data"]) if isinstance(raw, Mapping) else []
-    unknown = sorted(set(cameras) - set(known))
-    if unknown:
-        raise ValueError(f"cameras={unknown} do not exist in maniskill/{task}; it has {known}")

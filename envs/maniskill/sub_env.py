@@ -1,6 +1,6 @@
 """ManiSkill on the CPU: one simulation per environment, spread over worker processes.
 
-Letters: S state dim, A action dim, C, Y, X image channels and pixels.
+Letters: S state dim, A action dim, C, Y, X image channels, height and width.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from einops import rearrange
 from gymnasium.spaces import Box, Dict
 
 from pitune.envs.maniskill.batch import ManiSkillBatch
@@ -18,10 +19,14 @@ from pitune.envs.vector_env import Observation
 from pitune.envs.workers.env import WorkerEnv, WorkerExpert
 
 
-class ManiSkillCopy(gymnasium.Env[Any, np.ndarray]):
-    """One ManiSkill environment on the CPU, in numpy: what a worker process holds.
+class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
+    """One ManiSkill environment on the CPU, in numpy, for a worker process.
 
     The observation is a Box (S,), or with cameras a Dict of `state` and `image/<camera>` (Y, X, C).
+
+    Example:
+        >>> env = ManiSkillSubEnv(make_maniskill_batch("PickCube-v1", 1, config, "cpu"))
+        ... # doctest: +SKIP
 
     Args:
         batch: The environment as a batch of one.
@@ -44,10 +49,10 @@ class ManiSkillCopy(gymnasium.Env[Any, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode; the seed fixes its initial state."""
+        """Start an episode. The seed fixes its initial state."""
         super().reset(seed=seed)
         number = int(self.np_random.integers(2**31)) if seed is None else seed
-        return self._numpy(self._batch.reset(torch.tensor([number]))), {}
+        return self._to_numpy(self._batch.reset(torch.tensor([number]))), {}
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take one control step with an action (A,) [robot units].
@@ -62,7 +67,7 @@ class ManiSkillCopy(gymnasium.Env[Any, np.ndarray]):
             raise FloatingPointError(f"{self._batch.spec.id} returned numbers that are not finite")
         success = {"success": bool(result.info["success"])}
         return (
-            self._numpy(result.obs),
+            self._to_numpy(result.obs),
             float(result.reward),
             bool(result.terminated),
             bool(result.truncated),
@@ -73,7 +78,7 @@ class ManiSkillCopy(gymnasium.Env[Any, np.ndarray]):
         """Return the expert's action (A,) [robot units] in the present state.
 
         Raises:
-            ValueError: nobody has written an expert for this task or control mode.
+            ValueError: there is no expert for this task or control mode.
         """
         if self._expert is None:
             self._expert = self._batch.expert()
@@ -91,24 +96,24 @@ class ManiSkillCopy(gymnasium.Env[Any, np.ndarray]):
         """Free the simulation."""
         self._batch.close()
 
-    def _numpy(self, obs: Observation) -> Any:
+    def _to_numpy(self, obs: Observation) -> Any:
         """Return the only row of an observation in the form of `observation_space`."""
         if not self._batch.spec.cameras:
             return obs["state"][0].numpy()
         images = {
-            f"image/{name}": obs[f"image/{name}"][0].permute(1, 2, 0).numpy()
+            f"image/{name}": rearrange(obs[f"image/{name}"][0], "C Y X -> Y X C").numpy()
             for name in self._batch.spec.cameras
         }
         return {"state": obs["state"][0].numpy(), **images}
 
 
 class ManiSkillWorkers(WorkerEnv):
-    """ManiSkill environments in worker processes.
+    """ManiSkill environments in worker processes. `make_maniskill` makes one.
 
     Args:
         task: ManiSkill's name.
-        control_mode: How actions are meant.
-        arguments: For `WorkerEnv`.
+        control_mode: ManiSkill's name for the meaning of the actions.
+        arguments: Those of `WorkerEnv`.
     """
 
     def __init__(self, task: str, control_mode: str, **arguments: Any) -> None:
@@ -119,8 +124,8 @@ class ManiSkillWorkers(WorkerEnv):
         """Return a new expert for these environments.
 
         Raises:
-            ValueError: nobody has written an expert for this task or control mode.
+            ValueError: there is no expert for this task or control mode.
         """
-        # Copies cannot tell: theirs would fail at its first action.
+        # Without this check the sub-environments would fail at the first action.
         check_expert(self._task, self._control_mode)
         return super().expert()

@@ -1,8 +1,8 @@
 """ManiSkill's physics on a machine without a Vulkan driver.
 
-Even without a renderer, ManiSkill's tasks and robots construct SAPIEN render materials, and those
-need a Vulkan device. Where there is none they are replaced, in this process, by stand-ins that hold
-values and do nothing. States and rewards are not touched; pictures are impossible.
+Even without a renderer, ManiSkill's tasks and robots construct SAPIEN render materials, which need
+a Vulkan device. Where there is none, this process replaces them with classes that store values and
+do nothing else. States and rewards do not change, and pictures are impossible.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from types import ModuleType
 from typing import Any
 
 DRIVER_NEEDED = (
-    "SAPIEN finds no Vulkan driver that it can use; ManiSkill needs that of a GPU or of "
-    "Mesa >= 24.3 (lavapipe), see docs/simulators.md"
+    "SAPIEN finds no usable Vulkan driver; install that of a GPU or Mesa >= 24.3 (lavapipe), "
+    "see docs/simulators.md"
 )
 
 
 class InertMaterial:
-    """Stands in for `sapien.render.RenderMaterial`: keeps what it is given, shows nothing."""
+    """Replaces `sapien.render.RenderMaterial`: stores its values and draws nothing.
+
+    Example:
+        >>> InertMaterial(roughness=0.5).roughness
+        0.5
+    """
 
     base_color = (1.0, 1.0, 1.0, 1.0)
     emission = (0.0, 0.0, 0.0, 0.0)
@@ -40,14 +45,14 @@ class InertMaterial:
 
 
 class InertTexture:
-    """Stands in for `sapien.render.RenderTexture2D`."""
+    """Replaces `sapien.render.RenderTexture2D`."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        """Take a file name or an array and forget it."""
+        """Accept a file name or an array, and ignore it."""
 
 
 def can_render() -> bool:
-    """Return whether SAPIEN finds a device to render on, in this process."""
+    """Return whether SAPIEN can render in this process."""
     import sapien.render
 
     if sapien.render.RenderMaterial is InertMaterial:
@@ -60,7 +65,7 @@ def can_render() -> bool:
 
 
 def replace_materials() -> None:
-    """Put the stand-ins in the place of SAPIEN's materials, unless something can render."""
+    """Replace SAPIEN's materials, unless it can render."""
     if can_render():
         return
     for module in _modules_with_materials():
@@ -70,13 +75,13 @@ def replace_materials() -> None:
 
 
 def _modules_with_materials() -> list[ModuleType]:
-    """Return the modules that hold the names: those that imported them keep their own."""
+    """Return the modules with the classes' names, including those that imported them."""
     names = (
         "sapien.render",
         "sapien.pysapien.render",
         "sapien.wrapper.urdf_loader",
         "mani_skill.utils.building._mjcf_loader",
     )
-    # `import a.b.c as x` fails for the last one: ManiSkill gives `building` an attribute that
-    # hides the module.
+    # `import a.b.c as x` fails for the last one, because `building` has an attribute of the
+    # module's name.
     return [importlib.import_module(name) for name in names]

@@ -1,17 +1,19 @@
 """Meta-World's tasks of a Sawyer arm, in MuJoCo on the CPU.
 
-Meta-World's own benchmark classes draw 50 configurations of object and goal once and share them
-among training and test; `reset(seed=...)` is ignored. Here the seed of an episode draws a fresh
-configuration from the task's full random space, so starts repeat, and never run out. An episode
-ends on success.
+Meta-World's own benchmark classes draw 50 configurations of object and goal once and use them for
+training and test, and they ignore the seed of `reset`. Here the seed of an episode draws a new
+configuration from the full random space of the task, so equal seeds give equal starts and the
+number of different starts has no limit. An episode ends on success.
 
 State (39): hand position (3) [m], gripper opening (1) [-], position and orientation of up to two
-objects (14), these 18 numbers of the step before, goal position (3) [m]. Action (4): hand
+objects (14), these 18 numbers at the previous step, goal position (3) [m]. Action (4): hand
 displacement (3) [0.01 m] and gripper force (1), in [-1, 1]. 80 steps per second.
 
-Source: McLean et al. 2025, "Meta-World+". Differs: the starts, as above; the time limit is 150
-steps instead of 500. That is ample for most of the scripted experts; the one of peg-insert-side
-solves 79 of 100 starts within it, and 90 within 500 steps.
+Source: McLean et al. 2025, "Meta-World+". Differs: the starts, as above. The time limit is 150
+steps instead of 500. Most scripted experts need far less. The expert of peg-insert-side solves 79
+of 100 starts in 150 steps, and 90 in 500 steps.
+
+Letters: S state dim, A action dim, Y, X image height and width.
 """
 
 from __future__ import annotations
@@ -20,26 +22,31 @@ import difflib
 import functools
 import importlib.metadata
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import numpy as np
 
+from pitune.envs.config import EnvConfig, Reward
+from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.workers.env import WorkerEnv
 
-Reward = Literal["sparse", "dense"]
 STATE_DIM = 39
 
 
 class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
     """One Meta-World task whose episode seed fixes the configuration.
 
+    Example:
+        >>> env = MetaWorldTask("reach-v3", "sparse", 150, "corner2", 256)  # doctest: +SKIP
+        >>> obs, info = env.reset(seed=0)  # doctest: +SKIP
+
     Args:
         task: Meta-World's name, e.g. `peg-insert-side-v3`.
-        reward: `sparse` is 1 on success and else 0, `dense` Meta-World's own in [0, 10].
-        max_episode_steps: Longest episode that will be asked for.
-        camera: Meta-World's name of the camera that `render` looks through.
-        image_size: Y = X of what `render` returns [pixels].
+        reward: `sparse` is 1 on success and else 0, `dense` is Meta-World's own in [0, 10].
+        max_episode_steps: Length of the longest episode.
+        camera: Meta-World's name of the camera of `render`.
+        image_size: Y = X of the pictures of `render` [pixels].
     """
 
     def __init__(
@@ -51,12 +58,12 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
         sawyer = ALL_V3_ENVIRONMENTS[task](
             render_mode="rgb_array", camera_name=camera, width=image_size, height=image_size
         )
-        # What Meta-World's own goal-observable classes do; they offer no camera.
+        # Meta-World's goal-observable classes set these attributes too, but they take no camera.
         sawyer._partially_observable = False
         del sawyer.sawyer_observation_space
         sawyer._set_task_called = True
         sawyer.seeded_rand_vec = True
-        # The simulator refuses to go on beyond its own limit.
+        # The simulator raises when it is stepped beyond its own limit.
         sawyer.max_path_length = max(sawyer.max_path_length, max_episode_steps)
         self._sawyer, self._reset_model = sawyer, sawyer.reset_model
         sawyer.reset_model = self._draw_once
@@ -69,11 +76,11 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
         self.render_mode = "rgb_array"
 
     def _draw_once(self) -> np.ndarray:
-        """Reset the simulator, and keep the configuration that this drew for the next time.
+        """Reset the simulator and freeze the configuration that this reset drew.
 
-        One reset of Meta-World calls this twice, with MuJoCo's state cleared in between. Several
-        tasks place an object by where the model's bodies stood before, so only with the same
-        configuration both times is the start free of the previous episode.
+        One reset of Meta-World calls this method twice and clears MuJoCo's state in between.
+        Several tasks place an object relative to the previous pose of a body of the model. The
+        start is independent of the previous episode only if both calls use the same configuration.
         """
         obs = self._reset_model()
         self._sawyer._freeze_rand_vec = True
@@ -82,7 +89,7 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode in the configuration (39,) that belongs to the seed."""
+        """Start an episode in the configuration of the seed. The observation is (39,)."""
         super().reset(seed=seed)
         self._sawyer.np_random = self.np_random
         self._sawyer._freeze_rand_vec = False
@@ -99,7 +106,7 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
     def expert_action(self) -> np.ndarray:
         """Return the action (4,) of Meta-World's scripted policy."""
         with warnings.catch_warnings():
-            # It warns that it asks for more than 1, which it does by design.
+            # The script warns when it exceeds 1, which it does on purpose.
             warnings.simplefilter("ignore", UserWarning)
             action = self._expert.get_action(self._obs)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
@@ -107,7 +114,7 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
     def render(self) -> Any:
         """Return a picture (Y, X, 3) uint8."""
         picture = self._sawyer.render()
-        # These cameras hang head down.
+        # The corner cameras are mounted upside down.
         return picture[::-1, ::-1].copy() if self._camera.startswith("corner") else picture
 
     def close(self) -> None:
@@ -115,31 +122,16 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
         self._sawyer.close()
 
 
-def make_metaworld(
-    task: str,
-    num_envs: int,
-    *,
-    num_workers: int = 0,
-    max_episode_steps: int = 150,
-    reward: Reward = "sparse",
-    camera: str = "corner2",
-    image_size: int = 256,
-) -> WorkerEnv:
+def make_metaworld(task: str, config: EnvConfig) -> WorkerEnv:
     """Return a batch of one Meta-World task.
 
     Args:
         task: Meta-World's name, e.g. `peg-insert-side-v3`.
-        num_envs: E.
-        num_workers: Processes to spread them over; 0 for this one.
-        max_episode_steps: Time limit.
-        reward: `sparse` is 1 on success and else 0, `dense` Meta-World's own in [0, 10].
-        camera: The camera that `render` looks through: topview, corner, corner2, corner3, corner4,
-            behindGripper or gripperPOV.
-        image_size: Y = X of what `render` returns [pixels].
+        config: Its options are `MetaWorldOptions`.
 
     Raises:
         ImportError: Meta-World is not installed.
-        ValueError: there is no such task or reward.
+        ValueError: the task or the reward is unknown.
     """
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -150,15 +142,21 @@ def make_metaworld(
     if task not in ALL_V3_ENVIRONMENTS:
         near = difflib.get_close_matches(task, ALL_V3_ENVIRONMENTS, n=3, cutoff=0.3)
         raise ValueError(f"task={task!r} is not a Meta-World task; near it are {near}")
-    if reward not in ("sparse", "dense"):
-        raise ValueError(f"reward={reward!r} must be 'sparse' or 'dense'")
+    if config.reward not in ("sparse", "dense"):
+        raise ValueError(f"reward={config.reward!r} must be 'sparse' or 'dense'")
+    options = config.typed_options(MetaWorldOptions)
+    if options.render_size < 1:
+        raise ValueError(f"render_size={options.render_size} must be at least 1")
+    limit = config.time_limit(150)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("metaworld", "mujoco")]
     return WorkerEnv(
-        functools.partial(MetaWorldTask, task, reward, max_episode_steps, camera, image_size),
+        functools.partial(
+            MetaWorldTask, task, config.reward, limit, options.camera, options.render_size
+        ),
         id=f"metaworld/{task}",
-        num_envs=num_envs,
-        num_workers=num_workers,
-        max_episode_steps=max_episode_steps,
+        num_envs=config.num_envs,
+        num_workers=config.num_workers,
+        max_episode_steps=limit,
         tasks=(task.removesuffix("-v3").replace("-", " "),),
         simulator=", ".join(versions),
     )

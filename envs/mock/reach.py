@@ -1,25 +1,26 @@
 """Environments without a simulator: a task with a known optimum, and scripted episode ends.
 
-`mock/Reach` is a point that must come near a goal in the plane. Along the straight line that takes
-ceil((distance - radius) / step) steps; the corners of the action box save one now and then. It can
-show itself to cameras and, with two goals, takes its instruction from the prompt. `mock/Script`
-shows (environment, episode seed, time) as its state and ends when its script says so: it exists to
-trace frames through the bookkeeping.
+In `mock/Reach` a point must come near a goal in the plane. Along the straight line this takes
+ceil((distance - radius) / step) steps. The corners of the action box sometimes save one. It has
+cameras, and with two goals the instruction names the right one. The state of `mock/Script` is
+(environment, episode seed, time), and its episodes end at fixed times. Tests use it to follow
+single frames through the bookkeeping.
 
-Letters: E envs, C, Y, X image channels and pixels.
+Letters: E envs, Y, X image height and width.
 """
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult
 
 STEP = 0.1
-"""Distance that a full action moves the point [m]."""
+"""Displacement of a full action [m]."""
 RADIUS = 0.05
-"""Distance at which the goal counts as reached [m]."""
+"""Distance below which the goal is reached [m]."""
 
 
 class Reach:
@@ -27,13 +28,22 @@ class Reach:
 
     State: point, then each goal (2 numbers each) [m]. Action: step direction in [-1, 1]^2.
 
+    Example:
+        >>> env = Reach(3, num_tasks=2, cameras=("top",), image_size=8)
+        >>> obs = env.reset(torch.tensor([0, 1, 2]))
+        >>> (obs["state"].shape, obs["image/top"].shape)
+        (torch.Size([3, 6]), torch.Size([3, 3, 8, 8]))
+
     Args:
         num_envs: E.
-        num_tasks: 1, or 2 goals of which the prompt names one.
-        cameras: Names of cameras, each of which sees the whole square.
+        num_tasks: Number of goals, 1 or 2. With 2 the instruction names one of them.
+        cameras: Names of cameras, each of which shows the whole square.
         image_size: Y = X [pixels].
-        reward: 1 on success, or also the (negative) distance at each step.
+        reward: `sparse` is 1 on success, `dense` also subtracts the distance at each step.
         max_episode_steps: Time limit.
+
+    Raises:
+        ValueError: there are not 1 or 2 tasks.
     """
 
     def __init__(
@@ -48,7 +58,7 @@ class Reach:
     ) -> None:
         tasks = ("reach the green goal", "reach the red goal")
         if not 1 <= num_tasks <= len(tasks):
-            raise ValueError(f"num_tasks={num_tasks} must be 1 or {len(tasks)}")
+            raise ValueError(f"num_tasks={num_tasks} of mock/Reach must be 1 or {len(tasks)}")
         self.spec = EnvSpec(
             id="mock/Reach",
             num_envs=num_envs,
@@ -71,15 +81,15 @@ class Reach:
         env_idx = torch.arange(self.spec.num_envs) if env_idx is None else env_idx
         for env, number in zip(env_idx.tolist(), seed.tolist(), strict=True):
             generator = torch.Generator().manual_seed(number)
-            places = torch.rand(1 + len(self.spec.tasks), 2, generator=generator)
-            self.point[env], self.goals[env] = places[0], places[1:]
+            positions = torch.rand(1 + len(self.spec.tasks), 2, generator=generator)
+            self.point[env], self.goals[env] = positions[0], positions[1:]
             self.task_id[env] = torch.randint(len(self.spec.tasks), (), generator=generator)
         self.steps[env_idx] = 0
         return self._obs()
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
-        moved = (self.point + STEP * action).clamp(0, 1)
-        self.point = torch.where(active[:, None], moved, self.point)
+        next_point = (self.point + STEP * action).clamp(0, 1)
+        self.point = torch.where(active[:, None], next_point, self.point)
         self.steps = self.steps + active
         distance = (self.point - self._goal()).norm(dim=-1)
         success = (distance < RADIUS) & active
@@ -89,7 +99,8 @@ class Reach:
         return StepResult(self._obs(), reward, success, truncated, info)
 
     def render(self) -> Tensor:
-        return self._pictures(64).permute(0, 2, 3, 1)
+        """Return pictures (E, 64, 64, 3) uint8."""
+        return rearrange(self._pictures(64), "E C Y X -> E Y X C")
 
     def expert(self) -> Expert:
         return ReachExpert(self)
@@ -98,13 +109,15 @@ class Reach:
         """Nothing to free."""
 
     def optimal_steps(self) -> Tensor:
-        """Return how many steps along the straight line the goal needs from here (E,) int64."""
+        """Return the steps from the current point to the goal along the line (E,) int64."""
         offset = (self._goal() - self.point).abs()
         straight = offset.norm(dim=-1)
-        longest = STEP * straight / offset.max(dim=-1).values  # a full step in the goal's direction
+        # A full step in the goal's direction moves STEP along the longer axis.
+        longest = STEP * straight / offset.max(dim=-1).values
         return ((straight - RADIUS) / longest).ceil().clamp(min=1).to(torch.int64)
 
     def _goal(self) -> Tensor:
+        """Return the goal that the instruction names (E, 2) [m]."""
         return self.goals[torch.arange(self.spec.num_envs), self.task_id]
 
     def _obs(self) -> Observation:
@@ -117,12 +130,12 @@ class Reach:
         return obs
 
     def _pictures(self, size: int) -> Tensor:
-        """Return the square from above (E, 3, size, size): goals green and red, the point white."""
+        """Return the square (E, 3, Y, X) uint8 with green and red goals and a white point."""
         pictures = torch.zeros(self.spec.num_envs, 3, size, size, dtype=torch.uint8)
         envs = torch.arange(self.spec.num_envs)
         colors = torch.tensor([[0, 255, 0], [255, 0, 0]], dtype=torch.uint8)
         for goal in range(len(self.spec.tasks)):
-            x, y = (self.goals[:, goal] * (size - 1)).round().long().unbind(-1)
+            x, y = (self.goals[:, goal] * (size - 1)).round().long().unbind(-1)  # (E,) each
             pictures[envs, :, y, x] = colors[goal]
         x, y = (self.point * (size - 1)).round().long().unbind(-1)
         pictures[envs, :, y, x] = 255
@@ -130,7 +143,17 @@ class Reach:
 
 
 class ReachExpert:
-    """Moves along the straight line to the goal, as fast as the bounds allow."""
+    """Moves along the straight line to the goal, as fast as the bounds allow.
+
+    Example:
+        >>> env = Reach(2)
+        >>> obs = env.reset(torch.tensor([0, 1]))
+        >>> ReachExpert(env).act().abs().max().item()
+        1.0
+
+    Args:
+        env: The environment to act in.
+    """
 
     def __init__(self, env: Reach) -> None:
         self.env = env
@@ -141,13 +164,23 @@ class ReachExpert:
 
 
 class Script:
-    """State (environment, episode seed, time); ends by a script.
+    """State (environment, episode seed, time). The episodes end at fixed times.
+
+    Example:
+        >>> env = Script(2, lengths=(1, 3), ends=("success", "time"))
+        >>> obs = env.reset(torch.tensor([7, 8]))
+        >>> result = env.step(torch.zeros(2, 1), torch.tensor([True, True]))
+        >>> result.terminated.tolist()
+        [True, False]
 
     Args:
         num_envs: E.
-        lengths: After how many steps each environment's episodes end (E).
-        ends: How they end: "success", "failure" (terminated without success) or "time" (E).
+        lengths: Number of steps of each environment's episodes (E).
+        ends: Kind of their end: "success", "failure" (terminated without success) or "time" (E).
         reuse_buffer: Return the same tensor from every step, as some simulators do.
+
+    Raises:
+        ValueError: the lengths or the ends are not E.
     """
 
     def __init__(
@@ -192,12 +225,12 @@ class Script:
         none = torch.zeros_like(ended)
         success = ended & self.ends.get("success", none)
         terminated = success | (ended & self.ends.get("failure", none))
-        reward = self.state[:, 2] * active  # the time: tells which steps were counted
+        reward = self.state[:, 2] * active  # the time, so that tests recognize the steps in a sum
         info = {"success": success, "invalid": none}
         return StepResult(self._obs(), reward, terminated, ended & ~terminated, info)
 
     def render(self) -> Tensor:
-        raise RuntimeError("mock/Script has nothing to look at; use mock/Reach")
+        raise RuntimeError("mock/Script has no pictures; use mock/Reach")
 
     def expert(self) -> Expert:
         raise ValueError("mock/Script has no expert; use mock/Reach")

@@ -1,11 +1,11 @@
-"""A task with two equally good answers, which a policy with one mode cannot give.
+"""A task with two equally good solutions, which needs a policy with two modes.
 
-`mock/TwoGoals` is a point between two goals, one on either side; reaching either is success, and
-there is only time to go straight to one. The mean of the two ways leads nowhere, so a Gaussian
-policy that was cloned from an expert who takes both fails, and a flow policy does not. It exists to
-see whether fine-tuning keeps both answers.
+In `mock/TwoGoals` a point starts between two goals. To reach either one is success, and the time
+suffices only for a straight way. The mean of the two ways leads to neither goal. So a Gaussian
+policy fails when it is cloned from an expert that uses both ways, and a flow policy does not. Tests
+use the task to check that fine-tuning keeps both modes.
 
-Letters: E envs, Y, X image pixels.
+Letters: E envs, Y, X image height and width.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ from torch import Tensor
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult
 
 STEP = 0.1
-"""Distance that a full action moves the point [m]."""
+"""Displacement of a full action [m]."""
 RADIUS = 0.08
-"""Distance at which a goal counts as reached [m]."""
+"""Distance below which a goal is reached [m]."""
 DISTANCE = 0.35
-"""From the middle to each goal [m]."""
+"""Distance from the middle to each goal [m]."""
 GOALS = torch.tensor([[0.5 - DISTANCE, 0.5], [0.5 + DISTANCE, 0.5]])
 """Left and right (2, 2) [m]."""
 JITTER = 0.02
-"""How far from the middle an episode starts at most, in each direction [m]."""
+"""Largest distance of a start from the middle along each axis [m]."""
 
 
 class TwoGoals:
-    """A point between two goals; the state is its position alone (2) [m].
+    """A point between two goals. The state is its position alone (2) [m].
+
+    Example:
+        >>> env = TwoGoals(2)
+        >>> env.reset(torch.tensor([0, 1]))["state"].shape
+        torch.Size([2, 2])
 
     Args:
         num_envs: E.
@@ -50,7 +55,7 @@ class TwoGoals:
         self.goals = GOALS.clone()
         self.point = torch.zeros(num_envs, 2)
         self.chosen = torch.zeros(num_envs, dtype=torch.int64)
-        """The goal that the expert will go to; nothing else depends on it."""
+        """The goal of the expert (E,). Nothing else depends on it."""
         self.steps = torch.zeros(num_envs, dtype=torch.int64)
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
@@ -63,8 +68,8 @@ class TwoGoals:
         return self._obs()
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
-        moved = (self.point + STEP * action).clamp(0, 1)
-        self.point = torch.where(active[:, None], moved, self.point)
+        next_point = (self.point + STEP * action).clamp(0, 1)
+        self.point = torch.where(active[:, None], next_point, self.point)
         self.steps = self.steps + active
         success = (self.reached() >= 0) & active
         truncated = (self.steps >= self.spec.max_episode_steps) & active & ~success
@@ -72,10 +77,11 @@ class TwoGoals:
         return StepResult(self._obs(), success.float(), success, truncated, info)
 
     def reached(self) -> Tensor:
-        """Return the goal that each point is at (E,) int64: 0 left, 1 right, -1 neither."""
+        """Return the goal that each point has reached (E,) int64: 0 left, 1 right, -1 neither."""
         return reached_goal(self.point)
 
     def render(self) -> Tensor:
+        """Return pictures (E, 64, 64, 3) uint8."""
         pictures = torch.zeros(self.spec.num_envs, 64, 64, 3, dtype=torch.uint8)
         envs = torch.arange(self.spec.num_envs)
         for goal in self.goals:
@@ -96,13 +102,29 @@ class TwoGoals:
 
 
 def reached_goal(point: Tensor) -> Tensor:
-    """Return the goal that points (N, 2) [m] are at (N,) int64: 0 left, 1 right, -1 neither."""
+    """Return the goal that points (E, 2) [m] have reached (E,) int64: 0 left, 1 right, -1 neither.
+
+    Example:
+        >>> reached_goal(torch.tensor([[0.15, 0.5], [0.5, 0.5]])).tolist()
+        [0, -1]
+    """
+    # (E, 1, 2) - (2, 2) -> (E, 2, 2) -> (E, 2)
     near = (point[:, None] - GOALS).norm(dim=-1) < RADIUS
     return torch.where(near.any(1), near.long().argmax(1), -1)
 
 
 class TwoGoalsExpert:
-    """Goes straight to the goal that the episode's seed chose."""
+    """Moves straight to the goal that the episode's seed chose.
+
+    Example:
+        >>> env = TwoGoals(2)
+        >>> obs = env.reset(torch.tensor([0, 1]))
+        >>> TwoGoalsExpert(env).act().shape
+        torch.Size([2, 2])
+
+    Args:
+        env: The environment to act in.
+    """
 
     def __init__(self, env: TwoGoals) -> None:
         self.env = env

@@ -1,29 +1,32 @@
 """The embedded simulator: a gripper over a table with cubes, many scenes at once on CPU threads.
 
-The tasks are `mujoco/PushCube`, `mujoco/PickCube` and `mujoco/StackCube`: real contacts, no assets,
-no download. What happens in a scene depends on its seed and its actions alone, bit for bit: not on
-its neighbors, on which of them are active, or on the number of threads.
+The tasks are `mujoco/PushCube`, `mujoco/PickCube` and `mujoco/StackCube`. They have real contacts
+and need no assets and no download. A scene depends on its seed and its actions alone, bit for bit:
+not on its neighbors, on which of them are active, or on the number of threads.
 
-Action (4), all in [-1, 1]: where the tool shall go in x, y and z, in units of 6 cm from where it is
-now, and the gripper, which opens above 0 and closes otherwise. The tool lags behind such a target:
-at 1 it covers 2.4 cm a step in x and y and 3.9 cm in z once it moves, and less from rest.
+Action (4), all in [-1, 1]: displacement of the tool's target in x, y and z, in units of 6 cm from
+the current position, and the gripper, which opens above 0 and closes otherwise. The tool lags
+behind its target. A full action moves it by 2.4 cm a step in x and y and by 3.9 cm in z while it is
+in motion, and by less from rest.
+
+Letters: E envs, S state dim, Y, X image height and width.
 """
 
 from __future__ import annotations
 
-import difflib
 from typing import Literal
 
 import mujoco
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from pitune.envs.tabletop.experts import TabletopExpert
 from pitune.envs.tabletop.model import CAMERAS, RENDER_CAMERA
 from pitune.envs.tabletop.physics import CONTROL_HZ, TabletopPhysics
 from pitune.envs.tabletop.render import SceneRenderer
-from pitune.envs.tabletop.tasks import TASKS, Scene, Task, dense_reward, draw_start
+from pitune.envs.tabletop.tasks import Scene, dense_reward, draw_start, find_task
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
 
 RENDER_HEIGHT, RENDER_WIDTH = 240, 320
@@ -37,20 +40,26 @@ class Tabletop:
     cube's position and the vector part of its quaternion, each cube relative to the tool, and the
     goal relative to cube 0 [m, m/s]: S = 20, or 29 with two cubes.
 
+    Example:
+        >>> env = Tabletop("PickCube", 2)
+        >>> env.reset(torch.tensor([0, 1]))["state"].shape
+        torch.Size([2, 20])
+
     Args:
-        task: A key of `tabletop_tasks.TASKS`.
+        task: A key of `tasks.TASKS`.
         num_envs: E.
         reward: `sparse` is 1 on success and 0 before. `dense` is 1 on success and a progress in
-            [0, 1 / max_episode_steps) before: all the progress that an episode can collect is worth
-            less than success, so waiting beside the goal never pays.
-        cameras: Cameras to observe, of `tabletop_model.CAMERAS`; drawn without shadows, for speed.
-        image_size: Height and width of an observed picture [pixels].
+            [0, 1 / max_episode_steps) before. The progress of a whole episode sums to less than
+            success, so an episode that waits beside the goal never has a higher return.
+        cameras: Cameras whose pictures enter the observation, of `model.CAMERAS`.
+        image_size: Height and width of these pictures [pixels].
         max_episode_steps: Steps after which an episode is truncated.
-        num_threads: Threads that step the physics; by default one for each available core.
+        num_threads: Threads that step the physics. By default one for each available core.
+        shadows: Whether these pictures have shadows, which take most of the time of a small one.
 
     Raises:
-        ValueError: there is no such task, camera or reward, or a count is below 1.
-        RuntimeError: cameras were asked for and this machine cannot render.
+        ValueError: the task, a camera or the reward is unknown, or a count is below 1.
+        RuntimeError: cameras are requested and this machine cannot render.
     """
 
     def __init__(
@@ -63,8 +72,9 @@ class Tabletop:
         image_size: int = 64,
         max_episode_steps: int = 60,
         num_threads: int | None = None,
+        shadows: bool = False,
     ) -> None:
-        self.task = _find_task(task)
+        self.task = find_task(task)
         _check_choices(reward, cameras)
         _check_counts(
             num_envs=num_envs,
@@ -88,7 +98,7 @@ class Tabletop:
         self.physics = TabletopPhysics(self.task, num_envs, num_threads)
         self._step_counts = np.zeros(num_envs, dtype=np.int64)
         self._episode_counts = np.zeros(num_envs, dtype=np.int64)
-        self._ended = np.ones(num_envs, dtype=bool)  # nothing runs before its first reset
+        self._ended = np.ones(num_envs, dtype=bool)  # no episode runs before the first reset
         self._images = {
             camera: torch.zeros(num_envs, *shape, dtype=torch.uint8)
             for camera, shape in self.spec.cameras.items()
@@ -97,12 +107,12 @@ class Tabletop:
         self._camera_renderer: SceneRenderer | None = None
         if cameras:
             self._camera_renderer = SceneRenderer(
-                self.physics.model, image_size, image_size, shadows=False
+                self.physics.model, image_size, image_size, shadows=shadows
             )
 
     @property
     def scene(self) -> Scene:
-        """The true state of all E scenes, for experts; made of copies."""
+        """The true state of all E scenes, for experts, as a copy."""
         return self.physics.scene
 
     @property
@@ -112,24 +122,24 @@ class Tabletop:
 
     @property
     def episode_counts(self) -> np.ndarray:
-        """Resets of each scene so far (E,); tells an expert that a new episode has begun."""
+        """Resets of each scene so far (E,), by which an expert recognizes a new episode."""
         return self._episode_counts.copy()
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
-        """Start new episodes; see `VectorEnv.reset`.
+        """Start new episodes. See `VectorEnv.reset`.
 
         Raises:
-            ValueError: there is not one seed for each environment to reset.
+            ValueError: the number of seeds differs from the number of environments to reset.
         """
         rows = np.arange(self.spec.num_envs) if env_idx is None else env_idx.cpu().numpy()
         if seed.shape != (len(rows),):
             raise ValueError(
                 f"seed has shape {tuple(seed.shape)}; {len(rows)} environments are reset, "
-                f"so it must be ({len(rows)},)"
+                f"so it must be ({len(rows)},): pass one seed for each"
             )
         for row, episode_seed in zip(rows.tolist(), seed.tolist(), strict=True):
             start = draw_start(self.task, np.random.default_rng(episode_seed))
-            self.physics.place(row, start)
+            self.physics.set_start(row, start)
         self._step_counts[rows] = 0
         self._episode_counts[rows] += 1
         self._ended[rows] = False
@@ -137,11 +147,11 @@ class Tabletop:
         return self._observation(self.scene)
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
-        """Advance the active environments; see `VectorEnv.step`. Actions are clipped to the bounds.
+        """Advance the active environments. See `VectorEnv.step`. Actions are clipped to the bounds.
 
         Raises:
-            ValueError: a shape is wrong, an active action is not finite, or an active environment
-                has ended or was never reset.
+            ValueError: a shape is wrong, the action of an active environment is not finite, or an
+                active environment has ended or was never reset.
         """
         mask = active.cpu().numpy()
         commands = action.detach().cpu().numpy().astype(np.float64)
@@ -151,11 +161,14 @@ class Tabletop:
         failed[rows] = self.physics.advance(rows, commands[rows])
         self._step_counts[rows] += 1
 
+        # ends
         scene = self.scene
         success = mask & ~failed & self.task.success(scene)
         timed_out = mask & (self._step_counts >= self.spec.max_episode_steps)
         truncated = (timed_out & ~success) | failed
         self._ended |= success | truncated
+
+        # reward
         reward = success.astype(np.float64)
         if self.reward == "dense":
             progress = dense_reward(self.task, scene) / self.spec.max_episode_steps
@@ -170,7 +183,7 @@ class Tabletop:
         )
 
     def render(self) -> Tensor:
-        """Return a picture of every environment (E, 240, 320, 3) uint8; see `VectorEnv.render`."""
+        """Return a picture of every environment (E, 240, 320, 3) uint8. See `VectorEnv.render`."""
         if self._picture_renderer is None:
             self._picture_renderer = SceneRenderer(
                 self.physics.model, RENDER_HEIGHT, RENDER_WIDTH, shadows=True
@@ -186,7 +199,7 @@ class Tabletop:
         return TabletopExpert(self, self.spec.id.removeprefix("mujoco/"))
 
     def close(self) -> None:
-        """Stop the threads and free the renderers; the environment cannot be used afterwards."""
+        """End the threads and free the renderers. The environment cannot be used afterwards."""
         self.physics.close()
         for renderer in (self._camera_renderer, self._picture_renderer):
             if renderer is not None:
@@ -200,40 +213,37 @@ class Tabletop:
                 f"they must be ({num_envs}, {action_dim}) and ({num_envs},)"
             )
         if not np.isfinite(action[mask]).all():
-            raise ValueError("action of an active environment is not finite")
+            raise ValueError(
+                f"action of an active environment of {self.spec.id} is not finite; "
+                "check the policy's output"
+            )
         if self._ended[mask].any():
             ended = np.flatnonzero(mask & self._ended).tolist()
             raise ValueError(f"environments {ended} have ended; reset them before the next step")
 
     def _observation(self, scene: Scene) -> Observation:
-        num_envs = self.spec.num_envs
+        """Return the observation of all E scenes."""
+        # (E, cubes, 3) and (E, cubes, 3) -> (E, cubes, 6)
         poses = np.concatenate([scene.cubes, scene.cube_quaternions[:, :, 1:]], axis=2)
         relative = scene.cubes - scene.tool[:, None]
         parts = [scene.tool, scene.tool_velocity, scene.fingers]
-        parts += [poses.reshape(num_envs, -1), relative.reshape(num_envs, -1), scene.error]
+        parts += [rearrange(part, "E cubes n -> E (cubes n)") for part in (poses, relative)]
+        parts += [scene.error]
         obs = {
             "state": torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32)),
-            "task_id": torch.zeros(num_envs, dtype=torch.int64),
+            "task_id": torch.zeros(self.spec.num_envs, dtype=torch.int64),
         }
         return obs | {f"image/{camera}": image.clone() for camera, image in self._images.items()}
 
     def _update_images(self, rows: np.ndarray) -> None:
+        """Draw the pictures of some scenes again."""
         if self._camera_renderer is None:
             return
         for camera, images in self._images.items():
             for row in rows:
                 state, goal = self.physics.states[row], self.physics.goals[row]
                 picture = self._camera_renderer.picture(state, goal, camera)
-                images[row] = torch.from_numpy(picture).permute(2, 0, 1)
-
-
-def _find_task(name: str) -> Task:
-    if name in TASKS:
-        return TASKS[name]
-    message = f"unknown tabletop task {name!r}; valid: {list(TASKS)}"
-    folded = {task.lower(): task for task in TASKS}  # the likeliest slip is in the capitals
-    near = difflib.get_close_matches(name.lower(), folded, n=1)
-    raise ValueError(f"{message}. Did you mean {folded[near[0]]!r}?" if near else message)
+                images[row] = rearrange(torch.from_numpy(picture), "Y X C -> C Y X")
 
 
 def _check_choices(reward: str, cameras: tuple[str, ...]) -> None:

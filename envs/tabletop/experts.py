@@ -1,8 +1,10 @@
 """Scripted experts for the tabletop tasks: a few phases each, for E environments at once.
 
-An expert servoes towards a point: it looks at the true state, decides which phase every environment
-is in, and asks for the displacement to that phase's target. Its plans are pure functions; only
-`TabletopExpert` remembers anything. Letters: E environments.
+An expert reads the true state, computes the phase of every environment, and commands the
+displacement to the target of that phase. The plans are pure functions, and only `TabletopExpert`
+has a state.
+
+Letters: E envs.
 """
 
 from __future__ import annotations
@@ -21,23 +23,23 @@ from pitune.envs.tabletop.tasks import Scene
 Array = np.ndarray
 
 STEP_SIZE = 0.06
-"""How far one unit of action moves the tool's target [m]."""
+"""Displacement of the tool's target by one unit of action [m]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the expert wants in each of E environments."""
+    """Targets of the expert in E environments."""
 
     target: Array
-    """Where the tool shall go (E, 3) [m]."""
+    """Target of the tool (E, 3) [m]."""
     opened: Array
-    """Whether the gripper shall be open (E,) bool."""
+    """Whether to open the gripper (E,) bool."""
     phase: Array
-    """The phase that was decided (E,) int64."""
+    """The new phase (E,) int64."""
 
 
 class SceneSource(Protocol):
-    """What an expert needs of the environment."""
+    """The interface of the environment that an expert needs."""
 
     @property
     def scene(self) -> Scene:
@@ -53,7 +55,14 @@ class SceneSource(Protocol):
 
 
 class TabletopExpert:
-    """An `Expert` that follows a script.
+    """An `Expert` with a scripted plan.
+
+    Example:
+        >>> from pitune.envs.tabletop.env import Tabletop
+        >>> env = Tabletop("PickCube", 2)
+        >>> obs = env.reset(torch.tensor([0, 1]))
+        >>> TabletopExpert(env, "PickCube").act().shape
+        torch.Size([2, 4])
 
     Args:
         env: The environment to act in.
@@ -71,8 +80,8 @@ class TabletopExpert:
     def act(self) -> Tensor:
         """Return the expert's action (E, 4)."""
         scene, steps, episodes = self.env.scene, self.env.step_counts, self.env.episode_counts
-        fresh = episodes != self._episode
-        self._phase[fresh], self._phase_start[fresh] = 0, 0
+        is_new = episodes != self._episode
+        self._phase[is_new], self._phase_start[is_new] = 0, 0
         self._episode = episodes
         plan = self.plan(scene, self._phase, steps - self._phase_start)
         self._phase_start = np.where(plan.phase != self._phase, steps, self._phase_start)
@@ -82,46 +91,46 @@ class TabletopExpert:
         return torch.from_numpy(np.c_[displacement, grip].astype(np.float32))
 
 
-def plan_pick(scene: Scene, phase: Array, waited: Array) -> Plan:
+def plan_pick(scene: Scene, phase: Array, num_steps: Array) -> Plan:
     """Hover over the cube (0), descend (1), close (2), carry it to the goal (3).
 
     Args:
         scene: True state.
-        phase: Phase of each environment so far (E,).
-        waited: Steps since that phase began (E,).
+        phase: Phase of each environment at the previous step (E,).
+        num_steps: Steps since that phase began (E,).
     """
-    phase = _approach(scene, phase, waited)
+    phase = _approach(scene, phase, num_steps)
     target = np.where((phase < 3)[:, None], _above_cube(scene, phase), scene.tool + scene.error)
     return Plan(target=target, opened=phase < 2, phase=phase)
 
 
-def plan_stack(scene: Scene, phase: Array, waited: Array) -> Plan:
-    """Grasp as in `plan_pick` (0-2), carry over the other cube (3), lower (4), let go (5)."""
+def plan_stack(scene: Scene, phase: Array, num_steps: Array) -> Plan:
+    """Grasp as in `plan_pick` (0-2), carry over the other cube (3), lower (4), release (5)."""
     tool, cube, error = scene.tool, scene.cubes[:, 0], scene.error
-    letting_go = phase == 5
-    phase = _approach(scene, phase, waited)
+    releasing = phase == 5
+    phase = _approach(scene, phase, num_steps)
     over = np.linalg.norm(error[:, :2], axis=1) < 0.01
     phase = np.where((phase == 3) & over, 4, phase)
     phase = np.where((phase == 4) & (error[:, 2] > -0.004), 5, phase)
 
     carry = tool + error + [0, 0, 0.03]
-    # Up first, or the cube would knock the other one over.
+    # Up first, so that the cube does not hit the other one.
     low = (cube[:, 2] < scene.goal[:, 2] + 0.015) & ~over
     carry[low] = tool[low] + [0, 0, 0.05]
     lower = tool + error + [0, 0, 0.001]
-    retreat = tool + np.where(letting_go & (waited > 2), 0.05, 0.0)[:, None] * [0, 0, 1]
+    retreat = tool + np.where(releasing & (num_steps > 2), 0.05, 0.0)[:, None] * [0, 0, 1]
     target = _above_cube(scene, phase)
-    for number, place in ((3, carry), (4, lower), (5, retreat)):
-        target = np.where((phase == number)[:, None], place, target)
-    # The first step of phase 5 only holds still: what is let go in motion slides off.
-    return Plan(target=target, opened=(phase < 2) | letting_go, phase=phase)
+    for number, phase_target in ((3, carry), (4, lower), (5, retreat)):
+        target = np.where((phase == number)[:, None], phase_target, target)
+    # The first step of phase 5 only stops, because a cube that is released in motion slides off.
+    return Plan(target=target, opened=(phase < 2) | releasing, phase=phase)
 
 
-def plan_push(scene: Scene, phase: Array, waited: Array) -> Plan:
+def plan_push(scene: Scene, phase: Array, num_steps: Array) -> Plan:
     """Hover behind the cube (0), descend (1), push along the line to the goal (2).
 
-    It pushes at half the height of the cube, so as not to tip it, at about half the gripper's
-    speed, so as not to knock it away, and starts again where the cube slips sideways.
+    It pushes at half the height of the cube, so that the cube does not tip, and at about half the
+    gripper's speed, so that it does not fly away. It returns to phase 0 if the cube slips sideways.
     """
     tool, cube = scene.tool[:, :2], scene.cubes[:, 0, :2]
     distance = np.linalg.norm(scene.error[:, :2], axis=1, keepdims=True) + 1e-9
@@ -136,23 +145,24 @@ def plan_push(scene: Scene, phase: Array, waited: Array) -> Plan:
 
     contact = cube - 0.03 * direction
     push = tool + 0.4 * (contact - tool) + direction * np.minimum(distance, 0.025)
-    rising = (phase == 0) & (scene.tool[:, 2] < 0.07)  # clear of the cube before going around it
+    rising = (phase == 0) & (scene.tool[:, 2] < 0.07)  # above the cube before moving around it
     hover = np.where(rising[:, None], tool, behind)
-    place = np.where((phase == 2)[:, None], push, hover)
+    position = np.where((phase == 2)[:, None], push, hover)
     height = np.where(phase == 0, 0.1, CUBE_HALF_SIZE)
-    return Plan(target=np.c_[place, height], opened=np.zeros(len(phase), bool), phase=phase)
+    return Plan(target=np.c_[position, height], opened=np.zeros(len(phase), bool), phase=phase)
 
 
-def _approach(scene: Scene, phase: Array, waited: Array) -> Array:
+def _approach(scene: Scene, phase: Array, num_steps: Array) -> Array:
     """Return the phase (E,) of a grasp: 0 hover, 1 descend, 2 close, 3 done."""
     offset = scene.tool - scene.cubes[:, 0]
-    grasped = (phase == 2) & (waited >= 3)
+    grasped = (phase == 2) & (num_steps >= 3)
     phase = np.where((phase == 0) & (np.linalg.norm(offset[:, :2], axis=1) < 0.008), 1, phase)
     phase = np.where((phase == 1) & (offset[:, 2] < 0.012), 2, phase)
     return np.where(grasped, 3, phase)
 
 
 def _above_cube(scene: Scene, phase: Array) -> Array:
+    """Return the target (E, 3) [m] over cube 0, high in phase 0 and low afterwards."""
     height = np.where(phase == 0, 0.07, 0.005)
     return scene.cubes[:, 0] + height[:, None] * [0, 0, 1]
 
@@ -162,4 +172,4 @@ PLANS: dict[str, Callable[[Scene, Array, Array], Plan]] = {
     "PickCube": plan_pick,
     "StackCube": plan_stack,
 }
-"""The script of each task."""
+"""Task -> its plan."""

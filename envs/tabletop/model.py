@@ -1,10 +1,12 @@
 """The tabletop scene as MuJoCo XML: a gripper on three slides, cubes, a table, lights and cameras.
 
-Physics and looks are kept apart: what collides has a mass and friction, and what is only there for
-the pictures belongs to the class `visual`, which neither collides nor weighs anything. So the looks
-can change without changing any result.
+Physics and appearance are separate. Geoms that collide have a mass and friction. Geoms for the
+pictures belong to the class `visual`, which has no mass and does not collide. So the appearance can
+change without changing any result.
 
-World frame: z up, the table's surface at z = 0, lengths in metres, masses in kilograms.
+World frame: z up, the table's surface at z = 0, lengths in meters, masses in kilograms.
+
+Letters: Y, X image height and width.
 """
 
 from __future__ import annotations
@@ -15,44 +17,48 @@ import numpy as np
 PHYSICS_STEP = 0.005
 """Duration of one physics step [s]."""
 SOLVER_ITERATIONS, LINE_SEARCH_ITERATIONS = 100, 50
-"""Limits of MuJoCo's contact solver, its own defaults. With lower ones it may stop too early when
-the gripper hits a cube hard, and the cube flies off at several m/s: an exploit for a learner."""
+"""Limits of MuJoCo's contact solver, its own defaults. With lower limits it may stop too early when
+the gripper hits a cube hard. The cube then flies off at several m/s, which a learner exploits."""
 CUBE_HALF_SIZE = 0.02
-"""Half the edge of a cube [m]; also the height of its center when it lies on the table."""
+"""Half the edge of a cube [m], also the height of its center when it lies on the table."""
 CUBE_MASS = 0.06
 """Mass of a cube [kg]."""
 TOOL_HOME_HEIGHT = 0.25
-"""Height of the tool center point, between the fingertips, where the slides stand at 0 [m]."""
+"""Height of the tool center point, between the fingertips, if the slides are at 0 [m]."""
 SLIDE_LOW = (-0.3, -0.3, -0.235)
-"""Lowest targets of the x, y and z slides [m]; at the lowest z the fingers clear the table."""
+"""Lowest targets of the x, y and z slides [m]. At the lowest z the fingers clear the table."""
 SLIDE_HIGH = (0.3, 0.3, 0.15)
 """Highest targets of the x, y and z slides [m]."""
 FINGER_OPEN = 0.04
 """Target of a finger's slide when the gripper is open [m]: half the gap between the fingers."""
 FINGER_CLOSED = -0.01
-"""Target when it closes [m]: beyond touching, which sets the force of the grasp."""
+"""Target when it closes [m]: below contact, which determines the force of the grasp."""
 CUBE_COLORS = ("0.85 0.16 0.13 1", "0.16 0.38 0.78 1")
 """Red and blue, in the order of the cubes (RGBA)."""
 CAMERAS = ("front", "wrist")
-"""`front` looks at the whole table; `wrist` rides on the gripper and looks at its fingertips."""
+"""`front` shows the whole table. `wrist` is mounted on the gripper and shows its fingertips."""
 RENDER_CAMERA = "beauty"
-"""The camera of the pictures for people; wider than `front`, and no policy sees through it."""
+"""The camera of `render`, for people only. Its view is wider than that of `front`."""
 
 GOAL_MARKERS = {
     "sphere": 'type="sphere" size="0.024"',
     "disc": 'type="cylinder" size="0.025 0.001" pos="0 0 -0.019"',
 }
-"""Shapes of the goal's marker, a site that nothing collides with; `pos` is relative to the goal."""
+"""Shapes of the goal's marker, a site, which does not collide. `pos` is relative to the goal."""
 
 
 def build_model(num_cubes: int, goal_marker: str | None) -> mujoco.MjModel:
     """Compile the scene.
 
     Positions (qpos) are the x, y and z slides, the left and the right finger, and then 7 numbers
-    for each cube (position, quaternion w x y z); velocities (qvel) are 5 and 6 for each cube.
+    for each cube (position, quaternion w x y z). Velocities (qvel) are 5 and then 6 for each cube.
+
+    Example:
+        >>> build_model(num_cubes=2, goal_marker="disc").nq
+        19
 
     Args:
-        num_cubes: How many cubes there are, at most 2.
+        num_cubes: Number of cubes, at most 2.
         goal_marker: A key of `GOAL_MARKERS`, or None for no marker.
     """
     model = mujoco.MjModel.from_xml_string(scene_xml(num_cubes, goal_marker))
@@ -64,7 +70,7 @@ def build_model(num_cubes: int, goal_marker: str | None) -> mujoco.MjModel:
 
 
 def scene_xml(num_cubes: int, goal_marker: str | None) -> str:
-    """Return the MJCF of the scene; arguments as in `build_model`."""
+    """Return the MJCF of the scene, with the arguments of `build_model`."""
     marker = ""
     if goal_marker is not None:
         marker = f'<site name="goal" {GOAL_MARKERS[goal_marker]} rgba="0.15 0.85 0.35 0.45"/>'
@@ -76,7 +82,7 @@ def scene_xml(num_cubes: int, goal_marker: str | None) -> str:
         <geom friction="1.0 0.02 0.0001" condim="4" solref="0.01 1"/>
         <default class="visual"><geom contype="0" conaffinity="0" mass="0"/></default>
       </default>
-      {looks_xml()}
+      {appearance_xml()}
       <worldbody>
         {room_xml()}
         <geom name="table" type="plane" size="1 1 0.1" group="3"/>
@@ -144,7 +150,7 @@ def cube_xml(index: int) -> str:
 
 
 def wrist_xml() -> str:
-    """Return what is mounted on the palm for the eye only: mast, collar and the wrist camera."""
+    """Return the visual parts on the palm (mast, collar) and the wrist camera."""
     return f"""
     <geom class="visual" type="cylinder" size="0.026 0.008" pos="0 0 0.083" material="accent"/>
     <geom class="visual" type="cylinder" size="0.018 0.25" pos="0 0 0.34" material="shell"/>
@@ -167,7 +173,7 @@ def room_xml() -> str:
     <geom class="visual" type="plane" size="6 6 0.1" pos="0 0 -0.6" material="tiles"/>"""
 
 
-def looks_xml() -> str:
+def appearance_xml() -> str:
     """Return the textures, materials and rendering quality."""
     return f"""
     <visual>
@@ -194,7 +200,7 @@ def looks_xml() -> str:
 
 
 def wood_pixels(height: int, width: int) -> np.ndarray:
-    """Return planks of light wood (Y, X, 3) uint8; a formula, so that no picture file is needed."""
+    """Return a picture of planks (Y, X, 3) uint8, computed so that no picture file is needed."""
     row, column = np.mgrid[0:height, 0:width] / height
     plank = np.floor(8 * row)
     tone = np.sin(37.0 * plank) * 0.05
@@ -215,4 +221,5 @@ def look_at(position: tuple[float, float, float], target: tuple[float, float, fl
 
 
 def _vector(values: tuple[float, ...] | np.ndarray) -> str:
+    """Return numbers as an attribute of MJCF."""
     return " ".join(f"{value:.9g}" for value in values)

@@ -1,10 +1,10 @@
-"""E tabletop scenes that MuJoCo steps in C++ threads, without any notion of episodes or rewards.
+"""The physics of E tabletop scenes in MuJoCo's C++ threads, without episodes or rewards.
 
-Every control step starts from the stored state of the scene with a cold contact solver: no warm
-start and nothing else is carried from the step before, in whichever thread that ran. So a scene's
-next state is a function of its own state and action, bit for bit.
+Every control step starts from the stored state of the scene and a contact solver without warm
+start. Nothing else remains from the previous step or from the thread that ran it. So the next state
+of a scene is a function of its own state and action, bit for bit.
 
-Letters: E scenes, n of which are advanced.
+Letters: E envs, n rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 
 import mujoco
 import numpy as np
+from einops import repeat
 from mujoco.rollout import Rollout
 
 from pitune.envs.tabletop.model import (
@@ -27,23 +28,29 @@ from pitune.envs.tabletop.model import (
 from pitune.envs.tabletop.tasks import Array, Scene, Start, Task, goal_on_cube
 
 DISPLACEMENT_SCALE = 0.06
-"""How far one unit of action moves the target of a slide [m]."""
+"""Displacement of a slide's target by one unit of action [m]."""
 PHYSICS_STEPS = 10
 """Physics steps in one control step."""
 CONTROL_HZ = 1 / (PHYSICS_STEPS * PHYSICS_STEP)
 """Control steps per second [Hz]: 20."""
 
-_FULL_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS  # time, positions, velocities; no contacts
+_FULL_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS  # time, positions, velocities, but no contacts
 _NUM_SLIDES, _NUM_JOINTS = 3, 5
 
 
 class TabletopPhysics:
     """The physics of E scenes.
 
+    Example:
+        >>> from pitune.envs.tabletop.tasks import TASKS
+        >>> physics = TabletopPhysics(TASKS["PickCube"], num_envs=2, num_threads=1)
+        >>> physics.scene.tool.shape
+        (2, 3)
+
     Args:
-        task: Says how many cubes there are and what marks the goal.
+        task: Determines the number of cubes and the goal marker.
         num_envs: E.
-        num_threads: Threads to use; by default one for each available core.
+        num_threads: Number of threads. By default one for each available core.
     """
 
     def __init__(self, task: Task, num_envs: int, num_threads: int | None) -> None:
@@ -56,13 +63,13 @@ class TabletopPhysics:
 
     @property
     def scene(self) -> Scene:
-        """The true state of all scenes; made of copies."""
+        """The true state of all scenes, as a copy."""
         num_envs, num_positions = len(self.states), self.model.nq
         positions = self.states[:, 1 : 1 + num_positions].copy()
         velocities = self.states[:, 1 + num_positions :][:, : self.model.nv].copy()
-        cubes = positions[:, _NUM_JOINTS:].reshape(num_envs, -1, 7)
+        cubes = positions[:, _NUM_JOINTS:].reshape(num_envs, -1, 7)  # (E, cubes, 7)
         centers = cubes[:, :, :3]
-        on_cube = centers.shape[1] > 1  # with two cubes the goal rides on the second
+        on_cube = centers.shape[1] > 1  # with two cubes the goal is on the second one
         return Scene(
             tool=positions[:, :_NUM_SLIDES] + np.array([0.0, 0.0, TOOL_HOME_HEIGHT]),
             tool_velocity=velocities[:, :_NUM_SLIDES],
@@ -73,8 +80,8 @@ class TabletopPhysics:
             goal=goal_on_cube(centers) if on_cube else self.goals.copy(),
         )
 
-    def place(self, row: int, start: Start) -> None:
-        """Put scene `row` at its start, at rest."""
+    def set_start(self, row: int, start: Start) -> None:
+        """Set scene `row` to its start, at rest."""
         positions = np.zeros(self.model.nq)
         positions[:2] = start.tool
         positions[_NUM_SLIDES:_NUM_JOINTS] = FINGER_OPEN
@@ -86,34 +93,35 @@ class TabletopPhysics:
         self.goals[row] = start.goal
 
     def advance(self, rows: Array, action: Array) -> Array:
-        """Advance some scenes by one control step and return where that broke down (n,) bool.
+        """Advance some scenes by one control step and return which broke down (n,) bool.
 
-        A scene that breaks down keeps the last state that it had.
+        A scene that breaks down keeps its last state.
 
         Args:
-            rows: Which scenes (n,).
+            rows: These scenes (n,).
             action: (n, 4), clipped to [-1, 1].
         """
         if not len(rows):
             return np.zeros(0, dtype=bool)
         before = self.states[rows]
-        controls = np.repeat(self._controls(rows, action)[:, None], PHYSICS_STEPS, axis=1)
+        # (n, 5) -> (n, PHYSICS_STEPS, 5)
+        controls = repeat(self._controls(rows, action), "n u -> n steps u", steps=PHYSICS_STEPS)
         trajectory, _ = self._rollout.rollout(self.model, self._thread_data, before, controls)
         after = trajectory[:, -1]
-        # MuJoCo restarts a scene that diverges, or stops it early; its clock (entry 0) tells both.
+        # MuJoCo resets a scene that diverges, or stops it early. Its clock (entry 0) reveals both.
         expected = before[:, 0] + PHYSICS_STEPS * PHYSICS_STEP
         failed = ~np.isfinite(after).all(axis=1) | (np.abs(after[:, 0] - expected) > 1e-6)
         self.states[rows[~failed]] = after[~failed]
         return failed
 
     def close(self) -> None:
-        """Stop the threads."""
+        """End the threads."""
         self._rollout.close()
 
     def _controls(self, rows: Array, action: Array) -> Array:
         """Return the targets of the five actuators (n, 5) [m]."""
         action = np.clip(action, -1, 1)
-        # Relative to where the slides are, not to their last target: nothing winds up when blocked.
+        # Relative to the slides and not to their last target: a blocked slide has no windup.
         slides = self.states[rows, 1 : 1 + _NUM_SLIDES] + DISPLACEMENT_SCALE * action[:, :3]
         slides = np.clip(slides, SLIDE_LOW, SLIDE_HIGH)
         finger = np.where(action[:, 3:] > 0, FINGER_OPEN, FINGER_CLOSED)
@@ -121,6 +129,7 @@ class TabletopPhysics:
 
 
 def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: the cores this process may use
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,8 +1,10 @@
 """Pictures of a tabletop scene, drawn by MuJoCo off screen.
 
-This talks to MuJoCo's drawing calls directly: `mujoco.Renderer` picks its OpenGL backend when
-`mujoco` is first imported, from MUJOCO_GL, and by default one that needs a screen. Here the
-backend is picked when the first picture is asked for, so physics alone needs no OpenGL at all.
+This calls MuJoCo's drawing functions directly. `mujoco.Renderer` chooses its OpenGL backend when
+`mujoco` is first imported, from MUJOCO_GL, and its default needs a screen. Here the backend is
+chosen at the first picture, so physics alone needs no OpenGL.
+
+Letters: Y, X image height and width.
 """
 
 from __future__ import annotations
@@ -33,11 +35,16 @@ _ADVICE = (
 class SceneRenderer:
     """Draws scenes of one model at one size.
 
+    Example:
+        >>> renderer = SceneRenderer(model, 64, 64, shadows=False)  # doctest: +SKIP
+        >>> renderer.picture(state, goal, "front").shape  # doctest: +SKIP
+        (64, 64, 3)
+
     Args:
-        model: The scene; it names its goal marker, if any, `goal`.
-        height: Of a picture [pixels].
-        width: Of a picture [pixels].
-        shadows: Whether to draw them. They make up most of the cost of a small picture on a CPU.
+        model: The scene. Its goal marker, if any, is the site `goal`.
+        height: Height of a picture [pixels].
+        width: Width of a picture [pixels].
+        shadows: Whether to draw shadows. They take most of the time of a small picture on a CPU.
 
     Raises:
         RuntimeError: no OpenGL backend works on this machine.
@@ -53,8 +60,8 @@ class SceneRenderer:
         self._scene = mujoco.MjvScene(model, maxgeom=200)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         if not _open_renderers:
-            # Registered after MuJoCo's own exit handler, so run before it: once that has closed
-            # EGL, freeing a context prints a traceback.
+            # Exit handlers run in reverse order, so this one runs before MuJoCo's own. Afterwards
+            # EGL is closed, and freeing a context would print a traceback.
             atexit.register(_close_all)
         _open_renderers.add(self)
 
@@ -63,10 +70,10 @@ class SceneRenderer:
 
         Args:
             state: MuJoCo's full physics state.
-            goal: Where the goal is (3,) [m].
+            goal: Position of the goal (3,) [m].
             camera: Name of a camera of the model.
         """
-        self._gl.make_current()  # another renderer of this process may have been at work
+        self._gl.make_current()  # another renderer may be current
         mujoco.mj_setState(self.model, self._data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
         mujoco.mj_forward(self.model, self._data)
         if self._goal_site >= 0:
@@ -91,7 +98,7 @@ class SceneRenderer:
         return pixels[::-1].copy()  # OpenGL counts rows from the bottom
 
     def close(self) -> None:
-        """Free the OpenGL context; more than one call does no harm."""
+        """Free the OpenGL context. Closing twice is the same as closing once."""
         if self in _open_renderers:
             _open_renderers.discard(self)
             self._gl.make_current()
@@ -103,6 +110,7 @@ class SceneRenderer:
 
 
 def _close_all() -> None:
+    """Close all renderers at the exit of the process."""
     for renderer in list(_open_renderers):
         renderer.close()
 
@@ -114,21 +122,21 @@ def _make_contexts(model: mujoco.MjModel, height: int, width: int) -> tuple[Any,
         gl = importlib.import_module(backend).GLContext(width, height)
         gl.make_current()
         return gl, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-    except Exception as error:  # a missing library or screen shows as nearly any exception
+    except Exception as error:  # a missing library raises many kinds of exceptions
         raise RuntimeError(f"cannot render with {backend}: {error}; {_ADVICE}") from error
 
 
 @functools.cache
 def _backend() -> str:
-    """Return the module of MuJoCo that brings the OpenGL context for this process.
+    """Return MuJoCo's module for the OpenGL context of this process.
 
-    PyOpenGL binds to one backend for the life of a process, so a failed attempt cannot be
-    followed by another: where two libraries are installed, EGL is tried in a process of its own.
+    PyOpenGL binds to one backend for the life of a process, so there is no second attempt. If both
+    libraries are installed, EGL is first tried in a separate process.
     """
     if platform.system() != "Linux" or os.environ.get("MUJOCO_GL"):
         return "mujoco.gl_context"
     chosen = os.environ.get("PYOPENGL_PLATFORM", "").lower()
-    if chosen in ("egl", "osmesa"):  # another package of this process has bound PyOpenGL already
+    if chosen in ("egl", "osmesa"):  # another package has bound PyOpenGL already
         return f"mujoco.{chosen}"
     if not ctypes.util.find_library("OSMesa"):
         return "mujoco.egl"

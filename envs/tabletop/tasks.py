@@ -1,11 +1,14 @@
-"""What the tabletop tasks ask for: their starts, their success and their dense reward.
+"""The tabletop tasks: their starts, their success and their dense reward.
 
-Everything here is arithmetic on the scene's true state, for E environments at once, and knows
-nothing of the simulator. Letters: E environments, N cubes. Cube 0 is the one to move.
+Everything here is arithmetic on the scene's true state, for E environments at once, and independent
+of the simulator. Cube 0 is the one to move.
+
+Letters: E envs.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,26 +21,33 @@ Array = np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The true state of E scenes, in metres and seconds; all float64, in the world frame."""
+    """The true state of E scenes, in meters and seconds, float64, in the world frame.
+
+    Example:
+        >>> from pitune.envs.tabletop.env import Tabletop
+        >>> env = Tabletop("StackCube", 3)
+        >>> env.scene.cubes.shape
+        (3, 2, 3)
+    """
 
     tool: Array
     """Tool center point, between the fingertips (E, 3) [m]."""
     tool_velocity: Array
     """(E, 3) [m/s]."""
     fingers: Array
-    """How far each finger is from the middle (E, 2) [m]; 0 is closed."""
+    """Distance of each finger from the middle (E, 2) [m]. 0 is closed."""
     cubes: Array
-    """Centers (E, N, 3) [m]."""
+    """Centers (E, cubes, 3) [m]."""
     cube_quaternions: Array
-    """Orientations, w x y z (E, N, 4) [-]."""
+    """Orientations, w x y z (E, cubes, 4) [-]."""
     cube_velocities: Array
-    """Of the centers (E, N, 3) [m/s]."""
+    """Velocities of the centers (E, cubes, 3) [m/s]."""
     goal: Array
-    """Where cube 0 shall be (E, 3) [m]."""
+    """Target of cube 0 (E, 3) [m]."""
 
     @property
     def error(self) -> Array:
-        """From cube 0 to the goal (E, 3) [m]."""
+        """Vector from cube 0 to the goal (E, 3) [m]."""
         return self.goal - self.cubes[:, 0]
 
 
@@ -46,31 +56,36 @@ class Start:
     """The start of one episode."""
 
     tool: Array
-    """Where the gripper hangs (2,) [m], at its home height and open."""
+    """Position of the open gripper (2,) [m], at its home height."""
     cubes: Array
-    """Centers (N, 3) [m]."""
+    """Centers (cubes, 3) [m]."""
     goal: Array
-    """Where cube 0 shall be (3,) [m]."""
+    """Target of cube 0 (3,) [m]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task."""
+    """One task.
+
+    Example:
+        >>> TASKS["PickCube"].instruction
+        'pick up the red cube and hold it at the green sphere'
+    """
 
     instruction: str
     """The task in words."""
     num_cubes: int
-    """N."""
+    """Number of cubes."""
     goal_marker: str | None
-    """Shape that shows the goal, a key of `tabletop_model.GOAL_MARKERS`."""
+    """Shape of the goal's marker, a key of `model.GOAL_MARKERS`, or None."""
     draw_goal: Callable[[np.random.Generator, Array], Array]
-    """From the cubes' centers (N, 3) [m] to the goal (3,) [m]."""
+    """Draws the goal (3,) [m] from a generator and the cubes' centers (cubes, 3) [m]."""
     success: Callable[[Scene], Array]
     """Whether each scene is solved (E,) bool."""
 
 
 def draw_start(task: Task, rng: np.random.Generator) -> Start:
-    """Draw the start of one episode; consumes nothing but `rng`."""
+    """Draw the start of one episode, a function of `task` and `rng` alone."""
     tool = rng.uniform(-0.03, 0.03, 2)
     first = rng.uniform(-0.12, 0.12, 2)
     centers = [first, first + 0.1 * _direction(rng)][: task.num_cubes]
@@ -79,31 +94,33 @@ def draw_start(task: Task, rng: np.random.Generator) -> Start:
 
 
 def goal_on_cube(cubes: Array) -> Array:
-    """Return the place on top of cube 1 (..., 3) [m] from the cubes' centers (..., N, 3) [m]."""
+    """Return the position on top of cube 1 (..., 3) [m], given centers (..., cubes, 3) [m]."""
     return cubes[..., 1, :] + np.array([0.0, 0.0, 2 * CUBE_HALF_SIZE])
 
 
 def dense_reward(task: Task, scene: Scene) -> Array:
-    """Return how far along each scene is (E,) in [0, 1): reach the cube, hold it, bring it.
+    """Return the progress of each scene (E,) in [0, 1): reach the cube, hold it, move it.
 
-    A success is worth 1 whatever this says; see `Tabletop` for how the two are combined.
+    `Tabletop` combines it with the reward of 1 for success.
     """
     reach = _closeness(np.linalg.norm(scene.cubes[:, 0] - scene.tool, axis=1))
-    bring = _closeness(np.linalg.norm(scene.error, axis=1))
+    move = _closeness(np.linalg.norm(scene.error, axis=1))
     if task.goal_marker == "disc":  # a push needs no grasp
-        return 0.3 * reach + 0.6 * bring
+        return 0.3 * reach + 0.6 * move
     between = np.linalg.norm(scene.cubes[:, 0] - scene.tool, axis=1) < CUBE_HALF_SIZE
     held = between & (scene.fingers.mean(axis=1) < CUBE_HALF_SIZE + 0.005)
-    # A cube that lies in its place stays credited when the gripper lets go of it.
-    credited = held | (np.linalg.norm(scene.error, axis=1) < CUBE_HALF_SIZE)
-    return 0.2 * reach + credited * (0.2 + 0.5 * bring)
+    # A cube at its target still counts after the gripper has released it.
+    counted = held | (np.linalg.norm(scene.error, axis=1) < CUBE_HALF_SIZE)
+    return 0.2 * reach + counted * (0.2 + 0.5 * move)
 
 
 def _closeness(distance: Array) -> Array:
-    return 1 - np.tanh(8 * distance)  # 8/m: one half at 7 cm
+    """Return 1 at distance 0, about one half at 7 cm, and less beyond."""
+    return 1 - np.tanh(8 * distance)
 
 
 def _direction(rng: np.random.Generator) -> Array:
+    """Draw a unit vector (2,)."""
     angle = rng.uniform(0, 2 * np.pi)
     return np.array([np.cos(angle), np.sin(angle)])
 
@@ -123,16 +140,16 @@ def _stack_goal(rng: np.random.Generator, cubes: Array) -> Array:
     return goal_on_cube(cubes)
 
 
-def _pushed(scene: Scene) -> Array:
+def _is_pushed(scene: Scene) -> Array:
     return np.linalg.norm(scene.error[:, :2], axis=1) < 0.025
 
 
-def _picked(scene: Scene) -> Array:
+def _is_picked(scene: Scene) -> Array:
     speed = np.linalg.norm(scene.cube_velocities[:, 0], axis=1)
     return (np.linalg.norm(scene.error, axis=1) < 0.02) & (speed < 0.15)
 
 
-def _stacked(scene: Scene) -> Array:
+def _is_stacked(scene: Scene) -> Array:
     aligned = np.linalg.norm(scene.error[:, :2], axis=1) < 0.02
     resting = np.linalg.norm(scene.cube_velocities[:, 0], axis=1) < 0.05
     released = scene.fingers[:, 0] > 0.025
@@ -145,21 +162,35 @@ TASKS = {
         num_cubes=1,
         goal_marker="disc",
         draw_goal=_push_goal,
-        success=_pushed,
+        success=_is_pushed,
     ),
     "PickCube": Task(
         instruction="pick up the red cube and hold it at the green sphere",
         num_cubes=1,
         goal_marker="sphere",
         draw_goal=_pick_goal,
-        success=_picked,
+        success=_is_picked,
     ),
     "StackCube": Task(
         instruction="stack the red cube on the blue cube and let go of it",
         num_cubes=2,
         goal_marker=None,
         draw_goal=_stack_goal,
-        success=_stacked,
+        success=_is_stacked,
     ),
 }
 """The tasks by name."""
+
+
+def find_task(name: str) -> Task:
+    """Return a task by its name.
+
+    Raises:
+        ValueError: the name is unknown. The message suggests the nearest one.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    by_lower = {task.lower(): task for task in TASKS}  # most slips are in the capitals
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    hint = f"; did you mean {by_lower[near[0]]!r}?" if near else ";"
+    raise ValueError(f"unknown tabletop task {name!r}{hint} valid: {list(TASKS)}")

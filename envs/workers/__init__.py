@@ -1,1 +1,1 @@
-"""Single-copy CPU simulators in worker processes."""
+"""Single CPU simulators in worker processes."""

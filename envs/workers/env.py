@@ -1,17 +1,17 @@
-"""A batch of CPU simulators, spread over worker processes: one `VectorEnv` of E Gymnasium copies.
+"""E single CPU simulators as one `VectorEnv`, spread over worker processes.
 
-Each worker holds several copies and gets one message per step. What goes wrong costs the episodes
-it hits and no others:
+Each worker holds several sub-environments and gets one message per step. A fault ends the episodes
+that it affects and no others:
 
-- A copy that raises, or whose numbers are not finite, is thrown away: its episode is reported
-  `truncated` and `invalid`, and the next reset makes it anew.
-- A worker that is killed, or gives no answer in time, is replaced: that ends all its episodes so.
+- A sub-environment that raises, or returns numbers that are not finite, is discarded. Its episode
+  is reported as `truncated` and `invalid`, and the next reset makes it again.
+- A worker that is killed, or sends no reply in time, is replaced, and all its episodes end so.
 
-Both are logged as warnings. An environment that breaks down `MAX_BREAKDOWNS` times with no episode
-that ends properly in between has a bug: then `step` raises, with the simulator's traceback. A copy
-that cannot be made, and a reset that fails twice, raise at once.
+Both are logged as warnings. An environment that breaks down `MAX_BREAKDOWNS` times without a
+regular end of an episode in between has a bug: then `step` raises with the simulator's traceback.
+A sub-environment that cannot be made, and a reset that fails twice, raise at once.
 
-Letters: E envs, n rows asked about, S state dim, A action dim, C, Y, X image channels and pixels.
+Letters: E envs, n rows, S state dim, A action dim, C, Y, X image channels, height and width.
 """
 
 from __future__ import annotations
@@ -27,32 +27,46 @@ from pitune.envs.workers.sub_envs import Factory
 MAX_BREAKDOWNS = 3
 """Breakdowns in a row of one environment that end the run."""
 DEFAULT_CONTROL_HZ = 20.0
-"""For environments that do not say how long a step is [Hz]."""
+"""Used if the duration of an environment's step is unknown [Hz]."""
 
 
 class WorkerEnv:
-    """E copies of a Gymnasium environment, in worker processes or in this one.
+    """E sub-environments of one Gymnasium environment, in worker processes or in this one.
 
-    A copy's observation is a Box, which becomes `state`, or a Dict of `state` and
+    The observation of a sub-environment is a Box, which becomes `state`, or a Dict of `state` and
     `image/<camera>` (and `task_id`, an index into `tasks`). `info["success"]` is its success
     signal, and a method `expert_action() -> (A,)` is its expert.
 
+    Example:
+        >>> import functools, gymnasium
+        >>> env = WorkerEnv(
+        ...     functools.partial(gymnasium.make, "Pendulum-v1"),
+        ...     id="pendulum",
+        ...     num_envs=2,
+        ...     num_workers=0,
+        ...     max_episode_steps=200,
+        ...     simulator="gymnasium",
+        ... )
+        >>> env.reset(torch.tensor([0, 1]))["state"].shape
+        torch.Size([2, 3])
+
     Args:
-        factory: Makes one copy; picklable, so a module-level function or a `functools.partial`.
-        id: The name it was made by.
+        factory: Makes one sub-environment. It is pickled, so use a module-level function or a
+            `functools.partial` of one.
+        id: The name of the environment.
         num_envs: E.
-        num_workers: Processes, of which at most E are used; 0 runs the copies in this process.
-        max_episode_steps: Time limit, applied here; None for the copy's own one.
+        num_workers: Processes, at most E. 0 runs the sub-environments in this process.
+        max_episode_steps: Time limit, applied here. None for that of the sub-environment.
         tasks: Instructions in words.
-        control_hz: Steps per simulated second [Hz]; None for what the copy says.
+        control_hz: Steps per simulated second [Hz]. None for that of the sub-environment.
         simulator: Package and version of the simulator.
-        deterministic_reset: Whether the seed alone fixes a copy's initial state.
-        start_timeout: How long a worker may take to make its copies [s].
-        step_timeout: How long a worker may take for any other answer [s].
+        deterministic_reset: Whether the seed alone fixes the initial state.
+        start_timeout: Longest time for a worker to make its sub-environments [s].
+        step_timeout: Longest time for any other reply of a worker [s].
 
     Raises:
         ValueError: a number or a space is not usable, or the factory cannot be pickled.
-        RuntimeError: a copy could not be made.
+        RuntimeError: a sub-environment could not be made.
     """
 
     def __init__(
@@ -74,8 +88,8 @@ class WorkerEnv:
             raise ValueError(f"{num_envs=} must be at least 1 and {num_workers=} at least 0")
         num_workers = min(num_workers, num_envs)
         self._pool = WorkerPool(factory, id, num_envs, num_workers, start_timeout, step_timeout)
-        copy = self._pool.spec
-        limit = copy.max_episode_steps if max_episode_steps is None else max_episode_steps
+        sub_env = self._pool.spec
+        limit = sub_env.max_episode_steps if max_episode_steps is None else max_episode_steps
         if limit is None or limit < 1:
             self.close()
             raise ValueError(
@@ -85,16 +99,16 @@ class WorkerEnv:
         self.spec = EnvSpec(
             id=id,
             num_envs=num_envs,
-            state_dim=copy.state_dim,
-            action_low=copy.action_low,
-            action_high=copy.action_high,
+            state_dim=sub_env.state_dim,
+            action_low=sub_env.action_low,
+            action_high=sub_env.action_high,
             max_episode_steps=limit,
-            control_hz=control_hz or copy.control_hz or DEFAULT_CONTROL_HZ,
+            control_hz=control_hz or sub_env.control_hz or DEFAULT_CONTROL_HZ,
             tasks=tasks,
-            cameras=copy.cameras,
+            cameras=sub_env.cameras,
             simulator=simulator,
             deterministic_reset=deterministic_reset,
-            success_signal=copy.success_signal,
+            success_signal=sub_env.success_signal,
         )
         self._running = np.zeros(num_envs, bool)
         self._num_steps = np.zeros(num_envs, np.int64)
@@ -103,11 +117,11 @@ class WorkerEnv:
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         """Start new episodes and return the observation of all E environments.
 
-        Environments that were never reset show zeros.
+        An environment before its first reset shows zeros.
 
         Args:
             seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Which environments to reset (n,) int64; all E by default.
+            env_idx: Environments to reset (n,) int64. All E by default.
 
         Raises:
             RuntimeError: an environment failed to reset twice.
@@ -117,16 +131,16 @@ class WorkerEnv:
         self._running[rows] = False
         failed = self._pool.exchange("reset", rows, seeds).failed
         if failed:
-            # What failed is made anew by now, so a second try is worth it.
-            again = np.isin(rows, list(failed))
-            failed = self._pool.exchange("reset", rows[again], seeds[again]).failed
+            # The second try uses new sub-environments.
+            retried = np.isin(rows, list(failed))
+            failed = self._pool.exchange("reset", rows[retried], seeds[retried]).failed
         for row, reason in failed.items():
             raise RuntimeError(f"{self.spec.id}: environment {row} failed to reset twice: {reason}")
         self._running[rows] = True
         self._num_steps[rows] = 0
         for row in rows.tolist():
             self._pool.lost.pop(row, None)
-        return self._fresh_obs()
+        return self._copy_obs()
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
         """Advance the active environments by one control step.
@@ -136,51 +150,54 @@ class WorkerEnv:
             active: (E,) bool.
 
         Raises:
-            ValueError: an active environment waits for its reset.
-            RuntimeError: an environment breaks down again and again.
+            ValueError: an active environment has ended or was never reset.
+            RuntimeError: an environment broke down too often in a row.
         """
-        wanted = active.numpy()
-        waiting = np.flatnonzero(wanted & ~self._running).tolist()
+        mask = active.numpy()
+        waiting = np.flatnonzero(mask & ~self._running).tolist()
         if waiting:
             raise ValueError(
                 f"{self.spec.id}: active environments {waiting} have no running episode; "
                 "reset them first, or leave them out of active"
             )
-        rows = np.array(
-            [row for row in np.flatnonzero(wanted) if row not in self._pool.lost], np.int64
-        )
-        reply = self._pool.exchange("step", rows, action.numpy()[rows])
+        active_rows = np.flatnonzero(mask)
+        rows = np.array([row for row in active_rows if row not in self._pool.lost], np.int64)
+        result = self._pool.exchange("step", rows, action.numpy()[rows])
         self._num_steps[rows] += 1
-        for row in np.flatnonzero(wanted).tolist():
+
+        # breakdowns, including those of workers that were replaced since the last step
+        for row in active_rows.tolist():
             if row in self._pool.lost:
-                reply.failed[row] = self._pool.lost.pop(row)
-        invalid = np.zeros_like(wanted)
-        invalid[list(reply.failed)] = True
-        out_of_time = wanted & (self._num_steps >= self.spec.max_episode_steps)
-        reply.truncated |= (out_of_time & ~reply.terminated) | invalid
-        ended = reply.terminated | reply.truncated
+                result.failed[row] = self._pool.lost.pop(row)
+        invalid = np.zeros_like(mask)
+        invalid[list(result.failed)] = True
+
+        # ends
+        timed_out = mask & (self._num_steps >= self.spec.max_episode_steps)
+        result.truncated |= (timed_out & ~result.terminated) | invalid
+        ended = result.terminated | result.truncated
         self._running[ended] = False
         self._num_breakdowns[ended & ~invalid] = 0
-        self._count_breakdowns(reply.failed)
+        self._count_breakdowns(result.failed)
         return StepResult(
-            self._fresh_obs(),
-            torch.from_numpy(reply.reward),
-            torch.from_numpy(reply.terminated),
-            torch.from_numpy(reply.truncated),
-            {"success": torch.from_numpy(reply.success), "invalid": torch.from_numpy(invalid)},
+            self._copy_obs(),
+            torch.from_numpy(result.reward),
+            torch.from_numpy(result.terminated),
+            torch.from_numpy(result.truncated),
+            {"success": torch.from_numpy(result.success), "invalid": torch.from_numpy(invalid)},
         )
 
     def render(self) -> Tensor:
-        """Return one picture of every environment (E, Y, X, 3) uint8; black before its reset.
+        """Return one picture of every environment (E, Y, X, 3) uint8, black before its reset.
 
         Raises:
             RuntimeError: this machine or simulator cannot render, or nothing was reset yet.
         """
-        pictures = [picture for part in self._pool.ask_all("render") for picture in part]
-        shown = next((picture for picture in pictures if picture is not None), None)
-        if shown is None:
+        pictures = [picture for part in self._pool.call_all("render") for picture in part]
+        example = next((picture for picture in pictures if picture is not None), None)
+        if example is None:
             raise RuntimeError(f"{self.spec.id} has nothing to render yet; reset it first")
-        black = np.zeros_like(shown)
+        black = np.zeros_like(example)
         stack = np.stack([black if picture is None else picture for picture in pictures])
         return torch.from_numpy(stack)
 
@@ -211,22 +228,22 @@ class WorkerEnv:
                     f"row, the last time because: {reason}"
                 )
 
-    def _fresh_obs(self) -> Observation:
-        """Return the last observation of all E environments in tensors that nobody else holds."""
+    def _copy_obs(self) -> Observation:
+        """Return the last observation of all E environments in tensors of its own."""
         return {key: torch.from_numpy(value.copy()) for key, value in self._pool.obs.items()}
 
 
 class WorkerExpert:
-    """The copies' own `expert_action`, for all of them at once.
+    """The `expert_action` of all sub-environments.
 
     Args:
-        env: Whose present state it looks at.
+        env: The environment to act in.
     """
 
     def __init__(self, env: WorkerEnv) -> None:
         self._env = env
 
     def act(self) -> Tensor:
-        """Return the expert's action (E, A) [robot units]; zeros before an environment's reset."""
-        action = np.concatenate(self._env._pool.ask_all("expert"))
+        """Return the expert's action (E, A) [robot units], zeros before the first reset."""
+        action = np.concatenate(self._env._pool.call_all("expert"))
         return torch.from_numpy(action)

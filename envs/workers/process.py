@@ -1,7 +1,7 @@
-"""One worker process, the pipe to it, and the same interface without a process.
+"""A worker process, the pipe to it, and a worker with the same interface in this process.
 
-A question is `(number, method of Copies, arguments)`, an answer `(number, result)`. The first
-question of a process is how to make its copies, and its result is their `CopySpec`.
+A request is `(number, method of SubEnvs, arguments)` and a reply is `(number, result)`. The first
+request to a process carries the arguments of `SubEnvs`, and the result is the `SubEnvSpec`.
 """
 
 from __future__ import annotations
@@ -19,69 +19,69 @@ from typing import Any
 
 import torch
 
-from pitune.envs.workers.sub_envs import Copies, Factory
+from pitune.envs.workers.sub_envs import Factory, SubEnvs
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker process ended, or gave no answer in time."""
+    """A worker process ended, or sent no reply in time."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The result of a question whose answering raised."""
+    """The result of a request that raised."""
 
     message: str
-    """What the exception says."""
+    """Text of the exception."""
     traceback: str
-    """Where it came from."""
+    """Traceback of the exception."""
     wrong_value: bool
-    """Whether it was a ValueError: then the message is meant for whoever passed the value."""
+    """Whether it was a ValueError, whose message is meant for the caller who passed the value."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Return the exception that is being handled, as text: not every exception pickles."""
+        """Return the exception that is being handled as text, because not every one pickles."""
         return cls(str(error), traceback.format_exc(), isinstance(error, ValueError))
 
 
-class InProcess:
-    """The interface of `Worker` without a process: for debugging, and for quick simulators.
+class LocalWorker:
+    """The interface of `Worker` without a process, for debugging and for fast simulators.
 
     Args:
         rows: Which of the E environments it holds.
-        factory: Makes one copy.
+        factory: Makes one sub-environment.
         env_id: Name for messages.
     """
 
     def __init__(self, rows: range, factory: Factory, env_id: str) -> None:
         self.rows = rows
-        self._copies = Copies(factory, env_id, len(rows))
-        self._result: Any = self._copies.spec
+        self._sub_envs = SubEnvs(factory, env_id, len(rows))
+        self._result: Any = self._sub_envs.spec
 
-    def ask(self, method: str, *arguments: Any) -> None:
-        """Do the work."""
+    def send(self, method: str, *arguments: Any) -> None:
+        """Handle the request at once."""
         try:
-            self._result = getattr(self._copies, method)(*arguments)
+            self._result = getattr(self._sub_envs, method)(*arguments)
         except Exception as error:
             self._result = Failure.of(error)
 
-    def answer(self, timeout: float) -> Any:
-        """Return the result of the last question, at once."""
+    def receive(self, timeout: float) -> Any:
+        """Return the result of the last request, at once."""
         return self._result
 
     def restart(self) -> None:
-        """Do nothing: there is no process."""
+        """Do nothing, because there is no process."""
 
     def stop(self) -> None:
-        """Close the copies."""
-        self._copies.close()
+        """Close the sub-environments."""
+        self._sub_envs.close()
 
 
 class Worker:
-    """One process with several copies.
+    """One process with several sub-environments.
 
     Args:
         rows: Which of the E environments it holds.
-        factory: Makes one copy; picklable.
+        factory: Makes one sub-environment and is picklable.
         env_id: Name for messages.
 
     Raises:
@@ -94,7 +94,7 @@ class Worker:
         self._number = 0
         self._start()
         try:
-            self.ask("start", *self._arguments)
+            self.send("start", *self._arguments)
         except (PicklingError, AttributeError, TypeError) as error:
             self.stop()
             raise ValueError(
@@ -112,31 +112,31 @@ class Worker:
         self._process = context.Process(
             target=serve, args=(connection, dict(os.environ)), daemon=True
         )
-        with one_thread():
+        with limit_to_one_thread():
             self._process.start()
-        # Were this end left open here, a dead worker could not be told from a slow one.
+        # If this end stayed open here, a dead worker would look like a slow one.
         connection.close()
 
-    def ask(self, method: str, *arguments: Any) -> None:
-        """Send one question."""
+    def send(self, method: str, *arguments: Any) -> None:
+        """Send one request."""
         self._number += 1
-        # Nobody can ask a dead worker; that it is dead is found where its answer is awaited.
+        # Sending to a dead worker fails silently. `receive` raises.
         with contextlib.suppress(OSError):
             self._connection.send((self._number, method, arguments))
 
-    def answer(self, timeout: float) -> Any:
-        """Return the result of the last question.
+    def receive(self, timeout: float) -> Any:
+        """Return the result of the last request.
 
         Args:
-            timeout: How long to wait for it [s].
+            timeout: Longest time to wait for it [s].
 
         Raises:
-            WorkerDiedError: no answer came, and none will come.
+            WorkerDiedError: there is no reply, and there will be none.
         """
         try:
             while self._connection.poll(timeout):
                 number, result = self._connection.recv()
-                # A lower number answers a question whose asker was interrupted, as by Ctrl-C.
+                # A lower number belongs to a request that was interrupted, e.g. by Ctrl-C.
                 if number == self._number:
                     return result
         except (EOFError, OSError):
@@ -145,29 +145,29 @@ class Worker:
         raise WorkerDiedError(f"gave no answer within {timeout:g} s")
 
     def restart(self) -> None:
-        """Replace the process by a new one with new copies; `answer` then returns their spec."""
-        self._end()
+        """Replace the process by a new one, whose first reply is the spec again."""
+        self._kill()
         self._start()
-        self.ask("start", *self._arguments)
+        self.send("start", *self._arguments)
 
     def stop(self) -> None:
         """End the process, by force if it does not end by itself."""
-        self.ask("close")
+        self.send("close")
         self._process.join(1)
-        self._end()
+        self._kill()
 
-    def _end(self) -> None:
-        """Kill what is left of the process."""
+    def _kill(self) -> None:
+        """Kill the process if it is alive, and close the pipe."""
         self._process.kill()
         self._process.join()
         self._connection.close()
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let a process that starts meanwhile load its libraries with one thread each.
+def limit_to_one_thread() -> Iterator[None]:
+    """Make a process that starts inside load its libraries with one thread each.
 
-    Every worker has one core's work to do; threads of its own would fight those of the others.
+    A worker has work for one core, and more threads would compete with the other workers.
     """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -181,27 +181,27 @@ def one_thread() -> Iterator[None]:
 
 
 def serve(connection: Connection, environment: Mapping[str, str]) -> None:
-    """Answer questions until told to close or until the parent is gone.
+    """Handle requests until one asks to close or until the parent is gone.
 
     Args:
         connection: To the parent.
-        environment: The parent's environment variables: those of the fork server may be older.
+        environment: The parent's environment variables. Those of the fork server may be older.
     """
     os.environ.update(environment, OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group, but only the parent decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    copies: Copies | None = None
+    sub_envs: SubEnvs | None = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             number, method, arguments = connection.recv()
             result: Any
             try:
-                if copies is None:
-                    copies = Copies(*arguments)
-                    result = copies.spec
+                if sub_envs is None:
+                    sub_envs = SubEnvs(*arguments)
+                    result = sub_envs.spec
                 else:
-                    result = getattr(copies, method)(*arguments)
+                    result = getattr(sub_envs, method)(*arguments)
             except Exception as error:
                 result = Failure.of(error)
             connection.send((number, result))

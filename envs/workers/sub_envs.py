@@ -1,10 +1,10 @@
-"""Several copies of one Gymnasium environment behind numpy arrays.
+"""Several Gymnasium environments of one kind, with numpy arrays in and out.
 
-`WorkerEnv` (`envs/workers.py`) has one `Copies` per process. A copy that raises is thrown away and
-made anew at its next reset, and its traceback travels back as text: one bad episode must not end a
-run of days, and an exception object of a user's simulator may not survive pickling.
+A `WorkerEnv` has one `SubEnvs` per process. A sub-environment that raises is discarded and made
+again at its next reset, and its traceback is returned as text. One bad episode must not end a run
+of days, and the exception object of a user's simulator may not survive pickling.
 
-Letters: n rows asked about, S state dim, A action dim, C, Y, X image channels and pixels.
+Letters: n rows, S state dim, A action dim, C, Y, X image channels, height and width.
 """
 
 from __future__ import annotations
@@ -20,15 +20,22 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from pitune.envs.gym.spaces import Arrays, CopySpec, empty_obs, read_spaces, success_of, write_row
+from pitune.envs.gym.spaces import (
+    Arrays,
+    SubEnvSpec,
+    empty_obs,
+    read_spaces,
+    read_success,
+    write_row,
+)
 
 Factory = Callable[[], gymnasium.Env]
-"""Makes one copy. It must be picklable, for it is called inside the worker."""
+"""Makes one sub-environment. It must be picklable, because it is called inside the worker."""
 
 
 @dataclass
 class Rows:
-    """What n rows of copies answered; the rows in `failed` hold nothing else of use."""
+    """The results of n rows. In a row of `failed` all other fields are meaningless."""
 
     obs: Arrays
     reward: np.ndarray
@@ -40,10 +47,10 @@ class Rows:
     success: np.ndarray
     """(n,) bool."""
     failed: dict[int, str]
-    """Position within the n rows -> traceback of the copy that broke down."""
+    """Position within the n rows -> traceback of the sub-environment that broke down."""
 
     @classmethod
-    def empty(cls, spec: CopySpec, num_rows: int) -> Rows:
+    def empty(cls, spec: SubEnvSpec, num_rows: int) -> Rows:
         """Return n rows of zeros."""
         terminated, truncated, success = np.zeros((3, num_rows), bool)
         obs = empty_obs(spec.state_dim, spec.cameras, num_rows)
@@ -51,85 +58,91 @@ class Rows:
         return cls(obs, reward, terminated, truncated, success, failed={})
 
 
-class Copies:
-    """Several copies of one environment, stepped one after the other.
+class SubEnvs:
+    """Several environments of one kind, stepped one after the other.
+
+    Example:
+        >>> envs = SubEnvs(lambda: gymnasium.make("Pendulum-v1"), "gym/Pendulum-v1", num_envs=2)
+        >>> envs.reset(rows=[0, 1], seeds=[7, 8]).obs["state"].shape
+        (2, 3)
 
     Args:
-        factory: Makes one copy.
+        factory: Makes one environment.
         env_id: Name for messages.
-        num_copies: How many to make.
+        num_envs: Number of environments to make.
     """
 
-    def __init__(self, factory: Factory, env_id: str, num_copies: int) -> None:
+    def __init__(self, factory: Factory, env_id: str, num_envs: int) -> None:
         self.factory, self.env_id = factory, env_id
-        self.envs: list[gymnasium.Env | None] = [factory() for _ in range(num_copies)]
-        self.started = [False] * num_copies
-        self.spec = self._describe()
+        self.envs: list[gymnasium.Env | None] = [factory() for _ in range(num_envs)]
+        self.started = [False] * num_envs
+        self.spec = self._read_spec()
 
-    def _describe(self) -> CopySpec:
-        """Look at the first copy and play one step with it: only then does `info` show itself."""
-        env = self._alive(0)
-        known = read_spaces(self.env_id, env.observation_space, env.action_space)
+    def _read_spec(self) -> SubEnvSpec:
+        """Describe the first environment, after one step: earlier `info` may be incomplete."""
+        env = self._get_or_make(0)
+        space_fields = read_spaces(self.env_id, env.observation_space, env.action_space)
         env.reset(seed=0)
-        middle = (np.array(known["action_low"]) + np.array(known["action_high"])) / 2
-        info = env.step(self._native(env, middle))[-1]
+        low, high = np.array(space_fields["action_low"]), np.array(space_fields["action_high"])
+        info = env.step(self._to_space(env, (low + high) / 2))[-1]
         step_seconds = getattr(env.unwrapped, "dt", None)
         frame_rate = env.metadata.get("render_fps")
-        return CopySpec(
-            **known,
+        return SubEnvSpec(
+            **space_fields,
             max_episode_steps=env.spec.max_episode_steps if env.spec else None,
             control_hz=1 / step_seconds if isinstance(step_seconds, float) else frame_rate,
-            success_signal=success_of(info) is not None,
+            success_signal=read_success(info) is not None,
             expert=env.has_wrapper_attr("expert_action"),
         )
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> Rows:
         """Start an episode in each of `rows`, with one seed each."""
-        reply = Rows.empty(self.spec, len(rows))
+        results = Rows.empty(self.spec, len(rows))
         for position, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
             try:
-                self._write(reply.obs, position, self._alive(row).reset(seed=int(seed))[0])
+                obs, _ = self._get_or_make(row).reset(seed=int(seed))
+                self._write(results.obs, position, obs)
                 self.started[row] = True
             except Exception:
                 self._discard(row)
-                reply.failed[position] = traceback.format_exc()
-        return reply
+                results.failed[position] = traceback.format_exc()
+        return results
 
     def step(self, rows: Sequence[int], action: np.ndarray) -> Rows:
         """Step each of `rows` once with its row of `action` (n, A) [robot units]."""
-        reply = Rows.empty(self.spec, len(rows))
+        results = Rows.empty(self.spec, len(rows))
         for position, row in enumerate(rows):
             try:
-                env = self._alive(row)
+                env = self._get_or_make(row)
                 obs, reward, terminated, truncated, info = env.step(
-                    self._native(env, action[position])
+                    self._to_space(env, action[position])
                 )
-                self._write(reply.obs, position, obs)
-                if not np.isfinite(reward):
+                self._write(results.obs, position, obs)
+                if not np.isfinite(float(reward)):
                     raise FloatingPointError(f"{self.env_id} returned reward={reward}")
-                reply.reward[position] = reward
-                reply.terminated[position], reply.truncated[position] = terminated, truncated
-                reply.success[position] = bool(success_of(info))
+                results.reward[position] = reward
+                results.terminated[position], results.truncated[position] = terminated, truncated
+                results.success[position] = bool(read_success(info))
             except Exception:
                 self._discard(row)
-                reply.failed[position] = traceback.format_exc()
-        return reply
+                results.failed[position] = traceback.format_exc()
+        return results
 
     def render(self) -> list[np.ndarray | None]:
-        """Return a picture (Y, X, 3) uint8 of every copy, None for those without an episode."""
+        """Return a picture (Y, X, 3) uint8 of every environment, None before its first episode."""
         return [
             self._render_one(env) if env is not None and started else None
             for env, started in zip(self.envs, self.started, strict=True)
         ]
 
     def _render_one(self, env: gymnasium.Env) -> np.ndarray:
-        """Return a picture (Y, X, 3) uint8 of one copy."""
+        """Return a picture (Y, X, 3) uint8 of one environment."""
         try:
-            with off_screen():
-                picture = env.render()
-        except Exception as error:  # what a missing library raises differs from one to the next
+            with use_offscreen_renderer():
+                picture: Any = env.render()
+        except Exception as error:  # each library raises another exception when it is missing
             if str(error).startswith(f"{self.env_id} cannot render"):
-                raise  # the adapter knew already what is missing
+                raise  # the adapter has a better message
             raise RuntimeError(
                 f"{self.env_id} cannot render: {error}; if it is drawn by OpenGL, install libegl1 "
                 "or libosmesa6 and choose with MUJOCO_GL=egl or MUJOCO_GL=osmesa"
@@ -142,7 +155,7 @@ class Copies:
         return picture
 
     def expert(self) -> np.ndarray:
-        """Return the expert's action (n, A) [robot units]; zeros for copies without an episode."""
+        """Return the expert's action (n, A) [robot units], zeros before an episode begins."""
         action = np.zeros((len(self.envs), len(self.spec.action_low)), np.float32)
         for row, env in enumerate(self.envs):
             if env is not None and self.started[row]:
@@ -150,23 +163,23 @@ class Copies:
         return action
 
     def close(self) -> None:
-        """Close every copy."""
+        """Close every environment."""
         for row in range(len(self.envs)):
             self._discard(row)
 
-    def _native(self, env: gymnasium.Env, action: np.ndarray) -> np.ndarray:
-        """Return one action (A,) in the shape and the dtype that the copy expects."""
+    def _to_space(self, env: gymnasium.Env, action: np.ndarray) -> np.ndarray:
+        """Return one action (A,) in the shape and the dtype of the environment's action space."""
         return action.reshape(env.action_space.shape or ()).astype(env.action_space.dtype)
 
-    def _alive(self, row: int) -> gymnasium.Env:
-        """Return the copy of a row, made anew if it was thrown away."""
+    def _get_or_make(self, row: int) -> gymnasium.Env:
+        """Return the environment of a row, made again if it was discarded."""
         env = self.envs[row]
         if env is None:
             env = self.envs[row] = self.factory()
         return env
 
     def _discard(self, row: int) -> None:
-        """Throw a copy away; a broken one may well raise when it is closed."""
+        """Close and forget an environment. A broken one may raise when it is closed."""
         env, self.envs[row], self.started[row] = self.envs[row], None, False
         if env is not None:
             with contextlib.suppress(Exception):
@@ -180,11 +193,11 @@ class Copies:
 
 
 @contextlib.contextmanager
-def off_screen() -> Iterator[None]:
-    """Let Gymnasium's MuJoCo renderer, if it starts meanwhile, take a backend without a screen.
+def use_offscreen_renderer() -> Iterator[None]:
+    """Make Gymnasium's MuJoCo renderer, if it starts inside, choose a backend without a screen.
 
-    It would take GLFW, and fail only when it draws. The choice is undone because other MuJoCo
-    code in this process may have made its own.
+    By default it chooses GLFW, which fails when it draws. The choice is undone afterwards, because
+    other MuJoCo code in this process may have made its own.
     """
     before = os.environ.get("MUJOCO_GL")
     if before is None and platform.system() == "Linux":

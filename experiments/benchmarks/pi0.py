@@ -1,11 +1,11 @@
 """Time and memory of a π0 network: prefix, flow steps, sampling, scoring, one training step.
 
-    python -m experiments.benchmark_pi0 --preset tiny --batch-size 4
-    python -m experiments.benchmark_pi0 --preset pi0 --dtype bfloat16 --batch-size 1 --repeats 1 \
-        --no-training                         # the real size: 7 GB and minutes on a CPU
+    pitune bench pi0 --preset tiny --batch-size 4
+    pitune bench pi0 --preset pi0 --dtype bfloat16 --batch-size 1 --repeats 1 --no-training
 
-The weights are random; time does not depend on their values. A measurement is the median of
---repeats after one that is thrown away, unless --repeats is 1.
+The second line measures the real size, which needs 7 GB and takes minutes on a CPU. The weights are
+random, as time does not depend on their values. A measurement is the median of --repeats runs after
+a discarded first run. With --repeats 1 no run is discarded.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pitune.experiments.errors import exit_with_message
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
 from pitune.policies.finetuning.memory import readable
 from pitune.policies.finetuning.trainable import stays_float32
 from pitune.policies.flow.chain import sample_chain, score_chain
+from pitune.policies.flow.kernels import FlowSDE
 from pitune.policies.flow.ode import integrate
-from pitune.policies.flow.path import FlowSDE, TimeGrid
+from pitune.policies.flow.path import TimeGrid
 from pitune.policies.network.config import Pi0Config, pi0, pi05, tiny
 from pitune.policies.network.pi0 import Context, Pi0
 
@@ -51,7 +52,7 @@ class BenchmarkConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the towers; norms, embeddings of pictures and projections stay float32."""
     training: bool = True
-    """Whether to time a training step of all parameters too; it needs the gradients' memory."""
+    """Whether to also time a training step of all parameters, which needs memory for gradients."""
     repeats: int = 3
     """Measurements of each part."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,7 +62,7 @@ class BenchmarkConfig:
 
 
 def network_of(config: BenchmarkConfig) -> Pi0:
-    """Return a network with random weights, never held in another precision than its own."""
+    """Return a network with random weights, allocated in its own precision from the start."""
     presets: dict[str, Pi0Config] = {
         "tiny": tiny("pi0"),
         "tiny05": tiny("pi05"),
@@ -82,7 +83,7 @@ def network_of(config: BenchmarkConfig) -> Pi0:
 
 
 def measure(config: BenchmarkConfig) -> list[tuple[str, float, str]]:
-    """Return what was done, its seconds, and the peak memory of the process by then."""
+    """Return the name of each part, its time [s], and the peak memory of the process so far."""
     network = network_of(config)
     n, horizon = config.batch_size, network.config.action_horizon
     shape = (n, horizon, network.config.action_dim)
@@ -97,8 +98,8 @@ def measure(config: BenchmarkConfig) -> list[tuple[str, float, str]]:
     grid, kernel = TimeGrid(config.flow_steps), FlowSDE(0.5, torch.ones(shape[1:], device=device))
     rows = [("weights", 0.0, peak_memory(device))]
 
-    def timed(what: str, act: Callable[[], object]) -> None:
-        rows.append((what, seconds(act, config.repeats, device), peak_memory(device)))
+    def timed(part: str, act: Callable[[], object]) -> None:
+        rows.append((part, seconds(act, config.repeats, device), peak_memory(device)))
 
     with torch.no_grad():
         context = network.encode(**inputs)
@@ -117,7 +118,7 @@ def measure(config: BenchmarkConfig) -> list[tuple[str, float, str]]:
 
 
 def training_step(network: Pi0, inputs: dict[str, Tensor], noise: Tensor) -> None:
-    """Take the gradient of a flow-matching loss and drop it."""
+    """Compute the gradient of a flow-matching loss and discard it."""
     context: Context = network.encode(**inputs)
     time_half = torch.full((len(noise), 1), 0.5, device=noise.device)
     velocity = network.velocity(context, noise[:, None], time_half).velocity[:, 0]
@@ -126,35 +127,37 @@ def training_step(network: Pi0, inputs: dict[str, Tensor], noise: Tensor) -> Non
 
 
 def seconds(act: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Return the median time of an act."""
-    found = []
+    """Return the median time of a function [s]."""
+    durations = []
     for _ in range(repeats + (repeats > 1)):
         start = time.perf_counter()
         act()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:] if repeats > 1 else found)
+        durations.append(time.perf_counter() - start)
+    return statistics.median(durations[1:] if repeats > 1 else durations)
 
 
 def peak_memory(device: torch.device) -> str:
-    """Return the most memory so far, of the device or of this process."""
+    """Return the peak memory so far, of the device or of this process."""
     if device.type == "cuda":
         return readable(torch.cuda.max_memory_allocated(device))
     return readable(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        config = tyro.cli(BenchmarkConfig, description=__doc__)
+        config = parse(
+            BenchmarkConfig, arguments(argv), prog=program("bench pi0"), description=__doc__
+        )
         torch.set_num_threads(config.torch_threads)
         torch.manual_seed(0)
         table = Table(title=f"{config.preset}, {config.dtype}, batch {config.batch_size}")
         for column in ("part", "seconds", "peak memory so far"):
             table.add_column(column, justify="left" if column == "part" else "right")
-        for what, taken, memory in measure(config):
-            table.add_row(what, f"{taken:.4f}" if taken else "", memory)
+        for part, duration, memory in measure(config):
+            table.add_row(part, f"{duration:.4f}" if duration else "", memory)
         Console().print(table)
         where = provenance()
         Console().print(f"commit {where.get('commit', '')}, {where.get('machine', '')}")

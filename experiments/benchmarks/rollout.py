@@ -1,19 +1,19 @@
-"""What the layers above a simulator cost.
+"""Speed of chunked collection against the bare simulator.
 
-Chunks through collector, chunk env and checks, against the bare simulator, both with a policy that
-does nothing.
+    pitune bench rollout --env.id mujoco/PickCube
 
-    python -m experiments.benchmark_rollout --env.id mujoco/PickCube
+Chunks go through collector, chunk environment and checks. Both measurements use a policy whose
+actions are zero.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from tensordict import TensorDictBase
@@ -22,7 +22,8 @@ from torchrl.collectors import Collector
 
 from pitune import envs
 from pitune.envs import EpisodeSeeds
-from pitune.experiments.errors import exit_with_message
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
 
 
@@ -36,7 +37,7 @@ class BenchmarkConfig:
     num_chunks: int = 30
     """Chunks per environment and measurement."""
     repeats: int = 5
-    """Measurements of each kind, alternating; the table shows their medians."""
+    """Measurements of each kind, in turn. The table shows their medians."""
 
 
 class DoNothing(TensorDictModuleBase):
@@ -56,7 +57,7 @@ class DoNothing(TensorDictModuleBase):
 
 
 def raw_steps_per_second(env: envs.VectorEnv, num_steps: int) -> float:
-    """Return the speed of the adapter itself, with resets of the episodes that end [1/s]."""
+    """Return the speed of the adapter alone, with resets of ended episodes [steps/s]."""
     seeds = EpisodeSeeds(env.spec.num_envs, 0, "train")
     all_envs = torch.arange(env.spec.num_envs, device=env.spec.device)
     active = torch.ones(env.spec.num_envs, dtype=torch.bool, device=env.spec.device)
@@ -72,7 +73,7 @@ def raw_steps_per_second(env: envs.VectorEnv, num_steps: int) -> float:
 
 
 def chunked_steps_per_second(env: envs.CheckedEnv, horizon: int, num_chunks: int) -> float:
-    """Return the speed through `Collector`, `ChunkEnv` and `CheckedEnv` [1/s]."""
+    """Return the speed through `Collector`, `ChunkEnv` and `CheckedEnv` [steps/s]."""
     spec = env.spec
     chunk_env = envs.ChunkEnv(env, horizon, EpisodeSeeds(spec.num_envs, 0, "train"))
     policy = DoNothing((spec.num_envs, horizon, spec.action_dim), spec.device)
@@ -92,7 +93,7 @@ def chunked_steps_per_second(env: envs.CheckedEnv, horizon: int, num_chunks: int
 
 
 def benchmark(config: BenchmarkConfig) -> float:
-    """Measure, print the table, and return the share of the raw speed that is left."""
+    """Measure, print the table, and return the chunked speed as a share of the raw speed."""
     torch.set_num_threads(1)
     env = envs.make(config.env)
     raw, chunked = [], []
@@ -113,10 +114,16 @@ def benchmark(config: BenchmarkConfig) -> float:
     return share
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        benchmark(tyro.cli(BenchmarkConfig, description=__doc__))
+        config = parse(
+            BenchmarkConfig,
+            arguments(argv),
+            prog=program("bench rollout"),
+            description=__doc__ or "",
+        )
+        benchmark(config)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,26 @@
-"""What a simulator step costs an off-policy learner, and how that grows with learning from it.
+"""Time per environment step of the off-policy algorithms, by update-to-data ratio.
 
-For each algorithm and each update-to-data ratio, the time per environment step that goes into the
-policy, the simulator and the update.
-
-    python -m experiments.benchmark_update --checkpoint runs/quickstart/pretrained \
+    pitune bench update --checkpoint runs/quickstart/pretrained \
         --demonstrations runs/quickstart/demonstrations.safetensors --ratios 0.1 0.25 0.5
+
+The table has the time of the policy, the simulator and the update, for each algorithm and ratio.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from pitune import envs, policies, rl
-from pitune.experiments.errors import exit_with_message
+from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
 
 PHASES = ("policy", "simulator", "update")
@@ -31,30 +30,30 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "wsrl": ("wsrl", {}),
     "dgn": ("dgn", {}),
 }
-"""What the table's rows are called, with the registered name and the settings of each."""
+"""Rows of the table: the registered name and the settings of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """Measure what off-policy learning costs per environment step."""
+    """Measure the time of off-policy learning per environment step."""
 
     checkpoint: Path = Path("runs/quickstart/pretrained")
     """Folder of the policy."""
     demonstrations: Path = Path("runs/quickstart/demonstrations.safetensors")
-    """File that `pitune.experiments.pretrain` wrote; `dgn` reads it."""
+    """File of `pitune pretrain`, for `dgn`."""
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     ratios: tuple[float, ...] = (0.1, 0.25, 0.5)
     """Update-to-data ratios [rounds of gradient steps per decision]."""
     num_chunks: int = 2
     """Decisions per environment and rollout."""
     num_rollouts: int = 3
-    """Rollouts that are measured, after one that is not."""
+    """Rollouts that are measured, after a first one that is not."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where the policy computes."""
 
 
 def with_settings(config: Any, values: Mapping[str, Any]) -> Any:
-    """Return a config in which every field that `values` names is replaced, in nested ones too."""
+    """Return a config with the fields in `values` replaced, also in nested configs."""
     changes = {}
     for entry in fields(config):
         value = getattr(config, entry.name)
@@ -69,7 +68,7 @@ def seconds_per_step(config: BenchmarkConfig, variant: str, ratio: float) -> dic
     """Return the time per environment step of each phase [s]."""
     name, settings = VARIANTS[variant]
     values = {**settings, "updates_per_decision": ratio, "warmup_decisions": 1, "warmup_rounds": 1}
-    # what is done once per run or per thousand decisions is not part of a step's cost
+    # work that is done once per run or per thousand decisions is not part of a step
     values |= {"initial_fit_steps": 1, "fit_every": 1_000_000}
     preset = rl.preset(name).with_demonstrations(config.demonstrations)
     torch.manual_seed(0)
@@ -92,29 +91,35 @@ def seconds_per_step(config: BenchmarkConfig, variant: str, ratio: float) -> dic
 
 
 def benchmark(config: BenchmarkConfig) -> dict[tuple[str, float], dict[str, float]]:
-    """Measure, print the table, and return the times [s] by row and ratio."""
+    """Measure, print the table, and return the times of the phases [s] by row and ratio."""
     torch.set_num_threads(1)
     title = f"{config.env.id}, {config.env.num_envs} envs: time per environment step [ms]"
     machine = provenance()["cuda"] or provenance()["machine"]
     table = Table(title=title, caption=f"ratio: rounds of gradient steps per decision; {machine}")
     for column in ("algorithm", "ratio", *PHASES, "sum", "environment steps/s"):
         table.add_column(column, justify="left" if column == "algorithm" else "right")
-    found = {}
+    times = {}
     for variant in VARIANTS:
         for ratio in config.ratios:
             seconds = seconds_per_step(config, variant, ratio)
-            found[variant, ratio] = seconds
+            times[variant, ratio] = seconds
             total = sum(seconds.values())
             cells = [f"{1000 * seconds[phase]:.3f}" for phase in PHASES]
             table.add_row(variant, f"{ratio:g}", *cells, f"{1000 * total:.3f}", f"{1 / total:,.0f}")
     Console(width=100).print(table)
-    return found
+    return times
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        benchmark(tyro.cli(BenchmarkConfig, description=__doc__))
+        config = parse(
+            BenchmarkConfig,
+            arguments(argv),
+            prog=program("bench update"),
+            description=__doc__ or "",
+        )
+        benchmark(config)
 
 
 if __name__ == "__main__":

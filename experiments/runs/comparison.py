@@ -1,11 +1,10 @@
-"""Finished runs side by side: a table and curves, from their folders; numbers are never typed.
+"""Finished runs side by side: a table and curves, from their folders: numbers are never typed.
 
-Reads only what every algorithm's run has: evaluations, environment steps, time.
+Only the evaluations, environment steps and times are compared, which every algorithm's run has.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,37 +14,44 @@ import numpy as np
 
 from pitune.experiments.runs.report import percent
 from pitune.experiments.runs.results_table import read_run
+from pitune.experiments.runs.run import read_rows
 from pitune.rl.evaluation.statistics import fisher_p_value
 
 LEVEL = 0.8
-"""Success rate whose first evaluation is reported."""
+"""Success rate: the steps until an evaluation first reaches it are reported."""
 HEADER = (
-    "| environment | algorithm | seed | before | after | p | after, stochastic "
+    "| environment | algorithm | seed | before | after | p | after, exploring "
     f"| lowest on the way | steps to {LEVEL:.0%} | steps | time |\n"
     "|---|---|--:|---|---|--:|---|--:|--:|--:|--:|"
 )
 
 
 class FinishedRun(NamedTuple):
-    """What a comparison needs of a run."""
+    """The numbers of a run that a comparison needs.
+
+    Example:
+        >>> run = FinishedRun("ppo", {}, "abc", [0.0, 1000.0, 2000.0], [0.4, 0.7, 0.9])
+        >>> run.steps_to_level, run.lowest
+        (2000.0, (0.7, 1000.0))
+    """
 
     name: str
-    """The algorithm's word; with its likelihood's or variant's after a colon if one was chosen."""
+    """Registered name of the algorithm, with a chosen likelihood or variant after a colon."""
     summary: dict[str, Any]
     commit: str
     steps: list[float]
-    """Environment steps at each evaluation while training, the first before it."""
+    """Environment steps at each evaluation, of which the first is before training."""
     success: list[float]
-    """Success rate of the deployed policy then."""
+    """Success rate of the deployed policy at each evaluation."""
 
     @property
     def steps_to_level(self) -> float | None:
-        """Environment steps at the first evaluation that reached `LEVEL`; None if none did.
+        """Environment steps at the first evaluation that reached `LEVEL`, or None.
 
-        Of those while training: the one before it has other starts.
+        The evaluation before training does not count, because it has other starts.
         """
-        trained = zip(self.steps[1:], self.success[1:], strict=True)
-        return next((steps for steps, rate in trained if rate >= LEVEL), None)
+        evaluations = zip(self.steps[1:], self.success[1:], strict=True)
+        return next((steps for steps, rate in evaluations if rate >= LEVEL), None)
 
     @property
     def lowest(self) -> tuple[float, float]:
@@ -56,19 +62,23 @@ class FinishedRun(NamedTuple):
 def finished_run(folder: Path, name: str) -> FinishedRun:
     """Read a run's folder.
 
+    Args:
+        folder: Of the run.
+        name: Registered name of the algorithm, and its variant after a colon.
+
     Raises:
-        FileNotFoundError: the run did not finish.
+        FileNotFoundError: the run is not finished.
+        ValueError: a file is damaged.
     """
     summary, provenance = read_run(folder)
-    with (folder / "metrics.csv").open(newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get("success_rate")]
-    before = summary["before"]["ode"]["success_rate"]
+    rows = [row for row in read_rows(folder / "metrics.csv")[1] if "success_rate" in row]
+    before = summary["before"]["deployed"]["success_rate"]
     return FinishedRun(
         name,
         summary,
         str(provenance["commit"]),
-        [0.0, *(float(row["env_steps"]) for row in rows)],
-        [before, *(float(row["success_rate"]) for row in rows)],
+        [0.0, *(row["env_steps"] for row in rows)],
+        [before, *(row["success_rate"] for row in rows)],
     )
 
 
@@ -88,9 +98,9 @@ def comparison_table(runs: Sequence[FinishedRun]) -> str:
 
 
 def summary_table(runs: Sequence[FinishedRun]) -> str:
-    """Return a Markdown table of what README shows: a line for each algorithm, all seeds together.
+    """Return the Markdown table of the README: a line for each algorithm, all seeds together.
 
-    Steps to the level are the mean, and in brackets the lowest and the highest of the seeds.
+    The steps to the level are the mean of the seeds, with the lowest and the highest in brackets.
     """
     lines = [
         "| environment | algorithm | seeds | before | after | worst seed "
@@ -98,10 +108,10 @@ def summary_table(runs: Sequence[FinishedRun]) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|--:|"
     ]
     for (env_id, name), group in _grouped(runs).items():
-        worst = min(_success(run, "after", "ode") for run in group)
+        worst = min(_success(run, "after", "deployed") for run in group)
         lines.append(
-            f"| `{env_id}` | `{name}` | {len(group)} | {_mean(group, 'before', 'ode')} "
-            f"| {_mean(group, 'after', 'ode')} | {worst:.1%} | {_steps_of_seeds(group)} "
+            f"| `{env_id}` | `{name}` | {len(group)} | {_mean(group, 'before', 'deployed')} "
+            f"| {_mean(group, 'after', 'deployed')} | {worst:.1%} | {_steps_of_seeds(group)} "
             f"| {_env_steps(group)} | {_minutes(group)} |"
         )
     return "\n".join(lines)
@@ -110,9 +120,9 @@ def summary_table(runs: Sequence[FinishedRun]) -> str:
 def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
     """Draw success over environment steps, a panel for each environment, into a PNG.
 
-    A line is the mean over seeds; a band reaches from the worst to the best. A seed that ended
-    earlier than another, since it had solved the task, goes on with its last value. Where the
-    algorithms' budgets lie far apart the steps are logarithmic from the first evaluation on.
+    A line is the mean over seeds, and a band reaches from the worst to the best. A seed that ended
+    early, because it had solved the task, keeps its last value. If the budgets of the algorithms
+    are far apart, the steps are logarithmic from the first evaluation on.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -130,12 +140,12 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
                 color = f"C{names.index(name)}"
                 axes.plot(steps, mean, label=f"{name} ({len(group)} seeds)", color=color)
                 axes.fill_between(steps, low, high, alpha=0.1, linewidth=0, color=color)
-        mine = [run for run in runs if run.summary["env"] == env_id]
-        moved = [run for run in mine if run.steps[-1] > 0]  # cloning takes no steps
-        ends = [run.steps[-1] for run in moved]
+        # cloning takes no environment steps
+        stepped = [run for run in runs if run.summary["env"] == env_id and run.steps[-1] > 0]
+        ends = [run.steps[-1] for run in stepped]
         if ends and max(ends) > 8 * min(ends):
-            axes.set_xscale("symlog", linthresh=min(run.steps[1] for run in moved))
-        axes.set(title=env_id, xlabel="environment steps", ylabel="success rate, as deployed")
+            axes.set_xscale("symlog", linthresh=min(run.steps[1] for run in stepped))
+        axes.set(title=env_id, xlabel="environment steps", ylabel="success rate, deployed")
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", fontsize="small")
@@ -152,7 +162,7 @@ def seed_band(
 
 
 def _grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], list[FinishedRun]]:
-    """Return the runs by environment and algorithm, each by seed."""
+    """Return the runs by environment and algorithm, those of one algorithm in order of seed."""
     groups: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in sorted(runs, key=lambda r: (r.summary["env"], r.name, r.summary["seed"])):
         groups.setdefault((run.summary["env"], run.name), []).append(run)
@@ -161,24 +171,24 @@ def _grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], list[Finished
 
 def _line(run: FinishedRun) -> str:
     summary = run.summary
-    before, after = summary["before"]["ode"], summary["after"]["ode"]
+    before, after = summary["before"]["deployed"], summary["after"]["deployed"]
     counts = [(e["successes"], e["episodes"]) for e in (before, after)]
     reached, (lowest, where) = run.steps_to_level, run.lowest
     return (
         f"| `{summary['env']}` | `{run.name}` | {summary['seed']} | {percent(before)} "
         f"| {percent(after)} | {fisher_p_value(*counts):.1g} "
-        f"| {percent(summary['after']['stochastic'])} | {lowest:.1%} at {where:,.0f} "
+        f"| {percent(summary['after']['exploring'])} | {lowest:.1%} at {where:,.0f} "
         f"| {'never' if reached is None else f'{reached:,.0f}'} | {summary['env_steps']:,} "
         f"| {summary['train_seconds'] / 60:.1f} min |"
     )
 
 
 def _line_of_seeds(group: Sequence[FinishedRun]) -> str:
-    """Return the means over seeds; how far these are apart, the lines above show."""
+    """Return the line with the means over seeds."""
     return (
         f"| `{group[0].summary['env']}` | `{group[0].name}` | mean of {len(group)} "
-        f"| {_mean(group, 'before', 'ode')} | {_mean(group, 'after', 'ode')} | "
-        f"| {_mean(group, 'after', 'stochastic')} | | {_steps_of_seeds(group)} "
+        f"| {_mean(group, 'before', 'deployed')} | {_mean(group, 'after', 'deployed')} | "
+        f"| {_mean(group, 'after', 'exploring')} | | {_steps_of_seeds(group)} "
         f"| {_env_steps(group)} | {_minutes(group)} |"
     )
 
@@ -200,7 +210,7 @@ def _minutes(group: Sequence[FinishedRun]) -> str:
 
 
 def _steps_of_seeds(group: Sequence[FinishedRun]) -> str:
-    """Return the mean, lowest and highest steps to the level, or how many seeds got there."""
+    """Return the mean, lowest and highest steps to the level, or the number of seeds there."""
     steps = [s for s in (run.steps_to_level for run in group) if s is not None]
     if len(steps) < len(group):
         return f"{len(steps)} of {len(group)} seeds"

@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar while it goes on, a closing table, a learning curve."""
+"""Reports of a run: its progress, the closing table, the learning curve."""
 
 from __future__ import annotations
 
@@ -7,56 +7,46 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pitune.envs import EnvSpec
+from pitune.experiments.runs.next_steps import Step, files_of, next_steps
+from pitune.experiments.runs.progress import Task, screen
+
+NAMES = {"deployed": "deployed (ODE)", "exploring": "exploring (as in training)"}
+"""Titles of the two evaluations."""
 
 
-class TrainingBar:
-    """A bar with success rate, steps per second and time left; a context manager.
+class TrainingProgress:
+    """Shows success rate, speed and time left of a run.
 
     Args:
-        total: Iterations of the whole run.
-        done: Iterations that a resumed run has behind it.
+        task: The iterations.
+        spec: The environment.
     """
 
-    def __init__(self, total: int, done: int) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._progress.add_task("training", total=total, completed=done, status="")
+    def __init__(self, task: Task, spec: EnvSpec) -> None:
+        self._task, self._spec = task, spec
         self._start, self._success, self._first_steps = time.monotonic(), "", -1
 
-    def __enter__(self) -> TrainingBar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def update(
-        self, iteration: int, metrics: dict[str, float], num_env_steps: int, spec: EnvSpec
-    ) -> None:
-        """Show an iteration; evaluations stay on the screen as lines of their own."""
+    def update(self, iteration: int, metrics: dict[str, float], num_env_steps: int) -> None:
+        """Show an iteration. Evaluations stay on the screen as lines of their own."""
         if "success_rate" in metrics:
             low, high = metrics["success_rate_low"], metrics["success_rate_high"]
             self._success = f"success {metrics['success_rate']:.0%}"
-            self._progress.console.print(
-                f"iteration {iteration:4d}  {num_env_steps:>10,} steps of {spec.id}  "
+            screen.note(
+                f"iteration {iteration:4d}  {num_env_steps:>10,} steps of {self._spec.id}  "
                 f"success {metrics['success_rate']:.1%} [{low:.1%}, {high:.1%}]"
             )
         if self._first_steps < 0:
             self._first_steps, self._start = num_env_steps, time.monotonic()
         rate = (num_env_steps - self._first_steps) / max(1e-9, time.monotonic() - self._start)
-        status = f"{self._success}  train {metrics.get('train/success_rate', float('nan')):.0%}"
-        status += f"  {rate:,.0f} steps/s" if rate else ""
-        self._progress.update(self._task, completed=iteration, status=status)
+        parts = [self._success]
+        if "train/success_rate" in metrics:
+            parts.append(f"exploring {metrics['train/success_rate']:.0%}")
+        if rate:
+            parts.append(f"{rate:,.0f} steps/s")
+        self._task.update(iteration, "  ".join(part for part in parts if part))
 
 
 def percent(evaluation: dict[str, Any]) -> str:
@@ -69,14 +59,18 @@ def percent(evaluation: dict[str, Any]) -> str:
 
 
 def closing_table(summary: dict[str, Any], console: Console | None = None) -> None:
-    """Print success before and after with 95 % Wilson intervals, and where the time went."""
+    """Print success before and after, the times, the files to look at, and the next commands.
+
+    Args:
+        summary: Of the run, with its own commands in `next` if the caller has any.
+        console: Where to print, standard output by default.
+    """
     console = console or Console()
     title = f"{summary['algorithm']} on {summary['env']}, seed {summary['seed']}"
     table = Table(title=title, caption="95 % Wilson intervals; starts that training never saw")
     for column in ("policy", "before", "after"):
         table.add_column(column)
-    names = {"ode": "as deployed (ODE)", "stochastic": "as it explores (stochastic)"}
-    for key, name in names.items():
+    for key, name in NAMES.items():
         table.add_row(name, percent(summary["before"][key]), percent(summary["after"][key]))
     console.print(table)
     spent = sum(summary["seconds"].values())
@@ -88,11 +82,28 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
         f"{summary['env_steps']:,} environment steps in {summary['iterations']} iterations, "
         f"{summary['train_seconds']:.0f} s. Time: {shares}"
     )
-    console.print(f"fine-tuned policy: {summary['checkpoint']}")
+    folder = Path(summary["checkpoint"]).parent
+    print_steps(console, files_of(folder), summary.get("next") or next_steps(folder))
+
+
+def print_steps(console: Console, files: list[Step], commands: list[Step]) -> None:
+    """Print the files to look at and the commands to run next, one a line, as they are typed."""
+    for heading, steps in (("Look at", files), ("Next", commands)):
+        if steps:
+            console.print(f"\n{heading}:", highlight=False)
+        for purpose, text in steps:
+            console.print(f"  {purpose}:", markup=False, highlight=False)
+            console.print(f"    {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def learning_curve(rows: list[dict[str, Any]], before: dict[str, Any], file: Path) -> None:
-    """Draw the success rate over environment steps, with its interval, into a PNG."""
+    """Draw the success rate over environment steps, with its interval, into a PNG.
+
+    Args:
+        rows: Of metrics.csv.
+        before: Evaluation of the deployed policy before training.
+        file: To write.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -105,14 +116,14 @@ def learning_curve(rows: list[dict[str, Any]], before: dict[str, Any], file: Pat
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.fill_between(steps, low, high, alpha=0.25, linewidth=0, label="95 % Wilson interval")
-    axes.plot(steps, rate, marker="o", markersize=3, label="as deployed (ODE)")
+    axes.plot(steps, rate, marker="o", markersize=3, label="deployed (ODE)")
     trained = [row for row in rows if "train/success_rate" in row]
     axes.plot(
         [row["env_steps"] for row in trained],
         [row["train/success_rate"] for row in trained],
         linewidth=0.8,
         color="grey",
-        label="training episodes (stochastic)",
+        label="exploring (training episodes)",
     )
     axes.set(xlabel="environment steps", ylabel="success rate", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)

@@ -1,89 +1,58 @@
 """A run is a folder: its config, metrics, checkpoints and report.
 
-    config.json              everything that was asked for, with versions, commit and machine
+    config.json              all settings, with versions, commit and machine
     metrics.csv              one row per iteration
     checkpoint_000040/       policy.safetensors, policy.json, training.pt, progress.json
-    summary.json, learning_curve.png, before.mp4, after.mp4
+    summary.json, learning_curve.png, before.mp4, after.mp4, before_after.gif
 
-Checkpoints are written beside their place and renamed. A run can be killed at any moment and goes
-on from its last checkpoint; rows of metrics after it are dropped and written again.
+A checkpoint is written under a temporary name and renamed. A run can be killed at any moment and
+resumes from its latest checkpoint. The rows of metrics after it are removed and written again.
 """
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import math
-import os
-import platform
 import shutil
-import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from pitune.policies.checkpoints.native import atomic_folder, load_policy, write_policy
+from pitune.experiments.runs.config_file import check_same, read_config, write_config, write_whole
+from pitune.experiments.runs.config_file import plain as plain
+from pitune.experiments.runs.config_file import provenance as provenance
+from pitune.policies.checkpoints.files import atomic_folder
+from pitune.policies.checkpoints.native import load_policy, write_policy
 from pitune.rl import Algorithm
 
 WandbMode = Literal["online", "offline", "off"]
-PACKAGES = (
-    "torch",
-    "torchrl",
-    "tensordict",
-    "gymnasium",
-    "mujoco",
-    "mani-skill",
-    "metaworld",
-    "numpy",
-)
+OLD_NAMES = {"ode": "deployed", "stochastic": "exploring"}
+"""Names of the two evaluations in summaries of pitune 0.1, and their names now."""
 
 
-def plain(value: Any) -> Any:
-    """Return a config as JSON values; paths become strings, infinities and nan become strings."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def provenance() -> dict[str, Any]:
-    """Return what produced a result: commit, package versions, machine."""
-    return {
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _commit() -> str | None:
-    git = shutil.which("git")
-    if git is None:
-        return None
-    root = Path(__file__).parent
-    command = [git, "describe", "--always", "--dirty", "--abbrev=10"]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def with_current_names(evaluations: dict[str, Any]) -> dict[str, Any]:
+    """Return the evaluations of a summary, of any version, as `deployed` and `exploring`."""
+    return {OLD_NAMES.get(name, name): evaluation for name, evaluation in evaluations.items()}
 
 
 class Run:
-    """Writes the folder of a run. Make one with `create` or `resume`."""
+    """Writes the folder of a run. Make one with `create` or `resume`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "run"
+        >>> run = Run.create(folder, {"seed": 0}, "off")
+        >>> run.log(1, {"loss": 0.5})
+        >>> (folder / "metrics.csv").read_text().split()
+        ['iteration,loss', '1,0.5']
+
+    Args:
+        folder: Of the run, with config.json.
+        config: Settings that identify the run, as JSON values.
+        wandb_mode: Where Weights & Biases metrics go.
+    """
 
     def __init__(self, folder: Path, config: dict[str, Any], wandb_mode: WandbMode) -> None:
         self.folder, self.config = folder, config
@@ -94,8 +63,20 @@ class Run:
             self._wandb = self._start_wandb(wandb_mode)
 
     @classmethod
-    def create(cls, folder: Path, config: dict[str, Any], wandb_mode: WandbMode) -> Run:
+    def create(
+        cls,
+        folder: Path,
+        config: dict[str, Any],
+        wandb_mode: WandbMode,
+        limits: dict[str, Any] | None = None,
+    ) -> Run:
         """Begin a new run.
+
+        Args:
+            folder: New folder for the run.
+            config: Settings that identify the run, as JSON values.
+            wandb_mode: Where Weights & Biases metrics go.
+            limits: Settings that only end the run, for `pitune inspect`.
 
         Raises:
             FileExistsError: the folder holds a run already.
@@ -104,20 +85,27 @@ class Run:
             raise FileExistsError(
                 f"{folder} already holds a run; pass another --out, or --resume to go on with it"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"config": config, "provenance": provenance()}, indent=2)
-        (folder / "config.json").write_text(text + "\n")
+        write_config(folder / "config.json", config, limits or {})
         return cls(folder, config, wandb_mode)
 
     @classmethod
-    def resume(cls, folder: Path, config: dict[str, Any], wandb_mode: WandbMode) -> Run:
-        """Go on with a run.
+    def resume(
+        cls,
+        folder: Path,
+        config: dict[str, Any],
+        wandb_mode: WandbMode,
+        limits: dict[str, Any] | None = None,
+    ) -> Run:
+        """Continue a run, with the arguments of `create`.
 
         Raises:
             FileNotFoundError: the folder holds no run.
-            ValueError: its config is broken, or is not the one that is asked for now.
+            ValueError: its config is damaged, or differs from `config`.
         """
         check_same(folder, config)
+        if limits is not None:
+            record = {**read_config(folder / "config.json"), "limits": limits}
+            write_whole(folder / "config.json", json.dumps(record, indent=2) + "\n")
         run = cls(folder, config, wandb_mode)
         run._read_rows()
         return run
@@ -142,11 +130,11 @@ class Run:
         return self._rows
 
     def save(self, iteration: int, algorithm: Algorithm[Any], progress: dict[str, Any]) -> None:
-        """Write a checkpoint; of the older ones keep the last, and the best by `success_rate`.
+        """Write a checkpoint, and keep only the latest and the best by `success_rate`.
 
         Args:
-            iteration: Names the checkpoint.
-            algorithm: Policy and training state are saved.
+            iteration: Iterations so far, which name the folder.
+            algorithm: Its policy and training state are saved.
             progress: Numbers that the loop needs to go on (JSON), `success_rate` among them.
         """
         name = f"checkpoint_{iteration:06d}"
@@ -162,23 +150,24 @@ class Run:
         self._prune()
 
     def checkpoints(self) -> list[Path]:
-        """Return the checkpoints that are there, oldest first."""
+        """Return the checkpoints of the run, oldest first."""
         return sorted(self.folder.glob("checkpoint_*"))
 
     def best_checkpoint(self) -> Path:
         """Return the checkpoint with the highest success rate in its own evaluation."""
 
         def rate(folder: Path) -> float:
-            found = float(json.loads((folder / "progress.json").read_text())["success_rate"])
-            return -1.0 if math.isnan(found) else found  # every episode was invalid
+            progress = json.loads((folder / "progress.json").read_text())
+            success_rate = float(progress["success_rate"])
+            return -1.0 if math.isnan(success_rate) else success_rate  # all episodes invalid
 
         return max(self.checkpoints(), key=rate)
 
     def load_latest(self, algorithm: Algorithm[Any]) -> dict[str, Any]:
-        """Restore policy, training state and random numbers from the last checkpoint.
+        """Restore policy, training state and random numbers from the latest checkpoint.
 
         Returns:
-            Its progress, `iteration` among it.
+            The progress that `save` was given, and `iteration`.
 
         Raises:
             FileNotFoundError: the run has no checkpoint yet.
@@ -196,16 +185,16 @@ class Run:
         if torch.cuda.is_available() and "random_cuda" in state:
             torch.cuda.set_rng_state_all(state["random_cuda"])
         progress: dict[str, Any] = json.loads((folder / "progress.json").read_text())
+        if "before" in progress:
+            progress["before"] = with_current_names(progress["before"])
+        # Rows after the checkpoint are written again.
         self._rows = [row for row in self._rows if row["iteration"] <= progress["iteration"]]
         self._write_rows()
         return progress
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json and close wandb."""
-        text = json.dumps(plain(summary), indent=2) + "\n"
-        temporary = self.folder / "tmp_summary.json"
-        temporary.write_text(text)
-        temporary.rename(self.folder / "summary.json")
+        write_whole(self.folder / "summary.json", json.dumps(plain(summary), indent=2) + "\n")
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -215,16 +204,8 @@ class Run:
             shutil.rmtree(folder)
 
     def _read_rows(self) -> None:
-        file = self.folder / "metrics.csv"
-        if file.exists():
-            with file.open(newline="") as lines:
-                reader = csv.DictReader(lines)
-                self._columns = list(reader.fieldnames or ["iteration"])
-                self._rows = [
-                    {key: float(value) for key, value in row.items() if value} for row in reader
-                ]
-            for row in self._rows:
-                row["iteration"] = int(row["iteration"])
+        if (self.folder / "metrics.csv").exists():
+            self._columns, self._rows = read_rows(self.folder / "metrics.csv")
 
     def _write_rows(self) -> None:
         temporary = self.folder / "tmp_metrics.csv"
@@ -249,33 +230,38 @@ class Run:
         )
 
 
-def check_same(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a run that was made with another config.
+def read_rows(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the columns and the rows of a metrics.csv, without empty cells.
+
+    A last line that a kill cut short is left out too.
 
     Raises:
-        FileNotFoundError: the folder holds no run.
-        ValueError: its config is broken, or is not the one that is asked for now.
+        ValueError: another line is damaged.
     """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"no run in {folder} to resume; start it without --resume")
-    try:
-        saved = json.loads(file.read_text())["config"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is broken ({error!r}); the run cannot be resumed") from error
-    different = sorted(_differences(saved, json.loads(json.dumps(config))))
-    if different:
+    columns, rows, damaged = parse_rows(file)
+    if damaged and damaged != [len(rows) + 2]:
         raise ValueError(
-            f"{folder} was started with another config; different: {'; '.join(different)}. "
-            "Resume with the same options, or pass another --out"
+            f"{file} is damaged in line {damaged[0]}; remove that line, or pass another --out"
         )
+    return columns, rows
 
 
-def _differences(saved: Any, asked: Any, path: str = "") -> list[str]:
-    """Return where two configs differ, as `path: saved -> asked`."""
-    if isinstance(saved, dict) and isinstance(asked, dict):
-        found: list[str] = []
-        for key in saved.keys() | asked.keys():
-            found += _differences(saved.get(key), asked.get(key), f"{path}.{key}" if path else key)
-        return found
-    return [] if saved == asked else [f"{path}: {saved!r} -> {asked!r}"]
+def parse_rows(file: Path) -> tuple[list[str], list[dict[str, Any]], list[int]]:
+    """Return the columns and the good rows of a metrics.csv, and the numbers of damaged lines."""
+    rows: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    with file.open(newline="", errors="replace") as lines:
+        reader = csv.DictReader(lines)
+        columns = list(reader.fieldnames or ["iteration"])
+        for number, cells in enumerate(reader, 2):  # the header is line 1
+            try:
+                row: dict[str, Any] = {key: float(cell) for key, cell in cells.items() if cell}
+                row["iteration"] = int(row["iteration"])
+            except (ValueError, TypeError, KeyError):
+                damaged.append(number)
+                continue
+            if rows and row["iteration"] <= rows[-1]["iteration"]:
+                damaged.append(number)
+            else:
+                rows.append(row)
+    return columns, rows, damaged

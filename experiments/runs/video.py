@@ -1,10 +1,11 @@
-"""Films of a policy: what the numbers look like."""
+"""Films of the deployed policy, and one picture of the same starts before and after training."""
 
 from __future__ import annotations
 
-import logging
+import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,23 +14,30 @@ from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune import envs
-from pitune.policies import LikelihoodActor
+from pitune.experiments.runs.progress import Task, screen
+from pitune.policies import Actor
 
-logger = logging.getLogger(__name__)
+SUCCESS_COLOR = (0, 200, 60)
+"""RGB of the border around an environment that has succeeded."""
+MAX_BYTES = 1_500_000
+"""Size of the picture, for a README."""
+QUALITIES = ((320, 40, 64), (300, 36, 64), (280, 30, 48), (240, 24, 32), (200, 16, 16), (120, 8, 8))
+"""Width of a film [pixels], frames and colors of the picture, from the best to the smallest."""
 
 
 @torch.no_grad()
-def record_video(config: envs.EnvConfig, actor: LikelihoodActor, file: Path, seed: int) -> bool:
-    """Film four environments side by side for one episode; return whether that was possible.
+def record_video(config: envs.EnvConfig, actor: Actor, file: Path, seed: int) -> bool:
+    """Film one episode of four environments, two by two, and return whether that was possible.
 
-    The same seed shows the same starts, so films before and after can be compared. A machine that
-    cannot render gets a log line and no film.
+    A green border marks success. The same seed shows the same starts, so two policies can be
+    compared. On a machine that cannot render a note is printed instead.
     """
     env = envs.make(replace(config, num_envs=4, num_workers=0))
     try:
-        frames = _frames(env, actor, seed)
+        with screen.task("film", env.spec.max_episode_steps) as task:
+            frames = _frames(env, actor, seed, task)
     except RuntimeError as error:
-        logger.warning("no video %s: %s", file.name, error)
+        screen.note(f"no film {file.name}: {error}")
         return False
     finally:
         env.close()
@@ -39,26 +47,106 @@ def record_video(config: envs.EnvConfig, actor: LikelihoodActor, file: Path, see
     return True
 
 
-def _frames(env: envs.CheckedEnv, actor: LikelihoodActor, seed: int) -> list[np.ndarray]:
-    """Return the pictures of one episode of every environment, two by two."""
-    seeds = envs.EpisodeSeeds(env.spec.num_envs, seed, "test")
-    env_idx = torch.arange(env.spec.num_envs, device=env.spec.device)
-    obs = env.reset(seeds.next(env_idx).to(env_idx.device))
-    active = torch.ones(env.spec.num_envs, dtype=torch.bool, device=env.spec.device)
+def _frames(
+    env: envs.CheckedEnv, actor: Actor, seed: int, task: Task | None = None
+) -> list[np.ndarray]:
+    """Return the pictures (Y, X, 3) uint8 of one episode of every environment, two by two."""
+    num_envs, device = env.spec.num_envs, env.spec.device
+    seeds = envs.EpisodeSeeds(num_envs, seed, "test")
+    env_idx = torch.arange(num_envs, device=device)
+    obs = env.reset(seeds.next(env_idx).to(device))
+    active = torch.ones(num_envs, dtype=torch.bool, device=device)
+    success = torch.zeros_like(active)
     devices = list(range(torch.cuda.device_count()))
-    frames = [_grid(env)]
+    frames = [_grid(env, success)]
+    preprocess = actor.policy.observation_preprocessor(env.spec.tasks)
     with torch.random.fork_rng(devices), set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(seed)
         while active.any():
-            td = TensorDict(dict(obs), batch_size=[env.spec.num_envs])
-            for action in actor(td)["action"].unbind(1):
+            td = preprocess(TensorDict(dict(obs), batch_size=[num_envs]))
+            for action in actor(td)["action"].unbind(1):  # H actions (E, A)
                 if not active.any():
                     break
-                obs, _, terminated, truncated, _ = env.step(action, active)
+                obs, _, terminated, truncated, info = env.step(action, active)
+                success = success | (info["success"] & active)
                 active = active & ~(terminated | truncated)
-                frames.append(_grid(env))
+                frames.append(_grid(env, success))
+                if task is not None:
+                    task.update(len(frames) - 1)
     return frames
 
 
-def _grid(env: envs.CheckedEnv) -> np.ndarray:
-    return rearrange(env.render().cpu().numpy(), "(a b) y x c -> (a y) (b x) c", a=2)
+def _grid(env: envs.CheckedEnv, success: torch.Tensor) -> np.ndarray:
+    """Return the environments' pictures as one (Y, X, 3), with the successful ones framed."""
+    pictures = env.render().cpu().numpy().copy()  # (E, Y, X, 3)
+    edge = max(2, pictures.shape[1] // 40)
+    for index in np.flatnonzero(success.cpu().numpy()):
+        picture = pictures[index]
+        for border in (picture[:edge], picture[-edge:], picture[:, :edge], picture[:, -edge:]):
+            border[:] = SUCCESS_COLOR
+    return rearrange(pictures, "(a b) y x c -> (a y) (b x) c", a=2)
+
+
+def before_after(folder: Path) -> Path | None:
+    """Write before_after.gif from the two films of a run and return it.
+
+    The films show the same starts side by side. Without both films a note is printed instead.
+
+    Args:
+        folder: Of the run, with before.mp4 and after.mp4.
+    """
+    files = [folder / "before.mp4", folder / "after.mp4"]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        screen.note(f"no before_after.gif: the run has no {' and no '.join(missing)}")
+        return None
+    import imageio
+
+    films = [list(imageio.mimread(file, memtest=False)) for file in files]
+    fps = float(imageio.get_reader(files[0]).get_meta_data()["fps"])
+    target = folder / "before_after.gif"
+    temporary = folder / "tmp_before_after.gif"
+    for width, num_frames, colors in QUALITIES:
+        data = _gif(films, fps, width, num_frames, colors)
+        if len(data) <= MAX_BYTES:
+            break
+    temporary.write_bytes(data)
+    temporary.rename(target)
+    return target
+
+
+def _gif(
+    films: list[list[np.ndarray]], fps: float, width: int, num_frames: int, colors: int
+) -> bytes:
+    """Return an animation of films side by side. The shorter one holds its last frame."""
+    from PIL import Image
+
+    length = max(len(film) for film in films)
+    chosen = np.unique(np.linspace(0, length - 1, min(num_frames, length)).round().astype(int))
+    images = []
+    for index in chosen:
+        frames = [film[min(index, len(film) - 1)] for film in films]
+        images.append(_titled(frames, width).quantize(colors, dither=Image.Dither.NONE))
+    # Real time, and a second to look at the end.
+    duration = [round(1000 * length / fps / len(images))] * (len(images) - 1) + [1000]
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0
+    )
+    return buffer.getvalue()
+
+
+def _titled(frames: list[np.ndarray], width: int) -> Any:
+    """Return one image of frames (Y, X, 3) beside each other, with titles above them."""
+    from PIL import Image, ImageDraw
+
+    gap, title = 8, 18
+    height = round(width * frames[0].shape[0] / frames[0].shape[1])
+    size = (len(frames) * width + (len(frames) - 1) * gap, height + title)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, (name, frame) in enumerate(zip(("before", "after"), frames, strict=True)):
+        left = number * (width + gap)
+        canvas.paste(Image.fromarray(frame).resize((width, height)), (left, title))
+        draw.text((left + 4, 3), f"{name} training (green: success)", fill="black")
+    return canvas

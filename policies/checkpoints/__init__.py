@@ -1,1 +1,1 @@
-"""Checkpoints of every supported format."""
+"""Checkpoint formats: how each is recognized, read and written."""

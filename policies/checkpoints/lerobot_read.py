@@ -1,8 +1,8 @@
-"""lerobot's checkpoint folders (0.4 and later): weights, config, and the steps around them as json.
+"""Reads the JSON files of lerobot's checkpoints (0.4 and later): config and processing steps.
 
-The pipeline is read from the step files, not assumed: file names and step numbers move between
-versions. Keys of the config that are not known are kept for writing and otherwise ignored, as newer
-versions add some.
+The pipeline is read from the step files and not assumed, because file names and step numbers differ
+between versions. Unknown keys of the config are kept for writing and otherwise ignored, because
+newer versions add some.
 Source: lerobot `policies/{pi0,pi05}`, `processor/*.py`.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pitune.policies.checkpoints.files import read_safetensors
 from pitune.policies.checkpoints.openpi import LOADED_MIN_SCALE
-from pitune.policies.checkpoints.weights import read_safetensors
 from pitune.policies.preprocessing.images import PicturesConfig
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Normalization, PreprocessorConfig
@@ -34,7 +34,12 @@ _LEGACY_STATS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs
 
 @dataclass(frozen=True, kw_only=True)
 class LerobotFolder:
-    """The json files of a checkpoint."""
+    """The JSON files of a checkpoint.
+
+    Example:
+        >>> LerobotFolder(config={"type": "pi0"}, preprocessor={}, postprocessor={}).step("x")
+        {}
+    """
 
     config: dict[str, Any]
     preprocessor: dict[str, Any]
@@ -42,10 +47,10 @@ class LerobotFolder:
 
     @classmethod
     def read(cls, folder: Path) -> LerobotFolder:
-        """Read `config.json`, and the step files where they are.
+        """Read `config.json`, and the step files if they exist.
 
         Raises:
-            ValueError: one of them is no json object.
+            ValueError: one of them is no JSON object.
         """
         contents = {}
         for name, file in (
@@ -57,11 +62,14 @@ class LerobotFolder:
             try:
                 contents[name] = dict(json.loads(text))
             except (ValueError, TypeError) as error:
-                raise ValueError(f"{folder / file} is not a valid json object ({error})") from error
+                raise ValueError(
+                    f"{folder / file} is not a valid JSON object ({error}); take a complete "
+                    "checkpoint"
+                ) from error
         return cls(**contents)
 
     def step(self, name: str) -> dict[str, Any]:
-        """Return the preprocessor's step with this registered name; empty if there is none."""
+        """Return the preprocessor's step of a registered name, empty if there is none."""
         for step in self.preprocessor.get("steps", []):
             if step.get("registry_name") == name:
                 return dict(step)
@@ -71,11 +79,11 @@ class LerobotFolder:
 def read_norm_stats(
     folder: Path, files: LerobotFolder, legacy: dict[str, Tensor]
 ) -> tuple[NormStats, NormStats] | None:
-    """Return the statistics of state and action, or None where there are none.
+    """Return the statistics of state and action, or None if there are none.
 
     Args:
         folder: The checkpoint.
-        files: Its json files.
+        files: Its JSON files.
         legacy: Tensors of lerobot <= 0.3, which kept the statistics among the weights.
     """
     state_file = files.step("normalizer_processor").get("state_file")
@@ -95,17 +103,17 @@ def read_norm_stats(
 
 
 def _stats(tensors: dict[str, Tensor], key: str, folder: Path) -> NormStats:
-    found = {
+    stats = {
         name: tuple(tensors[key.format(name)].double().flatten().tolist())
         for name in ("mean", "std", "q01", "q99")
         if key.format(name) in tensors
     }
-    if not {"mean", "std"} <= found.keys():
+    if not {"mean", "std"} <= stats.keys():
         raise ValueError(
             f"the norm stats of {folder} lack {key.format('mean')} or {key.format('std')}; they "
-            f"hold {sorted(tensors)}"
+            f"hold {sorted(tensors)}, take a complete checkpoint"
         )
-    return NormStats.without_quantiles(**found) if "q01" not in found else NormStats(**found)
+    return NormStats.without_quantiles(**stats) if "q01" not in stats else NormStats(**stats)
 
 
 def split_legacy_stats(
@@ -126,13 +134,13 @@ def preprocessor_config(
     family: str,
     state_padding: int | None = None,
 ) -> PreprocessorConfig:
-    """Return lerobot's preprocessing; without stats nothing is normalized.
+    """Return lerobot's preprocessing. Without stats nothing is normalized.
 
     Args:
-        files: The checkpoint's json files.
-        stats: Of state and action.
-        family: Of the weights.
-        state_padding: Width of the state in π0.5's prompt, where the checkpoint does not tell.
+        files: The checkpoint's JSON files.
+        stats: Statistics of state and action.
+        family: Family of the weights.
+        state_padding: Width of the state in π0.5's prompt, if the checkpoint does not determine it.
 
     Raises:
         ValueError: the checkpoint normalizes in a way that is not supported.
@@ -140,7 +148,7 @@ def preprocessor_config(
     config = files.config
     state_dim = _width(config, "input_features", "observation.state")
     action_dim = _width(config, "output_features", "action")
-    if stats is not None:  # hub configs may say the padded widths, 32
+    if stats is not None:  # hub configs may hold the padded widths, 32
         state_dim, action_dim = min(state_dim, stats[0].dim), min(action_dim, stats[1].dim)
     normalization: Normalization = "none"
     if stats is None:
@@ -160,7 +168,7 @@ def preprocessor_config(
         min_scale=LOADED_MIN_SCALE,
         delta_mask=_delta_mask(files, action_dim),
         loss_dims="robot",
-        pictures=_as_sent(pictures_config(config), files),
+        pictures=_with_robot_names(pictures_config(config), files),
         prompt=PromptConfig(
             max_tokens=tokenizer.get(
                 "max_length", config.get("tokenizer_max_length", default_tokens)
@@ -173,16 +181,19 @@ def preprocessor_config(
 
 
 def _state_padding(files: LerobotFolder, family: str, given: int | None) -> int:
-    """Return to how many numbers the state is padded before it is written into π0.5's prompt.
+    """Return the width to which the state is padded before it enters π0.5's prompt.
 
-    lerobot 0.4 padded it to 32, later versions do not. The step for relative actions came later
-    too, so a checkpoint that has it is not of 0.4; of one that lacks it nothing can be said.
+    lerobot 0.4 padded it to 32, later versions do not pad. The step for relative actions is newer
+    than 0.4, so a checkpoint with it does not pad. Without it the version is unknown.
+
+    Raises:
+        ValueError: the version is unknown, and the caller passed no width.
     """
     if family == "pi0" or given is not None:
         return given or 0
     if not files.step("relative_actions_processor"):
         raise ValueError(
-            "this checkpoint does not tell whether its prompts hold a padded state; pass "
+            "this checkpoint does not determine whether its prompts hold a padded state; pass "
             "state_padding=32 (--load.state-padding 32) if lerobot 0.4 trained it, 0 otherwise"
         )
     return 0
@@ -193,7 +204,8 @@ def _width(config: dict[str, Any], group: str, key: str) -> int:
         return int(config[group][key]["shape"][0])
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
-            f"config.json says no width of {key}: {group} is {config.get(group)}"
+            f"config.json has no width of {key}: {group} is {config.get(group)}; take a complete "
+            "checkpoint"
         ) from error
 
 
@@ -203,14 +215,14 @@ def _normalization(files: LerobotFolder) -> Normalization:
     state, action = modes.get("STATE", "MEAN_STD"), modes.get("ACTION", "MEAN_STD")
     if state != action or state not in _MODES:
         raise ValueError(
-            f"the checkpoint normalizes its state by {state} and its action by {action}; "
-            f"supported is one of {sorted(_MODES)} for both"
+            f"the checkpoint normalizes its state by {state} and its action by {action}; both must "
+            f"use the same one of {sorted(_MODES)}, export the policy so"
         )
     return _MODES[state]
 
 
 def pictures_config(config: dict[str, Any]) -> PicturesConfig:
-    """Return the cameras in the order of the input features; empty ones are missing."""
+    """Return the cameras in the order of the input features. Empty ones are missing."""
     names = [
         key.removeprefix(_CAMERA)
         for key, feature in config.get("input_features", {}).items()
@@ -225,19 +237,19 @@ def pictures_config(config: dict[str, Any]) -> PicturesConfig:
     )
 
 
-def _as_sent(pictures: PicturesConfig, files: LerobotFolder) -> PicturesConfig:
-    """Return the cameras under the names that the robot sends, before lerobot renames them."""
+def _with_robot_names(pictures: PicturesConfig, files: LerobotFolder) -> PicturesConfig:
+    """Return the cameras under the robot's names, which lerobot's first step renames."""
     step = files.step("rename_observations_processor").get("config", {})
-    sent = {
+    robot_names = {
         new.removeprefix(_CAMERA): old.removeprefix(_CAMERA)
         for old, new in step.get("rename_map", {}).items()
     }
-    cameras = {name: sent.get(camera, camera) for name, camera in pictures.cameras.items()}
+    cameras = {name: robot_names.get(camera, camera) for name, camera in pictures.cameras.items()}
     return replace(pictures, cameras=cameras)
 
 
 def _delta_mask(files: LerobotFolder, action_dim: int) -> tuple[bool, ...]:
-    """Return which actions are relative: all but those whose names hold an excluded word."""
+    """Return True for relative actions. An action whose name has an excluded word is absolute."""
     step = files.step("relative_actions_processor").get("config", {})
     if not step.get("enabled", False):
         return ()

@@ -1,14 +1,13 @@
 """Writes a policy in lerobot's format.
 
-A checkpoint that came from lerobot gets its own json files back. Another one gets new ones, as far
-as lerobot can express its pipeline; what it cannot is refused, what it does otherwise is returned.
-Quirks: every key begins with `model.`, both `embed_tokens` and `lm_head` have to be there, and so
-has a head of the expert that nothing uses.
+A checkpoint that came from lerobot gets its own JSON files back. Another one gets new ones. A
+pipeline that lerobot cannot express is an error, and its smaller differences are returned.
+In lerobot every key begins with `model.`. `embed_tokens`, `lm_head` and an unused `lm_head` of the
+expert must all exist.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +15,49 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pitune.policies.checkpoints.external import merged_weights, write_companions, write_weights
+from pitune.policies.checkpoints.files import write_json
+from pitune.policies.checkpoints.keys import EMBEDDING, EXPERT_HEAD, LM_HEAD, lerobot_keys
 from pitune.policies.checkpoints.lerobot_read import POSTPROCESSOR, PREPROCESSOR
-from pitune.policies.checkpoints.weights import EMBEDDING, EXPERT_HEAD, LM_HEAD
 from pitune.policies.network.config import Pi0Config
-from pitune.policies.policy import SamplerConfig
+from pitune.policies.policy import FlowPolicy
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 
 _MODES = {"zscore": "MEAN_STD", "quantile": "QUANTILES", "none": "IDENTITY"}
 
 
-def write(
-    weights: dict[str, Tensor],
-    network: Pi0Config,
-    preprocessor: PreprocessorConfig,
-    origin: dict[str, Any],
-    folder: Path,
-    sampler: SamplerConfig,
-) -> list[str]:
-    """Write a `pretrained_model` folder into an existing folder.
+def write(policy: FlowPolicy, folder: Path) -> list[str]:
+    """Write the files of a `pretrained_model` folder into an existing folder.
 
     Returns:
-        What lerobot will compute differently from this policy.
+        The differences between lerobot's computation and this policy's.
 
     Raises:
-        ValueError: lerobot cannot express the policy's pipeline.
+        ValueError: lerobot cannot express the policy's pipeline, or cannot read its weights.
     """
+    network, preprocessor = policy.network.config, policy.preprocessor.config
+    weights = merged_weights(policy, "lerobot")
+    origin = dict(policy.info.origin)
     differences: list[str] = []
     steps = origin.get("preprocessor", {}).get("steps", [])
     if origin.get("format") == "lerobot" and any("state_file" in step for step in steps):
         files = {name: origin[name] for name in ("config", "preprocessor", "postprocessor")}
     else:
-        differences = _refuse_or_list(network, preprocessor)
+        differences = _check_pipeline(network, preprocessor)
         files = _new_files(network, preprocessor)
     files["config"] = {
         **files["config"],
         "chunk_size": network.action_horizon,
-        "n_action_steps": sampler.execution_horizon,
-        "num_inference_steps": sampler.flow_steps,
+        "n_action_steps": policy.sampler.execution_horizon,
+        "num_inference_steps": policy.sampler.flow_steps,
     }
-    tensors = {f"model.{key}": value.contiguous() for key, value in weights.items()}
-    embedding = tensors[f"model.{EMBEDDING}"]
-    tensors[f"model.{LM_HEAD}"] = embedding.clone()
-    head = torch.zeros(len(embedding), network.expert.width, dtype=embedding.dtype)
-    tensors[f"model.{EXPERT_HEAD}"] = head
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(files["config"], indent=4) + "\n")
+    embedding = weights[EMBEDDING]
+    weights[LM_HEAD] = embedding.clone()  # safetensors refuses two names of one memory
+    weights[EXPERT_HEAD] = torch.zeros(len(embedding), network.expert.width, dtype=embedding.dtype)
+    tensors = {f"model.{key}": value for key, value in weights.items()}
+    write_weights("lerobot", tensors, lerobot_keys(network), folder, {"format": "pt"})
+    write_json(folder / "config.json", files["config"], indent=4)
     stats = _stats_tensors(preprocessor.state, preprocessor.action)
     for name, written in (
         (PREPROCESSOR, files["preprocessor"]),
@@ -69,10 +65,11 @@ def write(
     ):
         if not written:
             continue
-        (folder / name).write_text(json.dumps(written, indent=2) + "\n")
+        write_json(folder / name, written)
         for step in written.get("steps", []):
             if "state_file" in step:
                 save_file(stats, folder / step["state_file"])
+    write_companions(policy, folder)
     return differences
 
 
@@ -84,14 +81,17 @@ def _stats_tensors(state: NormStats, action: NormStats) -> dict[str, Tensor]:
     }
 
 
-def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
-    """Return what lerobot does otherwise; refuse what it cannot do.
+def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
+    """Return the differences of lerobot's preprocessing from a policy's.
 
     Raises:
-        ValueError: names it.
+        ValueError: lerobot cannot express it.
     """
     if config.pictures is None or config.prompt is None:
-        raise ValueError("lerobot's π0 needs cameras and a prompt; this policy lacks one of them")
+        raise ValueError(
+            "lerobot's π0 needs cameras and a prompt, and this policy lacks one of them; save with "
+            "format='pitune'"
+        )
     if config.joints != "as_is":
         raise ValueError(
             f"lerobot cannot express joints={config.joints!r}; save with format='openpi'"
@@ -99,7 +99,7 @@ def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]
     if (network.family == "pi05") != config.prompt.discrete_state:
         raise ValueError(
             f"lerobot's {network.family} always has discrete_state={network.family == 'pi05'}, "
-            f"this policy {config.prompt.discrete_state}; save with format='openpi'"
+            f"but this policy has {config.prompt.discrete_state}; save with format='openpi'"
         )
     differences = []
     if config.pictures.resize != "torch":
@@ -110,9 +110,10 @@ def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]
 
 
 def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict[str, Any]]:
+    """Return the contents of `config.json` and of the two step files, by their part."""
     pictures, prompt = config.pictures, config.prompt
-    if pictures is None or prompt is None:  # refused above
-        raise ValueError("lerobot's π0 needs cameras and a prompt")
+    if pictures is None or prompt is None:  # _check_pipeline has raised already
+        raise ValueError("lerobot's π0 needs cameras and a prompt; save with format='pitune'")
     size = [3, pictures.size, pictures.size]
     names = [*pictures.cameras, *(f"empty_camera_{i}" for i, _ in enumerate(pictures.missing))]
     inputs: dict[str, Any] = {
@@ -122,15 +123,7 @@ def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict
     outputs = {"action": {"type": "ACTION", "shape": [config.action.dim]}}
     mode = _MODES[config.normalization]
     norm_map = {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode}
-    action_names = [
-        f"joint_{i}" if relative else f"absolute_{i}"
-        for i, relative in enumerate(_padded(config.delta_mask, config.action.dim))
-    ]
-    relative = {
-        "enabled": any(config.delta_mask),
-        "exclude_joints": ["absolute"],
-        "action_names": action_names if any(config.delta_mask) else None,
-    }
+    relative = _relative_actions(config)
     description = {
         "type": network.family,
         "n_obs_steps": 1,
@@ -151,35 +144,46 @@ def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict
         "normalization_mapping": norm_map,
     }
     normalizer = {"eps": 1e-8, "features": {**inputs, **outputs}, "norm_map": norm_map}
+    before = _steps(network.family, relative, normalizer, prompt.max_tokens)
+    after = _postprocessor_steps(relative, {**normalizer, "features": outputs})
     return {
         "config": description,
-        "preprocessor": {
-            "name": "policy_preprocessor",
-            "steps": _steps(network.family, relative, normalizer, prompt.max_tokens),
-        },
-        "postprocessor": {
-            "name": "policy_postprocessor",
-            "steps": [
-                {
-                    "registry_name": "unnormalizer_processor",
-                    "config": {**normalizer, "features": outputs},
-                    "state_file": "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
-                },
-                {
-                    "registry_name": "absolute_actions_processor",
-                    "config": {"enabled": relative["enabled"]},
-                },
-                {
-                    "registry_name": "device_processor",
-                    "config": {"device": "cpu", "float_dtype": None},
-                },
-            ],
-        },
+        "preprocessor": {"name": "policy_preprocessor", "steps": before},
+        "postprocessor": {"name": "policy_postprocessor", "steps": after},
     }
 
 
-def _padded(mask: tuple[bool, ...], dim: int) -> list[bool]:
-    return [*mask, *(False,) * (dim - len(mask))]
+def _relative_actions(config: PreprocessorConfig) -> dict[str, Any]:
+    """Return the config of lerobot's step for relative actions.
+
+    lerobot excludes actions by a word in their name, so absolute ones get the word `absolute`.
+    """
+    mask = [*config.delta_mask, *(False,) * (config.action.dim - len(config.delta_mask))]
+    names = [f"joint_{i}" if relative else f"absolute_{i}" for i, relative in enumerate(mask)]
+    enabled = any(config.delta_mask)
+    return {
+        "enabled": enabled,
+        "exclude_joints": ["absolute"],
+        "action_names": names if enabled else None,
+    }
+
+
+def _postprocessor_steps(
+    relative: dict[str, Any], normalizer: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the steps of lerobot's own postprocessor, in its order."""
+    return [
+        {
+            "registry_name": "unnormalizer_processor",
+            "config": normalizer,
+            "state_file": "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
+        },
+        {
+            "registry_name": "absolute_actions_processor",
+            "config": {"enabled": relative["enabled"]},
+        },
+        {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}},
+    ]
 
 
 def _steps(
@@ -203,7 +207,7 @@ def _steps(
         "config": {"device": "cpu", "float_dtype": None},
     }
 
-    def named(number: int) -> dict[str, Any]:
+    def normalizer_step(number: int) -> dict[str, Any]:
         file = f"policy_preprocessor_step_{number}_normalizer_processor.safetensors"
         return {
             "registry_name": "normalizer_processor",
@@ -217,6 +221,6 @@ def _steps(
     ]
     if family == "pi0":
         newline = {"registry_name": "pi0_new_line_processor", "config": {}}
-        return [*first, newline, tokenizer_step, device_step, relative_step, named(6)]
+        return [*first, newline, tokenizer_step, device_step, relative_step, normalizer_step(6)]
     prompt = {"registry_name": "pi05_prepare_state_tokenizer_processor_step", "config": {}}
-    return [*first, relative_step, named(3), prompt, tokenizer_step, device_step]
+    return [*first, relative_step, normalizer_step(3), prompt, tokenizer_step, device_step]

@@ -1,18 +1,12 @@
 """Our checkpoint folders: `policy.safetensors` (weights) and `policy.json` (how to build it).
 
-A policy that reads a prompt has its tokenizer in `tokenizer/`. A folder is written beside its
-place and renamed, so a reader never finds half of one. Loading is strict, lean and never
-unpickles: the network is built without memory and takes over the mapped weights as they are.
-Other formats are in `pitune.policies.checkpoints.formats`.
+The tokenizer of a policy that reads a prompt is in `tokenizer/`. Loading is strict and never
+unpickles. The network is built without memory and shares the mapped weights without a copy.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +14,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pitune.policies.checkpoints.weights import check_keys, read_safetensors
+from pitune.policies.checkpoints import openpi
+from pitune.policies.checkpoints.config import (
+    LoadConfig,
+    with_configs,
+    with_settings,
+)
+from pitune.policies.checkpoints.external import TOKENIZER, write_tokenizer
+from pitune.policies.checkpoints.files import read_safetensors, write_json
+from pitune.policies.checkpoints.keys import check_keys
+from pitune.policies.checkpoints.pipelines import Pipeline
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig, add_lora
 from pitune.policies.network.pi0 import Pi0
@@ -31,37 +34,33 @@ from pitune.policies.preprocessing.tokenizer import Tokenizer
 
 FORMAT, VERSION = "pitune", 3
 READABLE = (1, 2, 3)
-"""Versions that are read: 1 had no pictures, prompts or fingerprint; 2 named the noise source's
-weights otherwise."""
+"""Versions that can be read. Version 1 had no pictures, prompts or fingerprint. Version 2 had other
+names for the weights of the noise source."""
 RENAMED = {"noise_actor.": "noise_source.actor.", "steered": "noise_source.steered"}
-"""Beginnings of weight names in version 2, and those of today."""
-WEIGHTS, DESCRIPTION, TOKENIZER = "policy.safetensors", "policy.json", "tokenizer"
+"""Prefixes of weight names in version 2, and the present ones."""
+WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
 
 
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and rename it to `path` when all went well.
+def is_native(folder: Path) -> bool:
+    """Return whether a folder is one of our checkpoints, or a damaged one."""
+    return (folder / DESCRIPTION).is_file() or (folder / WEIGHTS).is_file()
+
+
+def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> FlowPolicy:
+    """Read one of our checkpoint folders, and change its norm stats and settings as requested.
 
     Raises:
-        FileExistsError: `path` exists already.
+        FileNotFoundError: one of its files is missing.
+        ValueError: a file is damaged, or the policy cannot have these settings.
     """
-    if path.exists():
-        raise FileExistsError(f"{path} exists already; pass another path or remove it")
-    temporary = path.with_name(f"tmp_{path.name}_{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    return with_settings(_with_norm_stats(load_policy(folder), config), config)
 
 
-def write_policy(policy: FlowPolicy, folder: Path) -> None:
-    """Write a policy into an existing folder."""
+def write_policy(policy: FlowPolicy, folder: Path) -> list[str]:
+    """Write a policy into an existing folder, and return no differences: it holds everything."""
     weights = {key: value.contiguous() for key, value in policy.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
+    info = policy.info
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -70,37 +69,31 @@ def write_policy(policy: FlowPolicy, folder: Path) -> None:
         "sampler": asdict(policy.sampler),
         "fingerprint": policy.preprocessor.config.fingerprint(),
         "compute_dtype": str(policy.network.compute_dtype).removeprefix("torch."),
-        "origin": dict(policy.info.origin),
-        "lora": None if policy.info.lora is None else asdict(policy.info.lora),
+        "origin": dict(info.origin),
+        "lora": None if info.lora is None else asdict(info.lora),
     }
-    if isinstance(policy.info.tokenizer, Tokenizer):
-        policy.info.tokenizer.copy_to(folder / TOKENIZER)
+    write_tokenizer(policy, folder)
     if policy.noise_source is not None:
         description["steering"] = asdict(policy.noise_source.config)
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    write_json(folder / DESCRIPTION, description)
+    return []
 
 
 def load_policy(folder: Path) -> FlowPolicy:
-    """Read one of our checkpoint folders.
+    """Read one of our checkpoint folders as it was saved.
 
     Raises:
         FileNotFoundError: one of its files is missing.
-        ValueError: a file is damaged, or is not what this version of pitune wrote.
+        ValueError: a file is damaged, or was written by an incompatible version of pitune.
     """
     description = _read_description(folder)
     weights = read_safetensors(folder / WEIGHTS)
     try:
         preprocessor = PreprocessorConfig.from_dict(description["preprocessor"])
-        with torch.device("meta"):
-            network = Pi0(Pi0Config.from_dict(description["network"]))
-            lora = description.get("lora")
-            if lora is not None:
-                lora = LoRAConfig(**{**lora, "targets": tuple(lora["targets"])})
-                add_lora(network, lora)
+        network, lora = _network_without_memory(description)
         info = PolicyInfo(origin=dict(description.get("origin", {})), lora=lora)
         sampler = SamplerConfig(**description["sampler"])
         policy = FlowPolicy(network, preprocessor, sampler, info=info)
-        network.compute_dtype = getattr(torch, description.get("compute_dtype", "float32"))
         if "steering" in description:
             policy = _with_noise_source(policy, description)
     except (AttributeError, KeyError, TypeError) as error:
@@ -111,20 +104,20 @@ def load_policy(folder: Path) -> FlowPolicy:
     if description.get("fingerprint", preprocessor.fingerprint()) != preprocessor.fingerprint():
         raise ValueError(
             f"the norm stats or pipeline in {folder / DESCRIPTION} were edited: their fingerprint "
-            f"is {preprocessor.fingerprint()}, {description['fingerprint']} was written; a policy "
-            "runs with the statistics that it was trained with"
+            f"is {preprocessor.fingerprint()}, but {description['fingerprint']} was written; a "
+            "policy needs the statistics that it was trained with, restore the file"
         )
     weights = {_renamed(key): value for key, value in weights.items()}
     check_keys(policy.state_dict(), weights, folder / WEIGHTS)
     policy.load_state_dict(weights, assign=True)
     if (folder / TOKENIZER).is_dir():
-        info = replace(policy.info, tokenizer=Tokenizer.load(folder / TOKENIZER))
-        policy = policy.replace(info=info)
+        tokenizer = Tokenizer.load(folder / TOKENIZER)
+        policy = policy.replace(info=replace(policy.info, tokenizer=tokenizer))
     return policy
 
 
 def _with_noise_source(policy: FlowPolicy, description: dict[str, Any]) -> FlowPolicy:
-    """Return the policy with the noise source that a checkpoint describes."""
+    """Return the policy, frozen, with the noise source of a checkpoint's description."""
     config = SteeringConfig.from_dict(description["steering"])
     width = policy.preprocessor.model_state_dim + policy.network.config.feature_dim
     horizon = policy.sampler.execution_horizon
@@ -134,31 +127,71 @@ def _with_noise_source(policy: FlowPolicy, description: dict[str, Any]) -> FlowP
 
 
 def _renamed(key: str) -> str:
-    """Return today's name of a weight of an older version."""
+    """Return the present name of a weight that an older version wrote."""
     for old, new in RENAMED.items():
         if key.startswith(old):
             return new + key.removeprefix(old)
     return key
 
 
+def _network_without_memory(description: dict[str, Any]) -> tuple[Pi0, LoRAConfig | None]:
+    """Return the network on the meta device with its low-rank updates, and their config."""
+    lora = None
+    with torch.device("meta"):
+        network = Pi0(Pi0Config.from_dict(description["network"]))
+        if description.get("lora") is not None:
+            values = description["lora"]
+            lora = LoRAConfig(**{**values, "targets": tuple(values["targets"])})
+            add_lora(network, lora)
+    network.compute_dtype = getattr(torch, description.get("compute_dtype", "float32"))
+    return network, lora
+
+
+def _with_norm_stats(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
+    """Return the policy with the caller's norm stats, if there are any.
+
+    Raises:
+        ValueError: the policy does not normalize, or is steered.
+    """
+    if config.norm_stats is None:
+        return policy
+    state, action = openpi.read_norm_stats(config.norm_stats)
+    before = policy.preprocessor.config
+    if before.normalization == "none":
+        raise ValueError(
+            "this policy was saved unnormalized, so norm stats would not be used; load the "
+            "original checkpoint with norm_stats (--load.norm-stats)"
+        )
+    preprocessor = replace(
+        before, state=state.first(before.state.dim), action=action.first(before.action.dim)
+    )
+    return with_configs(policy, preprocessor, policy.sampler)
+
+
 def _read_description(folder: Path) -> dict[str, Any]:
+    """Return `policy.json`.
+
+    Raises:
+        FileNotFoundError: one of the checkpoint's files is missing.
+        ValueError: it is no JSON object, or of a version that cannot be read.
+    """
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"no {name} in {folder}; a checkpoint is a folder with {DESCRIPTION} and "
-                f"{WEIGHTS}, experiments.pretrain makes one"
+                f"{WEIGHTS}, experiments.pretrain writes one"
             )
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         written_by = (description.get("format"), description.get("version"))
-    except (ValueError, AttributeError) as error:  # no text, no JSON, or no JSON object
+    except (ValueError, AttributeError) as error:  # not text, not JSON, or not a JSON object
         raise ValueError(
             f"{folder / DESCRIPTION} is not a valid JSON object ({error}); the checkpoint is "
-            "damaged"
+            "damaged, take a complete one"
         ) from error
     if written_by[0] != FORMAT or written_by[1] not in READABLE:
         raise ValueError(
             f"{folder / DESCRIPTION} has format, version {written_by}; this pitune reads "
-            f"{FORMAT!r}, {READABLE}"
+            f"{FORMAT!r}, {READABLE}, so install the version that wrote it"
         )
     return dict(description)

@@ -1,38 +1,134 @@
 """openpi's checkpoint folders: PyTorch safetensors, and the first-party JAX release (orbax).
 
-The folder holds weights and norm stats, but neither horizon nor pipeline: those come from
-`pitune.policies.checkpoints.pipelines` or the caller, and are never guessed.
+A folder holds weights and norm stats, but neither horizon nor pipeline. Those come from
+`pitune.policies.checkpoints.pipelines` or from the caller, and are never guessed.
 Source: openpi `policies/policy_config.py`, `shared/normalize.py`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from pitune.policies.checkpoints.pipelines import CAMERAS, Pipeline
-from pitune.policies.checkpoints.weights import EMBEDDING, EXPERT_HEAD, LM_HEAD
+from pitune.policies.checkpoints.config import (
+    LoadConfig,
+    warn_of_raised_scales,
+    with_settings,
+)
+from pitune.policies.checkpoints.external import (
+    build_network,
+    check_normalized,
+    heads_of,
+    merged_weights,
+    read_arch,
+    write_companions,
+    write_weights,
+)
+from pitune.policies.checkpoints.files import read_weight_files, write_json
+from pitune.policies.checkpoints.keys import EMBEDDING, EXPERT_HEAD, LM_HEAD, openpi_keys
+from pitune.policies.checkpoints.orbax import read_orbax
+from pitune.policies.checkpoints.pipelines import CAMERAS, PIPELINES, Pipeline
+from pitune.policies.checkpoints.weights import Heads, rename_weights
 from pitune.policies.network.config import Pi0Config
+from pitune.policies.network.pi0 import Pi0
+from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.images import PicturesConfig
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Normalization, PreprocessorConfig
 from pitune.policies.preprocessing.prompt import PromptConfig
 
 LOADED_MIN_SCALE = 1e-4
-"""Floor of a loaded scale: far below any that a robot moves by, so that it changes no number of a
-sound checkpoint [robot units]."""
+"""Floor of a loaded scale. It is far below a robot's movements, so it leaves the numbers of a
+sound checkpoint unchanged [robot units]."""
+
+
+def is_openpi(folder: Path) -> bool:
+    """Return whether a folder holds safetensors. It is the last format to be asked."""
+    return any(folder.glob("*.safetensors"))
+
+
+def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> FlowPolicy:
+    """Read a PyTorch checkpoint of openpi.
+
+    Raises:
+        ValueError: the pipeline or the norm stats are missing, or a file does not fit.
+    """
+    return _read_policy(folder, config, pipeline, read_network)
+
+
+def read_orbax_policy(
+    folder: Path, config: LoadConfig, pipeline: Pipeline | None = None
+) -> FlowPolicy:
+    """Read a JAX checkpoint of openpi. See `read`."""
+    return _read_policy(folder, config, pipeline, read_orbax_network)
+
+
+def read_network(folder: Path, action_horizon: int) -> Pi0:
+    """Return the network of a PyTorch checkpoint of openpi."""
+    weights = rename_weights(read_weight_files(folder))
+    return build_network(weights, heads_of(read_arch(folder)), action_horizon, folder)
+
+
+def read_orbax_network(folder: Path, action_horizon: int) -> Pi0:
+    """Return the network of a JAX checkpoint of openpi."""
+    weights, counts = read_orbax(folder)
+    heads = Heads(
+        num_heads=counts.num_heads,
+        num_kv_heads=counts.num_kv_heads,
+        vision_heads=counts.vision_heads,
+    )
+    return build_network(weights, heads, action_horizon, folder)
+
+
+def _read_policy(
+    folder: Path,
+    config: LoadConfig,
+    pipeline: Pipeline | None,
+    read_network: Callable[[Path, int], Pi0],
+) -> FlowPolicy:
+    """Return the policy of a folder whose network `read_network` reads."""
+    if pipeline is None:
+        if config.pipeline not in PIPELINES:
+            raise ValueError(
+                f"{folder} is an openpi checkpoint, which holds neither horizon nor cameras; "
+                f"pipeline={config.pipeline!r} must name the openpi config that trained it "
+                f"(--load.pipeline): {sorted(PIPELINES)}"
+            )
+        pipeline = PIPELINES[config.pipeline]
+    stored = read_arch(folder).get("action_horizon")
+    horizon = config.action_horizon or stored or pipeline.action_horizon
+    network = read_network(folder, horizon)
+    if network.config.family != pipeline.family:
+        raise ValueError(
+            f"{folder} holds {network.config.family} weights, but the pipeline is "
+            f"{pipeline.family}'s; pass a pipeline of {network.config.family}"
+        )
+    file = config.norm_stats or find_norm_stats(folder)
+    stats = None if file is None else read_norm_stats(file)
+    check_normalized(folder, stats is not None, config)
+    sampler = SamplerConfig(
+        flow_steps=10,
+        execution_horizon=min(pipeline.execution_horizon, horizon),
+        accumulated_time=True,
+    )
+    policy = FlowPolicy(network, preprocessor_config(pipeline, stats, network.config), sampler)
+    origin = {"format": "openpi"}
+    if file is not None and config.norm_stats is None:
+        asset = file.parent.relative_to(folder)
+        origin["asset_id"] = asset.as_posix().removeprefix("assets/")
+    warn_of_raised_scales(policy, folder)
+    return with_settings(policy.replace(info=PolicyInfo(origin=origin)), config)
 
 
 def find_norm_stats(folder: Path) -> Path | None:
-    """Return the norm stats of a checkpoint folder, or None.
+    """Return the file of norm stats in a checkpoint folder, or None.
 
-    openpi keeps them in `assets/<asset id>/`, RLinf in `<asset id>/`; an id may have slashes.
+    openpi keeps it in `assets/<asset id>/`, RLinf in `<asset id>/`. An id may contain slashes.
 
     Raises:
         ValueError: there are several.
@@ -42,7 +138,7 @@ def find_norm_stats(folder: Path) -> Path | None:
     if len(found) > 1:
         raise ValueError(
             f"{folder} holds several norm stats, {[str(f.relative_to(folder)) for f in found]}; "
-            "say which with --load.norm-stats"
+            "name one with --load.norm-stats"
         )
     return found[0] if found else None
 
@@ -51,14 +147,15 @@ def read_norm_stats(file: Path) -> tuple[NormStats, NormStats]:
     """Return the statistics of state and actions in an openpi file.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file does not hold them.
     """
     try:
         stats = json.loads(file.read_text())["norm_stats"]
         state, action = (_stats(stats[key]) for key in ("state", "actions"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{file} does not hold norm stats of state and actions, with mean and std ({error!r})"
+            f"{file} does not hold norm stats of state and actions, with mean and std ({error!r}); "
+            "pitune.experiments.norm_stats computes such a file"
         ) from error
     return state, action
 
@@ -72,7 +169,7 @@ def _stats(values: dict[str, Any]) -> NormStats:
 def preprocessor_config(
     pipeline: Pipeline, stats: tuple[NormStats, NormStats] | None, network: Pi0Config
 ) -> PreprocessorConfig:
-    """Return openpi's preprocessing; without stats nothing is normalized."""
+    """Return openpi's preprocessing. Without stats nothing is normalized."""
     state_dim, action_dim = pipeline.state_dim, pipeline.action_dim
     normalization: Normalization
     if stats is None:
@@ -96,31 +193,25 @@ def preprocessor_config(
     )
 
 
-def write(
-    weights: dict[str, Tensor],
-    network: Pi0Config,
-    preprocessor: PreprocessorConfig,
-    origin: dict[str, Any],
-    folder: Path,
-) -> list[str]:
+def write(policy: FlowPolicy, folder: Path) -> list[str]:
     """Write `model.safetensors`, `config.json` and the norm stats into an existing folder.
 
+    openpi's strict reader expects the embedding under the name `lm_head` with a note of it in the
+    metadata, and an `lm_head` of the expert, which it does not use.
+
     Returns:
-        What openpi will compute differently from this policy.
+        The differences between openpi's computation and this policy's.
 
     Raises:
-        ValueError: openpi cannot express the policy's pipeline.
-
-    Quirks of openpi's strict reader: the embedding is called `lm_head`, a note says so, and a head
-    of the expert that nothing uses has to be there.
+        ValueError: openpi cannot express the policy's pipeline, or cannot read its weights.
     """
-    differences = _refuse_or_list(network, preprocessor)
-    weights = dict(weights)
+    network, preprocessor = policy.network.config, policy.preprocessor.config
+    weights = merged_weights(policy, "openpi")
+    differences = _check_pipeline(network, preprocessor)
     embedding = weights.pop(EMBEDDING)
     weights[LM_HEAD] = embedding
     weights[EXPERT_HEAD] = torch.zeros(len(embedding), network.expert.width, dtype=embedding.dtype)
-    tensors = {key: value.contiguous() for key, value in weights.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={EMBEDDING: LM_HEAD})
+    write_weights("openpi", weights, openpi_keys(network), folder, {EMBEDDING: LM_HEAD})
     description = {
         "action_dim": network.action_dim,
         "action_horizon": network.action_horizon,
@@ -128,17 +219,23 @@ def write(
         "action_expert_variant": "gemma_300m",
         "precision": str(embedding.dtype).removeprefix("torch."),
     }
-    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    write_json(folder / "config.json", description)
     if preprocessor.normalization != "none":
         stats = {"state": asdict(preprocessor.state), "actions": asdict(preprocessor.action)}
-        file = folder / "assets" / origin.get("asset_id", "pitune") / "norm_stats.json"
+        asset_id = policy.info.origin.get("asset_id", "pitune")
+        file = folder / "assets" / asset_id / "norm_stats.json"
         file.parent.mkdir(parents=True)
-        file.write_text(json.dumps({"norm_stats": stats}, indent=2) + "\n")
+        write_json(file, {"norm_stats": stats})
+    write_companions(policy, folder)
     return differences
 
 
-def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
-    """Return what openpi does otherwise; refuse what it cannot do."""
+def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
+    """Return the differences of openpi's preprocessing from a policy's.
+
+    Raises:
+        ValueError: openpi cannot express it.
+    """
     pictures, prompt = config.pictures, config.prompt
     if pictures is None or prompt is None or not set(pictures.cameras) <= set(CAMERAS):
         raise ValueError(
@@ -152,12 +249,12 @@ def _refuse_or_list(network: Pi0Config, config: PreprocessorConfig) -> list[str]
             f"openpi normalizes {network.family} by {expected}, this policy by "
             f"{config.normalization}; save with format='pitune' or 'lerobot'"
         )
-    found = {
+    differences = {
         "pictures that are not of the right size are resized with antialias": (
             pictures.resize != "pillow"
         ),
         "prompts are cleaned of underscores and surrounding space": not prompt.clean,
-        "1e-6 is added to what divides": (config.epsilon, config.epsilon_out) != (1e-6, 1e-6),
+        "1e-6 is added to the divisors": (config.epsilon, config.epsilon_out) != (1e-6, 1e-6),
         "the state in the prompt is not padded": prompt.state_padding > 0,
     }
-    return [what for what, differs in found.items() if differs]
+    return [text for text, differs in differences.items() if differs]

@@ -1,8 +1,7 @@
 """Reads openpi's JAX checkpoints (orbax) with `tensorstore` alone: no JAX, no orbax, no pickle.
 
-Two layouts exist, and both are read: the released one, and that of openpi's own training runs,
-whose leaves end in `.value`. LoRA leaves are folded into the weights that they belong to; a leaf
-that is not understood stops the reading, and so does one that is missing.
+It reads both layouts: the released one, and that of openpi's own training runs, whose leaves end in
+`.value`. LoRA leaves are folded into their weights. An unknown or missing leaf is an error.
 Source: openpi `models/model.py: restore_params`, `models/lora.py`.
 """
 
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from pitune.policies.checkpoints.orbax_rules import Rule, rules
@@ -26,7 +26,12 @@ VISION_QUERY = "PaliGemma/img/Transformer/encoderblock/MultiHeadDotProductAttent
 
 @dataclass(frozen=True, kw_only=True)
 class HeadCounts:
-    """What PyTorch's flattened weights no longer tell of a network's attention."""
+    """Numbers of attention heads, which PyTorch's flattened weights do not determine.
+
+    Example:
+        >>> HeadCounts(num_heads=8, num_kv_heads=1, head_dim=256, vision_heads=16).head_dim
+        256
+    """
 
     num_heads: int
     """Query heads of the language model and of the expert."""
@@ -46,13 +51,13 @@ def is_orbax(path: Path) -> bool:
 def read_orbax(path: Path) -> tuple[dict[str, Tensor], HeadCounts]:
     """Return the weights under openpi's PyTorch names, in their stored precision, and the heads.
 
-    The embedding is `...language_model.embed_tokens.weight`; there is no `lm_head`.
+    The embedding is `...language_model.embed_tokens.weight`. There is no `lm_head`.
 
     Args:
         path: The checkpoint (the folder that holds `params`), or its `params` folder.
 
     Raises:
-        FileNotFoundError: there is no orbax checkpoint.
+        FileNotFoundError: the folder is no orbax checkpoint.
         ModuleNotFoundError: `tensorstore` is not installed.
         ValueError: leaves are missing, unknown, of a wrong shape, or damaged.
     """
@@ -80,27 +85,27 @@ def read_orbax(path: Path) -> tuple[dict[str, Tensor], HeadCounts]:
 
 def _params(path: Path) -> Path | None:
     """Return the folder of the leaves, or None if there is none."""
-    found = (folder for folder in (path / "params", path) if (folder / "manifest.ocdbt").is_file())
-    return next(found, None)
+    folders = (path / "params", path)
+    return next((folder for folder in folders if (folder / "manifest.ocdbt").is_file()), None)
 
 
 def _open_leaves(path: Path) -> dict[str, Any]:
-    """Return the arrays by their path below `params`, opened but not read."""
+    """Return the arrays by their path below `params`, opened without reading their values."""
     folder = _params(path)
     if folder is None:
         raise FileNotFoundError(
-            f"no manifest.ocdbt in {path} or {path / 'params'}; an openpi JAX checkpoint is a "
-            "folder with params/manifest.ocdbt in it"
+            f"no manifest.ocdbt in {path} or {path / 'params'}; pass an openpi JAX checkpoint, "
+            "a folder with params/manifest.ocdbt in it"
         )
     try:
         import tensorstore
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{path} is a JAX checkpoint, which tensorstore reads, and that is not installed; run "
-            "pip install 'pitune[orbax]'"
+            f"{path} is a JAX checkpoint, and the package tensorstore, which reads it, is not "
+            "installed; run pip install 'pitune[orbax]'"
         ) from error
     store = {"driver": "ocdbt", "base": f"file://{folder.resolve()}/"}
-    # a writer that says so stored every chunk: one that is not there was lost, and is not zeros
+    # with this flag the writer stored every chunk, so a missing chunk was lost and is not zero
     complete = _metadata(folder).get("store_array_data_equal_to_fill_value", False)
     leaves: dict[str, Any] = {}
     try:
@@ -119,7 +124,7 @@ def _open_leaves(path: Path) -> dict[str, Any]:
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    """Return orbax's description of the leaves, empty if there is none."""
+    """Return orbax's metadata of the leaves, empty if there is none."""
     file = folder / "_METADATA"
     if not file.is_file():
         return {}
@@ -134,9 +139,9 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 
 def _lora_leaves(leaf: str, leaves: Mapping[str, Any]) -> list[str]:
-    """Return the two leaves of a leaf's low-rank update, none if it has no update.
+    """Return the two leaves of a leaf's low-rank update, empty if it has no update.
 
-    Attention keeps them beside its `w`, the feed-forward part appends to the name.
+    In attention they are siblings of `w`. In the feed-forward part their names are suffixes.
     """
     stem = leaf.removesuffix("w") if leaf.endswith("/w") else f"{leaf}_"
     pair = [f"{stem}lora_a", f"{stem}lora_b"]
@@ -146,14 +151,19 @@ def _lora_leaves(leaf: str, leaves: Mapping[str, Any]) -> list[str]:
 def _check_shapes(
     path: Path, expected: Mapping[str, Rule], leaves: Mapping[str, Any]
 ) -> dict[str, int]:
-    """Return the number of layers of the stacked leaves, after a look at the number of axes."""
+    """Return the number of layers of each stacked leaf.
+
+    Raises:
+        ValueError: a leaf has a wrong number of axes, or a tower's leaves differ in layers.
+    """
     depths: dict[str, int] = {}
     for leaf, rule in expected.items():
         shape = tuple(leaves[leaf].shape)
         if len(shape) != rule.rank + rule.stacked:
             raise ValueError(
-                f"{path}: leaf {leaf} has shape {shape}; it should have {rule.rank} axes"
-                f"{' after that of the layers' if rule.stacked else ''}"
+                f"{path}: leaf {leaf} has shape {shape}; it must have {rule.rank} axes"
+                f"{' after that of the layers' if rule.stacked else ''}, take a π0 or π0.5 "
+                "checkpoint of openpi"
             )
         if rule.stacked:
             tower = leaf.split("/")[1]
@@ -162,18 +172,18 @@ def _check_shapes(
             if shape[0] != depths[first]:
                 raise ValueError(
                     f"{path}: leaf {leaf} has {shape[0]} layers, {first} has {depths[first]}; the "
-                    "layers of a tower must agree"
+                    "leaves of a tower must agree, take a complete checkpoint"
                 )
     return depths
 
 
 def _read(path: Path, leaf: str, leaves: Mapping[str, Any]) -> Tensor:
-    """Return the numbers of a leaf."""
+    """Return the values of a leaf."""
     try:
         array = leaves[leaf].read().result()
     except ValueError as error:
         raise _damaged(path, error) from error
-    if array.dtype.name == "bfloat16":  # numpy's own types have no bfloat16
+    if array.dtype.name == "bfloat16":  # numpy has no bfloat16 of its own
         return torch.from_numpy(array.view("uint16")).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -181,12 +191,12 @@ def _read(path: Path, leaf: str, leaves: Mapping[str, Any]) -> Tensor:
 def _merged(leaf: str, weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return a leaf with its low-rank update, alpha / rank = 1 as in all of openpi's variants.
 
-    openpi's einsum for the attention's output, `BTL,NLD->BTD`, adds up the second factor over the
-    heads: there each head's update is its first factor times that sum.
+    openpi's einsum for the attention's output, `BTL,NLD->BTD`, sums the second factor over the
+    heads. There each head's update is its first factor times that sum.
     """
-    if "attn_vec_einsum" in leaf:
-        high = high.float().sum(-3, keepdim=True)
     try:
+        if "attn_vec_einsum" in leaf:
+            high = reduce(high.float(), "layers heads rank d -> layers 1 rank d", "sum")
         update = low.float() @ high.float()
         return (weight.float() + update).to(weight.dtype)
     except RuntimeError as error:
@@ -197,7 +207,7 @@ def _merged(leaf: str, weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _layers(rule: Rule, value: Tensor, depth: int | None) -> dict[str, Tensor]:
-    """Return the parameters of a leaf by name, each with a memory of its own."""
+    """Return the parameters of a leaf by name, each with its own memory."""
     named: dict[str, Tensor] = {}
     for layer in range(1 if depth is None else depth):
         parts = rule.split(value if depth is None else value[layer])
@@ -207,7 +217,8 @@ def _layers(rule: Rule, value: Tensor, depth: int | None) -> dict[str, Tensor]:
 
 
 def _head_counts(leaves: Mapping[str, Any]) -> HeadCounts:
-    """Read the heads off the leaves that keep them as an axis; see `orbax_leaves`."""
+    """Return the numbers of heads, from the leaves that have them as an axis."""
+    # (layers, heads, D, head_dim)
     _, num_heads, _, head_dim = leaves[f"{ATTENTION}/q_einsum/w"].shape
     num_kv_heads = leaves[f"{ATTENTION}/kv_einsum/w"].shape[2]
     return HeadCounts(

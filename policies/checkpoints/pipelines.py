@@ -1,8 +1,7 @@
-"""What openpi's released checkpoints were trained with, but do not say.
+"""Training settings of openpi's released checkpoints, which the checkpoints do not hold.
 
 openpi keeps the horizon, the normalization, the delta actions, the cameras and the robot's
-dimensions in a Python config of its own, not in the checkpoint. These are those settings, by the
-config's name.
+dimensions in its own Python configs. The settings here have the names of those configs.
 Source: openpi `training/config.py`, `policies/{libero,droid,aloha}_policy.py`.
 """
 
@@ -21,27 +20,33 @@ Robot = Literal["libero", "droid", "aloha"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """The settings around an openpi network that its checkpoint does not hold."""
+    """The settings around an openpi network that its checkpoint does not hold.
+
+    Example:
+        >>> own = replace(PIPELINES["pi05_libero"], state_dim=7, cameras={"base_0_rgb": "front"})
+        >>> own.max_tokens
+        200
+    """
 
     family: Family
     action_horizon: int
     """H."""
     execution_horizon: int
-    """How many of the H actions openpi's example client executes."""
+    """h, number of actions that openpi's example client executes."""
     state_dim: int
-    """The robot's state."""
+    """Width of the robot's state."""
     action_dim: int
-    """The robot's action."""
+    """Width of the robot's action."""
     cameras: dict[str, str]
-    """The network's cameras, each with the observation's camera that fills it."""
+    """The observation's camera for each camera of the network."""
     quantiles: bool
-    """Whether quantiles normalize; otherwise mean and standard deviation."""
+    """Whether quantiles normalize. Otherwise mean and standard deviation do."""
     discrete_state: bool = False
-    """Whether the state stands in the prompt (π0.5)."""
+    """Whether the prompt contains the state (π0.5)."""
     delta_mask: tuple[bool, ...] = ()
-    """Which action dimensions are relative to the state."""
+    """True for action dimensions that are relative to the state."""
     joints: Literal["as_is", "aloha"] = "as_is"
-    """Whether ALOHA's joints are turned into π0's conventions."""
+    """Whether ALOHA's joints are converted to π0's conventions."""
 
     @property
     def max_tokens(self) -> int:
@@ -59,7 +64,7 @@ _LIBERO = Pipeline(
     action_dim=7,
     cameras={"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image"},
     quantiles=False,
-    # LIBERO's actions are deltas already; this checkpoint was trained with another one on top
+    # LIBERO's actions are deltas already, and this checkpoint was trained with deltas of them
     delta_mask=_SIX_OF_SEVEN,
 )
 _DROID = Pipeline(
@@ -99,5 +104,4 @@ PIPELINES: dict[str, Pipeline] = {
     "pi0_aloha": _ALOHA,
     "pi05_aloha": replace(_ALOHA, family="pi05", quantiles=True, discrete_state=True),
 }
-"""By the name of openpi's config. `pi05_libero` reads no state at all: that is how it was trained.
-"""
+"""Pipelines by the name of openpi's config. `pi05_libero` was trained without the state."""

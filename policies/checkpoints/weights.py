@@ -1,7 +1,8 @@
-"""One set of parameter names: from what openpi, lerobot and their forks write to ours.
+"""From the weights of openpi, lerobot and their forks to our network.
 
-Ours are openpi's. Everything else is renamed by the rules here and then loaded strictly: a missing
-or a surplus key is an error that names it, never a warning.
+Our parameter names are openpi's. `rename_weights` maps the other names to them, `sizes_of` infers
+the network's sizes from the shapes, and `build` loads the weights strictly: a missing or surplus
+key is an error that names it.
 Sources: openpi `convert_jax_model_to_pytorch.py`; lerobot `modeling_pi0.py`; transformers `pi0`.
 """
 
@@ -13,20 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pitune.policies.checkpoints.keys import (
+    EMBEDDING,
+    EXPERT,
+    EXPERT_HEAD,
+    LM_HEAD,
+    VISION,
+    VLM,
+    check_keys,
+)
 from pitune.policies.network.config import Family, Pi0Config
+from pitune.policies.network.extensions import initialize_extensions, new_parameters
 from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.network.siglip import SiglipConfig
-
-VLM = "paligemma_with_expert.paligemma.model."
-EXPERT = "paligemma_with_expert.gemma_expert."
-EMBEDDING = VLM + "language_model.embed_tokens.weight"
-LM_HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
-EXPERT_HEAD = EXPERT + "lm_head.weight"
-VISION = VLM + "vision_tower.vision_model."
 
 _RENAMES = (
     # lerobot <= 0.3, from the transformers of that time
@@ -43,19 +46,29 @@ _RENAMES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """What the shapes of the weights do not tell."""
+    """Numbers of attention heads, which the shapes of the weights do not determine.
+
+    Example:
+        >>> Heads().num_heads
+        8
+    """
 
     num_heads: int = 8
+    """Query heads of the language model and of the expert."""
     num_kv_heads: int = 1
+    """Their key and value heads."""
     vision_heads: int | None = None
-    """None for the published 72 channels per head."""
+    """Heads of the vision tower. None for the published 72 channels per head."""
 
 
-def canonical(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights under our names, without what no network of ours has.
+def rename_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights under our names, without the unused heads.
 
-    The embedding of the prompt is `embed_tokens` if that is there, and else `lm_head`: openpi ties
-    the two and writes the latter; lerobot writes both, of which `lm_head` is stale.
+    The prompt's embedding is `embed_tokens` if it exists, and `lm_head` otherwise. openpi ties the
+    two and writes `lm_head`. lerobot writes both, but its `lm_head` is stale.
+
+    Raises:
+        ValueError: two weights get the same name.
     """
     renamed: dict[str, Tensor] = {}
     for key, value in weights.items():
@@ -63,7 +76,9 @@ def canonical(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         for pattern, name in _RENAMES:
             key = re.sub(pattern, name, key)
         if key in renamed:
-            raise ValueError(f"two weights are called {key!r}; the checkpoint mixes two formats")
+            raise ValueError(
+                f"two weights are called {key!r}; the checkpoint mixes two formats, remove one"
+            )
         renamed[key] = value
     head = renamed.pop(LM_HEAD, None)
     renamed.pop(EXPERT_HEAD, None)
@@ -72,76 +87,75 @@ def canonical(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def family_of(weights: dict[str, Tensor]) -> Family:
-    """Return whether canonical weights are π0's or π0.5's.
+def family_of(weights: Mapping[str, Tensor]) -> Family:
+    """Return the family of renamed weights, π0 or π0.5.
 
     Raises:
-        ValueError: they are neither's.
+        ValueError: they belong to neither.
     """
-    found: list[Family] = []
-    if "state_proj.weight" in weights:
-        found.append("pi0")
-    if "time_mlp_in.weight" in weights:
-        found.append("pi05")
-    if len(found) != 1:
+    marks: dict[str, Family] = {"state_proj.weight": "pi0", "time_mlp_in.weight": "pi05"}
+    families = [family for key, family in marks.items() if key in weights]
+    if len(families) != 1:
         raise ValueError(
             "the weights are neither π0's nor π0.5's: of state_proj.weight (π0) and "
-            f"time_mlp_in.weight (π0.5) there are {len(found)}; its keys begin with "
-            f"{sorted(weights)[:3]}"
+            f"time_mlp_in.weight (π0.5) there are {len(families)}, and the keys begin with "
+            f"{sorted(weights)[:3]}; take a π0 or π0.5 checkpoint"
         )
-    return found[0]
+    return families[0]
 
 
-def sizes_of(weights: dict[str, Tensor], heads: Heads, action_horizon: int) -> Pi0Config:
-    """Return the network's sizes from the shapes of canonical weights.
+def sizes_of(weights: Mapping[str, Tensor], heads: Heads, action_horizon: int) -> Pi0Config:
+    """Return the network's sizes from the shapes of renamed weights.
 
     Raises:
-        ValueError: a weight that tells a size is missing, or the heads do not divide it.
+        ValueError: a weight that determines a size is missing, or the heads do not divide it.
     """
 
     def shape(key: str) -> torch.Size:
         if key not in weights:
-            raise ValueError(f"the checkpoint lacks the weight {key!r}; is the file complete?")
+            raise ValueError(f"the checkpoint lacks the weight {key!r}; take a complete checkpoint")
         return weights[key].shape
 
     family = family_of(weights)
-    expert = _tower(EXPERT + "model.", shape, weights, heads, adaptive=family == "pi05")
-    vlm = _tower(VLM + "language_model.", shape, weights, heads, adaptive=False)
-    width, _, patch, _ = shape(VISION + "embeddings.patch_embedding.weight")
-    vision_heads = heads.vision_heads
-    if vision_heads is None:
-        if width % 72:
-            raise ValueError(
-                f"the vision tower is {width} wide, which is not the published 72 channels per "
-                "head; say how many heads it has in arch.json beside the weights "
-                '({"vision": {"num_attention_heads": ...}})'
-            )
-        vision_heads = width // 72
-    patches = shape(VISION + "embeddings.position_embedding.weight")[0]
     action_dim = shape("action_in_proj.weight")[1]
     return Pi0Config(
         state_dim=shape("state_proj.weight")[1] if family == "pi0" else action_dim,
         action_dim=action_dim,
         action_horizon=action_horizon,
-        expert=expert,
+        expert=_tower(EXPERT + "model.", shape, weights, heads, adaptive=family == "pi05"),
         family=family,
-        vlm=vlm,
-        vision=SiglipConfig(
-            width=width,
-            depth=_depth(VISION + "encoder.layers.", weights),
-            mlp_dim=shape(VISION + "encoder.layers.0.mlp.fc1.weight")[0],
-            num_heads=vision_heads,
-            image_size=round(patches**0.5) * patch,
-            patch_size=patch,
-        ),
+        vlm=_tower(VLM + "language_model.", shape, weights, heads, adaptive=False),
+        vision=_vision_tower(shape, weights, heads),
         vocab_size=shape(EMBEDDING)[0],
+    )
+
+
+def _vision_tower(
+    shape: Callable[[str], torch.Size], weights: Mapping[str, Tensor], heads: Heads
+) -> SiglipConfig:
+    """Return the sizes of the vision tower."""
+    width, _, patch, _ = shape(VISION + "embeddings.patch_embedding.weight")
+    if heads.vision_heads is None and width % 72:
+        raise ValueError(
+            f"the vision tower is {width} wide, which is not the published 72 channels per "
+            "head; write the number of heads into arch.json beside the weights "
+            '({"vision": {"num_attention_heads": ...}})'
+        )
+    patches = shape(VISION + "embeddings.position_embedding.weight")[0]
+    return SiglipConfig(
+        width=width,
+        depth=_depth(VISION + "encoder.layers.", weights),
+        mlp_dim=shape(VISION + "encoder.layers.0.mlp.fc1.weight")[0],
+        num_heads=width // 72 if heads.vision_heads is None else heads.vision_heads,
+        image_size=round(patches**0.5) * patch,
+        patch_size=patch,
     )
 
 
 def _tower(
     prefix: str,
     shape: Callable[[str], torch.Size],
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     heads: Heads,
     *,
     adaptive: bool,
@@ -153,8 +167,9 @@ def _tower(
     if rest or query_dim != heads.num_heads * head_dim:
         raise ValueError(
             f"{prefix}layers.0: {query_dim} query and {key_dim} key channels do not make "
-            f"{heads.num_heads} query and {heads.num_kv_heads} key heads; say how many there are "
-            'in arch.json beside the weights ({"vlm": {"num_heads": ..., "num_kv_heads": ...}})'
+            f"{heads.num_heads} query and {heads.num_kv_heads} key heads; write their numbers "
+            "into arch.json beside the weights "
+            '({"vlm": {"num_heads": ..., "num_kv_heads": ...}})'
         )
     return GemmaConfig(
         width=width,
@@ -167,79 +182,25 @@ def _tower(
     )
 
 
-def _depth(prefix: str, weights: dict[str, Tensor]) -> int:
-    """Return how many layers there are; a gap among them shows when they are loaded."""
+def _depth(prefix: str, weights: Mapping[str, Tensor]) -> int:
+    """Return the number of layers. A gap among them fails later, when the weights are loaded."""
     numbers = [int(k[len(prefix) :].split(".")[0]) for k in weights if k.startswith(prefix)]
     return max(numbers, default=-1) + 1
 
 
-def build(config: Pi0Config, weights: dict[str, Tensor], source: Path) -> Pi0:
-    """Return the network around canonical weights, which it takes over without copying them.
+def build(config: Pi0Config, weights: Mapping[str, Tensor], source: Path) -> Pi0:
+    """Return the network with renamed weights, which it shares without a copy.
+
+    Published weights have no parameters of the config's extensions. Those get their initial values.
 
     Raises:
         ValueError: keys are missing or surplus, or shapes differ.
     """
     with torch.device("meta"):
         network = Pi0(config)
-    check_keys(network.state_dict(), weights, source)
-    network.load_state_dict(weights, assign=True)
+    new = new_parameters(network)
+    published = {key: value for key, value in network.state_dict().items() if key not in new}
+    check_keys(published, weights, source)
+    network.load_state_dict(weights, strict=False, assign=True)
+    initialize_extensions(network)
     return network.requires_grad_(True)
-
-
-def check_keys(expected: dict[str, Tensor], found: dict[str, Tensor], source: Path) -> None:
-    """Refuse weights that are not exactly what is expected.
-
-    Raises:
-        ValueError: names what is missing, surplus or of the wrong shape.
-    """
-    differences = key_differences(expected, found)
-    if differences:
-        raise ValueError(f"{source} does not fit the network: {differences}")
-
-
-def key_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Return in words what is missing, surplus or of the wrong shape; empty if nothing is."""
-    missing = sorted(expected.keys() - found.keys())
-    surplus = sorted(found.keys() - expected.keys())
-    wrong = {
-        key: (tuple(found[key].shape), tuple(expected[key].shape))
-        for key in expected.keys() & found.keys()
-        if found[key].shape != expected[key].shape
-    }
-    if not (missing or surplus or wrong):
-        return ""
-    return f"missing keys {missing}, surplus keys {surplus}, wrong shapes (found, expected) {wrong}"
-
-
-MAPPED_BYTES = 256 * 2**20
-"""Files from this size on stay mapped into memory. Smaller ones are copied: aligned memory gives
-the same last bits whatever file the numbers came from."""
-
-
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file; those of a large one are mapped into memory, not copied.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no whole safetensors file; a pickle is never opened.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"no weights at {file}")
-    with file.open("rb") as opened:
-        start = opened.read(9)
-    # a safetensors file has "{" after its header's length, whose own bytes may be anything
-    if start[8:] != b"{" and (start.startswith(b"PK") or start.startswith(b"\x80")):
-        raise ValueError(
-            f"{file} is a pickle, which can run any code and is never loaded; convert it to "
-            "safetensors with the program that wrote it"
-        )
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            found = {key: tensors.get_tensor(key) for key in tensors.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{file} is damaged or cut short ({error}); take a complete checkpoint"
-        ) from error
-    if file.stat().st_size < MAPPED_BYTES:
-        found = {key: value.clone() for key, value in found.items()}
-    return found

@@ -1,1 +1,1 @@
-"""Trainable parameters, precision, averages and memory."""
+"""Trainable parameters, their precision, their moving average, and the memory of training."""

@@ -1,11 +1,11 @@
-"""How much a training step keeps for its gradient, estimated from the sizes of the network.
+"""Estimate of the activations that a training step keeps, from the sizes of the network.
 
-Counted is what autograd saves in the flow-matching loss, one point of flow time per observation:
-the inputs of layers that are trained, and what gradients need to pass through frozen ones. On the
-CPU the estimate is within 15 % of what was measured. Attention with a mask and shared heads falls
-back to a plain one on CUDA, which keeps its weights and a copy of keys and values per query head:
-this is counted there, but was not measured.
-Letters: D width, M hidden width.
+The estimate counts the tensors that autograd saves in the flow-matching loss with one flow time per
+observation: the inputs of trained layers, and the tensors that gradients need to pass through
+frozen layers. On the CPU it is within 15 % of measurements. On CUDA, attention with a mask and
+shared heads falls back to a plain implementation, which keeps its weights and a copy of keys and
+values per query head. The estimate includes these, but was not measured on CUDA. Extensions are not
+counted.
 """
 
 from __future__ import annotations
@@ -14,34 +14,40 @@ from typing import NamedTuple
 
 import torch
 
-from pitune.policies.finetuning.trainable import group_of, trained_parameters
+from pitune.policies.finetuning.trainable import parameter_groups, trained_parameters
 from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.network.siglip import SiglipConfig
 from pitune.policies.policy import FlowPolicy
 
 FLOAT32 = 4
-"""Bytes of a number; norms compute in float32 whatever the rest does."""
+"""Bytes of a float32. Norms compute in it, whatever the precision of the towers."""
 
 
 class Pass(NamedTuple):
-    """One pass of a block through a tower, per observation."""
+    """One pass of a block through a tower, per observation.
+
+    Example:
+        >>> Pass(depth=18, layer=4096, entrance=512).layer
+        4096
+    """
 
     depth: int
     """Number of layers."""
     layer: int
-    """What a layer keeps [bytes]."""
+    """Activations of a layer [bytes]."""
     entrance: int
-    """What a layer is given and, with gradient checkpointing, keeps [bytes]."""
+    """Inputs of a layer, all that gradient checkpointing keeps of it [bytes]."""
 
 
 def activation_bytes(policy: FlowPolicy, batch_size: int) -> int:
-    """Estimate what the flow-matching loss of a batch keeps for its gradient [bytes].
+    """Return the estimated activations of the flow-matching loss of a batch [bytes].
 
-    A tower keeps activations if it, or a tower whose output it reads, is trained.
+    A tower keeps activations if it is trained, or a tower whose output it reads.
     """
     network, config = policy.network, policy.network.config
-    trained = {group_of(name) for name, _ in trained_parameters(network)}
+    groups = parameter_groups(network)
+    trained = {groups[name] for name, _ in trained_parameters(network)}
     if not trained:
         return 0
     size, fused = network.compute_dtype.itemsize, policy.device.type == "cpu"
@@ -63,7 +69,10 @@ def activation_bytes(policy: FlowPolicy, batch_size: int) -> int:
 
 
 def _kept(passes: list[Pass], gradient_checkpointing: bool) -> int:
-    """Return what all passes keep per observation, at most one whole layer if recomputed."""
+    """Return the activations of all passes per observation [bytes].
+
+    With gradient checkpointing at most one layer's activations exist at a time.
+    """
     if gradient_checkpointing:
         entrances = sum(depth * entrance for depth, _, entrance in passes)
         return entrances + max(layer for _, layer, _ in passes)
@@ -71,7 +80,7 @@ def _kept(passes: list[Pass], gradient_checkpointing: bool) -> int:
 
 
 def _vision(config: SiglipConfig, tokens: int, size: int) -> Pass:
-    """Return the pass of a trained vision tower: norms, attention, feed-forward part."""
+    """Return the pass of pictures through a trained vision tower."""
     width = config.width
     each = 2 * (FLOAT32 + size) * width + 5 * size * width + 2 * size * config.mlp_dim
     return Pass(config.depth, tokens * each, tokens * width * size)
@@ -84,16 +93,16 @@ def _gemma(
 
     Args:
         config: Sizes.
-        tokens: Of the block.
-        keys: Tokens that the block attends to, itself included.
-        size: Of one number of an activation [bytes].
+        tokens: Number of tokens in the block.
+        keys: Number of tokens that the block attends to, itself included.
+        size: Bytes of one activation.
         fused: Whether attention keeps neither its weights nor keys per query head.
-        trained: Whether the tower itself is; gradients only pass through a frozen one.
+        trained: Whether the tower is trained. Gradients only pass through a frozen one.
     """
     width, queries = config.width, config.num_heads * config.head_dim
     normed = FLOAT32 * (trained or config.adaptive)
     norms = 2 * (FLOAT32 + normed + trained * size) * width
-    if config.adaptive:  # 1 + scale; scale, shift and gate in one; what the gate multiplies
+    if config.adaptive:  # 1 + scale, the chunked modulation, and the input of the gate
         norms += 2 * (FLOAT32 + 3 * size + size) * width
     each = norms + (3 + trained) * size * config.mlp_dim + (2 + trained) * size * queries
     pair = 2 * keys * config.num_kv_heads * config.head_dim * size
@@ -106,14 +115,15 @@ def _gemma(
 def _casts(network: Pi0) -> int:
     """Return the copies of master weights in the precision of the computation [bytes].
 
-    A layer keeps one per pass for the gradient of its input; π0's expert has two passes. With
-    gradient checkpointing they last for a layer only, and are neglected.
+    A layer keeps one per pass for the gradient of its input, and π0's expert has two passes. With
+    gradient checkpointing a copy exists only while its layer runs, and is not counted.
     """
     if network.compute_dtype == torch.float32 or network.expert.gradient_checkpointing:
         return 0
     passes = {"vision": 1, "vlm": 1, "action_expert": 1 + (network.config.family == "pi0")}
+    groups = parameter_groups(network)
     numbers = sum(
-        value.numel() * passes.get(group_of(name), 0)
+        value.numel() * passes.get(groups[name], 0)
         for name, value in trained_parameters(network)
         if value.ndim == 2 and "embed" not in name
     )

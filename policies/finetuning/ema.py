@@ -1,8 +1,8 @@
-"""An exponential moving average of the weights that are trained, to evaluate and to save.
+"""An exponential moving average of the trained weights, for evaluation and for checkpoints.
 
-The average begins at the pretrained weights and follows with a constant decay, as openpi's does;
-frozen weights are not copied. Training goes on with the raw weights: the average takes their place
-only inside `swapped`.
+The average starts at the pretrained weights and has a constant decay, as in openpi. Frozen weights
+are not copied. Training continues with the raw weights, and the average replaces them only inside
+`swapped`.
 Source: openpi `scripts/train.py`, decay 0.99 (π0's own fine-tuning).
 """
 
@@ -14,51 +14,64 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pitune.policies.checkpoints.weights import key_differences
+from pitune.policies.checkpoints.keys import key_differences
 from pitune.policies.finetuning.trainable import trained_parameters
 
 
 class EMA:
     """Average of a module's trained parameters.
 
-    Make it when all is in its place: after `pitune.policies.apply_finetuning`, on the
-    final device, and before the first gradient step.
+    Construct it after `pitune.policies.apply_finetuning`, on the final device, and before the
+    first gradient step.
 
     Args:
-        module: Whose parameters that require a gradient are averaged.
-        decay: What is left of the old average after an update [-], in [0, 1).
+        module: The module. Its parameters that require a gradient are averaged.
+        decay: Weight of the old average in an update [-], in [0, 1).
 
     Raises:
         ValueError: `decay` is outside its range, nothing is trained, or a trained parameter is not
-            float32, in which small changes would be lost.
+            float32. A lower precision would lose small changes.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.zeros_(layer.weight)
+        >>> ema = EMA(layer, decay=0.75)
+        >>> _ = nn.init.ones_(layer.weight)
+        >>> ema.update()
+        >>> with ema.swapped():
+        ...     layer.weight.item()
+        0.25
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.99) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"the average's decay={decay} must be in [0, 1)")
+            raise ValueError(f"the average's decay={decay} must be in [0, 1); openpi uses 0.99")
         self.decay = decay
         self._parameters = dict(trained_parameters(module))
         if not self._parameters:
-            raise ValueError("no parameter is trained, so there is nothing to average")
-        other = {
+            raise ValueError(
+                "no parameter is trained, so there is nothing to average; name groups in "
+                "FinetuneConfig.trainable"
+            )
+        wrong_dtypes = {
             name: value.dtype
             for name, value in self._parameters.items()
             if value.dtype != torch.float32
         }
-        if other:
+        if wrong_dtypes:
             raise ValueError(
-                f"trained parameters must be float32 to be averaged, but {other} are not; "
-                "policies.apply_finetuning makes them so"
+                f"trained parameters must be float32 to be averaged, but {wrong_dtypes} are not; "
+                "call policies.apply_finetuning first, it converts them"
             )
         self._average = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._inside = False
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the present weights; call it after each gradient step.
+        """Move the average towards the current weights. Call it after each gradient step.
 
         Raises:
-            RuntimeError: inside `swapped`, where the module has the average's weights.
+            RuntimeError: inside `swapped`, where the module holds the averaged weights.
         """
         self._refuse_inside("update")
         torch._foreach_lerp_(
@@ -67,7 +80,7 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Give the module the averaged weights for as long as the context lasts; no copies.
+        """Put the averaged weights into the module while the context lasts, without copies.
 
         Raises:
             RuntimeError: inside another `swapped`.
@@ -82,9 +95,9 @@ class EMA:
             self._inside = False
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the average and the raw weights, whichever of them the module has at present.
+        """Return the average and the raw weights, inside `swapped` and outside.
 
-        A checkpoint's policy has the averaged weights; training resumes with these.
+        A checkpoint's policy holds the averaged weights. Training resumes with this state.
         """
         raw = {name: value.detach() for name, value in self._parameters.items()}
         average = self._average
@@ -101,27 +114,27 @@ class EMA:
 
         Raises:
             RuntimeError: inside `swapped`.
-            ValueError: the state is that of other parameters.
+            ValueError: the state is that of other parameters than the trained ones.
         """
         self._refuse_inside("load_state_dict")
         own = self.state_dict()
         differences = key_differences(own, state)
         if differences:
             raise ValueError(
-                "the state of an average does not fit the parameters that are trained: "
-                f"{differences}; train the same groups as the run that wrote it"
+                f"the state of an average does not fit the trained parameters: {differences}; "
+                "train the same groups as the run that wrote it"
             )
         for key, value in own.items():
             value.copy_(state[key])
 
     def _exchange(self) -> None:
-        """Let each parameter and its average trade their memory."""
+        """Swap the memory of each parameter with that of its average."""
         for name, parameter in self._parameters.items():
             parameter.data, self._average[name] = self._average[name], parameter.data
 
-    def _refuse_inside(self, what: str) -> None:
+    def _refuse_inside(self, method: str) -> None:
         if self._inside:
             raise RuntimeError(
-                f"{what} was called inside EMA.swapped, where the module has the averaged weights; "
-                "call it outside"
+                f"{method} was called inside EMA.swapped, where the module holds the averaged "
+                "weights; call it outside"
             )

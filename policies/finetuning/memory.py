@@ -1,69 +1,87 @@
-"""What training a policy needs in memory, told before it starts.
+"""The memory that training a policy needs, computed before it starts.
 
-Weights, gradients and Adam's two moments are counted exactly; activations are estimated, see
-`pitune.policies.finetuning.activations`. What the libraries themselves take, the simulator and the
-rollouts are not in it.
+Weights, gradients and Adam's two moments are counted exactly. Activations are estimated, see
+`pitune.policies.finetuning.activations`. The libraries' own memory, the simulator and the rollouts
+are not included.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from pitune.policies.finetuning.activations import activation_bytes
-from pitune.policies.finetuning.trainable import GROUPS, group_of
+from pitune.policies.finetuning.trainable import parameter_groups
+from pitune.policies.network.extensions import PRETRAINED_GROUPS
 from pitune.policies.policy import FlowPolicy
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupMemory:
-    """One group of parameters, in bytes."""
+    """Memory of one group of parameters.
+
+    Example:
+        >>> sizes = {"weight_bytes": 12, "gradient_bytes": 12, "adam_bytes": 24}
+        >>> GroupMemory(group="vlm", parameters=3, trained=3, **sizes).total_bytes
+        48
+    """
 
     group: str
     parameters: int
-    """Numbers in it, adapters included [-]."""
+    """Number of parameters, adapters included [-]."""
     trained: int
-    """How many of them are trained [-]."""
+    """Number of trained parameters [-]."""
     weight_bytes: int
+    """Weights, frozen ones included [bytes]."""
     gradient_bytes: int
+    """Gradients of the trained parameters [bytes]."""
     adam_bytes: int
-    """Two moments of every trained number."""
+    """Two moments of every trained parameter [bytes]."""
 
     @property
     def total_bytes(self) -> int:
-        """All of the above."""
+        """Weights, gradients and moments [bytes]."""
         return self.weight_bytes + self.gradient_bytes + self.adam_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryReport:
-    """What training needs, by group, and for a batch."""
+    """Memory of training: by parameter group, and for the activations of a batch.
+
+    Example:
+        >>> MemoryReport(rows=(), batch_size=8, activation_bytes=2**20).total_bytes
+        1048576
+    """
 
     rows: tuple[GroupMemory, ...]
-    """The groups that the network has."""
+    """The groups of the network, extensions last."""
     batch_size: int
     """Observations in one gradient step."""
     activation_bytes: int
-    """What one batch keeps for its gradient, estimated."""
+    """Activations that one batch keeps for its gradient, estimated [bytes]."""
 
     @property
     def trained(self) -> int:
-        """Numbers that are trained."""
+        """Number of trained parameters [-]."""
         return sum(row.trained for row in self.rows)
 
     @property
     def total_bytes(self) -> int:
-        """Everything together."""
+        """All groups and the activations [bytes]."""
         return sum(row.total_bytes for row in self.rows) + self.activation_bytes
 
     def table(self) -> Table:
         """Return a table for `rich`."""
+        from rich.table import Table
+
         table = Table(title=f"Training memory, minibatch {self.batch_size}")
         for name in ("group", "parameters", "trained", "weights", "gradients", "Adam"):
             table.add_column(f"{name}", justify="left" if name == "group" else "right")
@@ -81,6 +99,8 @@ class MemoryReport:
 
     def text(self) -> str:
         """Return the table as plain text."""
+        from rich.console import Console
+
         console = Console(width=100, color_system=None)
         with console.capture() as capture:
             console.print(self.table())
@@ -88,15 +108,16 @@ class MemoryReport:
 
 
 def parameter_report(policy: FlowPolicy, batch_size: int = 1) -> MemoryReport:
-    """Return what training a policy needs, after `pitune.policies.apply_finetuning`.
+    """Return the memory of training a policy, after `pitune.policies.apply_finetuning`.
 
     Args:
-        policy: Whose parameters say by `requires_grad` whether they are trained.
-        batch_size: Observations in one gradient step, each with one point of flow time.
+        policy: The policy. Parameters with `requires_grad` are trained.
+        batch_size: Observations in one gradient step, each with one flow time.
     """
     rows = []
-    for group in GROUPS:
-        values = [v for name, v in policy.network.named_parameters() if group_of(name) == group]
+    groups = parameter_groups(policy.network)
+    for group in dict.fromkeys((*PRETRAINED_GROUPS, *groups.values())):
+        values = [v for name, v in policy.network.named_parameters() if groups[name] == group]
         trained = [value for value in values if value.requires_grad]
         gradients = sum(value.nbytes for value in trained)
         row = GroupMemory(
@@ -125,17 +146,17 @@ def available_bytes(device: torch.device) -> int:
 
 
 def check_memory(report: MemoryReport, available: int, other: int = 0) -> None:
-    """Refuse a run that cannot fit.
+    """Fail if training cannot fit into memory.
 
-    The weights are there already when this is asked, so only what comes on top has to fit.
+    The weights are allocated already, so only gradients, moments and activations have to fit.
 
     Args:
         report: From `parameter_report`.
         available: Free memory, `available_bytes` [bytes].
-        other: What else will be allocated, as copies of the policy and their like [bytes].
+        other: Further allocations, for example copies of the policy [bytes].
 
     Raises:
-        ValueError: more is needed than there is.
+        ValueError: training needs more than the free memory.
     """
     needed = report.total_bytes - sum(row.weight_bytes for row in report.rows) + other
     if needed > available:
@@ -150,7 +171,7 @@ def check_memory(report: MemoryReport, available: int, other: int = 0) -> None:
 
 
 def readable(num_bytes: int) -> str:
-    """Return a number of bytes in words, in GiB or MiB."""
+    """Return a number of bytes as text, in GiB or MiB."""
     if num_bytes >= GIB:
         return f"{num_bytes / GIB:.2f} GiB"
     return f"{num_bytes / 2**20:.2f} MiB"

@@ -1,72 +1,85 @@
-"""Which parts of a π0 are trained, in which precision: full, by groups of parameters, or LoRA.
+"""The trained parts of a π0 and their precision: all, groups of parameters, or low-rank updates.
 
-What is trained has float32 master weights, whatever computes with them; what is frozen may be kept
-in bfloat16. Groups are known by name, and a group that this network lacks is an error, so nobody
-trains less than they think. `pitune.policies.finetuning.memory` says what a choice costs.
-Source: openpi `models_pytorch/gemma_pytorch.py: to_bfloat16_for_selected_params` for what stays in
-float32; here the vision tower's layer norms do too.
+Trained parameters have float32 master weights, whatever the precision of the computation. Frozen
+ones may be kept in bfloat16. A group that the network lacks is an error, so a misspelled name
+cannot silently train less. `pitune.policies.finetuning.memory` estimates the cost of a choice.
+Source: openpi `models_pytorch/gemma_pytorch.py: to_bfloat16_for_selected_params` for the parameters
+that stay in float32. Here the vision tower's layer norms do too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
 
+from pitune.policies.network.extensions import (
+    PRETRAINED_GROUPS,
+    extension_names,
+    new_parameters,
+)
 from pitune.policies.network.gemma import Gemma
 from pitune.policies.network.lora import LoRAConfig, add_lora, merge_lora
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.policy import FlowPolicy
 
-Group = Literal["action_expert", "vlm", "vision", "projections"]
-Trainable = Literal["action_expert", "vlm", "vision", "projections", "all"]
-GROUPS: tuple[Group, ...] = get_args(Group)
-"""Parts of the network: the expert, the language model, the vision tower with its projector, and
-the linear layers between the robot's numbers and the expert."""
-PREFIXES: dict[str, Group] = {
+PREFIXES = {
     "paligemma_with_expert.gemma_expert.": "action_expert",
     "paligemma_with_expert.paligemma.model.language_model.": "vlm",
     "paligemma_with_expert.paligemma.model.vision_tower.": "vision",
     "paligemma_with_expert.paligemma.model.multi_modal_projector.": "vision",
 }
+"""Group of a published parameter by the start of its name. All others are projections."""
 FLOAT32_PARTS = ("norm", "patch_embedding", "position_embedding")
-"""Parameters with one of these in their name stay in float32; so do the projections."""
+"""Parameters with one of these in their name stay in float32. So do projections and extensions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """What is trained, and how memory is saved."""
+    """The trained parts of a policy, and the options that save memory.
 
-    trainable: tuple[Trainable, ...] = ("all",)
-    """Groups of parameters that are trained; empty to train nothing but low-rank updates."""
+    Raises:
+        ValueError: a group is unknown, or nothing would be trained.
+
+    Example:
+        >>> config = FinetuneConfig(trainable=("action_expert", "projections"), dtype="bfloat16")
+        >>> config.gradient_checkpointing
+        False
+    """
+
+    trainable: tuple[str, ...] = ("all",)
+    """Groups of parameters to train: action_expert, vlm, vision, projections, the name of an
+    extension, or all. Empty to train low-rank updates alone."""
     lora: LoRAConfig | None = None
-    """Low-rank updates. The layers that have one are frozen themselves, whatever their group."""
+    """Low-rank updates. A layer with one is frozen itself, whatever its group."""
     gradient_checkpointing: bool = False
-    """Whether a layer's activations are computed again for the gradient instead of being kept."""
+    """Whether to recompute a layer's activations for the gradient instead of keeping them."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Precision in which the towers compute and in which frozen weights are kept; that of the
-    checkpoint by default."""
+    """Precision of the towers' computation and of frozen weights. The checkpoint's by default."""
 
     def __post_init__(self) -> None:
-        valid = get_args(Trainable)
+        valid = [*PRETRAINED_GROUPS, "all", *extension_names()]
         unknown = [name for name in self.trainable if name not in valid]
         if unknown:
-            raise ValueError(f"trainable names unknown groups {unknown}; valid are {list(valid)}")
+            raise ValueError(
+                f"trainable names unknown groups {unknown}; valid are {valid}, name some of them"
+            )
         if not self.trainable and self.lora is None:
             raise ValueError(
                 f"trainable is empty and there is no lora, so nothing would be trained; name some "
-                f"of {list(valid)}"
+                f"of {valid}"
             )
 
 
-def apply_finetuning(policy: FlowPolicy, config: FinetuneConfig) -> None:
-    """Make a policy ready to be trained: adapters, what is trained, precisions, checkpointing.
+def apply_finetuning(policy: FlowPolicy, config: FinetuneConfig) -> FlowPolicy:
+    """Return the policy ready for training: adapters, trained groups, precisions, checkpointing.
 
-    Adapters that the policy came with are folded into its weights first.
+    It changes the policy's network in place. Adapters that the policy came with are merged into
+    its weights first. Use the returned policy from then on.
 
     Raises:
         ValueError: a group or a LoRA target is not in this network, or the network has adapters
@@ -79,42 +92,54 @@ def apply_finetuning(policy: FlowPolicy, config: FinetuneConfig) -> None:
     trained = _trained_groups(network, config.trainable)
     adapted = set() if config.lora is None else set(add_lora(network, config.lora))
     frozen = network.compute_dtype if config.dtype is None else getattr(torch, config.dtype)
+    new, groups = new_parameters(network), parameter_groups(network)
     for name, parameter in network.named_parameters():
         layer, _, last = name.rpartition(".")
-        adapter = last in ("lora_a", "lora_b")
-        train = adapter or (group_of(name) in trained and layer not in adapted)
+        is_adapter = last in ("lora_a", "lora_b")
+        train = is_adapter or (groups[name] in trained and layer not in adapted)
         parameter.requires_grad_(train)
-        dtype = torch.float32 if train or stays_float32(name) else frozen
-        parameter.data = parameter.data.to(dtype)
+        keep_float32 = train or name in new or stays_float32(name)
+        parameter.data = parameter.data.to(torch.float32 if keep_float32 else frozen)
     network.compute_dtype = frozen
     for module in network.modules():
         if isinstance(module, Gemma | Siglip):
             module.gradient_checkpointing = config.gradient_checkpointing
+    return policy
 
 
-def group_of(name: str) -> Group:
-    """Return the group of one of the network's parameters, by its name."""
-    found = (group for prefix, group in PREFIXES.items() if name.startswith(prefix))
-    return next(found, "projections")
+def group_of(name: str) -> str:
+    """Return the group of a published parameter, by its name."""
+    groups = (group for prefix, group in PREFIXES.items() if name.startswith(prefix))
+    return next(groups, "projections")
+
+
+def parameter_groups(network: nn.Module) -> dict[str, str]:
+    """Return the group of each of a network's parameters, extensions included, by name."""
+    new = new_parameters(network)
+    return {name: new.get(name, group_of(name)) for name, _ in network.named_parameters()}
 
 
 def stays_float32(name: str) -> bool:
-    """Return whether a parameter is kept in float32 even where it is frozen."""
+    """Return whether a published parameter stays in float32 even if it is frozen."""
     return group_of(name) == "projections" or any(part in name for part in FLOAT32_PARTS)
 
 
 def trained_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters that are trained, by name."""
+    """Yield the trained parameters with their names."""
     return ((name, value) for name, value in module.named_parameters() if value.requires_grad)
 
 
-def _trained_groups(network: Pi0, names: tuple[Trainable, ...]) -> set[str]:
-    """Return the groups that are trained, all of them there."""
-    present = {group_of(name) for name, _ in network.named_parameters()}
+def _trained_groups(network: Pi0, names: tuple[str, ...]) -> set[str]:
+    """Return the groups to train.
+
+    Raises:
+        ValueError: the network lacks one of them.
+    """
+    present = list(dict.fromkeys(parameter_groups(network).values()))
     missing = [name for name in names if name != "all" and name not in present]
     if missing:
         raise ValueError(
-            f"trainable names groups {missing} that this network lacks; it has "
-            f"{[group for group in GROUPS if group in present]}"
+            f"trainable names groups {missing} that this network lacks; it has {sorted(present)}, "
+            "name some of them"
         )
     return set(present) if "all" in names else set(names)

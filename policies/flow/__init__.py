@@ -1,1 +1,1 @@
-"""Flow matching: path, transition kernels, chains, ODE solvers."""
+"""Flow matching and its likelihoods: mathematics only, independent of robots and of learning."""

@@ -1,4 +1,4 @@
-"""Chains from noise to action: sampled step by step, scored in one pass, by the same kernel.
+"""Chains from noise to action, sampled step by step and scored in one pass by the same kernel.
 
 Conventions and letters are those of `pitune.policies.flow.path`.
 """
@@ -10,19 +10,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pitune.policies.flow.path import (
-    FlowOutput,
-    Kernel,
-    TimeGrid,
-    Transition,
-    VelocityField,
-    log_prob,
-    ode_step,
-)
+from pitune.policies.flow.kernels import Kernel, Transition, log_prob, ode_step
+from pitune.policies.flow.path import FlowOutput, TimeGrid, VelocityField
 
 
 class ChainScore(NamedTuple):
-    """What scoring a chain computes, at its M scored steps."""
+    """The score of a chain at its M scored steps.
+
+    Example:
+        >>> from pitune.policies.flow.kernels import FlowSDE
+        >>> grid, kernel = TimeGrid(3), FlowSDE(noise_level=0.5)
+        >>> field = lambda x, flow_time: FlowOutput(x)
+        >>> chain, log_density = sample_chain(field, torch.randn(2, 1, 1), grid, kernel)
+        >>> torch.allclose(score_chain(field, chain, grid, kernel).log_prob, log_density)
+        True
+    """
 
     log_prob: Tensor
     """Log-density of each random entry (B, M, H, A)."""
@@ -45,31 +47,31 @@ def sample_chain(
 
     Args:
         field: Velocity field of the rows' observations.
-        noise: Starting points (B, H, A). An argument, never drawn here: steering, paired
-            evaluation and reproducible tests need it.
+        noise: Starting points (B, H, A). They are an argument and never drawn here, because
+            steering, paired evaluation and reproducible tests choose them.
         grid: The flow times.
         kernel: How a step becomes random.
-        stochastic_step: The only step that is random, one per row (B,); every step by default.
+        stochastic_step: The only random step, one per row (B,). Every step by default.
     """
     x = noise.float()[:, None]  # (B, 1, H, A)
     chain, entries = [x], []
     for k in range(grid.flow_steps):
-        step = torch.full(x.shape[:2], k, dtype=torch.int64, device=x.device)
+        step = torch.full(x.shape[:2], k, dtype=torch.int64, device=x.device)  # (B, 1)
         output = _float32(field(x, grid.times(x.device)[step]))
         transition = kernel(x, output, step, grid)
         if stochastic_step is not None:
-            here = (stochastic_step == k)[:, None, None, None]
+            is_random = (stochastic_step == k)[:, None, None, None]  # (B, 1, 1, 1)
             transition = Transition(
-                torch.where(here, transition.mean, ode_step(x, output, step, grid).mean),
-                torch.where(here, transition.std, torch.zeros_like(transition.std)),
+                torch.where(is_random, transition.mean, ode_step(x, output, step, grid).mean),
+                torch.where(is_random, transition.std, torch.zeros_like(transition.std)),
             )
         x = transition.mean + transition.std * torch.randn_like(transition.mean)
         chain.append(x)
         entries.append(log_prob(transition, x))
-    scored = torch.cat(entries, dim=1)
-    if stochastic_step is not None:  # the other steps are deterministic and score 0
-        scored = scored.sum(1, keepdim=True)
-    return torch.cat(chain, dim=1), scored
+    log_density = torch.cat(entries, dim=1)  # (B, K, H, A)
+    if stochastic_step is not None:  # the other steps are deterministic and have log-density 0
+        log_density = log_density.sum(1, keepdim=True)
+    return torch.cat(chain, dim=1), log_density
 
 
 def score_chain(
@@ -79,7 +81,7 @@ def score_chain(
     kernel: Kernel,
     stochastic_step: Tensor | None = None,
 ) -> ChainScore:
-    """Return the log-density of every random entry of a chain, and what it was computed from.
+    """Return the log-density of every random entry of a chain, with its transition and velocity.
 
     All M scored steps are one batched call of the field: M = K, or 1 with `stochastic_step`.
 
@@ -95,17 +97,17 @@ def score_chain(
         )
     if kernel is ode_step:
         raise ValueError("the ODE has no transition density; score with FlowSDE or FlowNoise")
-    batch = torch.arange(len(chain), device=chain.device)[:, None]
+    rows = torch.arange(len(chain), device=chain.device)[:, None]  # (B, 1)
     if stochastic_step is None:
-        step = torch.arange(num_steps, device=chain.device).expand(len(chain), -1)
+        step = torch.arange(num_steps, device=chain.device).expand(len(chain), -1)  # (B, K)
     else:
-        step = stochastic_step[:, None]
-    x, x_next = chain[batch, step], chain[batch, step + 1]  # (B, M, H, A)
+        step = stochastic_step[:, None]  # (B, 1)
+    x, x_next = chain[rows, step], chain[rows, step + 1]  # (B, M, H, A)
     output = _float32(field(x, grid.times(chain.device)[step]))
     transition = kernel(x, output, step, grid)
     return ChainScore(log_prob(transition, x_next), transition, output.velocity)
 
 
 def _float32(output: FlowOutput) -> FlowOutput:
-    """A bfloat16 network's velocity in float32: densities are never computed in less."""
+    """Return the output with a float32 velocity. Densities need at least that precision."""
     return output._replace(velocity=output.velocity.float())

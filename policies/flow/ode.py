@@ -1,4 +1,4 @@
-"""The flow as an ordinary differential equation: the deployed sampler, and the exact likelihood.
+"""The flow as an ordinary differential equation: deployed sampler and exact likelihood.
 
 Conventions and letters are those of `pitune.policies.flow.path`.
 """
@@ -21,12 +21,21 @@ def integrate(
 ) -> Tensor:
     """Return the ODE's action (B, H, A) from its noise (B, H, A).
 
-    The pretrained policies were deployed with Euler; midpoint and Heun cost two evaluations a step.
+    The pretrained policies were deployed with Euler. Midpoint and Heun need two evaluations a step.
+
+    Raises:
+        ValueError: `solver` is unknown.
+
+    Example:
+        >>> from pitune.policies.flow.path import FlowOutput
+        >>> one = torch.ones(1, 2, 3)  # (B, H, A)
+        >>> integrate(lambda x, flow_time: FlowOutput(one[:, None]), one, TimeGrid(4)).unique()
+        tensor([0.])
     """
-    x = noise.float()[:, None]
+    x = noise.float()[:, None]  # (B, 1, H, A)
     times = grid.times(x.device)
     for k in range(grid.flow_steps):
-        t = times[k].expand(x.shape[:2])
+        t = times[k].expand(x.shape[:2])  # (B, 1)
         velocity = field(x, t).velocity.float()
         if solver == "midpoint":
             half = x - 0.5 * grid.dt * velocity
@@ -46,18 +55,18 @@ def ode_log_likelihood(
     """Return the exact log-likelihood of actions (B,) and their noise (B, H, A).
 
     Integrates log p(action) = log N(noise; 0, 1) + integral over [0, 1] of div(velocity) dt, from
-    the action up to the noise, by Heun's rule. For tests and reports. Double precision if `action`
-    is.
+    the action up to the noise, by Heun's rule. It is meant for tests and reports. It computes in
+    double precision if `action` is double.
 
     Args:
         field: Velocity field of the rows' observations.
         action: (B, H, A).
-        flow_steps: Of the integration.
-        num_probes: 0 for the full divergence, H * A backward passes per evaluation, for small
-            actions; otherwise Hutchinson's unbiased estimate from so many random signs, the same
-            along the whole path.
+        flow_steps: Steps of the integration.
+        num_probes: 0 for the full divergence, with H * A backward passes per evaluation, for small
+            actions. Otherwise the number of random sign vectors of Hutchinson's unbiased estimate,
+            the same along the whole path.
     """
-    x = action[:, None]
+    x = action[:, None]  # (B, 1, H, A)
     probes = None
     if num_probes:
         probes = 2 * torch.randint(2, (num_probes, *x.shape), device=x.device).to(x.dtype) - 1
@@ -76,7 +85,10 @@ def ode_log_likelihood(
 def _divergence(
     field: VelocityField, x: Tensor, flow_time: float, probes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the velocity (B, 1, H, A) and its divergence (B,), full or probed (P, B, 1, H, A)."""
+    """Return the velocity (B, 1, H, A) and its divergence (B,).
+
+    Without `probes` (num_probes, B, 1, H, A) the divergence is the full one.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         velocity = field(x, x.new_full(x.shape[:2], flow_time)).velocity

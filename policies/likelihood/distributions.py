@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pitune.policies.flow.chain import sample_chain, score_chain
+from pitune.policies.flow.kernels import Kernel
 from pitune.policies.flow.ode import ode_log_likelihood
-from pitune.policies.flow.path import Kernel, TimeGrid, VelocityField, interpolate, target_velocity
+from pitune.policies.flow.path import TimeGrid, VelocityField, interpolate, target_velocity
 from pitune.policies.likelihood.config import (
     ExactFlowConfig,
     FlowMatchingConfig,
@@ -79,7 +80,8 @@ class FlowChain(ActionDistribution):
 
     Example:
         >>> from pitune.policies import FlowSDEConfig
-        >>> from pitune.policies.flow.path import FlowOutput, FlowSDE
+        >>> from pitune.policies.flow.kernels import FlowSDE
+    from pitune.policies.flow.path import FlowOutput
         >>> dist = FlowChain(
         ...     lambda x, flow_time: FlowOutput(torch.zeros_like(x)),
         ...     FlowSDE(0.5, torch.ones(4, 2)),

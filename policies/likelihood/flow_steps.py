@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pitune.policies.flow.path import FlowNoise, FlowSDE, Kernel
+from pitune.policies.flow.kernels import FlowNoise, FlowSDE, Kernel
 from pitune.policies.likelihood.config import (
     FlowNoiseConfig,
     FlowSDEConfig,

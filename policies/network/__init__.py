@@ -1,1 +1,1 @@
-"""The π0 and π0.5 networks."""
+"""The π0 and π0.5 networks, their low-rank updates and their extensions."""

@@ -1,12 +1,12 @@
 """Sizes of the π0 and π0.5 networks, and the presets.
 
-Any width, depth, number of heads, horizon and action dimension will do; a checkpoint's sizes are
-read from its weights.
+Width, depth, number of heads, horizon and action dimension are free. The sizes of a checkpoint are
+inferred from its weights.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pitune.policies.network.gemma import GemmaConfig
@@ -17,42 +17,58 @@ Family = Literal["pi0", "pi05"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pi0Config:
-    """Sizes of the network, in normalized model space."""
+    """Sizes of the network, in normalized model space.
+
+    Raises:
+        ValueError: the sizes contradict each other.
+
+    Example:
+        >>> sizes = Pi0Config(state_dim=4, action_dim=2, action_horizon=8, expert=LAPTOP_EXPERT)
+        >>> sizes.feature_dim
+        64
+    """
 
     state_dim: int
     """S, the width of the state token's input (π0)."""
     action_dim: int
-    """A, the model's action width; a robot with fewer dimensions is padded."""
+    """A, the model's action width. Actions of a robot with fewer dimensions are padded."""
     action_horizon: int
-    """H, how many actions one chunk has. It is not in the weights."""
+    """H, number of actions in a chunk. The weights do not depend on it."""
     expert: GemmaConfig
     """The action expert."""
     family: Family = "pi0"
     """π0, or π0.5."""
     vlm: GemmaConfig | None = None
-    """The language model; None for a policy that sees only its state."""
+    """The language model. None for a policy that reads only its state."""
     vision: SiglipConfig | None = None
-    """The vision tower; None for a policy without cameras."""
+    """The vision tower. None for a policy without cameras."""
     vocab_size: int = 0
-    """Pieces of the tokenizer; 0 for a policy without a prompt."""
+    """Pieces of the tokenizer. 0 for a policy without a prompt."""
+    extensions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Registered extensions by name, each with its options (JSON values)."""
 
     def __post_init__(self) -> None:
         if self.expert.adaptive != (self.family == "pi05"):
             raise ValueError(
                 f"family={self.family!r} does not fit expert.adaptive={self.expert.adaptive}; "
-                "π0.5's expert has adaptive norms, π0's has not"
+                "π0.5's expert has adaptive norms, π0's does not"
             )
         if self.vlm is None and (self.vision is not None or self.vocab_size):
-            raise ValueError("a vision tower or a vocabulary needs a vlm, but vlm is None")
+            raise ValueError(
+                "a vision tower or a vocabulary needs a language model, but vlm is None; pass a vlm"
+            )
         if self.vlm is None and self.family == "pi05":
-            raise ValueError("π0.5 reads all it knows from its prefix, but vlm is None")
+            raise ValueError(
+                "π0.5 reads its state from the prompt, but vlm is None; pass a vlm, or use "
+                "family='pi0'"
+            )
         if self.vlm is not None:
             for name in ("depth", "num_heads", "num_kv_heads", "head_dim"):
-                ours, theirs = getattr(self.expert, name), getattr(self.vlm, name)
-                if ours != theirs:
+                of_expert, of_vlm = getattr(self.expert, name), getattr(self.vlm, name)
+                if of_expert != of_vlm:
                     raise ValueError(
-                        f"the expert's {name}={ours} differs from the vlm's {theirs}; towers that "
-                        "attend to each other share it"
+                        f"the expert's {name}={of_expert} differs from the vlm's {of_vlm}; towers "
+                        "that attend to each other share it, so make them equal"
                     )
 
     @classmethod
@@ -74,7 +90,7 @@ class Pi0Config:
 LAPTOP_EXPERT = GemmaConfig(
     width=64, depth=2, mlp_dim=128, num_heads=4, num_kv_heads=1, head_dim=16
 )
-"""The small preset: an expert that two CPU cores fine-tune in minutes."""
+"""The small preset. Two CPU cores fine-tune this expert in minutes."""
 
 
 def pi0(action_horizon: int = 50) -> Pi0Config:
@@ -97,7 +113,7 @@ def pi05(action_horizon: int = 50) -> Pi0Config:
 
 
 def tiny(family: Family = "pi0", *, action_horizon: int = 10, image_size: int = 224) -> Pi0Config:
-    """Return sizes that a test runs in milliseconds: every part of the real ones, small."""
+    """Return sizes for tests: every part of the published networks, with small widths."""
     return Pi0Config(
         state_dim=32,
         action_dim=32,

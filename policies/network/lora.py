@@ -1,8 +1,8 @@
-"""Low-rank updates of linear layers: W + alpha / rank * B A, with few numbers to train.
+"""Low-rank updates of linear layers: W + alpha / rank * B A, with few parameters to train.
 
-The adapters are float32 whatever the precision of the weights that they stand on. B begins at
-zero, so a network with fresh adapters computes what it did before; A begins Gaussian, of variance
-1 / inputs, so that A x is of the size of x.
+The adapters are float32, whatever the precision of their layer's weights. B starts at zero, so
+fresh adapters leave the network's output unchanged. A starts Gaussian with variance 1 / inputs, so
+that A x has the scale of x.
 Source: Hu et al. 2021 (LoRA), section 4.1.
 """
 
@@ -16,31 +16,39 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from pitune.policies.network.gemma import Linear
+from pitune.policies.network.layers import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Which layers get a low-rank update, and how large."""
+    """The layers with a low-rank update, its rank and its scale.
+
+    Raises:
+        ValueError: `rank` or `alpha` is not positive, or there are no targets.
+
+    Example:
+        >>> LoRAConfig(rank=8, alpha=16.0, targets=("gemma_expert.*.q_proj",)).rank
+        8
+    """
 
     rank: int = 16
     """Columns of B, rows of A."""
     alpha: float = 16.0
-    """The update's size: B A counts alpha / rank times [-]."""
+    """Scale of the update: B A is multiplied by alpha / rank [-]."""
     targets: tuple[str, ...] = ("gemma_expert.*_proj",)
-    """Linear layers by the end of their name, `*` for any part: `q_proj`,
-    `language_model.*.mlp.*_proj`. Each must match at least one layer."""
+    """Linear layers by the end of their name, with `*` for any part, for example `q_proj` or
+    `language_model.*.mlp.*_proj`. Each target must match at least one layer."""
 
     def __post_init__(self) -> None:
         for name, value in (("rank", self.rank), ("alpha", self.alpha)):
             if value <= 0:
-                raise ValueError(f"LoRA's {name}={value} must be positive")
+                raise ValueError(f"LoRA's {name}={value} must be positive; the default is 16")
         if not self.targets:
             raise ValueError("LoRA's targets are empty; name layers, such as 'gemma_expert.*_proj'")
 
 
 def add_lora(network: nn.Module, config: LoRAConfig) -> list[str]:
-    """Give the targeted layers an adapter, and return their names.
+    """Attach an adapter to each targeted layer, and return the layers' names.
 
     Raises:
         ValueError: a target matches no layer, or a layer has an adapter already.
@@ -67,7 +75,10 @@ def add_lora(network: nn.Module, config: LoRAConfig) -> list[str]:
 
 
 def merged_state(network: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict with the updates folded in and no adapters; the network stays as is."""
+    """Return the state dict with the updates folded in and without adapters.
+
+    The network itself is not changed.
+    """
     state = {
         key: value
         for key, value in network.state_dict().items()
@@ -80,7 +91,7 @@ def merged_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def merge_lora(network: nn.Module) -> None:
-    """Fold the updates into the weights and remove the adapters."""
+    """Fold the updates into the network's weights, and remove the adapters."""
     for _, layer in _linears(network):
         if layer.lora_a is not None:
             with torch.no_grad():
@@ -90,18 +101,19 @@ def merge_lora(network: nn.Module) -> None:
 
 
 def _linears(network: nn.Module) -> Iterator[tuple[str, Linear]]:
-    """Yield the layers that can have an adapter, by name."""
+    """Yield the layers that can have an adapter, with their names."""
     return ((name, layer) for name, layer in network.named_modules() if isinstance(layer, Linear))
 
 
 def _matches(name: str, target: str) -> bool:
-    """Return whether a target is a layer's name or the end of it, from a dot on."""
+    """Return whether a target matches a layer's name, or its end after a dot."""
     return fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")
 
 
 def _attach(layer: Linear, config: LoRAConfig) -> None:
-    """Give a layer a fresh adapter."""
+    """Attach a fresh adapter to a layer."""
     device = layer.weight.device
+    # A (rank, in), B (out, rank)
     low = torch.randn(config.rank, layer.in_features, device=device) * layer.in_features**-0.5
     layer.lora_a = nn.Parameter(low)
     layer.lora_b = nn.Parameter(torch.zeros(layer.out_features, config.rank, device=device))

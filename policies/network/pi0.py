@@ -1,68 +1,51 @@
-"""The π0 and π0.5 networks: an observation encoded once, a velocity of action tokens asked often.
+"""The π0 and π0.5 networks: encode an observation once, then evaluate the velocity per flow step.
 
-Tokens, in blocks that see themselves and the blocks before: `[pictures, prompt] [state] [actions]`.
-Pictures and prompt go through a vision-language model, state and actions through the action expert,
-which attends to the keys and values that the former leaves. A policy without cameras and without a
-prompt is the same network with an empty prefix.
+The tokens are in blocks, `[pictures, prompt] [state] [actions]`. A token attends to its own block
+and to the blocks before it. A vision-language model processes pictures and prompt. The action
+expert processes state and actions, and attends to the model's cached keys and values. A policy
+without cameras and without a prompt is the same network with an empty prefix.
 
-- **π0** has a state token, and `MLP(concat(action, flow time))` as action tokens.
-- **π0.5** reads the state in the prompt, and the flow time modulates every norm of the expert.
+- **π0** has a state token, and its action tokens are `MLP(concat(action, flow time))`.
+- **π0.5** has the state in its prompt, and the flow time modulates every norm of the expert.
 
-Parameter names are openpi's. Letters: N rows, V cameras, M points of flow time per row, H action
-horizon, A action dim, S state dim, L prompt tokens, P tokens of the prefix, D width of a tower.
+Parameter names are openpi's.
+Letters: B rows, V cameras, M flow times per row, H action horizon, A action dim, S state dim,
+L prompt tokens, P tokens of the prefix, D width of a tower, C, Y, X image channels and pixels.
 Source: Black et al. 2024; Physical Intelligence 2025; openpi `models_pytorch/pi0_pytorch.py`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from pitune.policies.flow.path import FlowOutput
 from pitune.policies.network.config import Pi0Config
-from pitune.policies.network.gemma import Cache, Gemma, GemmaConfig, Linear
+from pitune.policies.network.extensions import make_extension
+from pitune.policies.network.gemma import Cache, Gemma
+from pitune.policies.network.layers import Linear
 from pitune.policies.network.siglip import Siglip
+from pitune.policies.network.towers import Experts, VisionLanguageModel
 
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
 """Shortest and longest period of the flow time's embedding [flow time]."""
 
 
 class Context(NamedTuple):
-    """An encoded observation: all that the flow steps and the critics need of it."""
+    """An encoded observation, read by the flow steps and by the critics."""
 
     cache: Cache
     """Keys and values of the blocks before the actions."""
     features: Tensor
-    """Pooled features of the observation (N, D)."""
+    """Pooled features of the observation (B, D)."""
     valid: Tensor | None = None
-    """Which tokens of the cache are no padding (N, P + state token); None if all are."""
-
-
-class VisionLanguageModel(nn.Module):
-    """PaliGemma under openpi's names: a vision tower, a projector and a language model."""
-
-    def __init__(self, config: Pi0Config, vlm: GemmaConfig) -> None:
-        super().__init__()
-        if config.vision is not None:
-            self.vision_tower = nn.ModuleDict({"vision_model": Siglip(config.vision)})
-            projector = nn.ModuleDict({"linear": Linear(config.vision.width, vlm.width)})
-            self.multi_modal_projector = projector
-        self.language_model = Gemma(vlm, config.vocab_size)
-
-
-class Experts(nn.Module):
-    """The towers, under openpi's name for them."""
-
-    def __init__(self, config: Pi0Config) -> None:
-        super().__init__()
-        if config.vlm is not None:
-            model = VisionLanguageModel(config, config.vlm)
-            self.paligemma = nn.ModuleDict({"model": model})
-        self.gemma_expert = nn.ModuleDict({"model": Gemma(config.expert)})
+    """False for padding tokens of the cache (B, P + state token). None if there is no padding."""
 
 
 class Pi0(nn.Module):
@@ -74,6 +57,17 @@ class Pi0(nn.Module):
     Attributes:
         compute_dtype: Precision of the towers. The projections around them, the flow and the
             densities stay float32.
+        extensions: Modules that pretrained weights lack, by name. Each maps the action tokens
+            (B, M, H, D) to action tokens, see `pitune.policies.network.extensions`.
+
+    Example:
+        >>> from pitune.policies.network.config import LAPTOP_EXPERT
+        >>> sizes = Pi0Config(state_dim=4, action_dim=2, action_horizon=8, expert=LAPTOP_EXPERT)
+        >>> network = Pi0(sizes)
+        >>> context = network.encode(torch.zeros(3, 4))  # (B, S)
+        >>> x, flow_time = torch.randn(3, 1, 8, 2), torch.ones(3, 1)  # (B, M, H, A), (B, M)
+        >>> network.velocity(context, x, flow_time).velocity.shape
+        torch.Size([3, 1, 8, 2])
     """
 
     def __init__(self, config: Pi0Config) -> None:
@@ -91,6 +85,24 @@ class Pi0(nn.Module):
         else:
             self.time_mlp_in = Linear(width, width)
             self.time_mlp_out = Linear(width, width)
+        self.extensions = nn.ModuleDict(
+            {name: make_extension(name, config, opts) for name, opts in config.extensions.items()}
+        )
+
+    def add_extension(self, name: str, **options: Any) -> None:
+        """Attach a registered extension with its initial values, and name it in the config.
+
+        Raises:
+            ValueError: the name is not registered, or the network has this extension already.
+        """
+        if name in self.extensions:
+            raise ValueError(
+                f"the network has the extension {name!r} already; its extensions are "
+                f"{list(self.extensions)}, leave it out"
+            )
+        extension = make_extension(name, self.config, options)
+        self.extensions[name] = extension.to(self.action_out_proj.weight.device)
+        self.config = replace(self.config, extensions={**self.config.extensions, name: options})
 
     @property
     def expert(self) -> Gemma:
@@ -100,7 +112,7 @@ class Pi0(nn.Module):
 
     @property
     def vlm(self) -> VisionLanguageModel | None:
-        """The vision-language model, or None."""
+        """The vision-language model. None if the policy reads its state alone."""
         if self.config.vlm is None:
             return None
         model: VisionLanguageModel = self.paligemma_with_expert.paligemma["model"]  # type: ignore[assignment]
@@ -115,15 +127,15 @@ class Pi0(nn.Module):
         token_mask: Tensor | None = None,
         state_offset: Tensor | None = None,
     ) -> Context:
-        """Return the context of observations; no flow step changes it.
+        """Return the context of observations. All flow steps share it.
 
         Args:
-            state: Normalized states (N, S); π0.5 does not read them.
-            images: (N, V, 3, Y, X) in [-1, 1].
-            image_mask: Which cameras are there (N, V); all by default.
-            tokens: Prompts (N, L) int64.
-            token_mask: Which tokens are no padding (N, L); all by default.
-            state_offset: Added to the state token (N, D) or (1, D); a gene of a population.
+            state: Normalized states (B, S). π0.5 ignores them.
+            images: (B, V, C, Y, X) in [-1, 1].
+            image_mask: False for missing cameras (B, V). All are present by default.
+            tokens: Prompts (B, L) int64.
+            token_mask: False for padding (B, L). No token is padding by default.
+            state_offset: Added to the state token (B, D) or (1, D), e.g. a gene of a population.
         """
         prefix = None
         if self.vlm is not None:
@@ -137,35 +149,46 @@ class Pi0(nn.Module):
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
     ) -> Context:
-        """Return the context of pictures and prompt alone; the action expert has no part in it.
+        """Return the context of pictures and prompt. It does not depend on the action expert.
 
         See `encode` for the arguments.
+
+        Raises:
+            ValueError: the network has no vision-language model.
         """
         if self.vlm is None:
-            raise ValueError("this network sees its state alone and has no prefix to encode")
+            raise ValueError(
+                "this network has vlm=None, so it reads its state alone and has no prefix to "
+                "encode; use `encode`"
+            )
         embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
-        weight = valid[..., None].float()
+        weight = valid[..., None].float()  # (B, P, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
         return Context(cache, features, valid)
 
     def with_state(
         self, prefix: Context | None, state: Tensor, state_offset: Tensor | None = None
     ) -> Context:
-        """Return the context of a prefix, if there is one, and of states (N, S).
+        """Return the context of a prefix, if there is one, and of states (B, S).
 
-        π0 adds its state token; π0.5 has none, its prompt contains the state. `state_offset` is
-        added to the token, (N, D) or (1, D).
+        π0 adds its state token, and `state_offset` (B, D) or (1, D) to it. π0.5 has none, because
+        its prompt contains the state.
 
         Raises:
-            ValueError: an offset is given, but the network has no state token.
+            ValueError: π0.5 is called without a prefix or with an offset.
         """
         if self.config.family == "pi05":
             if state_offset is not None:
-                raise ValueError("state_offset needs a state token, and π0.5 has none")
-            if prefix is None:  # Pi0Config refuses what would lead here
-                raise ValueError("π0.5 reads all it knows from its prefix, but there is none")
+                raise ValueError(
+                    "state_offset is added to the state token, and π0.5 has none; leave it out"
+                )
+            if prefix is None:
+                raise ValueError(
+                    "π0.5 reads its state from the prompt, but prefix is None; pass the context "
+                    "that `encode_prefix` returned"
+                )
             return prefix
         if prefix is None:
             hidden, cache, valid = self._encode_state(state, None, None, state_offset)
@@ -180,32 +203,26 @@ class Pi0(nn.Module):
         tokens: Tensor | None,
         token_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the prefix's tokens (N, P, D) and which are no padding (N, P); see `encode`.
+        """Return the prefix's tokens (B, P, D) and False for their padding (B, P).
+
+        See `encode` for the arguments.
 
         Raises:
-            ValueError: pictures or a prompt are missing, or there is no place for them.
+            ValueError: pictures or a prompt are missing, or the network does not read them.
         """
-        config, vlm = self.config, self.vlm
-        for name, value, there in (
-            ("images", images, config.vision is not None),
-            ("tokens", tokens, config.vocab_size > 0),
-        ):
-            if (value is not None) != there:
-                raise ValueError(
-                    f"{name} {'are' if value is not None else 'are not'} given, but this network "
-                    f"{'reads' if there else 'does not read'} them"
-                )
+        self._check_prefix_inputs(images, tokens)
+        vlm = self.vlm
         parts: list[Tensor] = []
         masks: list[Tensor] = []
         if images is not None and vlm is not None:
-            n, v = images.shape[:2]
             tower: Siglip = vlm.vision_tower["vision_model"]  # type: ignore[assignment]
-            pictures = tower(images.flatten(0, 1), self.compute_dtype)
-            pictures = vlm.multi_modal_projector["linear"](pictures).unflatten(0, (n, v))
+            pictures = tower(rearrange(images, "b v c y x -> (b v) c y x"), self.compute_dtype)
+            pictures = vlm.multi_modal_projector["linear"](pictures)  # (B * V, patches, D)
             if image_mask is None:
-                image_mask = torch.ones(n, v, dtype=torch.bool, device=images.device)
-            parts.append(pictures.flatten(1, 2))
-            masks.append(image_mask.bool().repeat_interleave(pictures.shape[2], dim=1))
+                image_mask = images.new_ones(images.shape[:2], dtype=torch.bool)
+            patches = pictures.shape[1]
+            parts.append(rearrange(pictures, "(b v) p d -> b (v p) d", b=len(images)))
+            masks.append(repeat(image_mask.bool(), "b v -> b (v p)", p=patches))
         if tokens is not None and vlm is not None:
             words = vlm.language_model.embed_tokens(tokens).to(self.compute_dtype)
             parts.append(words * math.sqrt(words.shape[-1]))
@@ -214,14 +231,29 @@ class Pi0(nn.Module):
             )
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
+    def _check_prefix_inputs(self, images: Tensor | None, tokens: Tensor | None) -> None:
+        for name, value, expected in (
+            ("images", images, self.config.vision is not None),
+            ("tokens", tokens, self.config.vocab_size > 0),
+        ):
+            if (value is not None) != expected:
+                raise ValueError(
+                    f"{name} {'are' if value is not None else 'are not'} given, but this network "
+                    f"{'reads' if expected else 'does not read'} them; "
+                    f"{'pass' if expected else 'leave out'} {name}"
+                )
+
     def _encode_state(
         self, state: Tensor, cache: Cache | None, valid: Tensor | None, offset: Tensor | None
     ) -> tuple[Tensor, Cache, Tensor | None]:
-        """Pass the state token, a block of its own: it cannot see the actions."""
-        token = self.state_proj(state)  # (N, D)
+        """Return the state token's hidden state (B, 1, D), the cache with it, and the new padding.
+
+        The token is a block of its own, so it cannot attend to the actions.
+        """
+        token = self.state_proj(state)  # (B, D)
         if offset is not None:
             token = token + offset
-        tokens = token[:, None].to(self.compute_dtype)  # (N, 1, D)
+        tokens = token[:, None].to(self.compute_dtype)  # (B, 1, D)
         if valid is None:
             positions = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=state.device)
             return *self.expert(tokens, positions), None
@@ -230,50 +262,56 @@ class Pi0(nn.Module):
         return *self.expert(tokens, positions, valid[:, None, None], cache), valid
 
     def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:
-        """Return the velocity and the expert's features at M points per row, in one pass.
+        """Return the velocity and the expert's features at M flow times per row, in one pass.
 
-        The M points share their row's cache: their tokens stand side by side, and a mask keeps
-        the points from seeing each other.
+        The tokens of a row's M flow times are in one sequence and share the row's cache. A mask
+        keeps the flow times from attending to each other.
 
         Args:
-            context: Encoded observations of N rows.
-            x: Noisy action chunks (N, M, H, A) [normalized action].
-            flow_time: (N, M).
+            context: Encoded observations of B rows.
+            x: Noisy action chunks (B, M, H, A) [normalized action].
+            flow_time: (B, M).
         """
-        n, m, horizon, _ = x.shape
+        b, m, horizon, _ = x.shape
         tokens, condition = self.embed_suffix(x, flow_time)
         before = context.cache[0][0].shape[2]
         valid = context.valid
-        steps = torch.arange(horizon, device=x.device).repeat(m)
+        steps = repeat(torch.arange(horizon, device=x.device), "h -> (m h)", m=m)
         if valid is None:
-            positions = (before + steps).expand(n, -1)
+            positions = (before + steps).expand(b, -1)  # (B, M * H)
         else:
             positions = valid.sum(1, keepdim=True) + steps
-        mask = _points_mask(m, horizon, before, valid, x.device)
+        mask = _flow_time_mask(m, horizon, before, valid, x.device)
         hidden, _ = self.expert(tokens, positions, mask, context.cache, condition)
-        hidden = hidden.unflatten(1, (m, horizon)).to(x.dtype)
+        hidden = rearrange(hidden, "b (m h) d -> b m h d", m=m).to(x.dtype)
         return FlowOutput(self.action_out_proj(hidden), hidden)
 
     def embed_suffix(self, x: Tensor, flow_time: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the action tokens (N, M * H, D) and the norms' condition (N, M, D), if any."""
+        """Return the action tokens (B, M * H, D) and the norms' condition (B, M, D), if any.
+
+        The extensions apply to the tokens here.
+        """
         width = self.config.expert.width
-        time = flow_time_embedding(flow_time, width).to(x.dtype)  # (N, M, D)
-        action = self.action_in_proj(x)
+        time = flow_time_embedding(flow_time, width).to(x.dtype)  # (B, M, D)
+        action = self.action_in_proj(x)  # (B, M, H, D)
         condition = None
         if self.config.family == "pi05":
             condition = silu(self.time_mlp_out(silu(self.time_mlp_in(time))))
             condition = condition.to(self.compute_dtype)
         else:
-            action = torch.cat([action, time[:, :, None].expand_as(action)], dim=-1)
+            time = repeat(time, "b m d -> b m h d", h=x.shape[2])
+            action = torch.cat([action, time], dim=-1)
             action = self.action_time_mlp_out(silu(self.action_time_mlp_in(action)))
-        return action.flatten(1, 2).to(self.compute_dtype), condition
+        for extension in self.extensions.values():
+            action = extension(action)
+        return rearrange(action, "b m h d -> b (m h) d").to(self.compute_dtype), condition
 
 
 def flow_time_embedding(flow_time: Tensor, width: int) -> Tensor:
     """Return sines and cosines of the flow time (..., width), float32.
 
-    Periods are geometric from 4e-3 to 4, so that neighboring steps of a fine grid differ too.
-    Computed in double precision, as the reference does: the shortest period amplifies rounding.
+    The periods are geometric from 4e-3 to 4, so that neighboring steps of a fine grid differ too.
+    The shortest period amplifies rounding, so angles are computed in double precision as in openpi.
     """
     fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=flow_time.device)
     period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
@@ -281,18 +319,20 @@ def flow_time_embedding(flow_time: Tensor, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
 
 
-def _points_mask(
+def _flow_time_mask(
     m: int, horizon: int, before: int, valid: Tensor | None, device: torch.device
 ) -> Tensor | None:
-    """Return which keys each action token sees (1 or N, 1, M * H, before + M * H); None for all.
+    """Return True where an action token may attend (1 or B, 1, M * H, before + M * H).
 
-    They are the blocks before without their padding, and the tokens of its own point of flow time.
+    It attends to the blocks before without their padding, and to the tokens of its own flow time.
+    None stands for a mask that is True everywhere.
     """
     if m == 1 and valid is None:
         return None
-    point = torch.arange(m, device=device).repeat_interleave(horizon)
-    own = (point[:, None] == point)[None]
+    index = repeat(torch.arange(m, device=device), "m -> (m h)", h=horizon)
+    same_flow_time = (index[:, None] == index)[None]  # (1, M * H, M * H)
     if valid is None:
         valid = torch.ones(1, before, dtype=torch.bool, device=device)
-    past = valid[:, None].expand(-1, len(point), -1)
-    return torch.cat([past, own.expand(len(valid), -1, -1)], dim=2)[:, None]
+    past = valid[:, None].expand(-1, len(index), -1)  # (1 or B, M * H, before)
+    own = same_flow_time.expand(len(valid), -1, -1)
+    return torch.cat([past, own], dim=2)[:, None]

@@ -1,7 +1,7 @@
 """The vision tower of π0: SigLIP, a vision transformer without a class token.
 
-Parameter names are openpi's (which are Hugging Face's). Letters: N pictures, L patches, D width,
-Y, X pixels.
+Parameter names are openpi's, which are Hugging Face's.
+Letters: B pictures, L patches, D width, C, Y, X image channels and pixels.
 Source: Zhai et al. 2023 (SigLIP); Beyer et al. 2024 (PaliGemma).
 """
 
@@ -10,16 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, layer_norm, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from pitune.policies.network.gemma import Linear
+from pitune.policies.network.layers import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiglipConfig:
-    """Sizes of the vision tower."""
+    """Sizes of the vision tower.
+
+    Raises:
+        ValueError: the heads do not divide the width, or the patches do not divide the image.
+
+    Example:
+        >>> SiglipConfig(width=1152, depth=27, mlp_dim=4304, num_heads=16).num_patches
+        256
+    """
 
     width: int
     """D."""
@@ -28,7 +37,7 @@ class SiglipConfig:
     mlp_dim: int
     """Hidden width of the feed-forward part."""
     num_heads: int
-    """Attention heads; they divide the width."""
+    """Attention heads. They divide the width."""
     image_size: int = 224
     """Height and width of the pictures [pixels]."""
     patch_size: int = 14
@@ -40,7 +49,10 @@ class SiglipConfig:
             ("patch_size", self.patch_size, self.image_size),
         ):
             if whole % part:
-                raise ValueError(f"vision {name}={part} must divide {whole}")
+                size = "width" if name == "num_heads" else "image_size"
+                raise ValueError(
+                    f"the vision tower's {name}={part} must divide {size}={whole}; change one"
+                )
 
     @property
     def num_patches(self) -> int:
@@ -70,11 +82,12 @@ class Embeddings(nn.Module):
         weight, bias = conv.weight.float(), conv.bias
         bias = None if bias is None else bias.float()
         patches = conv2d(images.float(), weight, bias, stride=conv.stride)
-        return patches.flatten(2).transpose(1, 2) + self.position_embedding.weight.float()
+        tokens = rearrange(patches, "b d y x -> b (y x) d")
+        return tokens + self.position_embedding.weight.float()
 
 
 class VisionAttention(nn.Module):
-    """Every patch attends to every patch of its picture."""
+    """Attention of each patch to all patches of its picture."""
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -85,12 +98,12 @@ class VisionAttention(nn.Module):
         self.out_proj = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        def heads(y: Tensor) -> Tensor:
-            return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-        query, key, value = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        query, key, value = (
+            rearrange(y, "b l (heads dim) -> b heads l dim", heads=self.num_heads)
+            for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        )
         y = scaled_dot_product_attention(query, key, value)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return self.out_proj(rearrange(y, "b heads l dim -> b l (heads dim)"))
 
 
 class VisionMLP(nn.Module):
@@ -106,7 +119,7 @@ class VisionMLP(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    """One transformer layer, norms before the parts."""
+    """One transformer layer with pre-normalization."""
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -121,10 +134,15 @@ class VisionLayer(nn.Module):
 
 
 class Siglip(nn.Module):
-    """Pictures to one feature per patch.
+    """Vision transformer: one feature vector per patch of a picture.
 
     Args:
         config: Sizes.
+
+    Example:
+        >>> tower = Siglip(SiglipConfig(width=8, depth=1, mlp_dim=8, num_heads=2, image_size=28))
+        >>> tower(torch.zeros(1, 3, 28, 28)).shape  # (B, L, D)
+        torch.Size([1, 4, 8])
     """
 
     def __init__(self, config: SiglipConfig) -> None:
@@ -138,7 +156,7 @@ class Siglip(nn.Module):
         self.post_layernorm = LayerNorm(config.width, eps=1e-6)
 
     def forward(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return features (N, L, D) of pictures (N, 3, Y, X) in [-1, 1], computed in `dtype`."""
+        """Return features (B, L, D) of pictures (B, C, Y, X) in [-1, 1], computed in `dtype`."""
         x = self.embeddings(images).to(dtype)
         for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
             if self.gradient_checkpointing and torch.is_grad_enabled():

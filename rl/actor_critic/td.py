@@ -177,11 +177,12 @@ class OffPolicy:
         return due
 
     def sample(self) -> TensorDictBase:
-        """Return rows (B) with `reward`, `discount` and `ended` (B)."""
+        """Return rows (B) with `discounted_reward`, `discount` and `ended` (B)."""
         # discounted reward of the chunk
         config, batch = self.config, self._sample_rows()
-        reward = config.reward_scale * batch["reward_steps"] + config.reward_offset
-        batch["reward"] = chunk_reward(reward, batch["live"], config.discount).squeeze(-1)
+        reward_steps = config.reward_scale * batch["reward_steps"] + config.reward_offset
+        reward = chunk_reward(reward_steps, batch["live"], config.discount)  # (B, 1)
+        batch["discounted_reward"] = reward.squeeze(-1)
 
         # discount and end of the next value
         batch["discount"] = config.discount ** batch["duration"].squeeze(-1).float()
@@ -231,7 +232,9 @@ class OffPolicy:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        target = td_target(batch["reward"], batch["discount"], batch["ended"], next_value.detach())
+        target = td_target(
+            batch["discounted_reward"], batch["discount"], batch["ended"], next_value.detach()
+        )
         joined = torch.cat([*inputs, self.time(batch)], dim=-1)  # (B, D)
         metrics, _ = gradient_step(
             self.optimizer,

@@ -9,6 +9,7 @@ Source: Black et al. 2024.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,7 +168,7 @@ class CloningStep:
         return loss, {"flow_loss": loss}
 
 
-@register("bc", BCConfig)
+@register("bc", BCConfig, reads_demonstrations=True)
 class BehaviorCloning(Algorithm[BCConfig]):
     """Clones demonstrations, `gradient_steps` at a time.
 
@@ -214,11 +215,25 @@ class BehaviorCloning(Algorithm[BCConfig]):
             self._show_average()
 
 
-def clone(step: CloningStep, chunks: TensorDict, num_steps: int) -> float:
-    """Take steps on random chunks (N) with `action` (N, H, d) and return the mean loss."""
+def clone(
+    step: CloningStep,
+    chunks: TensorDict,
+    num_steps: int,
+    on_step: Callable[[int], None] | None = None,
+) -> float:
+    """Take steps on random chunks (N) with `action` (N, H, d), and return the mean loss.
+
+    Args:
+        step: The policy and its optimizer.
+        chunks: Training examples (N).
+        num_steps: Gradient steps to take.
+        on_step: Called after each with the number of steps so far, to show progress.
+    """
     total = 0.0
     size = min(step.config.minibatch_size, len(chunks))
-    for _ in range(num_steps):
+    for number in range(1, num_steps + 1):
         batch = chunks[torch.randint(len(chunks), (size,))]
         total += step(batch)
+        if on_step is not None:
+            on_step(number)
     return total / num_steps

@@ -114,7 +114,19 @@ class DGNConfig(AlgorithmConfig):
         return self.learner.off_policy.minibatch_size
 
 
-@register("dgn", DGNConfig)
+@register(
+    "dgn",
+    DGNConfig,
+    variants={
+        "equal_size": {"noise": "equal_size"},
+        "gaussian": {"noise": "gaussian"},
+        "none": {"noise": "none"},
+        "shuffled": {"shuffle_differences": True},
+    },
+    off_policy=True,
+    reads_demonstrations=True,
+    unseen_demonstrations=True,
+)
 class DGN(Algorithm[DGNConfig]):
     """An actor-critic with demonstrations, and exploration noise towards them.
 

@@ -72,7 +72,12 @@ class Temperature(nn.Module):
         return self.log.exp()
 
 
-@register("dsrl", DSRLConfig)
+@register(
+    "dsrl",
+    DSRLConfig,
+    variants={"sac": {"variant": "sac"}, "noise_aliased": {"variant": "noise_aliased"}},
+    off_policy=True,
+)
 class DSRL(Algorithm[DSRLConfig]):
     """Soft actor-critic over the starting noise of a frozen flow policy.
 

@@ -82,7 +82,7 @@ def plus_plus(config: FPOConfig) -> FPOConfig:
     return replace(config, likelihood=likelihood, surrogate="asymmetric")
 
 
-@register("fpo", FPOConfig)
+@register("fpo", FPOConfig, variants={"plus_plus": plus_plus})
 class FPO(Algorithm[FPOConfig]):
     """FPO: PPO with ratios of flow-matching losses.
 

@@ -95,7 +95,7 @@ class GRPOConfig(AlgorithmConfig):
         return self.update.minibatch_size
 
 
-@register("grpo", GRPOConfig)
+@register("grpo", GRPOConfig, whole_episodes=True)
 class GRPO(Algorithm[GRPOConfig]):
     """GRPO whose action is a whole chunk and whose likelihood is that of its chain.
 
@@ -257,12 +257,14 @@ class GRPO(Algorithm[GRPOConfig]):
         return self.loss.of_ratios(trajectory_log_ratio(log_ratio, batch["episode"]), dist, batch)
 
     def extra_state(self) -> dict[str, Any]:
-        pending = [{str(k): v for k, v in part.items()} for part in self.pending]
+        # flat, because a checkpoint holds tensors in plain dicts only
+        pending = [dict(part.flatten_keys(".").items()) for part in self.pending]
         return {"pending": pending, "num_pending_groups": self.num_pending_groups}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.pending = [
-            TensorDict(part, batch_size=[len(part["chain"])]) for part in state["pending"]
+            TensorDict(part, batch_size=[len(part["chain"])]).unflatten_keys(".")
+            for part in state["pending"]
         ]
         self.num_pending_groups = state["num_pending_groups"]
 

@@ -60,7 +60,15 @@ class WSRLConfig(AlgorithmConfig):
         return self.learner.off_policy.minibatch_size
 
 
-@register("wsrl", WSRLConfig)
+@register(
+    "wsrl",
+    WSRLConfig,
+    variants={
+        "no_warmup": {"learner.off_policy.warmup_decisions": 0},
+        "keep_data": {"learner.off_policy.offline_share": 0.5},
+    },
+    off_policy=True,
+)
 class WSRL(Algorithm[WSRLConfig]):
     """A warm-up with the frozen policy, then online actor-critic updates.
 

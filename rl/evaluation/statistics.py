@@ -1,6 +1,7 @@
 """Statistics of success: intervals, aggregates over runs, and comparisons of policies.
 
 Source: Agarwal et al. 2021 (rliable) for the aggregates. SciPy computes the intervals.
+Functions import it when they are called, because its import takes a second.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap, fisher_exact, trim_mean
 
 Interval = tuple[float, float]
 
 
 def wilson_interval(successes: int, num: int, confidence: float = 0.95) -> Interval:
     """Return Wilson's interval of a success rate, for plots. It is (nan, nan) without episodes."""
+    from scipy.stats import binomtest
+
     if num == 0:
         return math.nan, math.nan
     interval = binomtest(successes, num).proportion_ci(confidence, method="wilson")
@@ -24,6 +26,8 @@ def wilson_interval(successes: int, num: int, confidence: float = 0.95) -> Inter
 
 def clopper_pearson_interval(successes: int, num: int, confidence: float = 0.95) -> Interval:
     """Return the exact interval of a success rate, for guarantees. It is never too narrow."""
+    from scipy.stats import binomtest
+
     if num == 0:
         return math.nan, math.nan
     interval = binomtest(successes, num).proportion_ci(confidence, method="exact")
@@ -32,6 +36,8 @@ def clopper_pearson_interval(successes: int, num: int, confidence: float = 0.95)
 
 def interquartile_mean(scores: Sequence[float]) -> float:
     """Return the mean of the middle half of scores."""
+    from scipy.stats import trim_mean
+
     return float(trim_mean(np.asarray(scores, dtype=float).ravel(), 0.25))
 
 
@@ -42,6 +48,8 @@ def stratified_bootstrap(
 
     Runs are resampled within each task, so the tasks' weights stay fixed.
     """
+    from scipy.stats import bootstrap, trim_mean
+
     columns = [np.asarray(scores, dtype=float)[:, task] for task in range(scores.shape[1])]
 
     def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -68,6 +76,8 @@ def fisher_p_value(first: tuple[int, int], second: tuple[int, int]) -> float:
         first: Successes and episodes of one policy.
         second: Successes and episodes of the other policy.
     """
+    from scipy.stats import fisher_exact
+
     table = [[successes, episodes - successes] for successes, episodes in (first, second)]
     return float(fisher_exact(table).pvalue)
 
@@ -78,6 +88,8 @@ def mcnemar_p_value(first: Sequence[bool], second: Sequence[bool]) -> float:
     Raises:
         ValueError: the policies have different numbers of episodes.
     """
+    from scipy.stats import binomtest
+
     _check_paired(first, second)
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     discordant = sum(a != b for a, b in zip(first, second, strict=True))

@@ -6,6 +6,7 @@ Letters: N rows, E envs, H action horizon, h executed actions, d robot action di
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -200,7 +201,12 @@ def _check_demonstrations(demonstrations: Demonstrations, policy: FlowPolicy, pa
         )
 
 
-def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Demonstrations:
+def collect_demonstrations(
+    env: CheckedEnv,
+    num_episodes: int,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
+) -> Demonstrations:
     """Collect the first `num_episodes` successes of the environment's expert.
 
     The order is by round and environment and not by time, because the first episodes to finish are
@@ -210,6 +216,7 @@ def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Dem
         env: A simulator with an expert.
         num_episodes: Number of successful episodes.
         seed: Seed of the starts.
+        on_step: Called after each step with the number of successes so far, to show progress.
 
     Raises:
         RuntimeError: the expert fails too often.
@@ -224,7 +231,7 @@ def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Dem
     kept: list[TensorDict] = []
     played = 0
     while len(kept) < num_episodes:
-        kept += _expert_round(env, seeds)
+        kept += _expert_round(env, seeds, len(kept), on_step)
         played += env.spec.num_envs
         if played >= 20 * max(num_episodes, env.spec.num_envs) and len(kept) < num_episodes:
             raise RuntimeError(
@@ -244,7 +251,9 @@ def collect_demonstrations(env: CheckedEnv, num_episodes: int, seed: int) -> Dem
     )
 
 
-def _expert_round(env: CheckedEnv, seeds: EpisodeSeeds) -> list[TensorDict]:
+def _expert_round(
+    env: CheckedEnv, seeds: EpisodeSeeds, num_before: int, on_step: Callable[[int], None] | None
+) -> list[TensorDict]:
     """Play one episode in every environment and return the successful ones, in order."""
     # new episodes
     num_envs = env.spec.num_envs
@@ -264,6 +273,8 @@ def _expert_round(env: CheckedEnv, seeds: EpisodeSeeds) -> list[TensorDict]:
         obs = result.obs
         solved = solved | (result.info["success"] & active)
         active = active & ~(result.terminated | result.truncated)
+        if on_step is not None:
+            on_step(num_before + int(solved.sum()))
 
     # steps of each successful environment
     table, mask = torch.stack(steps), torch.stack(live)  # (steps, E)

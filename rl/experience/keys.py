@@ -1,12 +1,13 @@
 """Every key of rollouts, batches and replay rows, declared once.
 
 A rollout (E, T) holds the decisions of E environments, and under `next` the outcome of each. A
-batch (B) holds the decisions that a policy gradient learns from. A replay row (B) is one transition.
+batch (B) holds the decisions that a policy gradient learns from. A replay row (B) is one
+transition, and a sample (B) is a minibatch of them. Cloning rows (B) are demonstrated chunks.
 The table in `docs/keys.md` is generated from here, and a test holds every algorithm to it.
 
 Letters: E envs, T decisions, B rows, H action horizon, h executed actions, A model action dim, d
-robot action dim, S model state dim, s robot state dim, V cameras, X pixels, L prompt tokens, K flow
-steps, M scored flow steps, F feature width, W latent width, D critic input width.
+robot action dim, S model state dim, s robot state dim, V cameras, Y, X pixels, L prompt tokens, K
+flow steps, M scored flow steps or draws, F feature width, W latent width, D critic input width.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Literal
 
 from tensordict import TensorDictBase
 
-Place = Literal["rollout", "next", "batch", "replay"]
+Place = Literal["rollout", "next", "batch", "replay", "sample", "cloning"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One declared entry.
+    """One declared entry; a name with a dot is an entry of a nested one.
 
     Example:
         >>> KEYS["advantage"].shape
@@ -32,14 +33,15 @@ class Key:
     meaning: str
     """One line."""
     shape: str
-    """Shape after the batch dimensions, in letters, separated by commas; empty for a scalar, `*`
-    for a nested entry."""
+    """Shape after the batch dimensions, in letters, separated by commas; `scalar`, or `*` for a
+    nested entry. Where a name has two shapes, they are joined by ` or `."""
     writer: str
-    """Module that writes it."""
+    """Module that writes it, below `pitune`."""
     readers: tuple[str, ...]
     """Modules that read it."""
     places: tuple[Place, ...]
-    """Tables that may hold it."""
+    """Tables that may hold it; a replay row and a sample hold some of them under `obs` and `next`
+    too."""
     unit: str = "-"
     """Unit of its numbers."""
 
@@ -56,73 +58,201 @@ def _key(meaning: str, shape: str, writer: str, readers: str, places: str, unit:
     )
 
 
-_ENV, _ACTOR, _ALL = "envs.chunk_env", "policies.actor", "rollout next batch replay"
+_ENV, _ACTOR, _PREPROCESSOR = (
+    "envs.chunk_env",
+    "policies.actor",
+    "policies.preprocessing.preprocessor",
+)
+_VALUE, _BATCH, _LOSS = (f"rl.policy_gradient.{module}" for module in ("value", "batch", "loss"))
+_ADVANTAGE, _EPISODES, _REFERENCE = (
+    f"rl.policy_gradient.{module}" for module in ("advantage", "episodes", "reference")
+)
+_TD, _LEARNER = "rl.actor_critic.td", "rl.actor_critic.learner"
+_TRANSITIONS, _EVALUATE = "rl.experience.transitions", "rl.evaluation.evaluate"
+_GRPO, _EPO, _DSRL, _BC = (f"rl.algorithms.{name}" for name in ("grpo", "epo", "dsrl", "bc"))
+_POLICY, _DSRL_ACTOR = "policies.policy", "rl.algorithms.dsrl_actor"
+
+_ROLLOUT, _ROWS = "rollout next", "replay sample"
+_INPUT, _FLAG = f"{_ROLLOUT} batch {_ROWS} cloning", f"{_ROLLOUT} {_ROWS}"
 KEYS: dict[str, Key] = {
     # environment
-    "state": _key("measured state", "s", _ENV, "episodes", "rollout next", "robot units"),
-    "task_id": _key("index into the tasks", "", _ENV, "model_input evaluate", "rollout next"),
-    "elapsed": _key("used share of the episode's time", "1", _ENV, "value td", _ALL),
+    "state": _key("measured state", "s", _ENV, f"{_PREPROCESSOR} {_EPISODES}", _ROLLOUT, "robot"),
+    "task_id": _key(
+        "index into the tasks",
+        "scalar",
+        _ENV,
+        f"policies.preprocessing.model_input {_EVALUATE}",
+        _ROLLOUT,
+    ),
+    "elapsed": _key(
+        "used share of the episode's time", "1", _ENV, f"{_VALUE} {_TD}", f"{_FLAG} batch"
+    ),
+    "reward": _key("sum of the chunk's rewards", "1", _ENV, _EVALUATE, "next", "reward"),
+    "reward_steps": _key(
+        "reward of each executed step", "h", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "reward"
+    ),
+    "live": _key("whether a step was executed", "h", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "bool"),
+    "duration": _key("executed steps", "1", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "steps"),
+    "success": _key(
+        "solved in this chunk", "1", _ENV, f"{_EPISODES} {_EVALUATE}", _ROLLOUT, "bool"
+    ),
+    "invalid": _key(
+        "the simulator broke down", "1", _ENV, f"{_BATCH} {_TRANSITIONS}", _ROLLOUT, "bool"
+    ),
+    "terminated": _key("the task ended", "1", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "bool"),
+    "truncated": _key("the time ran out", "1", _ENV, _TD, _FLAG, "bool"),
+    "done": _key("the episode ended", "1", _ENV, f"{_ADVANTAGE} {_EPISODES}", _ROLLOUT, "bool"),
+    # network input
     "model_input": _key(
-        "network input: state, robot_state, images, tokens, token_mask",
+        "network input, computed once per observation",
         "*",
         "policies.preprocessing.model_input",
-        "actor value learner dsrl",
-        _ALL,
+        f"{_ACTOR} {_VALUE} {_LEARNER} {_DSRL}",
+        _INPUT,
+    ),
+    "model_input.state": _key(
+        "padded state", "S", _PREPROCESSOR, f"{_POLICY} {_VALUE}", _INPUT, "normalized"
+    ),
+    "model_input.robot_state": _key(
+        "the same state, as measured",
+        "s",
+        _PREPROCESSOR,
+        f"{_POLICY} {_TRANSITIONS}",
+        _INPUT,
+        "robot",
+    ),
+    "model_input.images": _key("resized pictures", "V,3,Y,X", _PREPROCESSOR, _POLICY, _INPUT),
+    "model_input.tokens": _key(
+        "prompt", "L", "policies.preprocessing.model_input", _POLICY, _INPUT
+    ),
+    "model_input.token_mask": _key(
+        "which tokens are no padding",
+        "L",
+        "policies.preprocessing.model_input",
+        _POLICY,
+        _INPUT,
+        "bool",
+    ),
+    # actors
+    "noise": _key(
+        "starting points",
+        "H,A",
+        _LEARNER,
+        f"{_ACTOR} {_BC}",
+        "rollout sample cloning",
         "normalized",
     ),
-    "reward": _key("sum of the chunk's rewards", "1", _ENV, "evaluate", "rollout next", "reward"),
-    "reward_steps": _key(
-        "reward of each executed step", "h", _ENV, "advantage td", "rollout next replay", "reward"
+    "action": _key(
+        "executed actions, or all of a chunk to clone",
+        "h,d or H,d",
+        _ACTOR,
+        f"{_ENV} {_TRANSITIONS} {_BC} {_LEARNER}",
+        "rollout cloning",
+        "robot",
     ),
-    "live": _key(
-        "whether a step was executed", "h", _ENV, "advantage td", "rollout next replay", "bool"
-    ),
-    "duration": _key("executed steps", "1", _ENV, "advantage td", "rollout next replay", "steps"),
-    "success": _key("solved in this chunk", "1", _ENV, "episodes", "rollout next", "bool"),
-    "invalid": _key("the simulator broke down", "1", _ENV, "batch", "rollout next", "bool"),
-    "terminated": _key("the task ended", "1", _ENV, "advantage td", "rollout next replay", "bool"),
-    "truncated": _key("the time ran out", "1", _ENV, "td", "rollout next replay", "bool"),
-    "done": _key("the episode ended", "1", _ENV, "advantage episodes", "rollout next", "bool"),
-    # actors
-    "noise": _key("given starting points", "H,A", "caller", _ACTOR, "rollout", "normalized"),
-    "action": _key("executed actions", "h,d", _ACTOR, "chunk_env", "rollout", "robot units"),
     "chain": _key(
-        "points from noise to action", "K+1,H,A", _ACTOR, "loss", "rollout batch", "normalized"
+        "points from noise to action",
+        "K+1,H,A",
+        _ACTOR,
+        f"{_LOSS} {_REFERENCE} rl.algorithms.filtered_bc",
+        "rollout batch",
+        "normalized",
     ),
     "action_log_prob": _key(
-        "log-probability of the chain", "M", _ACTOR, "loss", "rollout batch", "nats"
+        "log-probability of the chain", "M or scalar", _ACTOR, _LOSS, "rollout batch", "nats"
     ),
     "features": _key(
-        "pooled features of pictures and prompt", "F", _ACTOR, "value", "rollout next batch"
+        "pooled features of pictures and prompt", "F", _ACTOR, _VALUE, f"{_ROLLOUT} batch"
     ),
-    "stochastic_step": _key("the random flow step", "", _ACTOR, "likelihood", "rollout batch"),
-    "draw_noise": _key("noise of loss draws", "M,H,A", _ACTOR, "likelihood", "rollout batch"),
-    "draw_time": _key("flow times of loss draws", "M", _ACTOR, "likelihood", "rollout batch"),
-    "member": _key("member of the population", "", "epo_population", "epo", "rollout next batch"),
-    "latent": _key("chosen starting noise", "W", "dsrl_actor", "dsrl", "rollout replay"),
-    "critic_input": _key("input of the critics", "D", "dsrl_actor", "dsrl", "rollout replay"),
-    "context": _key("encoded observation", "*", "dsrl_actor", "dsrl", "rollout replay"),
+    "stochastic_step": _key(
+        "the random flow step, or the one to score",
+        "scalar",
+        "policies.likelihood.flow_steps",
+        _LOSS,
+        "rollout batch",
+    ),
+    "draw_noise": _key(
+        "noise of loss draws",
+        "M,H,A",
+        "policies.likelihood.whole_chunk",
+        "policies.likelihood.whole_chunk",
+        "rollout batch",
+        "normalized",
+    ),
+    "draw_time": _key(
+        "flow times of loss draws",
+        "M",
+        "policies.likelihood.whole_chunk",
+        "policies.likelihood.whole_chunk",
+        "rollout batch",
+    ),
+    "member": _key(
+        "member of the population",
+        "scalar",
+        "rl.algorithms.epo_population",
+        f"{_EPO} rl.algorithms.epo_evolution",
+        f"{_ROLLOUT} batch",
+    ),
+    "latent": _key("chosen starting noise", "W", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
+    "critic_input": _key("input of the critics", "D", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
+    "context": _key("encoded observation", "*", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
     "prefix": _key(
-        "encoded pictures and prompt", "*", "actor_critic.actor", "learner", "rollout replay"
+        "encoded pictures and prompt",
+        "*",
+        "rl.actor_critic.actor",
+        f"{_LEARNER} rl.actor_critic.critic_input",
+        f"rollout {_ROWS} cloning",
     ),
     # policy gradients
-    "state_value": _key("value before the update", "1", "value", "advantage", "rollout next batch"),
-    "value_target": _key("value target", "1", "advantage", "loss", "rollout batch", "reward"),
-    "advantage": _key("standardized advantage", "1", "advantage", "loss", "rollout batch"),
-    "weight": _key("weight of a decision, 1 on average", "1", "grpo", "loss", "batch"),
-    "episode": _key("number of the decision's episode", "", "grpo", "grpo", "batch"),
-    "center": _key("log-ratio that the clip is around", "M", "epo", "epo", "batch", "nats"),
-    # off-policy learners
-    "chunk": _key("executed actions, flat", "h*d", "transitions", "td", "replay", "normalized"),
-    "discounted_reward": _key("discounted reward of the chunk", "", "td", "td", "batch", "reward"),
-    "discount": _key("discount to the power of the duration", "", "td", "td", "batch"),
-    "ended": _key("whether nothing follows", "", "td", "td", "batch", "bool"),
+    "state_value": _key(
+        "value before the update",
+        "1",
+        _BATCH,
+        f"{_ADVANTAGE} rl.algorithms.ppo",
+        f"{_ROLLOUT} batch",
+        "reward",
+    ),
+    "value_target": _key(
+        "value target", "1", _BATCH, f"rl.algorithms.ppo {_EPO}", "rollout batch", "reward"
+    ),
+    "advantage": _key("standardized advantage", "1", _BATCH, _LOSS, "rollout batch"),
+    "weight": _key("weight of a decision, 1 on average", "1", _GRPO, _LOSS, "batch"),
+    "episode": _key("number of the decision's episode", "scalar", _GRPO, _GRPO, "batch"),
+    "center": _key("log-ratio that the clip is around", "M", _EPO, _EPO, "batch", "nats"),
+    "reference_noise": _key(
+        "noise of the reference's chunks", "H,A", _REFERENCE, _REFERENCE, "batch", "normalized"
+    ),
+    "cloning_noise": _key(
+        "noise of their flow matching", "H,A", _REFERENCE, _REFERENCE, "batch", "normalized"
+    ),
+    "cloning_time": _key(
+        "flow time of their flow matching", "scalar", _REFERENCE, _REFERENCE, "batch"
+    ),
+    # off-policy learners and cloning
+    "obs": _key("what is kept of an observation", "*", _LEARNER, _LEARNER, _ROWS),
+    "chunk": _key(
+        "executed actions, flat", "h*d", _LEARNER, f"{_LEARNER} {_DSRL}", _ROWS, "normalized"
+    ),
+    "discounted_reward": _key(
+        "discounted reward of the chunk", "scalar", _TD, _TD, "sample", "reward"
+    ),
+    "discount": _key("discount to the power of the duration", "scalar", _TD, _TD, "sample"),
+    "ended": _key("whether nothing follows", "scalar", _TD, _TD, "sample", "bool"),
+    "cloned": _key("demonstrated chunks to clone", "*", _LEARNER, _LEARNER, "sample"),
+    "flow_time": _key(
+        "flow time of flow matching", "scalar", _LEARNER, f"{_LEARNER} {_BC}", "cloning"
+    ),
 }
 """All entries, by name."""
 
 
 def declared(place: Place) -> set[str]:
-    """Return the names that a table may hold."""
+    """Return the names that a table may hold.
+
+    Example:
+        >>> "chunk" in declared("replay"), "chunk" in declared("rollout")
+        (True, False)
+    """
     return {name for name, key in KEYS.items() if place in key.places}
 
 

@@ -20,8 +20,9 @@ from pitune.policies import (
     ModelInput,
     likelihood_name,
 )
+from pitune.policies.flow.kernels import kl_divergence
 from pitune.policies.flow.ode import integrate
-from pitune.policies.flow.path import kl_divergence, sample_flow_time
+from pitune.policies.flow.path import sample_flow_time
 
 KLSpace = Literal["kernel", "velocity"]
 ModuleType = TypeVar("ModuleType", bound=nn.Module)

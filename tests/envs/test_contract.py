@@ -1,6 +1,6 @@
-"""The contract of `vector_env`, for every kind of environment, through `checked`.
+"""The contract of `vector_env`, for every kind of environment, through `CheckedEnv`.
 
-Letters: E envs, A action dim.
+Letters: E envs, S state dim, A action dim.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pitune.envs.mock.reach import Reach, Script
 
 LIMIT = 4
 NUM_ENVS = 3
-EVERYONE = torch.ones(NUM_ENVS, dtype=torch.bool)
+ALL = torch.ones(NUM_ENVS, dtype=torch.bool)
 SEEDS = torch.tensor([5, 5, 9])
 
 
-def made(id: str, **options: Any) -> Callable[[], CheckedEnv]:
+def maker(id: str, **options: Any) -> Callable[[], CheckedEnv]:
     config = envs.EnvConfig(
         id=id, num_envs=NUM_ENVS, num_workers=0, max_episode_steps=LIMIT, **options
     )
@@ -33,65 +33,65 @@ def made(id: str, **options: Any) -> Callable[[], CheckedEnv]:
 def with_simulator(package: str, id: str) -> Any:
     def make() -> CheckedEnv:
         pytest.importorskip(package)
-        return made(id)()
+        return maker(id)()
 
     return pytest.param(make, id=id, marks=pytest.mark.sim)
 
 
 ENVIRONMENTS = [
-    pytest.param(made("mock/Reach"), id="mock/Reach"),
-    pytest.param(made("mock/Reach", cameras=("top", "side"), reward="dense"), id="with cameras"),
+    pytest.param(maker("mock/Reach"), id="mock/Reach"),
+    pytest.param(maker("mock/Reach", cameras=("top", "side"), reward="dense"), id="with cameras"),
     pytest.param(
         lambda: CheckedEnv(Reach(NUM_ENVS, num_tasks=2, max_episode_steps=LIMIT)), id="two tasks"
     ),
-    pytest.param(made("mock/Script"), id="mock/Script"),
-    pytest.param(made("mock/TwoGoals"), id="mock/TwoGoals"),
+    pytest.param(maker("mock/Script"), id="mock/Script"),
+    pytest.param(maker("mock/TwoGoals"), id="mock/TwoGoals"),
     pytest.param(
         lambda: CheckedEnv(
             Script(NUM_ENVS, lengths=(LIMIT,) * 3, ends=("time",) * 3, reuse_buffer=True)
         ),
         id="reused buffer",
     ),
-    pytest.param(made("mujoco/PushCube"), id="mujoco/PushCube"),
-    pytest.param(made("mujoco/PickCube", reward="dense"), id="mujoco/PickCube"),
-    pytest.param(made("mujoco/StackCube"), id="mujoco/StackCube"),
-    pytest.param(made("gym/Pendulum-v1"), id="gym/Pendulum-v1"),
+    pytest.param(maker("mujoco/PushCube"), id="mujoco/PushCube"),
+    pytest.param(maker("mujoco/PickCube", reward="dense"), id="mujoco/PickCube"),
+    pytest.param(maker("mujoco/StackCube"), id="mujoco/StackCube"),
+    pytest.param(maker("gym/Pendulum-v1"), id="gym/Pendulum-v1"),
     with_simulator("mani_skill", "maniskill/PickCube-v1"),
     with_simulator("metaworld", "metaworld/peg-insert-side-v3"),
 ]
 
 
 @pytest.fixture(scope="module", params=ENVIRONMENTS)
-def made_once(request: pytest.FixtureRequest) -> Iterator[CheckedEnv]:
+def shared_env(request: pytest.FixtureRequest) -> Iterator[CheckedEnv]:
     env = request.param()
     yield env
     env.close()
 
 
 @pytest.fixture
-def env(made_once: CheckedEnv) -> CheckedEnv:
+def env(shared_env: CheckedEnv) -> CheckedEnv:
     """Return an environment whose episodes have the seeds 5, 5 and 9."""
-    made_once.reset(SEEDS)
-    return made_once
+    shared_env.reset(SEEDS)
+    return shared_env
 
 
 def bounds(env: CheckedEnv) -> tuple[Tensor, Tensor]:
     return env.low.expand(NUM_ENVS, -1), env.high.expand(NUM_ENVS, -1)
 
 
-def middle(env: CheckedEnv) -> Tensor:
-    """Return an action (E, A) that does little."""
+def middle_action(env: CheckedEnv) -> Tensor:
+    """Return the middle of the action bounds (E, A)."""
     low, high = bounds(env)
     return (low + high) / 2
 
 
-def copy_of(value: Any) -> Any:
-    """Return a deep copy of observations, results, or what they are made of."""
+def deep_copy(value: Any) -> Any:
+    """Return a deep copy of an observation or a result."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):
-        return {key: copy_of(item) for key, item in value.items()}
-    return tuple(copy_of(item) for item in value)
+        return {key: deep_copy(item) for key, item in value.items()}
+    return tuple(deep_copy(item) for item in value)
 
 
 def assert_same(first: Any, second: Any, rows: Any = slice(None)) -> None:
@@ -102,16 +102,16 @@ def assert_same(first: Any, second: Any, rows: Any = slice(None)) -> None:
         for key in first:
             assert_same(first[key], second[key], rows)
     else:
-        for one, other in zip(first, second, strict=True):
-            assert_same(one, other, rows)
+        for left, right in zip(first, second, strict=True):
+            assert_same(left, right, rows)
 
 
 def comparable(env: CheckedEnv, state: Tensor) -> Tensor:
-    """Return states (E, S) of which equal seeds give equal rows; Script shows its row first."""
+    """Return the part of states (E, S) that depends on the seed; Script begins with its row."""
     return state[:, 1:] if env.spec.id == "mock/Script" else state
 
 
-# What comes out
+# Results
 
 
 def test_the_spec_is_complete(env: CheckedEnv) -> None:
@@ -121,7 +121,7 @@ def test_the_spec_is_complete(env: CheckedEnv) -> None:
     assert len(spec.action_low) == len(spec.action_high) == spec.action_dim
     assert all(low < high for low, high in zip(spec.action_low, spec.action_high, strict=True))
     assert spec.control_hz > 0
-    assert spec.tasks  # an instruction may be empty, where there is none
+    assert spec.tasks  # an instruction may be empty
     assert all(isinstance(task, str) for task in spec.tasks)
     assert spec.simulator
     prefix, _, name = spec.id.partition("/")
@@ -129,9 +129,9 @@ def test_the_spec_is_complete(env: CheckedEnv) -> None:
     assert name
 
 
-def test_observations_and_results_are_as_the_spec_says(env: CheckedEnv) -> None:
+def test_observations_and_results_agree_with_the_spec(env: CheckedEnv) -> None:
     spec = env.spec
-    result = env.step(middle(env), EVERYONE)
+    result = env.step(middle_action(env), ALL)
     for obs in (env.reset(SEEDS), result.obs):
         assert obs.keys() == {"state", "task_id", *(f"image/{name}" for name in spec.cameras)}
         assert obs["state"].shape == (NUM_ENVS, spec.state_dim)
@@ -154,12 +154,12 @@ def test_observations_and_results_are_as_the_spec_says(env: CheckedEnv) -> None:
         assert flag.device == spec.device
 
 
-def test_what_was_returned_never_changes_later(env: CheckedEnv) -> None:
+def test_returned_tensors_never_change_later(env: CheckedEnv) -> None:
     kept: list[Any] = [env.reset(SEEDS)]
-    kept += [env.step(middle(env), EVERYONE) for _ in range(2)]
+    kept += [env.step(middle_action(env), ALL) for _ in range(2)]
     kept += [env.reset(torch.tensor([3]), torch.tensor([1]))]
-    before = [copy_of(value) for value in kept]
-    env.step(bounds(env)[1], EVERYONE)
+    before = [deep_copy(value) for value in kept]
+    env.step(bounds(env)[1], ALL)
     env.reset(SEEDS + 1)
     for value, saved in zip(kept, before, strict=True):
         assert_same(value, saved)
@@ -176,22 +176,22 @@ def test_equal_seeds_are_equal_starts(env: CheckedEnv) -> None:
     assert torch.equal(state[0], state[1])
     assert not torch.equal(state[0], state[2])
     assert first["task_id"][0] == first["task_id"][1]
-    env.step(bounds(env)[1], EVERYONE)
-    env.step(bounds(env)[0], EVERYONE)
+    env.step(bounds(env)[1], ALL)
+    env.step(bounds(env)[0], ALL)
     assert_same(env.reset(SEEDS), first)
     again = env.reset(SEEDS.flip(0))
     assert torch.equal(comparable(env, again["state"])[0], state[2])
 
 
-def test_a_reset_of_some_leaves_the_others_alone(env: CheckedEnv) -> None:
-    before = env.step(middle(env), EVERYONE).obs
+def test_a_reset_of_some_environments_does_not_change_the_others(env: CheckedEnv) -> None:
+    before = env.step(middle_action(env), ALL).obs
     others = [0, 2]
     after = env.reset(torch.tensor([11]), torch.tensor([1]))
     assert_same(after, before, others)
     assert not torch.equal(after["state"][1], before["state"][1])
-    # The others are one step further than the one that began anew.
+    # The others are one step ahead of the one that was reset.
     for step in range(2, LIMIT + 1):
-        result = env.step(middle(env), EVERYONE)
+        result = env.step(middle_action(env), ALL)
         over = result.terminated | result.truncated
         if step == LIMIT:
             assert over[others].all()
@@ -212,29 +212,29 @@ def test_environments_may_be_reset_in_any_order(env: CheckedEnv) -> None:
 # Steps
 
 
-def test_rows_that_are_not_active_are_untouched(env: CheckedEnv) -> None:
-    before = env.step(middle(env), EVERYONE).obs
+def test_rows_that_are_not_active_do_not_change(env: CheckedEnv) -> None:
+    before = env.step(middle_action(env), ALL).obs
     action = bounds(env)[1].clone()
-    action[1] = torch.nan  # never looked at
+    action[1] = torch.nan  # must be ignored
     result = env.step(action, torch.tensor([True, False, True]))
     assert_same(result.obs, before, [1])
     assert result.reward[1] == 0
     for flag in (result.terminated, result.truncated, *result.info.values()):
         assert not flag[1]
-    nobody = env.step(action, ~EVERYONE)
-    assert_same(nobody.obs, result.obs)
-    assert not nobody.reward.any()
-    assert not (nobody.terminated | nobody.truncated).any()
+    idle = env.step(action, ~ALL)
+    assert_same(idle.obs, result.obs)
+    assert not idle.reward.any()
+    assert not (idle.terminated | idle.truncated).any()
 
 
-def test_time_that_was_not_active_does_not_count(env: CheckedEnv) -> None:
-    """An environment that is left out of two steps is truncated two steps later."""
+def test_inactive_steps_do_not_count_towards_the_time_limit(env: CheckedEnv) -> None:
+    """An environment that was inactive in two steps is truncated two steps later."""
     only_first = torch.tensor([True, False, False])
     for _ in range(2):
-        env.step(middle(env), only_first)
+        env.step(middle_action(env), only_first)
     ended = torch.zeros(NUM_ENVS, dtype=torch.bool)
     for step in range(3, LIMIT + 3):
-        result = env.step(middle(env), ~ended)
+        result = env.step(middle_action(env), ~ended)
         if result.terminated.any():
             return  # solved by accident
         assert result.truncated[0] == (step == LIMIT)
@@ -243,9 +243,9 @@ def test_time_that_was_not_active_does_not_count(env: CheckedEnv) -> None:
 
 
 def test_the_time_limit_truncates(env: CheckedEnv) -> None:
-    active = EVERYONE.clone()
+    active = ALL.clone()
     for step in range(1, LIMIT + 1):
-        result = env.step(middle(env), active)
+        result = env.step(middle_action(env), active)
         assert not (result.terminated & result.truncated).any()
         assert not (result.info["success"] & ~result.terminated).any()
         expected = active & ~result.terminated if step == LIMIT else torch.zeros_like(active)
@@ -253,23 +253,23 @@ def test_the_time_limit_truncates(env: CheckedEnv) -> None:
         active = active & ~(result.terminated | result.truncated)
     assert not active.any()
     assert result.truncated.any()
-    # An ended environment waits: it is not reset behind our back.
-    waiting = env.step(middle(env), ~EVERYONE)
+    # There is no auto-reset.
+    waiting = env.step(middle_action(env), ~ALL)
     assert_same(waiting.obs, result.obs)
 
 
 def test_actions_outside_the_bounds_are_clipped_and_counted(env: CheckedEnv) -> None:
     entries, clipped = env.num_entries, env.num_clipped
     low, high = bounds(env)
-    at_bound = env.step(high, EVERYONE)
+    at_bound = env.step(high, ALL)
     assert (env.num_entries - entries, env.num_clipped - clipped) == (high.numel(), 0)
     env.reset(SEEDS)
     beyond = high.clone()
     beyond[0] += 5
     only_two = torch.tensor([True, True, False])
-    found = env.step(beyond, only_two)
+    clipped_result = env.step(beyond, only_two)
     if env.spec.deterministic_reset:
-        assert_same(found.obs, at_bound.obs, [0, 1])
+        assert_same(clipped_result.obs, at_bound.obs, [0, 1])
     assert env.num_clipped - clipped == env.spec.action_dim
     assert env.num_entries - entries == 5 * env.spec.action_dim
     env.step(low - 1, only_two)
@@ -282,28 +282,28 @@ def test_equal_actions_from_equal_starts_are_equal_episodes(env: CheckedEnv) -> 
     low, high = bounds(env)
     generator = torch.Generator().manual_seed(0)
     actions = [low + (high - low) * torch.rand(1, 1, generator=generator) for _ in range(3)]
-    first = [env.step(action, EVERYONE) for action in actions]
+    first = [env.step(action, ALL) for action in actions]
     env.reset(SEEDS)
-    second = [env.step(action, EVERYONE) for action in actions]
-    for one, other in zip(first, second, strict=True):
-        assert_same(tuple(one), tuple(other))
-        state = comparable(env, one.obs["state"])
+    second = [env.step(action, ALL) for action in actions]
+    for left, right in zip(first, second, strict=True):
+        assert_same(tuple(left), tuple(right))
+        state = comparable(env, left.obs["state"])
         assert torch.equal(state[0], state[1])
 
 
-# What is refused
+# Errors
 
 
 def test_wrong_actions_and_seeds_are_refused(env: CheckedEnv) -> None:
     dim = env.spec.action_dim
     for shape in ((NUM_ENVS, dim + 1), (NUM_ENVS - 1, dim), (dim,), (NUM_ENVS, 1, dim)):
         with pytest.raises(ValueError, match=r"action of shape .* must be \(3, .*\) for .*: 3 env"):
-            env.step(torch.zeros(shape), EVERYONE)
-    action = middle(env).clone()
+            env.step(torch.zeros(shape), ALL)
+    action = middle_action(env).clone()
     action[2, 0] = torch.inf
     message = rf"action is not finite in environments \[2\] of {env.spec.id}"
     with pytest.raises(ValueError, match=message):
-        env.step(action, EVERYONE)
+        env.step(action, ALL)
     env.step(action, torch.tensor([True, True, False]))
     with pytest.raises(ValueError, match=r"seed of shape \(2,\) must be \(3,\): one seed per env"):
         env.reset(SEEDS[:2])
@@ -312,7 +312,7 @@ def test_wrong_actions_and_seeds_are_refused(env: CheckedEnv) -> None:
 
 
 class Broken(Reach):
-    """Reach, whose answers have something wrong in environment 1."""
+    """Reach with a number that is not finite in environment 1."""
 
     def __init__(self, wrong: str, where: str) -> None:
         super().__init__(NUM_ENVS)
@@ -332,15 +332,15 @@ class Broken(Reach):
 
 
 @pytest.mark.parametrize("wrong", ["state", "reward"])
-def test_numbers_that_are_not_finite_do_not_come_out(wrong: str) -> None:
+def test_results_that_are_not_finite_raise(wrong: str) -> None:
     env = CheckedEnv(Broken(wrong, "step"))
     env.reset(SEEDS)
     message = rf"{wrong} is not finite in environments \[1\] of mock/Reach"
     with pytest.raises(ValueError, match=message):
-        env.step(torch.zeros(NUM_ENVS, 2), EVERYONE)
+        env.step(torch.zeros(NUM_ENVS, 2), ALL)
 
 
-def test_a_start_that_is_not_finite_does_not_come_out() -> None:
+def test_a_start_that_is_not_finite_raises() -> None:
     message = r"state is not finite in environments \[1\] of mock/Reach after reset"
     with pytest.raises(ValueError, match=message):
         CheckedEnv(Broken("state", "reset")).reset(SEEDS)
@@ -349,22 +349,22 @@ def test_a_start_that_is_not_finite_does_not_come_out() -> None:
 # Pictures, experts, TorchRL
 
 
-def test_it_shows_itself_or_says_why_not(env: CheckedEnv) -> None:
+def test_render_returns_pictures_or_names_the_cause(env: CheckedEnv) -> None:
     if env.spec.id == "mock/Script":
-        with pytest.raises(RuntimeError, match="nothing to look at"):
+        with pytest.raises(RuntimeError, match="has no pictures; use mock/Reach"):
             env.render()
         return
     try:
         pictures = env.render()
     except RuntimeError as error:
-        pytest.skip(f"this machine cannot draw: {error}")
+        pytest.skip(f"this machine cannot render: {error}")
     assert pictures.dtype == torch.uint8
     assert pictures.ndim == 4
     assert (pictures.shape[0], pictures.shape[3]) == (NUM_ENVS, 3)
     assert pictures.float().std() > 0
 
 
-def test_its_expert_acts_or_nobody_has_written_one(env: CheckedEnv) -> None:
+def test_the_expert_acts_or_there_is_none(env: CheckedEnv) -> None:
     if env.spec.id in ("mock/Script", "gym/Pendulum-v1"):
         with pytest.raises(ValueError, match="expert"):
             env.expert()
@@ -372,9 +372,9 @@ def test_its_expert_acts_or_nobody_has_written_one(env: CheckedEnv) -> None:
     action = env.expert().act()
     assert action.shape == (NUM_ENVS, env.spec.action_dim)
     assert torch.isfinite(action).all()
-    env.step(action, EVERYONE)
+    env.step(action, ALL)
 
 
-def test_torchrl_finds_its_specs_kept(env: CheckedEnv) -> None:
+def test_torchrl_accepts_the_specs(env: CheckedEnv) -> None:
     seeds = EpisodeSeeds(NUM_ENVS, 0, "train")
     check_env_specs(ChunkEnv(env, 2, seeds))

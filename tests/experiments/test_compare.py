@@ -14,7 +14,7 @@ import pytest
 from pitune import envs, experiments, rl
 from pitune.experiments.compare import CompareConfig, compare
 from pitune.experiments.quickstart import QuickstartConfig, QuickstartEnv, make_clone, make_guidance
-from pitune.experiments.recipes import LIKELIHOODS, Recipe, recipe
+from pitune.experiments.recipes import Recipe, likelihood_words, recipe
 from pitune.experiments.runs.comparison import (
     FinishedRun,
     comparison_table,
@@ -22,7 +22,7 @@ from pitune.experiments.runs.comparison import (
     seed_band,
     summary_table,
 )
-from pitune.policies import likelihood_config
+from pitune.policies import likelihood_config, likelihood_name
 from pitune.rl.algorithms.fpo import plus_plus
 from pitune.rl.evaluation.statistics import fisher_p_value, wilson_interval
 
@@ -65,7 +65,7 @@ def run(name: str, seed: int, rates: list[float], after: int = 90) -> FinishedRu
             "wilson_high": high,
         }
 
-    before, now = ({"ode": evaluation(n), "stochastic": evaluation(n - 5)} for n in (40, after))
+    before, now = ({"deployed": evaluation(n), "exploring": evaluation(n - 5)} for n in (40, after))
     summary = {
         "env": "mock/Reach",
         "seed": seed,
@@ -90,7 +90,7 @@ def test_one_command_compares_algorithms_on_the_same_clone(config_of: Callable) 
         folder = config.out / "mock-Reach" / f"seed_{seed}"
         names = ("pretrained", "ppo-one_step", "grpo")
         assert all((folder / name).is_dir() for name in names)
-        before = [r.summary["before"]["ode"] for r in runs if r.summary["seed"] == seed]
+        before = [r.summary["before"]["deployed"] for r in runs if r.summary["seed"] == seed]
         assert before[0] == before[1]  # the clone, on the same starts
     saved = json.loads((folder / "ppo-one_step" / "config.json").read_text())["config"]
     assert saved["algorithm"]["likelihood"]["stochastic_steps"] == "one"
@@ -104,9 +104,9 @@ def test_what_is_finished_is_not_run_again_and_longer_lists_extend_it(
 ) -> None:
     compare(config_of("ppo"))
     trained: list[str] = []
-    original = experiments.compare.train
+    original = experiments.quickstart.train
     monkeypatch.setattr(
-        experiments.compare, "train", lambda c: (trained.append(c.out.name), original(c))[1]
+        experiments.quickstart, "train", lambda c: (trained.append(c.out.name), original(c))[1]
     )
     runs = compare(config_of("ppo", "fpo"))
     assert trained == ["fpo"]
@@ -118,10 +118,10 @@ def test_guidance_is_what_the_clone_has_not_seen(tmp_path: Path) -> None:
     job = QuickstartConfig(algorithm="ppo", env=QuickstartEnv(id="mock/Reach"), out=tmp_path)
     make_clone(job, settings)
     make_guidance(job, settings)
-    assert not (tmp_path / "guidance.safetensors").exists()  # collected for what asks for it
+    assert not (job.folder / "guidance.safetensors").exists()  # ppo does not need it
     make_guidance(replace(job, algorithm="dgn:equal_size"), settings)
     cloned, unseen = (
-        rl.Demonstrations.load(tmp_path / f"{name}.safetensors")
+        rl.Demonstrations.load(job.folder / f"{name}.safetensors")
         for name in ("demonstrations", "guidance")
     )
     assert cloned.num_episodes == unseen.num_episodes == 14
@@ -166,7 +166,7 @@ def test_finished_runs_of_other_settings_are_not_taken_for_these(
 
 def test_a_hurried_comparison_has_folders_of_its_own(config_of: Callable) -> None:
     folders = {
-        fast: experiments.compare._job(config_of("ppo", fast=fast), "mock/Reach", 0, "ppo").out
+        fast: experiments.compare._job(config_of("ppo", fast=fast), "mock/Reach", 0, "ppo").folder
         for fast in (False, True)
     }
     assert folders[False].parent.name == "mock-Reach"
@@ -279,7 +279,7 @@ def test_a_word_after_the_colon_changes_the_likelihood_and_nothing_else() -> Non
     assert noisy == replace(settings.ppo, likelihood=likelihood_config("flow_noise"))
     population = settings.algorithm("epo:one_step", Path())
     assert isinstance(population, rl.EPOConfig)
-    assert population.ppo == replace(settings.ppo, likelihood=LIKELIHOODS["one_step"])
+    assert population.ppo == replace(settings.ppo, likelihood=likelihood_words()["one_step"])
     assert settings.algorithm("grpo", Path()) == rl.GRPOConfig()
     cloning = settings.algorithm("bc", Path("here"))
     assert cloning == rl.BCConfig(demonstrations=Path("here/demonstrations.safetensors"))
@@ -318,5 +318,5 @@ def test_every_algorithm_and_likelihood_has_a_word() -> None:
     settings = recipe("mujoco/PickCube")
     for name, default in rl.presets().items():
         assert type(settings.algorithm(name, Path())) is type(default)
-    kernels = {likelihood.kernel for likelihood in LIKELIHOODS.values()}
-    assert kernels == {"flow_sde", "flow_noise", "velocity_gaussian", "flow_matching"}
+    names = {likelihood_name(config) for config in likelihood_words().values()}
+    assert names == {"flow_sde", "flow_noise", "velocity_gaussian", "flow_matching"}

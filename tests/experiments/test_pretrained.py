@@ -146,7 +146,7 @@ def test_lora_trains_saves_resumes_and_is_folded_in_on_export(
     )
     config_back = LoadConfig(tokenizer=TOKENIZER, flow_steps=2)
     merged = policies.load(tmp_path / "merged", config_back, pipeline)
-    assert merged.lora is None
+    assert merged.info.lora is None
     key = "network.paligemma_with_expert.gemma_expert.model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(merged.state_dict()[key], base[key])
     x, time = torch.randn(2, 1, 4, 32), torch.rand(2, 1)

@@ -290,7 +290,7 @@ def test_a_run_leaves_config_metrics_checkpoints_summary_and_curve(
     assert (summary["algorithm"], summary["env"], summary["seed"]) == ("ppo", "mock/Reach", 0)
     assert summary["iterations"] == 3
     for when in ("before", "after"):
-        for how in ("ode", "stochastic"):
+        for how in ("deployed", "exploring"):
             assert summary[when][how]["episodes"] == NUM_ENVS
             assert 0 <= summary[when][how]["success_rate"] <= 1
     # Evaluated at iteration 2 by the interval and at iteration 3 because it is the last.
@@ -347,10 +347,10 @@ def test_evaluations_do_not_change_what_is_learned_from_the_same_rollouts(
     assert_same(dict(few), dict(many))
 
 
-# What is refused
+# Rejected settings
 
 
-def test_episodes_that_evaluations_cut_short_are_told(
+def test_a_note_names_episodes_that_evaluations_cut_short(
     config_of: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Chunks of two, a time limit of seven: three decisions between evaluations are too few."""
@@ -364,13 +364,32 @@ def test_episodes_that_evaluations_cut_short_are_told(
     assert "episodes begin anew" not in shown[4]
 
 
-def test_counts_below_one_are_refused(config_of: Callable, tmp_path: Path) -> None:
+def test_an_unhealthy_metric_is_warned_of_once_in_a_run_and_its_resumption(
+    config_of: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    update = rl.FilteredBC.update
+
+    def broken(algorithm: rl.FilteredBC, rollout: Any) -> dict[str, float]:
+        return {**update(algorithm, rollout), "ratio_deviation": 0.5}
+
+    monkeypatch.setattr(rl.FilteredBC, "update", broken)
+    train(config_of("filtered_bc", tmp_path, num_iterations=2))
+    words = "warning: ratio_deviation is 0.5, above 0.001"
+    assert capsys.readouterr().err.count(words) == 1
+    train(config_of("filtered_bc", tmp_path, resume=True))
+    assert words not in capsys.readouterr().err
+
+
+def test_counts_below_one_are_rejected(config_of: Callable, tmp_path: Path) -> None:
     for name in ("num_iterations", "num_chunks", "eval_every", "eval_episodes", "torch_threads"):
         with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
             config_of("bc", tmp_path, **{name: 0})
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(
+def test_misfits_are_rejected_before_anything_is_written(
     config_of: Callable, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -403,13 +422,13 @@ def test_settings_of_the_algorithm_are_options() -> None:
     options = [
         "--algorithm.advantage.discount",
         "0.5",
-        "--algorithm.likelihood.kernel",
-        "flow_noise",
+        "--algorithm.likelihood.noise_level",
+        "0.3",
     ]
     config = parse(["ppo", *options])
     assert isinstance(config.algorithm, rl.PPOConfig)
     assert config.algorithm.advantage.discount == 0.5
-    assert config.algorithm.likelihood.kernel == "flow_noise"
+    assert config.algorithm.likelihood == policies.FlowSDEConfig(noise_level=0.3)
     assert config.algorithm.update == rl.PPOConfig().update
 
 

@@ -29,8 +29,9 @@ from pitune.policies import (
     SamplerConfig,
     likelihood_config,
 )
+from pitune.policies.flow.kernels import FlowNoise, FlowSDE, ode_step
 from pitune.policies.flow.ode import integrate
-from pitune.policies.flow.path import FlowNoise, FlowOutput, FlowSDE, TimeGrid, ode_step
+from pitune.policies.flow.path import FlowOutput, TimeGrid
 from pitune.policies.likelihood.heads import NoiseNetwork, VelocityHead
 
 HORIZON, EXECUTED, MODEL_DIM, ROBOT_DIM = 4, 2, 3, 2

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pitune.experiments.verify_checkpoint import VerifyConfig, compute, encoder_inputs, main, verify
 from pitune.policies.checkpoints.formats import load_network
-from pitune.policies.network import gemma, pi0, siglip
+from pitune.policies.network import gemma, layers, pi0, siglip
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FAMILIES = ("pi0", "pi05")
@@ -144,8 +144,8 @@ MUTANTS = {
     "picture over sqrt": (
         pi0,
         "Pi0.embed_prefix",
-        "pictures.flatten(1, 2)",
-        "pictures.flatten(1, 2) / math.sqrt(pictures.shape[-1])",
+        "rearrange(pictures,",
+        "rearrange(pictures / math.sqrt(pictures.shape[-1]),",
     ),
     "no post_layernorm": (siglip, "Siglip.forward", "self.post_layernorm(x)", "x"),
     "exact gelu": (gemma, "MLP.forward", 'approximate="tanh"', 'approximate="none"'),
@@ -155,24 +155,24 @@ MUTANTS = {
         'approximate="tanh"',
         'approximate="none"',
     ),
-    "w for 1 + w": (gemma, "RMSNorm.forward", "(1 + self.weight.float())", "self.weight.float()"),
+    "w for 1 + w": (layers, "RMSNorm.forward", "(1 + self.weight.float())", "self.weight.float()"),
     "adaRMS order": (
-        gemma,
+        layers,
         "AdaptiveRMSNorm.forward",
         "scale, shift, gate =",
         "shift, scale, gate =",
     ),
     "causal actions": (
         pi0,
-        "_points_mask",
-        "point[:, None] == point",
-        "torch.ones(len(point), len(point)).tril().bool()",
+        "_flow_time_mask",
+        "index[:, None] == index",
+        "torch.ones(len(index), len(index)).tril().bool()",
     ),
     "camera mask ignored": (
         pi0,
         "Pi0.embed_prefix",
-        "image_mask.bool().repeat_interleave",
-        "torch.ones_like(image_mask).bool().repeat_interleave",
+        "repeat(image_mask.bool(),",
+        "repeat(torch.ones_like(image_mask).bool(),",
     ),
     "positions by place": (
         pi0,
@@ -183,8 +183,8 @@ MUTANTS = {
     "action and time swapped": (
         pi0,
         "Pi0.embed_suffix",
-        "torch.cat([action, time[:, :, None].expand_as(action)], dim=-1)",
-        "torch.cat([time[:, :, None].expand_as(action), action], dim=-1)",
+        "torch.cat([action, time], dim=-1)",
+        "torch.cat([time, action], dim=-1)",
     ),
     "cosine first": (
         pi0,

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import pytest
-from settings import changed
 
 from pitune import rl
 from pitune.rl.config import check_range
@@ -17,6 +16,7 @@ from pitune.rl.policy_gradient.config import (
     PPOClipConfig,
     UpdateConfig,
 )
+from settings import changed
 
 OUT_OF_RANGE: list[tuple[Any, str, float, str]] = [
     (UpdateConfig(), "num_epochs", 0, "at least 1"),

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from settings import changed
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from pitune import envs, rl
 from pitune.policies import FlowPolicy, likelihood_config
 from pitune.rl.actor_critic.learner import FlowActorCritic
 from pitune.rl.gradient_step import gradient_step, merge_metrics, split_rows
+from settings import changed
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in rl.presets()},

@@ -7,16 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pitune.policies.flow.path import (
-    FlowNoise,
-    FlowOutput,
-    FlowSDE,
-    Kernel,
-    TimeGrid,
-    Transition,
-    VelocityField,
-    ode_step,
-)
+from pitune.policies.flow.kernels import FlowNoise, FlowSDE, Kernel, Transition, ode_step
+from pitune.policies.flow.path import FlowOutput, TimeGrid, VelocityField
 
 MEAN, STD = 0.6, 0.5
 """Of the Gaussian target."""

@@ -1,4 +1,4 @@
-"""`adapter`: ids of Gymnasium, and its vector environments."""
+"""`gym/<id>`: registered ids, keyword arguments, and vector environments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from pitune.envs.gym.adapter import GymnasiumVector, make_gymnasium
+from pitune import envs
+from pitune.envs.gym.vector import GymnasiumVector
 
 DISABLED, SAME_STEP, NEXT_STEP = (
     AutoresetMode.DISABLED,
@@ -23,9 +24,9 @@ DISABLED, SAME_STEP, NEXT_STEP = (
 
 
 class Clock(gymnasium.Env):
-    """State (seed, time), seed -1 if there is none. Ends at time `seed % 10`; 0 is never."""
+    """State (seed, time), seed -1 without one. Ends at time `seed % 10`, never if that is 0."""
 
-    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    observation_space: Any = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = spaces.Box(0, 4, (1,), np.float32)
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
@@ -36,7 +37,7 @@ class Clock(gymnasium.Env):
             self.observation_space = spaces.Dict({"hand": self.observation_space})
 
     def obs(self) -> Any:
-        # A copy: Gymnasium keeps no copy of its own of the last observation before a reset.
+        # Gymnasium keeps no copy of the last observation before a reset, so this is one.
         return {"hand": self.state.copy()} if self.parts else self.state.copy()
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
@@ -53,7 +54,7 @@ class Clock(gymnasium.Env):
 
 
 class Endless(gymnasium.vector.VectorEnv):
-    """A batched simulator of its own: takes one seed, and resets some or, if deaf, always all."""
+    """A batched simulator with one seed, which resets some environments or, if `deaf`, all."""
 
     metadata = {"autoreset_mode": DISABLED, "render_fps": 7}  # noqa: RUF012
 
@@ -94,6 +95,20 @@ def toys() -> Iterator[None]:
         del gymnasium.registry[name]
 
 
+def make_gymnasium(
+    name: str, num_envs: int, *, max_episode_steps: int | None = None, **kwargs: Any
+) -> Any:
+    """Return the adapter's environment without the checks around it."""
+    config = envs.config_for(
+        f"gym/{name}",
+        num_envs=num_envs,
+        num_workers=0,
+        max_episode_steps=max_episode_steps,
+        options=envs.GymOptions(kwargs=kwargs),
+    )
+    return envs.make(config).env
+
+
 def seeds(*numbers: int) -> torch.Tensor:
     return torch.tensor(numbers)
 
@@ -122,7 +137,7 @@ def test_a_registered_environment_runs_under_the_contract() -> None:
     assert torch.equal(result.obs["state"][1], first.flip(0)[1])
 
 
-def test_own_time_limit_and_the_one_asked_for() -> None:
+def test_the_time_limit_is_the_registered_or_the_requested_one() -> None:
     assert make_gymnasium("pitune/Clock-v0", 1).spec.max_episode_steps == 30
     env = make_gymnasium("pitune/Clock-v0", 1, max_episode_steps=40)
     env.reset(seeds(0))
@@ -133,18 +148,18 @@ def test_own_time_limit_and_the_one_asked_for() -> None:
         make_gymnasium("pitune/Hours-v0", 1)
 
 
-def test_observation_of_unknown_parts_is_made_flat_and_pictures_are_asked_for() -> None:
+def test_a_dict_of_unknown_keys_is_flattened_and_pictures_are_enabled() -> None:
     env = make_gymnasium("pitune/Clock-v0", 1, parts=True)
     assert env.reset(seeds(5))["state"].tolist() == [[5, 0]]
     assert env.render().shape == (1, 2, 3, 3)
 
 
-def test_nondeterministic_environments_are_marked() -> None:
+def test_nondeterministic_environments_have_a_spec_without_exact_resets() -> None:
     env = make_gymnasium("pitune/Hours-v0", 1, max_episode_steps=5)
     assert not env.spec.deterministic_reset
 
 
-def test_ids_that_cannot_be_used_are_refused() -> None:
+def test_unusable_ids_are_refused() -> None:
     with pytest.raises(ValueError, match=r"id='Pendulum-v7' .* near it are \['Pendulum-v1'"):
         make_gymnasium("Pendulum-v7", 1)
     with pytest.raises(ValueError, match=r"gym/CartPole-v1: action_space=Discrete\(2\)"):
@@ -167,7 +182,7 @@ def test_an_id_that_is_only_a_vector_environment_is_made_as_one() -> None:
     assert result.obs["state"].tolist() == [[3], [3]]
 
 
-def test_a_vector_environment_that_resets_too_many_is_found_out() -> None:
+def test_a_vector_environment_that_resets_too_many_raises() -> None:
     env = GymnasiumVector(Endless(2, deaf=True), id="toy", max_episode_steps=9)
     env.reset(seeds(1, 2))
     step(env, [0, 1])
@@ -184,7 +199,7 @@ def test_frames_are_right_over_ends_that_are_staggered_and_together(mode: Autore
     assert result.obs["state"].tolist() == [[102, 2], [4, 2], [14, 2]]
     assert result.terminated.tolist() == [True, False, False]
     assert result.info["success"].tolist() == [True, False, False]
-    result = step(env, [1, 2])  # the first is stepped along unseen
+    result = step(env, [1, 2])  # the results of the first are discarded
     assert result.obs["state"].tolist() == [[102, 2], [4, 3], [14, 3]]
     assert result.reward.tolist() == [0, 1, 1]
     result = step(env, [1, 2])
@@ -196,7 +211,7 @@ def test_frames_are_right_over_ends_that_are_staggered_and_together(mode: Autore
     assert env.spec.deterministic_reset
 
 
-def test_first_reset_may_name_some_environments() -> None:
+def test_the_first_reset_may_be_partial() -> None:
     env = vector(DISABLED)
     assert env.reset(seeds(5, 6), seeds(0, 2))["state"].tolist()[0] == [5, 0]
     assert step(env, [0, 2]).obs["state"].tolist()[2] == [6, 1]
@@ -214,8 +229,8 @@ def test_an_observation_that_is_not_finite_invalidates_its_episode() -> None:
     assert env.reset(seeds(5), seeds(0))["state"].tolist() == [[5, 0], [0, 2]]
 
 
-def test_what_was_returned_is_never_written_again() -> None:
-    env = make_gymnasium("pitune/Endless-v0", 1)  # it returns one buffer again and again
+def test_returned_tensors_are_never_written_again() -> None:
+    env = make_gymnasium("pitune/Endless-v0", 1)  # it reuses one buffer
     first = env.reset(seeds(1))
     second = step(env, [0])
     step(env, [0])
@@ -240,7 +255,7 @@ def test_processes_of_gymnasium_take_seeds_too() -> None:
     env.close()
 
 
-def test_vector_environments_that_cannot_be_used_are_refused() -> None:
+def test_unusable_vector_environments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"NEXT_STEP is not usable.*autoreset_mode=AutoresetMode"):
         vector(NEXT_STEP)
     with pytest.raises(ValueError, match="toy has no time limit of its own"):
@@ -249,11 +264,11 @@ def test_vector_environments_that_cannot_be_used_are_refused() -> None:
         vector(DISABLED).expert()
     with pytest.raises(RuntimeError, match="toy returned no pictures"):
         GymnasiumVector(
-            SyncVectorEnv([Mute], autoreset_mode=DISABLED), id="toy", max_episode_steps=3
+            SyncVectorEnv([Blank], autoreset_mode=DISABLED), id="toy", max_episode_steps=3
         ).render()
 
 
-class Mute(Clock):
+class Blank(Clock):
     """Returns no picture."""
 
     def render(self) -> None:  # type: ignore[override]

@@ -1,19 +1,31 @@
-"""`adapter`: the seed is the start, whatever happened before."""
+"""`metaworld/<task>`: the seed fixes the start, whatever happened before."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
 
-from pitune.envs.metaworld.adapter import make_metaworld
+from pitune import envs
+from pitune.envs.metaworld.adapter import make_metaworld as make
+from pitune.envs.metaworld.registration import list_tasks
 from pitune.envs.workers.env import WorkerEnv
 
 pytest.importorskip("metaworld")
 pytestmark = pytest.mark.sim
 
 ALL = torch.tensor([True, True])
+
+
+def make_metaworld(task: str, num_envs: int, **changes: Any) -> WorkerEnv:
+    """Return the adapter's environment in this process; `options` are keyword arguments."""
+    options = envs.MetaWorldOptions(**changes.pop("options", {}))
+    config = envs.EnvConfig(
+        id=f"metaworld/{task}", num_envs=num_envs, num_workers=0, options=options, **changes
+    )
+    return make(task, config)
 
 
 def play(env: WorkerEnv, num_steps: int, seed: int) -> list[torch.Tensor]:
@@ -27,7 +39,7 @@ def play(env: WorkerEnv, num_steps: int, seed: int) -> list[torch.Tensor]:
     return states
 
 
-# Unlike the others, door-unlock places its object by where the model's bodies stood before.
+# Unlike the others, door-unlock places its object relative to the previous pose of a body.
 @pytest.mark.parametrize("task", ["peg-insert-side-v3", "door-unlock-v3", "pick-place-v3"])
 def test_equal_seeds_are_equal_episodes_in_any_environment_and_order(task: str) -> None:
     env = make_metaworld(task, 2, reward="dense")
@@ -42,14 +54,14 @@ def test_equal_seeds_are_equal_episodes_in_any_environment_and_order(task: str) 
     assert torch.equal(torch.stack(play(env, 30, seed=0)), torch.stack(first))
 
 
-def test_every_seed_is_another_configuration() -> None:
+def test_different_seeds_are_different_configurations() -> None:
     env = make_metaworld("peg-insert-side-v3", 2)
     starts = [env.reset(torch.tensor([seed, seed + 1]))["state"] for seed in range(0, 100, 2)]
     states = torch.cat(starts)
     assert len(torch.unique(states[:, 4:7], dim=0)) == 100  # the peg
     assert len(torch.unique(states[:, 36:], dim=0)) == 100  # the hole
     assert states.dtype == torch.float32
-    # The whole random space is used: along x, 0.2 m for the peg and 0.1 m for the hole.
+    # The starts fill the random space: along x, 0.2 m for the peg and 0.1 m for the hole.
     widths = states.max(0).values - states.min(0).values
     assert widths[4] > 0.19
     assert widths[36] > 0.095
@@ -91,7 +103,7 @@ def test_spec_describes_the_task() -> None:
 
 
 def test_pictures_differ_between_environments() -> None:
-    env = make_metaworld("peg-insert-side-v3", 2, camera="topview", image_size=64)
+    env = make_metaworld("peg-insert-side-v3", 2, options={"camera": "topview", "render_size": 64})
     env.reset(torch.tensor([0, 1]))
     try:
         pictures = env.render()
@@ -102,14 +114,37 @@ def test_pictures_differ_between_environments() -> None:
     assert torch.equal(env.render(), pictures)
 
 
+def test_the_camera_is_a_choice() -> None:
+    """Pictures through two cameras differ; a camera that does not exist is refused by MuJoCo."""
+    top = make_metaworld("reach-v3", 1, options={"camera": "topview", "render_size": 32})
+    corner = make_metaworld("reach-v3", 1, options={"camera": "corner2", "render_size": 32})
+    for env in (top, corner):
+        env.reset(torch.tensor([0]))
+    try:
+        assert not torch.equal(top.render(), corner.render())
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    assert top.render().shape == (1, 32, 32, 3)
+
+
+def test_the_listed_tasks_are_those_of_meta_world() -> None:
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    assert sorted(list_tasks()) == sorted(ALL_V3_ENVIRONMENTS)
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match=r"task='peg-insert-v3' .* near it are \['peg-insert-sid"):
         make_metaworld("peg-insert-v3", 1)
     with pytest.raises(ValueError, match="reward='shaped' must be 'sparse' or 'dense'"):
-        make_metaworld("reach-v3", 1, reward="shaped")  # type: ignore[arg-type]
+        make_metaworld("reach-v3", 1, reward="shaped")
+    with pytest.raises(ValueError, match="render_size=0 must be at least 1"):
+        make_metaworld("reach-v3", 1, options={"render_size": 0})
 
 
-def test_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_raises_with_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "metaworld", None)
     monkeypatch.delitem(sys.modules, "metaworld.env_dict", raising=False)
     with pytest.raises(ImportError, match=r'pip install "pitune\[metaworld\]"'):

@@ -1,4 +1,4 @@
-"""`mock/TwoGoals`: one mode is not enough for it, and a flow policy's two survive fine-tuning."""
+"""`mock/TwoGoals`: it needs two modes, and both modes of a flow policy survive fine-tuning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(num_envs: int = NUM) -> envs.CheckedEnv:
 
 
 def outcome(chunk: Tensor) -> Tensor:
-    """Return the goal that each of NUM chunks (NUM, 4, 2) reaches (NUM,), -1 for none."""
+    """Return the goal that each of E = NUM chunks (E, 4, 2) reaches (E,), -1 for none."""
     env, active = TwoGoals(NUM), torch.ones(NUM, dtype=torch.bool)
     env.reset(torch.arange(NUM))
     goal = torch.full((NUM,), -1)
@@ -39,7 +39,7 @@ def shares(goal: Tensor) -> tuple[float, float]:
 
 
 def starts() -> TensorDict:
-    """Return the observations (NUM) in which `outcome` starts."""
+    """Return the observations of the starts of `outcome`, as a TensorDict of NUM rows."""
     return TensorDict({"state": TwoGoals(NUM).reset(torch.arange(NUM))["state"]}, [NUM])
 
 
@@ -50,7 +50,7 @@ def demonstrations() -> rl.Demonstrations:
 
 @pytest.fixture(scope="module")
 def first_chunks(demonstrations: rl.Demonstrations) -> Tensor:
-    """The chunks (100, 4, 2) with which the demonstrations begin."""
+    """Return the first chunks of the demonstrations (100, 4, 2)."""
     chunks = demonstrations.chunks(4)
     first = torch.searchsorted(demonstrations.episode, torch.arange(100))
     return chunks["action"][first]
@@ -58,7 +58,7 @@ def first_chunks(demonstrations: rl.Demonstrations) -> Tensor:
 
 @pytest.fixture(scope="module")
 def clone_policy(demonstrations: rl.Demonstrations) -> Callable[[], FlowPolicy]:
-    """Make a policy that was cloned for a short time, again and again the same."""
+    """Return a function that makes the same briefly cloned policy at each call."""
 
     def make_policy() -> FlowPolicy:
         with torch.random.fork_rng():
@@ -76,7 +76,7 @@ def clone_policy(demonstrations: rl.Demonstrations) -> Callable[[], FlowPolicy]:
     return make_policy
 
 
-def test_the_expert_takes_both_ways_and_always_arrives(first_chunks: Tensor) -> None:
+def test_the_expert_uses_both_ways_and_always_succeeds(first_chunks: Tensor) -> None:
     env = TwoGoals(NUM)
     env.reset(torch.arange(NUM))
     expert, active = env.expert(), torch.ones(NUM, dtype=torch.bool)
@@ -90,15 +90,15 @@ def test_the_expert_takes_both_ways_and_always_arrives(first_chunks: Tensor) -> 
     assert min(float((first_chunks[:, 0, 0] * s > 0).float().mean()) for s in (1, -1)) > 0.3
 
 
-def test_where_the_goals_are() -> None:
+def test_goals_are_reached_within_their_radius() -> None:
     points = torch.tensor([[0.15, 0.5], [0.85, 0.5], [0.5, 0.5], [0.15, 0.6], [0.2, 0.45]])
     assert reached_goal(points).tolist() == [0, 1, -1, -1, 0]
 
 
-def test_a_gaussian_policy_fails_where_a_flow_policy_succeeds_with_both(
+def test_a_gaussian_policy_fails_where_a_flow_policy_reaches_both_goals(
     first_chunks: Tensor, clone_policy: Callable
 ) -> None:
-    """The best Gaussian in likelihood has the demonstrations' mean and deviation."""
+    """The Gaussian of maximum likelihood has the demonstrations' mean and deviation."""
     torch.manual_seed(0)
     mean, std = first_chunks.mean(0), first_chunks.std(0)
     sampled = outcome(mean + std * torch.randn(NUM, 4, 2))

@@ -1,4 +1,4 @@
-"""`env`: what a batch of copies returns, and what it survives."""
+"""`WorkerEnv`: its results, and the faults that it survives."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import torch
 from gymnasium import spaces
 
 from pitune.envs.workers.env import MAX_BREAKDOWNS, WorkerEnv
+from pitune.envs.workers.process import Worker
 
 GO, RAISE, NAN, KILL, HANG = 0.0, 1.0, 0.5, -1.0, -0.5
-"""Actions of `Clock`, and what they do to it."""
+"""Actions of `Clock` and their effects."""
 
 
 class Clock(gymnasium.Env):
@@ -29,9 +30,9 @@ class Clock(gymnasium.Env):
     action_space = spaces.Box(-1, 1, (1,), np.float32)
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
 
-    def __init__(self, told: bool = True) -> None:
-        self.told = told
-        self.state = np.zeros(2)  # the one buffer that is returned again and again
+    def __init__(self, reports_success: bool = True) -> None:
+        self.reports_success = reports_success
+        self.state = np.zeros(2)  # one buffer, returned at every step
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         self.state[:] = seed, 0
@@ -46,7 +47,7 @@ class Clock(gymnasium.Env):
             time.sleep(600)
         self.state[1] = np.nan if action[0] == NAN else self.state[1] + 1
         end = bool(self.state[1] == self.state[0] % 10)
-        info = {"success": np.bool_(end and self.state[0] >= 100)} if self.told else {}
+        info = {"success": np.bool_(end and self.state[0] >= 100)} if self.reports_success else {}
         return self.state, float(self.state[1]), end, False, info
 
     def expert_action(self) -> np.ndarray:
@@ -56,8 +57,8 @@ class Clock(gymnasium.Env):
         return np.full((2, 3, 3), self.state[1], np.uint8)
 
 
-class Seeing(gymnasium.Env):
-    """Parts of an observation: a state, a picture whose pixel tells its place, a task."""
+class WithPictures(gymnasium.Env):
+    """Observes a state, a picture with one bright pixel, and a task."""
 
     observation_space = spaces.Dict(
         {
@@ -79,8 +80,8 @@ class Seeing(gymnasium.Env):
         return obs, 0.0, False, False, {**info, "is_success": True}
 
 
-class Wrong(Clock):
-    """A copy with spaces that are asked for."""
+class WithSpaces(Clock):
+    """A clock with other spaces."""
 
     def __init__(self, **wrong: spaces.Space) -> None:
         super().__init__()
@@ -88,11 +89,11 @@ class Wrong(Clock):
             setattr(self, name, space)
 
 
-def refuse_to_be_made() -> gymnasium.Env:
-    raise OSError("no licence server")
+def raise_when_made() -> gymnasium.Env:
+    raise OSError("no license server")
 
 
-def never_come_back() -> gymnasium.Env:
+def hang_when_made() -> gymnasium.Env:
     time.sleep(600)
     raise AssertionError
 
@@ -122,17 +123,17 @@ def processes() -> Iterator[WorkerEnv]:
 
 
 def trace(env: WorkerEnv) -> list[list]:
-    """Return what is seen of three environments that end at times 2, 3 and 3, and go on."""
-    seen = [env.reset(seeds(102, 3, 13))["state"].tolist()]
+    """Return the results of three environments that end at times 2, 3 and 3, and are reset."""
+    results = [env.reset(seeds(102, 3, 13))["state"].tolist()]
     active = [0, 1, 2]
     for _ in range(3):
         result = step(env, GO, GO, GO, active=active)
         ended = (result.terminated | result.truncated).tolist()
         active = [row for row in active if not ended[row]]
-        seen.append([result.obs["state"].tolist(), result.reward.tolist(), ended])
-    seen.append(env.reset(seeds(9, 8), seeds(2, 0))["state"].tolist())
-    seen.append(step(env, GO, GO, GO, active=[0, 2]).obs["state"].tolist())
-    return seen
+        results.append([result.obs["state"].tolist(), result.reward.tolist(), ended])
+    results.append(env.reset(seeds(9, 8), seeds(2, 0))["state"].tolist())
+    results.append(step(env, GO, GO, GO, active=[0, 2]).obs["state"].tolist())
+    return results
 
 
 EXPECTED_TRACE = [
@@ -141,7 +142,7 @@ EXPECTED_TRACE = [
     [[[102, 2], [3, 2], [13, 2]], [2, 2, 2], [True, False, False]],
     # The first waits at its last observation, the others end together.
     [[[102, 2], [3, 3], [13, 3]], [0, 3, 3], [False, True, True]],
-    # The second waits on, the others start with the seeds that were named for them.
+    # The second still waits, and each of the others starts with its own seed.
     [[8, 0], [3, 3], [9, 0]],
     [[8, 1], [3, 3], [9, 1]],
 ]
@@ -151,15 +152,15 @@ def test_frames_are_right_over_ends_that_are_staggered_and_together() -> None:
     assert trace(make(3)) == EXPECTED_TRACE
 
 
-def test_spec_tells_what_the_copy_says() -> None:
+def test_the_spec_describes_the_sub_environment() -> None:
     spec = make(2, tasks=("wait",)).spec
     assert (spec.id, spec.num_envs, spec.state_dim, spec.tasks) == ("toy/Clock", 2, 2, ("wait",))
     assert (spec.action_low, spec.action_high, spec.action_dim) == ((-1.0,), (1.0,), 1)
     assert (spec.max_episode_steps, spec.control_hz, spec.success_signal) == (50, 5, True)
-    assert not make(1, factory=functools.partial(Clock, told=False)).spec.success_signal
+    assert not make(1, factory=functools.partial(Clock, reports_success=False)).spec.success_signal
 
 
-def test_what_was_returned_is_never_written_again() -> None:
+def test_returned_tensors_are_never_written_again() -> None:
     env = make(1)
     first = env.reset(seeds(5))
     second = step(env, GO)
@@ -168,7 +169,7 @@ def test_what_was_returned_is_never_written_again() -> None:
     assert second.obs["state"].tolist() == [[5, 1]]
 
 
-def test_success_is_told_apart_from_failure() -> None:
+def test_success_and_failure_are_distinguished() -> None:
     env = make(2)
     env.reset(seeds(101, 1))
     result = step(env, GO, GO)
@@ -189,8 +190,8 @@ def test_time_limit_truncates_unless_the_task_ended() -> None:
     assert step(env, GO, GO, active=[0]).truncated.tolist() == [False, False]
 
 
-def test_observation_of_parts_keeps_pictures_and_tasks() -> None:
-    env = make(2, factory=Seeing)
+def test_a_dict_observation_keeps_pictures_and_tasks() -> None:
+    env = make(2, factory=WithPictures)
     obs = env.reset(seeds(3, 8))
     assert obs["state"].shape == (2, 4)
     assert obs["task_id"].tolist() == [3, 1]
@@ -202,7 +203,7 @@ def test_observation_of_parts_keeps_pictures_and_tasks() -> None:
     assert result.info["success"].all()
 
 
-def test_expert_sees_the_present_state() -> None:
+def test_the_expert_acts_in_the_current_state() -> None:
     env = make(2)
     expert = env.expert()
     assert expert.act().tolist() == [[0], [0]]
@@ -211,7 +212,7 @@ def test_expert_sees_the_present_state() -> None:
     torch.testing.assert_close(expert.act(), torch.tensor([[0.0], [0.1]]))
 
 
-def test_picture_of_every_environment() -> None:
+def test_render_returns_a_picture_of_every_environment() -> None:
     env = make(2)
     with pytest.raises(RuntimeError, match="nothing to render yet; reset it first"):
         env.render()
@@ -222,8 +223,8 @@ def test_picture_of_every_environment() -> None:
     assert pictures[:, 0, 0, 0].tolist() == [0, 1]
 
 
-def test_a_copy_without_pictures_or_expert_says_so() -> None:
-    env = make(1, factory=Seeing)
+def test_missing_pictures_and_a_missing_expert_raise() -> None:
+    env = make(1, factory=WithPictures)
     env.reset(seeds(0))
     with pytest.raises(RuntimeError, match=r"toy/Clock cannot render: .* install libegl1"):
         env.render()
@@ -232,9 +233,7 @@ def test_a_copy_without_pictures_or_expert_says_so() -> None:
 
 
 @pytest.mark.parametrize("action", [RAISE, NAN])
-def test_a_copy_that_breaks_down_costs_its_episode_only(
-    action: float, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_breakdown_ends_one_episode_only(action: float, caplog: pytest.LogCaptureFixture) -> None:
     env = make(2)
     env.reset(seeds(5, 6))
     step(env, GO, GO)
@@ -249,7 +248,7 @@ def test_a_copy_that_breaks_down_costs_its_episode_only(
     assert step(env, GO, GO).obs["state"].tolist() == [[7, 1], [6, 3]]
 
 
-def test_a_copy_that_breaks_down_again_and_again_shows_its_traceback() -> None:
+def test_repeated_breakdowns_raise_with_the_traceback() -> None:
     env = make(1)
     for number in range(MAX_BREAKDOWNS):
         env.reset(seeds(number))
@@ -259,7 +258,7 @@ def test_a_copy_that_breaks_down_again_and_again_shows_its_traceback() -> None:
         step(env, RAISE)
 
 
-def test_an_episode_that_ends_properly_forgives_breakdowns() -> None:
+def test_a_regular_end_of_an_episode_resets_the_count_of_breakdowns() -> None:
     env = make(1)
     for _ in range(MAX_BREAKDOWNS + 1):
         env.reset(seeds(1))
@@ -268,8 +267,8 @@ def test_an_episode_that_ends_properly_forgives_breakdowns() -> None:
         assert step(env, GO).terminated.all()
 
 
-def test_a_reset_that_fails_shows_its_traceback() -> None:
-    env = make(1, factory=functools.partial(Wrong, observation_space=spaces.Box(0, 1, (3,))))
+def test_a_reset_that_fails_raises_with_the_traceback() -> None:
+    env = make(1, factory=functools.partial(WithSpaces, observation_space=spaces.Box(0, 1, (3,))))
     with pytest.raises(RuntimeError, match=r"environment 0 failed to reset twice(.|\n)*reshape"):
         env.reset(seeds(0))
 
@@ -298,7 +297,7 @@ def test_an_ended_environment_waits_for_its_reset() -> None:
 )
 def test_unusable_spaces_are_refused(wrong: dict[str, spaces.Space], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make(1, factory=functools.partial(Wrong, **wrong))
+        make(1, factory=functools.partial(WithSpaces, **wrong))
 
 
 def test_unusable_numbers_are_refused() -> None:
@@ -310,7 +309,7 @@ def test_unusable_numbers_are_refused() -> None:
         make(1, max_episode_steps=None)
 
 
-def test_closed_environments_say_so() -> None:
+def test_a_closed_environment_raises() -> None:
     env = make(1)
     env.reset(seeds(0))
     env.close()
@@ -326,10 +325,13 @@ def test_processes_return_what_this_process_returns() -> None:
     assert env.render()[:, 0, 0, 0].tolist() == [1, 3, 1]
     workers = list(env._pool.workers)
     env.close()
-    assert not any(worker._process.is_alive() for worker in workers)
+    assert workers
+    for worker in workers:
+        assert isinstance(worker, Worker)
+        assert not worker._process.is_alive()
 
 
-def test_a_killed_worker_costs_its_own_episodes(
+def test_a_killed_worker_ends_its_own_episodes_only(
     processes: WorkerEnv, caplog: pytest.LogCaptureFixture
 ) -> None:
     processes.reset(seeds(5, 6, 7, 8))
@@ -346,7 +348,7 @@ def test_a_killed_worker_costs_its_own_episodes(
     assert result.info["success"].tolist() == [False, True, False, False]
 
 
-def test_an_environment_that_lost_its_worker_unasked_tells_when_it_is_next_active(
+def test_an_idle_environment_that_lost_its_worker_is_invalid_at_its_next_step(
     processes: WorkerEnv,
 ) -> None:
     processes.reset(seeds(5, 6, 7, 8))
@@ -360,6 +362,7 @@ def test_an_environment_that_lost_its_worker_unasked_tells_when_it_is_next_activ
 def test_a_worker_that_dies_in_a_reset_is_replaced_at_once(processes: WorkerEnv) -> None:
     processes.reset(seeds(5, 6, 7, 8))
     worker = processes._pool.workers[0]
+    assert isinstance(worker, Worker)
     worker._process.kill()
     worker._process.join()
     obs = processes.reset(seeds(9), seeds(0))
@@ -380,15 +383,15 @@ def test_a_worker_that_hangs_is_replaced(
     assert processes.reset(seeds(9), seeds(0))["state"].tolist()[0] == [9, 0]
 
 
-def test_an_answer_that_nobody_heard_is_skipped(processes: WorkerEnv) -> None:
+def test_a_stale_reply_is_skipped(processes: WorkerEnv) -> None:
     processes.reset(seeds(5, 6, 7, 8))
-    processes._pool.workers[0].ask("expert")  # as if Ctrl-C had come before the answer
+    processes._pool.workers[0].send("expert")  # its reply is never received, as after Ctrl-C
     assert step(processes, GO, GO, GO, GO).obs["state"].tolist()[0] == [5, 1]
 
 
 def test_a_worker_raises_with_the_simulators_traceback(processes: WorkerEnv) -> None:
     processes.reset(seeds(1, 1, 1, 1))
-    step(processes, GO, GO, GO, GO)  # ends properly: the tests before are forgiven
+    step(processes, GO, GO, GO, GO)  # a regular end: resets the count of earlier tests
     for number in range(MAX_BREAKDOWNS):
         processes.reset(seeds(5, 6, 7, 8))
         if number < MAX_BREAKDOWNS - 1:
@@ -397,13 +400,15 @@ def test_a_worker_raises_with_the_simulators_traceback(processes: WorkerEnv) -> 
         step(processes, GO, GO, GO, RAISE)
 
 
-def test_copies_that_cannot_be_made_are_told_of_at_once() -> None:
-    with pytest.raises(RuntimeError, match=r"no copy could be made(.|\n)*no licence server"):
-        make(1, num_workers=1, factory=refuse_to_be_made)
-    wrong = functools.partial(Wrong, action_space=spaces.Discrete(3))
+def test_sub_environments_that_cannot_be_made_raise_at_once() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"no sub-environment could be made(.|\n)*no license server"
+    ):
+        make(1, num_workers=1, factory=raise_when_made)
+    discrete = functools.partial(WithSpaces, action_space=spaces.Discrete(3))
     with pytest.raises(ValueError, match="is not continuous"):
-        make(1, num_workers=1, factory=wrong)
+        make(1, num_workers=1, factory=discrete)
     with pytest.raises(ValueError, match=r"cannot be pickled .* pass a module-level function"):
         make(1, num_workers=1, factory=lambda: Clock())
     with pytest.raises(RuntimeError, match=r"gave no answer within 0.1 s .* raise start_timeout"):
-        make(1, num_workers=1, factory=never_come_back, start_timeout=0.1)
+        make(1, num_workers=1, factory=hang_when_made, start_timeout=0.1)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pitune import policies, rl
-from pitune.experiments.runs.run import Run, plain, provenance
+from pitune.experiments.runs.config_file import plain, provenance
+from pitune.experiments.runs.run import Run, parse_rows
 
 CONFIG = {"seed": 0, "env": {"id": "mock/Reach", "cameras": []}, "algorithm_name": "ppo"}
 
@@ -47,7 +48,7 @@ def test_only_a_run_can_be_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", '{"config": {"seed"', "[]", "{}", "null"])
-def test_a_broken_config_is_told_of(text: str, tmp_path: Path) -> None:
+def test_a_damaged_config_is_rejected(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json is broken .* cannot be resumed"):
         Run.resume(tmp_path, CONFIG, "off")
@@ -128,6 +129,45 @@ def test_rows_survive_a_resume_exactly(tmp_path: Path) -> None:
 def test_a_number_that_is_not_one_survives_too(tmp_path: Path) -> None:
     new_run(tmp_path).log(1, {"explained_variance": math.nan})
     assert math.isnan(Run.resume(tmp_path, CONFIG, "off").rows[0]["explained_variance"])
+
+
+def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    for iteration in (9, 10):
+        run.log(iteration, {"loss": 0.5})
+    for cut in ("11,0.2e", "1", "11,x", "\x00"):
+        whole = "iteration,loss\n9,0.5\n10,0.5\n"
+        (tmp_path / "metrics.csv").write_text(whole + cut)
+        resumed = Run.resume(tmp_path, CONFIG, "off")
+        assert [row["iteration"] for row in resumed.rows] == [9, 10], cut
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    new_run(tmp_path)
+    file = tmp_path / "metrics.csv"
+    file.write_text("iteration,loss\n1,0.5\n2,half\n3,0.5\n")
+    assert [row["iteration"] for row in parse_rows(file)[1]] == [1, 3]
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged in line 3; remove that line"):
+        Run.resume(tmp_path, CONFIG, "off")
+
+
+def test_limits_are_recorded_and_follow_the_resumed_run(tmp_path: Path) -> None:
+    Run.create(tmp_path, CONFIG, "off", {"num_iterations": 5})
+    before = json.loads((tmp_path / "config.json").read_text())
+    assert before["limits"] == {"num_iterations": 5}
+    Run.resume(tmp_path, CONFIG, "off", {"num_iterations": 9})
+    after = json.loads((tmp_path / "config.json").read_text())
+    assert after == {**before, "limits": {"num_iterations": 9}}
+
+
+def test_a_checkpoint_of_an_older_version_names_the_evaluations_as_now(
+    tmp_path: Path, algorithm: rl.Algorithm
+) -> None:
+    run = new_run(tmp_path)
+    before = {"ode": {"success_rate": 0.5}, "stochastic": {"success_rate": 0.4}}
+    run.save(3, algorithm, {"success_rate": 0.5, "before": before})
+    loaded = run.load_latest(algorithm)["before"]
+    assert loaded == {"deployed": {"success_rate": 0.5}, "exploring": {"success_rate": 0.4}}
 
 
 def test_rows_after_the_last_checkpoint_are_dropped(

@@ -1,15 +1,21 @@
-"""`video`: films show what is deployed."""
+"""`video`: films of the deployed policy, and a picture of before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import imageio
+import numpy as np
+import pytest
 import torch
-from tensordict import TensorDict, TensorDictBase
+from PIL import Image
+from tensordict import TensorDictBase
 
 from pitune import envs, rl
-from pitune.experiments.runs.video import _frames, record_video
+from pitune.experiments.runs import video
+from pitune.experiments.runs.video import SUCCESS_COLOR, _frames, _grid, before_after, record_video
 from pitune.policies import FlowSDEConfig, LikelihoodActor
 
 CONFIG = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=6)
@@ -26,11 +32,11 @@ def test_a_film_shows_the_deployed_policy(tiny_policy: Callable) -> None:
             return td
 
     actor = Seen(tiny_policy(), FlowSDEConfig())
-    state = envs.make(CONFIG).reset(envs.EpisodeSeeds(4, 3, "test").next(torch.arange(4)))
+    obs = envs.make(CONFIG).reset(envs.EpisodeSeeds(4, 3, "test").next(torch.arange(4)))
     frames = _frames(envs.make(CONFIG), actor, seed=3)
     assert len(frames) == 7  # the start and six steps
     torch.manual_seed(3)
-    expected = actor.policy.sample_actions(TensorDict(dict(state), batch_size=[4]))
+    expected = actor.policy.sample_actions(actor.policy.model_input(obs))
     assert torch.equal(acted[0], expected)
 
 
@@ -49,3 +55,79 @@ def test_a_film_is_written(tiny_policy: Callable, tmp_path: Path) -> None:
     actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
     assert record_video(CONFIG, actor, tmp_path / "film.mp4", seed=0)
     assert (tmp_path / "film.mp4").stat().st_size > 100
+
+
+def test_success_is_framed_in_green(tiny_policy: Callable) -> None:
+    """The frame stays, and no other environment has one."""
+    env = envs.make(CONFIG)
+    env.reset(torch.arange(4))
+    plain = _grid(env, torch.zeros(4, dtype=torch.bool))
+    framed = _grid(env, torch.tensor([False, True, False, False]))
+    height, width = plain.shape[0] // 2, plain.shape[1] // 2
+    changed = (plain != framed).any(-1)
+    assert not changed[:, :width].any()
+    assert not changed[height:].any()
+    for border in (framed[0, width:], framed[height - 1, width:], framed[:height, width]):
+        assert (border == SUCCESS_COLOR).all()
+    assert not changed[height // 2, width + width // 2]
+
+
+def film(file: Path, num: int, shade: int) -> None:
+    shades = [shade + 50] + [shade] * (num - 1)
+    frames = [np.full((96, 128, 3), value, dtype=np.uint8) for value in shades]
+    imageio.mimwrite(file, frames, fps=20, macro_block_size=8)
+
+
+def test_before_and_after_stand_side_by_side_until_the_longer_film_ends(tmp_path: Path) -> None:
+    film(tmp_path / "before.mp4", 20, 40)
+    film(tmp_path / "after.mp4", 6, 200)
+    file = before_after(tmp_path)
+    assert file == tmp_path / "before_after.gif"
+    with Image.open(file) as picture:
+        assert picture.n_frames >= 2  # type: ignore[attr-defined]
+        picture.seek(picture.n_frames - 1)  # type: ignore[attr-defined]
+        shades = np.asarray(picture.convert("L"), dtype=int)
+    assert abs(shades[100, 100] - 40) < 8
+    assert abs(shades[100, -100] - 200) < 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "after.mp4",
+        "before.mp4",
+        "before_after.gif",
+    ]
+
+
+def test_a_picture_that_is_too_large_gets_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("before", "after"):
+        film(tmp_path / f"{name}.mp4", 2, 40)
+    widths: list[int] = []
+
+    def heavy(films: list, fps: float, width: int, num_frames: int, colors: int) -> bytes:
+        widths.append(width)
+        return bytes(6000 * width)
+
+    monkeypatch.setattr(video, "_gif", heavy)
+    file = before_after(tmp_path)
+    assert file is not None
+    assert file.stat().st_size <= video.MAX_BYTES < 6000 * widths[-2]
+    assert widths == [quality[0] for quality in video.QUALITIES][: len(widths)]
+
+
+def test_a_missing_film_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    film(tmp_path / "before.mp4", 2, 40)
+    assert before_after(tmp_path) is None
+    assert "no before_after.gif: the run has no after.mp4" in capsys.readouterr().err
+
+
+def test_a_machine_that_cannot_render_gets_a_note(
+    tiny_policy: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr(video, "_grid", fail)
+    actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
+    assert not record_video(CONFIG, actor, tmp_path / "film.mp4", seed=0)
+    assert "no film film.mp4: no display" in capsys.readouterr().err
+    assert not (tmp_path / "film.mp4").exists()

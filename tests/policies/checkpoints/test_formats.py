@@ -20,7 +20,7 @@ from torch import Tensor
 from pitune import policies
 from pitune.policies import PIPELINES, FlowPolicy, LoadConfig, Preprocessor, infer, load, save
 from pitune.policies.checkpoints.formats import recognize
-from pitune.policies.checkpoints.weights import EMBEDDING, EXPERT_HEAD, LM_HEAD
+from pitune.policies.checkpoints.keys import EMBEDDING, EXPERT_HEAD, LM_HEAD
 from pitune.policies.inference import observation
 from pitune.policies.preprocessing.images import scaled_pictures
 
@@ -197,7 +197,9 @@ def test_small_policies_have_no_other_format(
 ) -> None:
     with pytest.raises(ValueError, match="vision-language model"):
         save(tiny_policy(), tmp_path / "x", format="openpi")
-    with pytest.raises(ValueError, match="unknown format='onnx'"):
+    with pytest.raises(
+        ValueError, match=r"format='onnx' is unknown; writable are \['openpi', 'lerobot', 'pitune'"
+    ):
         save(load_openpi("pi0"), tmp_path / "x", format="onnx")  # type: ignore[arg-type]
 
 
@@ -437,7 +439,7 @@ def test_every_published_pipeline_is_consistent() -> None:
 
 
 def test_large_files_are_mapped_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pitune.policies.checkpoints.weights.MAPPED_BYTES", 1000)
+    monkeypatch.setattr("pitune.policies.checkpoints.files.MAPPED_BYTES", 1000)
     policy = policies.load(openpi("pi0"), LoadConfig(pipeline="pi0_libero"))
     windows = [
         [int(end, 16) for end in line.split()[0].split("-")]

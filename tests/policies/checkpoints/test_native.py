@@ -22,7 +22,8 @@ from pitune.policies import (
     load,
     save,
 )
-from pitune.policies.checkpoints import native
+from pitune.policies.checkpoints import files, native
+from pitune.policies.checkpoints.files import atomic_folder
 
 EXPERT = GemmaConfig(width=16, depth=2, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8)
 
@@ -99,7 +100,7 @@ def test_an_interrupted_writer_leaves_nothing(
     policy: FlowPolicy, tmp_path: Path, error: BaseException
 ) -> None:
     def write() -> None:
-        with native.atomic_folder(tmp_path / "half") as folder:
+        with atomic_folder(tmp_path / "half") as folder:
             native.write_policy(policy, folder)
             assert not (tmp_path / "half").exists()  # a reader finds nothing until all is written
             raise error
@@ -114,7 +115,7 @@ def test_an_interrupted_writer_leaves_nothing(
 def test_a_writer_that_fails_between_the_files_leaves_nothing(
     policy: FlowPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native.json, "dumps", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(files.json, "dumps", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(policy, tmp_path / "half")
     assert list(tmp_path.iterdir()) == []

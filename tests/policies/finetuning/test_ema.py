@@ -171,7 +171,7 @@ def test_the_state_of_other_parameters_is_refused() -> None:
     state = ema.state_dict()
     state["average.0.weight"] = state.pop("average.1.weight")
     state["raw.1.bias"] = torch.zeros(7)
-    with pytest.raises(ValueError, match="does not fit the parameters that are trained") as error:
+    with pytest.raises(ValueError, match="does not fit the trained parameters") as error:
         ema.load_state_dict(state)
     for part in (
         "missing keys ['average.1.weight']",

@@ -12,18 +12,9 @@ from torch.distributions import Normal, kl_divergence
 
 from analytic_flows import KERNELS, MASK, random_field
 from pitune.policies.flow.chain import sample_chain, score_chain
+from pitune.policies.flow.kernels import FlowNoise, FlowSDE, Kernel, Transition, log_prob, ode_step
 from pitune.policies.flow.ode import integrate
-from pitune.policies.flow.path import (
-    FlowNoise,
-    FlowOutput,
-    FlowSDE,
-    Kernel,
-    TimeGrid,
-    Transition,
-    VelocityField,
-    log_prob,
-    ode_step,
-)
+from pitune.policies.flow.path import FlowOutput, TimeGrid, VelocityField
 
 
 @pytest.fixture(autouse=True)

@@ -18,14 +18,12 @@ from analytic_flows import (
     random_field,
 )
 from pitune.policies.flow.chain import sample_chain, score_chain
+from pitune.policies.flow.kernels import FlowNoise, FlowSDE, ode_step
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
-    FlowNoise,
     FlowOutput,
-    FlowSDE,
     TimeGrid,
     interpolate,
-    ode_step,
     predicted_action,
     predicted_noise,
     sample_flow_time,

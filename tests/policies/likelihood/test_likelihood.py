@@ -19,8 +19,9 @@ from pitune.policies import (
     likelihood_config,
 )
 from pitune.policies.flow.chain import sample_chain
+from pitune.policies.flow.kernels import FlowSDE, Transition, log_prob
 from pitune.policies.flow.ode import ode_log_likelihood
-from pitune.policies.flow.path import FlowOutput, FlowSDE, TimeGrid, Transition, log_prob
+from pitune.policies.flow.path import FlowOutput, TimeGrid
 from pitune.policies.likelihood.distributions import LossRatio
 from pitune.policies.likelihood.heads import VelocityHead
 from pitune.policies.likelihood.whole_chunk import draw_flow_times

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pitune.policies.network.config import Family, tiny
-from pitune.policies.network.gemma import Linear
+from pitune.policies.network.layers import Linear
 from pitune.policies.network.lora import LoRAConfig, add_lora, merge_lora, merged_state
 from pitune.policies.network.pi0 import Pi0
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 
 from pitune.policies import GemmaConfig, Pi0, Pi0Config
-from pitune.policies.network.gemma import Attention, RMSNorm, rotary_angles, rotate
+from pitune.policies.network.gemma import Attention
+from pitune.policies.network.layers import RMSNorm, rotary_angles, rotate
 from pitune.policies.network.pi0 import flow_time_embedding
 
 EXPERT = GemmaConfig(width=24, depth=3, mlp_dim=32, num_heads=4, num_kv_heads=2, head_dim=8)

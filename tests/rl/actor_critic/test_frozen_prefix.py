@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FinetuneConfig, LoRAConfig, ModelInput, Pi0
 from pitune.policies.network.config import Family
-from pitune.rl.actor_critic.actor import encode, kept_prefix
+from pitune.rl.actor_critic.critic_input import encode_rows, stored_prefix
 from vision_policies import ENV, vision_policy
 
 LEARNERS = pytest.mark.parametrize("name", ["wsrl", "dgn"])
@@ -63,8 +62,10 @@ def test_what_was_kept_teaches_the_same_as_encoding_anew(
         assert first == pytest.approx(second, rel=1e-3, abs=1e-4)
     stored = [a.learner.off_policy.replay.all() for a in (kept, anew)]
     for place in ("obs", ("next", "obs")):
-        assert set(stored[0][place].keys()) == {"state", "prefix"}
-        assert "image/front" in stored[1][place].keys()
+        assert set(stored[0][place].keys()) == {"model_input", "prefix"}
+        assert set(stored[0][place]["model_input"].keys()) == {"state", "robot_state"}
+        assert set(stored[1][place].keys()) == {"model_input"}
+        assert {"images", "tokens"} < set(stored[1][place]["model_input"].keys())
     start = vision_policy(family).state_dict()
     now, other = (a.actor.policy.state_dict() for a in (kept, anew))
     assert any(not torch.equal(now[key], start[key]) for key in start)
@@ -115,7 +116,6 @@ def test_a_frozen_prefix_that_is_not_kept_is_encoded_once_in_a_round(
     learner = new(name, keep_prefix=False).learner
     learner.push(rl.Rollouts(envs.make(ENV), new(name), 4, seed=0).collect())
     learner.num_rounds = learner.config.actor_every - 1  # the next one steps the policy too
-    learner.policy.tasks = ("reach",)
     encoded.clear()
     learner.learn(1)
     assert sum(encoded) == 2 * learner.off_policy.config.minibatch_size
@@ -132,7 +132,7 @@ def test_a_kept_prefix_is_that_of_its_own_observation(family: Family, new: Calla
     valid = ~rollout["next", "invalid"].squeeze(-1)
     for rows, seen in ((stored["obs"], rollout), (stored["next", "obs"], rollout["next"])):
         with torch.no_grad():
-            ours, direct = encode(policy, rows), policy.encode(ModelInput.of(seen[valid]))
+            ours, direct = encode_rows(policy, rows), policy.encode(ModelInput.of(seen[valid]))
         assert torch.allclose(ours.features, direct.features, atol=1e-5)
         for layer, expected in zip(ours.cache, direct.cache, strict=True):
             for tensor, value in zip(layer, expected, strict=True):
@@ -153,19 +153,19 @@ def test_what_is_trained_is_never_kept(finetune: FinetuneConfig, new: Callable) 
     assert not algorithm.actor.policy.prefix_is_frozen
     assert learned(algorithm)[-1]["rounds"] > 1
     rows = algorithm.learner.off_policy.replay.all()["obs"]
-    assert kept_prefix(rows) is None
-    assert "image/wrist" in rows.keys()
+    assert stored_prefix(rows) is None
+    assert {"images", "tokens"} < set(rows["model_input"].keys())
 
 
 def test_a_state_policy_has_no_prefix_to_keep(tiny_policy: Callable) -> None:
     policy = tiny_policy().requires_grad_(False)
     assert not policy.prefix_is_frozen
     with pytest.raises(ValueError, match="sees its state alone and has no prefix"):
-        policy.encode_prefix(TensorDict({"state": torch.zeros(1, 4)}, batch_size=[1]))
+        policy.encode_prefix(policy.model_input({"state": torch.zeros(1, 4)}))
 
 
 def test_steering_learns_from_demonstrations_of_a_policy_with_a_prompt(new: Callable) -> None:
-    """Their words are the environment's tasks, which no policy knows before it meets one."""
+    """Their words are the tasks that the file holds; no policy keeps any."""
     algorithm = new("dsrl", offline_share=0.5)
     assert learned(algorithm)[-1]["q_loss"] > 0
     assert algorithm.off_policy.demonstrations is not None

@@ -12,7 +12,7 @@ from pitune.envs import ChunkEnv, EpisodeSeeds
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.mock.reach import Script
 from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig
-from pitune.rl.experience.transitions import next_encoded, transitions
+from pitune.rl.experience.transitions import encode_next, transitions
 
 DISCOUNT = 0.9
 CONFIG = OffPolicyConfig(
@@ -72,7 +72,7 @@ def test_rewards_and_discounts_of_chunks_by_hand(rollout: TensorDictBase) -> Non
     }
     for (env, time), (reward, discount, ended) in by_hand.items():
         row = row_of(batch, env, time)
-        assert float(row["reward"]) == pytest.approx(reward)
+        assert float(row["discounted_reward"]) == pytest.approx(reward)
         assert float(row["discount"]) == pytest.approx(discount)
         assert bool(row["ended"]) is ended, (env, time)
 
@@ -100,8 +100,10 @@ def test_rewards_are_transformed_once_and_only_where_a_step_was_taken(
     memory.replay.push(booked(rollout))
     for _ in range(2):  # sampling twice transforms once
         batch = memory.sample()
-        assert float(row_of(batch, 0, 0)["reward"]) == pytest.approx(1 + 0.9 * 3)
-        assert float(row_of(batch, 0, 2)["reward"]) == pytest.approx(5.0)  # one step, one cost
+        assert float(row_of(batch, 0, 0)["discounted_reward"]) == pytest.approx(1 + 0.9 * 3)
+        assert float(row_of(batch, 0, 2)["discounted_reward"]) == pytest.approx(
+            5.0
+        )  # one step, one cost
     assert float(memory.replay.all()["reward_steps"].max()) == 4.0  # raw
 
 
@@ -122,7 +124,7 @@ def test_each_observation_is_encoded_once(rollout: TensorDictBase) -> None:
 
     rollout = rollout[:, :3].clone()  # in the last column two episodes go on
     rollout["encoded"] = TensorDict({"input": 10 * rollout["state"]}, rollout.batch_size)
-    following = next_encoded(rollout, rollout["encoded"], encode)
+    following = encode_next(rollout, rollout["encoded"], encode)
     assert torch.equal(following["input"], 10 * rollout["next", "state"])
     ends = rollout["next", "done"].squeeze(-1)
     assert asked == [int((ends | (torch.arange(3) == 2)).sum())]

@@ -17,6 +17,7 @@ from pitune import envs, policies, rl
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.mock.reach import Reach
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
+from pitune.rl.algorithms.dsrl import steered_policy
 
 NAMES = sorted(rl.presets())
 every_algorithm = pytest.mark.parametrize("name", NAMES)
@@ -213,11 +214,11 @@ def test_a_steered_policy_is_not_fine_tuned_again(name: str, small_preset: Calla
         rl.make(small_preset(name), new_steered())
 
 
-def new_steered() -> policies.SteeredPolicy:
+def new_steered() -> FlowPolicy:
     state, action = torch.rand(64, 4), torch.rand(64, 2)
     sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=2)
     base = policies.small_policy(state, action, action_horizon=2, sampler=sampler)
-    return policies.SteeredPolicy(base, policies.SteeringConfig())
+    return steered_policy(base, policies.SteeringConfig())
 
 
 def test_missing_cameras_are_named(tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,5 +339,5 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         ValueError, match=r"unknown algorithm 'filterd_bc'; did you mean 'filtered_"
     ):
         rl.preset("filterd_bc")
-    with pytest.raises(ValueError, match=r"unknown algorithm 'zzz' registered: \['bc', "):
+    with pytest.raises(ValueError, match=r"unknown algorithm 'zzz'; registered: \['bc', "):
         rl.preset("zzz")

@@ -10,7 +10,9 @@ import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 
+from observations import observed
 from pitune import rl
+from pitune.policies import FlowPolicy, ModelInput
 from pitune.rl import BCConfig, Demonstrations
 from pitune.rl.algorithms.bc import CloningStep, clone
 
@@ -18,9 +20,9 @@ CONFIG = BCConfig(minibatch_size=32, gradient_steps=10, learning_rate=5e-3, deca
 NOTHING = TensorDict(batch_size=(1, 0))
 
 
-def chunks(num: int) -> TensorDict:
+def chunks(policy: FlowPolicy, num: int) -> TensorDict:
     """Return chunks of zeros at random states."""
-    return TensorDict({"state": torch.rand(num, 4), "action": torch.zeros(num, 2, 2)}, [num])
+    return observed(policy, torch.rand(num, 4), action=torch.zeros(num, 2, 2))
 
 
 def test_cloning_lowers_the_loss(demonstrations_file: Path, tiny_policy: Callable) -> None:
@@ -35,23 +37,21 @@ def test_cloning_one_chunk_makes_the_policy_play_it(tiny_policy: Callable) -> No
     torch.manual_seed(0)
     policy = tiny_policy()
     chunk = torch.tensor([[[0.5, -0.5], [0.2, 0.8]]])
-    examples = TensorDict({"state": torch.full((1, 4), 0.5), "action": chunk}, batch_size=[1])
+    examples = observed(policy, torch.full((1, 4), 0.5), action=chunk)
     config = replace(CONFIG, learning_rate=2e-2, decay_steps=100)
     step = CloningStep(policy, config)
     for _ in range(100):
         step(examples.expand(32))
-    played = policy.sample_actions(examples.expand(64).contiguous())
-    assert (played - chunk).abs().mean() < 0.15
-    assert (
-        tiny_policy().sample_actions(examples.expand(64).contiguous()) - chunk
-    ).abs().mean() > 0.4
+    inputs = ModelInput.of(examples.expand(64).contiguous())
+    assert (policy.sample_actions(inputs) - chunk).abs().mean() < 0.15
+    assert (tiny_policy().sample_actions(inputs) - chunk).abs().mean() > 0.4
 
 
 def test_the_step_size_falls_by_a_cosine(tiny_policy: Callable) -> None:
     """From 1 at the start over the middle, 0.505, to 0.01 after 4 steps, where it stays."""
     config = BCConfig(learning_rate=1.0, decay_steps=4, final_fraction=0.01)
     step = CloningStep(tiny_policy(), config)
-    examples = chunks(8)
+    examples = chunks(step.policy, 8)
     rates = []
     for _ in range(6):
         step(examples)
@@ -76,7 +76,7 @@ def test_the_step_size_goes_on_where_it_was_after_resuming(
 def test_a_constant_step_size_is_one_that_ends_where_it_starts(tiny_policy: Callable) -> None:
     config = rl.FilteredBCConfig().cloning
     step = CloningStep(tiny_policy(), config)
-    examples = chunks(8)
+    examples = chunks(step.policy, 8)
     for _ in range(3):
         step(examples)
         assert step.optimizer.param_groups[0]["lr"] == pytest.approx(config.learning_rate)
@@ -90,9 +90,7 @@ def test_minibatches_are_no_larger_than_the_data(tiny_policy: Callable) -> None:
             sizes.append(len(chunks))
             return 2.0
 
-    examples = TensorDict(
-        {"state": torch.rand(5, 4), "action": torch.zeros(5, 2, 2)}, batch_size=[5]
-    )
+    examples = chunks(tiny_policy(), 5)
     assert clone(Recording(tiny_policy(), BCConfig(minibatch_size=32)), examples, 3) == 2.0
     clone(Recording(tiny_policy(), BCConfig(minibatch_size=2)), examples, 1)
     assert sizes == [5, 5, 5, 2]
@@ -100,7 +98,7 @@ def test_minibatches_are_no_larger_than_the_data(tiny_policy: Callable) -> None:
 
 def test_numbers_that_are_not_finite_stop_the_cloning(tiny_policy: Callable) -> None:
     step = CloningStep(tiny_policy(), CONFIG)
-    examples = chunks(2)
+    examples = chunks(step.policy, 2)
     step(examples)
     examples["action"].fill_(torch.nan)
     with pytest.raises(

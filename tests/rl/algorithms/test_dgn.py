@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from observations import observed
 from pitune import envs, rl
 from pitune.policies import ModelInput
 from pitune.rl import DGN, ActorCriticConfig, DGNConfig, OffPolicyConfig
@@ -209,7 +210,7 @@ def test_a_difference_is_demonstrated_minus_what_zero_noise_does(new: Callable) 
     )
     expected = (demonstrated["action"] - own) / policy.preprocessor.action_scale
     assert torch.allclose(difference, expected.flatten(1), atol=1e-4)
-    assert torch.equal(seen, policy.preprocessor.normalize_state(demonstrated["state"]))
+    assert torch.equal(seen, demonstrated["model_input", "state"])
     again = algorithm.differences()[1]
     assert torch.equal(difference, again)  # nothing is drawn
 
@@ -217,7 +218,7 @@ def test_a_difference_is_demonstrated_minus_what_zero_noise_does(new: Callable) 
 def test_noise_acts_after_the_first_rollout_and_never_in_evaluation(new: Callable) -> None:
     algorithm = new()
     rollouts = experience(algorithm)
-    obs = TensorDict({"state": torch.rand(6, 4)}, batch_size=[6])
+    obs = observed(algorithm.actor.policy, torch.rand(6, 4))
     given = obs.clone().set("noise", algorithm.actor.policy.draw_noise(6))
 
     def acted(mode: ExplorationType) -> Tensor:

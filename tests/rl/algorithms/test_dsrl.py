@@ -13,9 +13,11 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from observations import observed
 from pitune import envs, rl
-from pitune.policies import ModelInput, SteeredPolicy, SteeringConfig
+from pitune.policies import ModelInput, SteeringConfig
 from pitune.rl import DSRL, DSRLConfig, OffPolicyConfig
+from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
 
 VARIANTS = ("sac", "noise_aliased")
 both_variants = pytest.mark.parametrize("variant", VARIANTS)
@@ -56,7 +58,7 @@ def values_of(module: torch.nn.Module) -> dict[str, Tensor]:
 def parts(algorithm: DSRL) -> dict[str, torch.nn.Module]:
     policy = algorithm.policy
     frozen = {"network": policy.network, "preprocessor": policy.preprocessor}
-    return {**frozen, "noise_actor": policy.noise_actor, **algorithm.networks}
+    return {**frozen, "noise_actor": algorithm.source.actor, **algorithm.networks}
 
 
 def changed(algorithm: DSRL, what: Callable[[], object]) -> set[str]:
@@ -147,8 +149,10 @@ def test_observations_instead_of_contexts_teach_the_same(new: Callable) -> None:
         rollouts = experience(algorithm)
         histories.append([algorithm.update(rollouts.collect()) for _ in range(4)])
         stored = algorithm.off_policy.replay.all()
-        assert ("obs" in stored.keys()) is not keep
-        assert ("context" in stored["encoded"].keys()) is keep
+        assert ("model_input" in stored.keys()) is not keep
+        assert ("model_input" in stored["next"].keys()) is not keep
+        assert ("context" in stored.keys()) is keep
+        assert ("context" in stored["next"].keys()) is keep
     for first, second in zip(*histories, strict=True):
         assert first == pytest.approx(second, rel=1e-4, abs=1e-5)
 
@@ -188,12 +192,12 @@ def test_evaluation_acts_as_deployed(new: Callable, tmp_path: Any) -> None:
     rollouts = experience(algorithm)
     for _ in range(3):
         algorithm.update(rollouts.collect())
-    obs = rollouts.collect()[:, 0].select("state")
+    obs = rollouts.collect()[:, 0].select("model_input")
     with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
         acted = algorithm.actor(obs.clone())["action"]
     rl_policy = algorithm.actor.policy
-    assert isinstance(rl_policy, SteeredPolicy)
-    assert torch.equal(acted, rl_policy.sample_actions(obs))
+    assert rl_policy.noise_source is algorithm.source
+    assert torch.equal(acted, rl_policy.sample_actions(ModelInput.of(obs)))
 
 
 # The noise-aliased variant on flows that are known
@@ -211,15 +215,13 @@ def distilled(
     """Return an algorithm whose noise critic was distilled, and its values of latents (B, 2)."""
     algorithm = new(off_policy=replace(SMALL, hidden=(64, 64), critic_learning_rate=3e-3))
     analytic(algorithm, flow, value)
-    read = torch.zeros(256, algorithm.policy.input_dim)
-    batch = TensorDict(
-        {"encoded": TensorDict({"input": read}, [256]), "elapsed": torch.zeros(256, 1)}, [256]
-    )
+    read = torch.zeros(256, algorithm.source.input_dim)
+    batch = TensorDict({"critic_input": read, "elapsed": torch.zeros(256, 1)}, batch_size=[256])
     for _ in range(600):
         algorithm.distil_step(batch)
 
     def values(latent: Tensor) -> Tensor:
-        rows = torch.zeros(len(latent), algorithm.policy.input_dim)
+        rows = torch.zeros(len(latent), algorithm.source.input_dim)
         with torch.no_grad():
             return algorithm.noise_critic(rows, latent, torch.zeros(len(latent), 1)).mean(0)
 
@@ -262,9 +264,9 @@ def test_noises_that_mean_one_action_are_worth_the_same(new: Callable) -> None:
 def test_distillation_noise_is_inside_the_bound_and_half_the_actors(new: Callable) -> None:
     algorithm = new(steering=SteeringConfig(magnitude=1.0, hidden=(8,)))
     with torch.no_grad():
-        algorithm.policy.noise_actor.net[-1].bias[:2] = 3.0  # the actor sits at the upper bound
-        algorithm.policy.noise_actor.net[-1].bias[2:] = -5.0
-        latent = algorithm.distillation_noise(torch.zeros(20_000, algorithm.policy.input_dim))
+        algorithm.source.actor.net[-1].bias[:2] = 3.0  # the actor sits at the upper bound
+        algorithm.source.actor.net[-1].bias[2:] = -5.0
+        latent = algorithm.distillation_noise(torch.zeros(20_000, algorithm.source.input_dim))
     assert latent.abs().max() <= 1.0
     at_bound = (latent > 0.99).all(1)
     assert float(at_bound.float().mean()) == pytest.approx(0.5, abs=0.02)
@@ -279,7 +281,8 @@ def test_distillation_noise_is_inside_the_bound_and_half_the_actors(new: Callabl
 
 def one_step_rollout(algorithm: DSRL, num: int) -> TensorDict:
     """Return a rollout (num, 1) of a task of one decision: reward 1 for positive actions."""
-    td = TensorDict({"state": torch.zeros(num, 4), "elapsed": torch.zeros(num, 1)}, [num])
+    td = observed(algorithm.policy, torch.zeros(num, 4), elapsed=torch.zeros(num, 1))
+    seen = td["model_input"].clone()
     with set_exploration_type(ExplorationType.RANDOM):
         td = algorithm.actor(td)
     good = (td["action"][:, 0, :1] > 0).float()
@@ -287,6 +290,7 @@ def one_step_rollout(algorithm: DSRL, num: int) -> TensorDict:
     td["next"] = TensorDict(
         {
             "state": torch.zeros(num, 4),
+            "model_input": seen,
             "elapsed": torch.ones(num, 1),
             "reward_steps": torch.cat([good, torch.zeros_like(good)], 1),
             "live": torch.cat([yes, no], 1),
@@ -306,12 +310,12 @@ def two_modes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
     """Replace every flow by one of two modes: action 1 for three in ten noises, else -1."""
     switch = {"ignores the noise": False}
 
-    def decode(self: SteeredPolicy, context: object, latent: Tensor) -> Tensor:
+    def decode(self: NoiseSourceActor, context: object, latent: Tensor) -> Tensor:
         drawn = torch.randn(len(latent)) if switch["ignores the noise"] else latent[:, 0]
         mode = torch.where(drawn > 0.5244, 1.0, -1.0)
-        return mode[:, None, None].expand(-1, *self.chunk_shape).clone()
+        return mode[:, None, None].expand(-1, *self.policy.chunk_shape).clone()
 
-    monkeypatch.setattr(SteeredPolicy, "decode", decode)
+    monkeypatch.setattr(NoiseSourceActor, "decode", decode)
     return switch
 
 
@@ -349,7 +353,7 @@ def test_steering_finds_the_mode_that_the_base_rarely_takes(
     algorithm, success = trained(new, variant)
     assert sum(success[:5]) / 5 == pytest.approx(0.3, abs=0.08)
     assert sum(success[-5:]) / 5 > 0.95
-    obs = TensorDict({"state": torch.zeros(1, 4)}, batch_size=[1])
+    obs = observed(algorithm.policy, torch.zeros(1, 4))
     assert (algorithm.policy.sample_actions(ModelInput.of(obs))[:, 0, 0] > 0).all()
 
 
@@ -371,7 +375,7 @@ def test_a_loss_that_is_not_finite_stops(new: Callable) -> None:
     for _ in range(2):
         algorithm.update(rollouts.collect())
     batch: TensorDictBase = algorithm.off_policy.sample()
-    batch["encoded", "input"][:] = float("nan")
+    batch["critic_input"][:] = float("nan")
     with pytest.raises(FloatingPointError, match=r"actor loss is nan in round \d+; lower its"):
         algorithm.actor_step(batch)
 

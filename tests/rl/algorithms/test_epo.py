@@ -9,16 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from settings import changed
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from observations import observed
 from pitune import envs, policies, rl
-from pitune.policies import FlowPolicy, FlowSDEConfig, ModelInput
+from pitune.policies import (
+    FlowNoiseConfig,
+    FlowPolicy,
+    FlowSDEConfig,
+    LikelihoodConfig,
+    ModelInput,
+    likelihood_config,
+)
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import Population
 from pitune.rl.policy_gradient.loss import log_ratios
+from settings import changed
 
 LEARNING: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}
 
@@ -64,14 +72,14 @@ def onto(target: rl.EPO, rollout: TensorDictBase) -> TensorDictBase:
 # One member
 
 
-@pytest.mark.parametrize("likelihood", [{}, {"kernel": "flow_noise", "stochastic_steps": "one"}])
+@pytest.mark.parametrize("likelihood", [FlowSDEConfig(), FlowNoiseConfig(stochastic_steps="one")])
 def test_one_member_without_evolution_is_ppo_bit_for_bit(
-    likelihood: dict, tiny_policy: Callable
+    likelihood: LikelihoodConfig, tiny_policy: Callable
 ) -> None:
     """T-D6, over four updates with new rollouts each, warm-up and target KL included."""
     ends, metrics = [], []
     for epo in (False, True):
-        settings = {**LEARNING, "critic_warmup": 1, "likelihood": FlowSDEConfig(**likelihood)}
+        settings = {**LEARNING, "critic_warmup": 1, "likelihood": likelihood}
         config = changed(rl.PPOConfig(), **settings)
         torch.manual_seed(0)
         algorithm: rl.Algorithm = (
@@ -96,16 +104,16 @@ def test_one_member_without_evolution_is_ppo_bit_for_bit(
 def test_at_first_every_member_is_the_pretrained_policy(tiny_policy: Callable) -> None:
     """T-D8."""
     algorithm, policy = new_epo(tiny_policy()), tiny_policy()
-    td = TensorDict({"state": torch.rand(8, 4)}, [8])
-    noise = torch.randn(8, 2, 2)
-    expected = policy.sample_actions(ModelInput.of(td), noise)
+    td = observed(policy, torch.rand(8, 4))
+    inputs, noise = ModelInput.of(td), torch.randn(8, 2, 2)
+    expected = policy.sample_actions(inputs, noise)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         assert torch.equal(algorithm.actor(td.clone().set("noise", noise))["action"], expected)
     for member in range(4):
-        found = algorithm.actor.member_policy(member).sample_actions(td, noise)
+        found = algorithm.actor.member_policy(member).sample_actions(inputs, noise)
         assert torch.equal(found, expected)
     tell_apart(algorithm)
-    apart = [algorithm.actor.member_policy(m).sample_actions(td, noise) for m in range(4)]
+    apart = [algorithm.actor.member_policy(m).sample_actions(inputs, noise) for m in range(4)]
     assert all(float((a - expected).abs().max().detach()) > 1e-2 for a in apart)
 
 
@@ -126,17 +134,15 @@ def test_environments_that_do_not_divide_among_members_are_refused(tiny_policy: 
 def test_a_folded_member_is_the_conditioned_one(tiny_policy: Callable) -> None:
     algorithm = new_epo(tiny_policy())
     tell_apart(algorithm)
-    td = TensorDict({"state": torch.rand(8, 4)}, [8])
-    noise = torch.randn(8, 2, 2)
+    td = observed(algorithm.actor.policy, torch.rand(8, 4))
+    inputs, noise = ModelInput.of(td), torch.randn(8, 2, 2)
     for member in (0, 3):
         algorithm.actor.best = member
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             acted = algorithm.actor(td.clone().set("noise", noise))["action"]
         folded = algorithm.deployed_policy()
-        assert torch.allclose(folded.sample_actions(td, noise), acted, atol=1e-5)
-        assert not torch.allclose(
-            algorithm.actor.policy.sample_actions(ModelInput.of(td), noise), acted
-        )
+        assert torch.allclose(folded.sample_actions(inputs, noise), acted, atol=1e-5)
+        assert not torch.allclose(algorithm.actor.policy.sample_actions(inputs, noise), acted)
         assert folded.state_dict().keys() == tiny_policy().state_dict().keys()
 
 
@@ -157,7 +163,7 @@ def test_a_member_s_data_moves_its_own_gene_and_what_is_shared(tiny_policy: Call
 
 @pytest.mark.parametrize("kernel", ["flow_sde", "flow_noise"])
 def test_ratio_is_one_before_the_first_step(kernel: Any, tiny_policy: Callable) -> None:
-    algorithm = new_epo(tiny_policy(), {"likelihood": FlowSDEConfig(kernel=kernel)})
+    algorithm = new_epo(tiny_policy(), {"likelihood": likelihood_config(kernel)})
     tell_apart(algorithm)
     metrics = algorithm.update(gather(algorithm))
     assert metrics["ratio_deviation"] < 1e-4

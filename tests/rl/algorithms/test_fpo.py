@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from settings import changed, stand_still
 from tensordict import TensorDictBase
 
 from pitune import envs, policies, rl
@@ -19,10 +18,12 @@ from pitune.policies import (
     FlowSDEConfig,
     ModelInput,
     likelihood_config,
+    likelihood_name,
 )
 from pitune.policies.flow.ode import integrate
 from pitune.rl.algorithms.fpo import plus_plus
 from pitune.rl.policy_gradient.loss import log_ratios
+from settings import changed, stand_still
 
 SETTINGS: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}
 MODES = {"fpo": lambda c: c, "fpo++": plus_plus}
@@ -62,11 +63,21 @@ def test_ratio_is_one_before_the_first_step_and_moves_after(
 def test_statistics_that_change_before_the_loss_trip_the_ratio(
     mode: Callable, tiny_policy: Callable
 ) -> None:
-    """Negative control: the defect of a published code, which normalized anew in between."""
+    """Negative control: the defect of a published code, which normalized anew in between.
+
+    Here the scaled state is stored, so new statistics alone reach nothing.
+    """
     algorithm = new_fpo(tiny_policy(), mode)
     rollout = gather(algorithm)
+    anew = rollout.clone()
     algorithm.actor.policy.preprocessor.state_offset += 0.1
-    assert algorithm.update(rollout)["ratio_deviation"] > 1e-3
+    assert algorithm.update(rollout)["ratio_deviation"] < 1e-4
+    algorithm = new_fpo(tiny_policy(), mode)
+    algorithm.actor.policy.preprocessor.state_offset += 0.1
+    anew["model_input", "state"] = algorithm.actor.policy.preprocessor.normalize_state(
+        anew["state"]
+    )
+    assert algorithm.update(anew)["ratio_deviation"] > 1e-3
 
 
 def test_other_draws_than_those_of_acting_trip_the_ratio(tiny_policy: Callable) -> None:
@@ -94,9 +105,10 @@ def test_the_loss_by_hand_with_the_ratio_of_the_mean_loss(tiny_policy: Callable)
         algorithm.actor.policy.network.action_out_proj.bias += 0.3
     policy = algorithm.actor.policy
     chunk = policy.preprocessor.unnormalize_action(batch["chain"][:, -1])
+    inputs = ModelInput.of(batch)
     losses = torch.stack(
         [
-            policy.loss(batch, chunk, batch["draw_noise"][:, i], batch["draw_time"][:, i])[:, :2]
+            policy.loss(inputs, chunk, batch["draw_noise"][:, i], batch["draw_time"][:, i])[:, :2]
             for i in range(4)
         ],
         1,
@@ -193,4 +205,4 @@ def test_fpo_improves_a_half_trained_policy(mode: Callable, half_trained: Path) 
 def test_settings_of_plus_plus_keep_the_others() -> None:
     config = changed(rl.FPOConfig(), discount=0.9)
     assert plus_plus(config).advantage.discount == 0.9
-    assert plus_plus(config).likelihood.kernel == "flow_matching"
+    assert likelihood_name(plus_plus(config).likelihood) == "flow_matching"

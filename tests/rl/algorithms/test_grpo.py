@@ -9,25 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from settings import changed, stand_still
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.distributions import Normal
 
+from observations import observed
 from pitune import envs, policies, rl
-from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
-from pitune.policies.flow.path import (
-    FlowOutput,
-    FlowSDE,
-    TimeGrid,
-    Transition,
-    kl_divergence,
-    log_prob,
-)
+from pitune.policies import FlowPolicy, LikelihoodActor, likelihood_config
+from pitune.policies.flow.kernels import FlowSDE, Transition, kl_divergence, log_prob
+from pitune.policies.flow.path import FlowOutput, TimeGrid
 from pitune.rl.policy_gradient.advantage import group_relative
 from pitune.rl.policy_gradient.episodes import episodes, grouped, ungrouped
 from pitune.rl.policy_gradient.loss import log_ratios
 from pitune.rl.policy_gradient.reference import Reference
+from settings import changed, stand_still
 
 SETTINGS: dict[str, Any] = {"group_size": 3, "minibatch_size": 8, "num_epochs": 2}
 ALL = torch.ones(1, 4, dtype=torch.bool)
@@ -305,7 +300,7 @@ def test_another_scorer_than_the_sampler_trips_the_ratio(tiny_policy: Callable) 
     """Negative control of the test above."""
     algorithm = new_grpo(tiny_policy())
     rollout = mixed(experience(algorithm).collect())
-    algorithm.actor.policy.preprocessor.state_offset += 0.1
+    rollout["model_input", "state"] += 0.1
     assert algorithm.update(rollout)["ratio_deviation"] > 1e-2
 
 
@@ -428,9 +423,10 @@ def test_the_divergence_starts_at_zero_and_grows(
     kernel: str, space: Any, tiny_policy: Callable
 ) -> None:
     torch.manual_seed(0)
-    actor = LikelihoodActor(tiny_policy(horizon=3), FlowSDEConfig(kernel=kernel))  # type: ignore[arg-type]
+    actor = LikelihoodActor(tiny_policy(horizon=3), likelihood_config(kernel))
     reference = Reference(actor)
-    batch = actor(TensorDict({"state": torch.rand(16, 4)}, [16])).set("advantage", torch.zeros(16))
+    obs = observed(actor.policy, torch.rand(16, 4))
+    batch = actor(obs).set("advantage", torch.zeros(16))
 
     def divergence() -> Tensor:
         _, dist = log_ratios(actor, batch)

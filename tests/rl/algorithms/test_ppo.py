@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from settings import changed, stand_still
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.distributions import Normal
@@ -25,10 +24,11 @@ from pitune.policies import (
 from pitune.rl.gradient_step import minibatches
 from pitune.rl.policy_gradient.advantage import generalized_advantage
 from pitune.rl.policy_gradient.loss import with_one_step
+from settings import changed, stand_still
 
 MODES = {
-    f"{kernel}, {steps} random, {ratio} ratio, {reduction}": FlowSDEConfig(
-        kernel=kernel, stochastic_steps=steps, ratio=ratio, reduction=reduction
+    f"{kernel}, {steps} random, {ratio} ratio, {reduction}": likelihood_config(
+        kernel, stochastic_steps=steps, ratio=ratio, reduction=reduction
     )
     for kernel, steps, ratio, reduction in (
         ("flow_sde", "all", "step", "sum"),
@@ -198,12 +198,12 @@ def other_step(algorithm: rl.PPO, rollout: TensorDictBase) -> None:
 
 def other_noise(algorithm: rl.PPO, rollout: TensorDictBase) -> None:
     """Score with another noise level."""
-    algorithm.actor.config = replace(algorithm.actor.config, noise_level=0.55)
+    algorithm.actor.likelihood.config = replace(algorithm.actor.config, noise_level=0.55)
 
 
 def other_scaling(algorithm: rl.PPO, rollout: TensorDictBase) -> None:
-    """Score with other norm statistics."""
-    algorithm.actor.policy.preprocessor.state_offset += 0.1
+    """Score states that other norm statistics have scaled."""
+    rollout["model_input", "state"] += 0.1
 
 
 @pytest.mark.parametrize("defect", [dropout, other_step, other_noise, other_scaling])
@@ -216,6 +216,16 @@ def test_a_scorer_that_is_not_the_sampler_trips_the_ratio(
     rollout = gather(algorithm)
     defect(algorithm, rollout)
     assert algorithm.update(rollout)["ratio_deviation"] > 1e-2
+
+
+def test_statistics_that_change_after_acting_do_not_reach_the_scorer(
+    tiny_policy: Callable,
+) -> None:
+    """The states that the actor read are stored as they were scaled."""
+    algorithm = new_ppo(tiny_policy())
+    rollout = gather(algorithm)
+    algorithm.actor.policy.preprocessor.state_offset += 0.1
+    assert algorithm.update(rollout)["ratio_deviation"] < 1e-4
 
 
 @modes
@@ -312,7 +322,7 @@ def test_critic_warmup_leaves_the_actor_alone(tiny_policy: Callable) -> None:
         key for key, value in weights(algorithm.actor).items() if not value.equal(actor[key])
     ]
     assert any(key.startswith("policy.") for key in changed)
-    assert any(key.startswith("noise_network.") for key in changed)
+    assert any(key.startswith("likelihood.head.") for key in changed)
 
 
 def test_the_critic_learns_its_targets(tiny_policy: Callable) -> None:

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from settings import changed
 from tensordict import TensorDictBase
 
 from pitune import envs, rl
 from pitune.policies import (
+    FlowNoiseConfig,
     FlowPolicy,
     FlowSDEConfig,
     LikelihoodActor,
+    LikelihoodConfig,
     likelihood_config,
 )
 from pitune.rl.algorithms.ppo import critic_loss
@@ -23,6 +24,7 @@ from pitune.rl.policy_gradient.loss import log_ratios
 from pitune.rl.policy_gradient.reference import Reference, frozen_copy
 from pitune.rl.policy_gradient.surrogate import implied_clip
 from pitune.rl.policy_gradient.value import ValueCritic
+from settings import changed
 
 SETTINGS: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}
 
@@ -46,13 +48,13 @@ def weights(algorithm: rl.PPO) -> torch.Tensor:
     return torch.cat([p.detach().flatten().clone() for m in modules for p in m.parameters()])
 
 
-@pytest.mark.parametrize("likelihood", [{}, {"kernel": "flow_noise", "ratio": "joint"}])
-def test_a_minibatch_in_parts_is_the_minibatch(likelihood: dict, tiny_policy: Callable) -> None:
+@pytest.mark.parametrize("likelihood", [FlowSDEConfig(), FlowNoiseConfig(ratio="joint")])
+def test_a_minibatch_in_parts_is_the_minibatch(
+    likelihood: LikelihoodConfig, tiny_policy: Callable
+) -> None:
     ends, before = [], None
     for num_parts in (1, 2, 3):
-        algorithm = new_ppo(
-            tiny_policy(), likelihood=FlowSDEConfig(**likelihood), num_parts=num_parts
-        )
+        algorithm = new_ppo(tiny_policy(), likelihood=likelihood, num_parts=num_parts)
         before = weights(algorithm)
         algorithm.update(gather(algorithm))
         ends.append(weights(algorithm))
@@ -180,7 +182,7 @@ def test_rescoring_logs_the_gap_and_starts_from_ratio_one(tiny_policy: Callable)
 
 def test_rescaling_changes_no_value_but_the_units_of_the_loss(tiny_policy: Callable) -> None:
     torch.manual_seed(0)
-    critic = ValueCritic(tiny_policy().preprocessor)
+    critic = ValueCritic(tiny_policy().preprocessor.model_state_dim)
     torch.nn.init.normal_(critic.net[-1].weight)  # type: ignore[union-attr]
     batch = gather(new_ppo(tiny_policy()))[:, 0]
     before = critic.value(batch)
@@ -195,7 +197,7 @@ def test_rescaling_changes_no_value_but_the_units_of_the_loss(tiny_policy: Calla
 
 
 def test_returns_that_are_all_equal_are_not_blown_up(tiny_policy: Callable) -> None:
-    critic = ValueCritic(tiny_policy().preprocessor)
+    critic = ValueCritic(tiny_policy().preprocessor.model_state_dim)
     critic.rescale(torch.zeros(8, 1))
     assert float(critic.return_std) == pytest.approx(1e-2)
 
@@ -300,7 +302,7 @@ def test_every_likelihood_trains_by_one_word(
 ) -> None:
     algorithm = new_ppo(
         tiny_policy(),
-        likelihood=FlowSDEConfig(kernel=kernel, ratio=ratio),
+        likelihood=likelihood_config(kernel, ratio=ratio),
         kl_coefficient=0.1,
         kl_space="velocity",
     )

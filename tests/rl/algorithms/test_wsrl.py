@@ -13,11 +13,13 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from observations import observed
 from pitune import envs, rl
 from pitune.policies import ModelInput
 from pitune.rl import WSRL, ActorCriticConfig, OffPolicyConfig, WSRLConfig
-from pitune.rl.actor_critic.actor import decide, read
+from pitune.rl.actor_critic.critic_input import critic_input, executed_chunk
 from pitune.rl.actor_critic.learner import FlowActorCritic
+from pitune.rl.experience.demonstrations import demonstrations_for
 
 SMALL = OffPolicyConfig(
     capacity=500,
@@ -63,8 +65,8 @@ def test_critics_read_states_within_bounds(new: Callable) -> None:
     scaling = policy.preprocessor
     normalized = torch.tensor([[0.5, -4.0, 80.0, -30.0]])
     state = normalized * scaling.state_scale + scaling.state_offset
-    seen = read(policy, TensorDict({"state": state}, batch_size=[1]))
-    assert torch.allclose(seen, torch.tensor([[0.5, -4.0, 5.0, -5.0]]), atol=1e-5)
+    read = critic_input(policy, observed(policy, state))
+    assert torch.allclose(read, torch.tensor([[0.5, -4.0, 5.0, -5.0]]), atol=1e-5)
 
 
 # The warm-up
@@ -97,8 +99,8 @@ def test_without_a_warm_up_the_policy_moves_at_once(new: Callable) -> None:
 
 
 def test_the_warm_up_explores_with_the_policys_own_noise_only(new: Callable) -> None:
-    obs = TensorDict({"state": torch.rand(5, 4)}, batch_size=[5])
     algorithm = new()
+    obs = observed(algorithm.actor.policy, torch.rand(5, 4))
     noise = algorithm.actor.policy.draw_noise(5)
     expected = algorithm.actor.policy.sample_actions(ModelInput.of(obs), noise)
     given = obs.clone().set("noise", noise)
@@ -109,10 +111,10 @@ def test_the_warm_up_explores_with_the_policys_own_noise_only(new: Callable) -> 
             algorithm.update(rollouts.collect())
         assert algorithm.exploring.perturb is not None
         torch.manual_seed(0)
-        many = algorithm.actor(TensorDict({"state": torch.rand(4000, 4)}, batch_size=[4000]))
+        many = algorithm.actor(observed(algorithm.actor.policy, torch.rand(4000, 4)))
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(0)
-        plain = algorithm.actor(TensorDict({"state": torch.rand(4000, 4)}, batch_size=[4000]))
+        plain = algorithm.actor(observed(algorithm.actor.policy, torch.rand(4000, 4)))
     # the same starting noise was drawn, so the difference is what was added
     added = (many["action"] - plain["action"]) / algorithm.actor.policy.preprocessor.action_scale
     assert float(added.std()) == pytest.approx(0.1, rel=0.02)
@@ -158,11 +160,12 @@ def test_online_memory_never_holds_demonstrations(new: Callable) -> None:
         algorithm.update(rollouts.collect())
     assert len(memory.replay) == 48
     assert memory.demonstrations is not None
-    offline = {tuple(row) for row in memory.demonstrations.all()["obs", "state"].tolist()}
-    online = {tuple(row) for row in memory.replay.all()["obs", "state"].tolist()}
+    key = ("obs", "model_input", "state")
+    offline = {tuple(row) for row in memory.demonstrations.all()[key].tolist()}
+    online = {tuple(row) for row in memory.replay.all()[key].tolist()}
     assert offline
     assert not offline & online
-    drawn = [tuple(row) for row in memory.sample()["obs", "state"].tolist()]
+    drawn = [tuple(row) for row in memory.sample()[key].tolist()]
     assert [row in offline for row in drawn] == [False] * 4 + [True] * 4
 
 
@@ -226,15 +229,13 @@ def test_the_policy_follows_the_critics(new: Callable, tiny_policy: Callable) ->
 
         learner.off_policy.critic.forward = value  # type: ignore[assignment]
         torch.manual_seed(0)
-        batch = TensorDict(
-            {"obs": TensorDict({"state": torch.rand(64, 4)}, [64]), "elapsed": torch.zeros(64, 1)},
-            batch_size=[64],
-        )
         policy = learner.policy
+        obs = observed(policy, torch.rand(64, 4))
+        batch = TensorDict({"obs": obs, "elapsed": torch.zeros(64, 1)}, batch_size=[64])
         noise = policy.draw_noise(64)
         for _ in range(61):
             context = policy.encode(ModelInput.of(batch["obs"]))
-            found.append(float((decide(policy, context, noise) - 0.3).square().mean()))
+            found.append(float((executed_chunk(policy, context, noise) - 0.3).square().mean()))
             learner.actor_step(batch)
     assert best[-1] < 0.1 * best[0]
     assert away[-1] > away[0]
@@ -254,15 +255,17 @@ def test_cloning_keeps_the_policy_near_the_demonstrations(
             anchor_coefficient=0.0,
         )
         learner = FlowActorCritic(tiny_policy(), config)
-        chunks = rl.Demonstrations.load(demonstrations_file).chunks(2)[:64]
+        chunks = demonstrations_for(learner.policy, demonstrations_file).chunks(2)[:64]
         batch = TensorDict(
-            {"obs": chunks.select("state"), "elapsed": torch.zeros(64, 1)}, batch_size=[64]
+            {"obs": chunks.select("model_input"), "elapsed": torch.zeros(64, 1)}, batch_size=[64]
         )
         for _ in range(60):
             metrics = learner.actor_step(batch)
         assert ("cloning_loss" in metrics) is (coefficient > 0)
         torch.manual_seed(0)
-        losses[coefficient] = float(learner.policy.loss(chunks, chunks["action"]).mean())
+        losses[coefficient] = float(
+            learner.policy.loss(ModelInput.of(chunks), chunks["action"]).mean()
+        )
     assert losses[10.0] < 0.8 * losses[0.0]
 
 
@@ -272,10 +275,8 @@ def test_an_anchor_bounds_how_far_the_policy_follows_the_critics(tiny_policy: Ca
     The loss is -mean(a) + c * mean((a - a0)^2), with the value's size held at 1: least where every
     entry is 1 / (2 c) away from where it was.
     """
-    batch = TensorDict(
-        {"obs": TensorDict({"state": torch.rand(32, 4)}, [32]), "elapsed": torch.zeros(32, 1)},
-        batch_size=[32],
-    )
+    obs = observed(tiny_policy(), torch.rand(32, 4))
+    batch = TensorDict({"obs": obs, "elapsed": torch.zeros(32, 1)}, batch_size=[32])
     away = {}
     for coefficient in (0.0, 20.0):
         torch.manual_seed(0)
@@ -291,11 +292,11 @@ def test_an_anchor_bounds_how_far_the_policy_follows_the_critics(tiny_policy: Ca
         learner.off_policy.critic.forward = value  # type: ignore[assignment]
         policy = learner.policy
         noise = policy.draw_noise(32)
-        start = decide(policy, policy.encode(ModelInput.of(batch["obs"])), noise).detach()
+        start = executed_chunk(policy, policy.encode(ModelInput.of(batch["obs"])), noise).detach()
         first = learner.actor_step(batch)
         for _ in range(150):
             metrics = learner.actor_step(batch)
-        end = decide(policy, policy.encode(ModelInput.of(batch["obs"])), noise).detach()
+        end = executed_chunk(policy, policy.encode(ModelInput.of(batch["obs"])), noise).detach()
         away[coefficient] = float((end - start).mean())
         assert ("anchor_distance" in metrics) is (coefficient > 0)
     assert first["anchor_distance"] == 0.0
@@ -307,7 +308,7 @@ def test_a_loss_that_is_not_finite_stops(new: Callable) -> None:
     algorithm = new(warmup_decisions=0)
     algorithm.update(experience(algorithm).collect())
     batch = algorithm.learner.off_policy.sample()
-    batch["obs", "state"][:] = float("nan")
+    batch["obs", "model_input", "state"][:] = float("nan")
     with pytest.raises(FloatingPointError, match=r"actor loss is nan in round \d+; lower"):
         algorithm.learner.actor_step(batch)
 

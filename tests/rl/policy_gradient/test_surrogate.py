@@ -12,7 +12,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
-from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
+from observations import observed
+from pitune.policies import FlowPolicy, LikelihoodActor, likelihood_config
 from pitune.rl.gradient_step import gradient_step, minibatches
 from pitune.rl.policy_gradient.config import ClipConfig
 from pitune.rl.policy_gradient.loss import PolicyLoss, policy_metrics
@@ -33,11 +34,11 @@ def _seed() -> None:
 
 
 def acted(
-    policy: FlowPolicy, num: int = 24, **likelihood: Any
+    policy: FlowPolicy, num: int = 24, likelihood: str = "flow_sde", **settings: Any
 ) -> tuple[LikelihoodActor, TensorDict]:
     """Return an actor and decisions that a neighboring policy took, with advantages."""
-    actor = LikelihoodActor(policy, FlowSDEConfig(**likelihood))
-    batch = actor(TensorDict({"state": torch.rand(num, 4)}, [num]))
+    actor = LikelihoodActor(policy, likelihood_config(likelihood, **settings))
+    batch = actor(observed(policy, torch.rand(num, 4)))
     batch["advantage"] = torch.randn(num, 1)
     batch["action_log_prob"] += 0.4 * torch.randn_like(batch["action_log_prob"])
     return actor, batch
@@ -53,9 +54,11 @@ def surrogate(log_ratio: Tensor, advantage: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("ratio", ["step", "joint"])
-@pytest.mark.parametrize("kernel", ["flow_sde", "flow_noise"])
-def test_the_loss_is_torchrls_bit_for_bit(ratio: str, kernel: str, tiny_policy: Callable) -> None:
-    actor, batch = acted(tiny_policy(), ratio=ratio, kernel=kernel)
+@pytest.mark.parametrize("likelihood", ["flow_sde", "flow_noise"])
+def test_the_loss_is_torchrls_bit_for_bit(
+    ratio: str, likelihood: str, tiny_policy: Callable
+) -> None:
+    actor, batch = acted(tiny_policy(), likelihood=likelihood, ratio=ratio)
     theirs = ClipPPOLoss(
         actor,
         None,

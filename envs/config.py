@@ -1,0 +1,122 @@
+"""The settings of an environment: those that all adapters share, and an adapter's own options."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+Reward = Literal["sparse", "dense"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvOptions:
+    """Base class of the options that belong to one adapter.
+
+    A subclass is a frozen, keyword-only dataclass whose fields all have defaults. Its fields become
+    flags of the command line (`--env.options.control-mode`).
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class BlocksOptions(EnvOptions):
+        ...     num_blocks: int = 3
+        >>> BlocksOptions(num_blocks=4).num_blocks
+        4
+    """
+
+
+Options = TypeVar("Options", bound=EnvOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """An environment: its name, the number of parallel environments, and the processes.
+
+    Example:
+        >>> config = EnvConfig(id="mock/Reach", num_envs=4, num_workers=0)
+        >>> (config.prefix, config.task)
+        ('mock', 'Reach')
+    """
+
+    id: str = "mujoco/PickCube"
+    """`mujoco/<task>`, `maniskill/<task>`, `metaworld/<task>`, `gym/<id>` or `mock/<name>`."""
+    num_envs: int = 100
+    """Environments that step together."""
+    num_workers: int = 2
+    """Processes (or MuJoCo threads) that share the environments. 0 runs them in this process.
+    A simulator that steps all environments in one call (`mock/`, ManiSkill on a GPU, a vector
+    environment of Gymnasium) has no use for workers."""
+    reward: Reward = "sparse"
+    """1 on success only, or the simulator's shaped reward."""
+    max_episode_steps: int | None = None
+    """Time limit [environment steps]. The task's own by default."""
+    cameras: tuple[str, ...] = ()
+    """Cameras whose pictures enter the observation."""
+    image_size: int = 64
+    """Height and width of the pictures [pixels]."""
+    options: EnvOptions = field(default_factory=EnvOptions)
+    """Options of the adapter. The plain `EnvOptions` stands for the adapter's defaults."""
+
+    @property
+    def prefix(self) -> str:
+        """The part of `id` before the first slash."""
+        return self.id.partition("/")[0]
+
+    @property
+    def task(self) -> str:
+        """The part of `id` after the first slash."""
+        return self.id.partition("/")[2]
+
+    def typed_options(self, kind: type[Options]) -> Options:
+        """Return the options as an instance of the adapter's own class.
+
+        Args:
+            kind: The adapter's class. Its defaults replace a plain `EnvOptions`.
+
+        Raises:
+            ValueError: the options belong to another adapter.
+        """
+        if isinstance(self.options, kind):
+            return self.options
+        if type(self.options) is EnvOptions:
+            return kind()
+        raise ValueError(
+            f"options={self.options} cannot be used with id={self.id!r}, which takes "
+            f"{kind.__name__}; make the config with envs.config_for({self.id!r})"
+        )
+
+    def time_limit(self, default: int) -> int:
+        """Return `max_episode_steps`, or `default` where it is None."""
+        return default if self.max_episode_steps is None else self.max_episode_steps
+
+
+def require_default(settings: EnvConfig | EnvOptions, name: str, env_id: str, advice: str) -> None:
+    """Reject a setting that an adapter cannot honor.
+
+    Example:
+        >>> require_default(EnvConfig(reward="dense"), "reward", "gym/Pendulum-v1", "use mujoco/")
+        Traceback (most recent call last):
+        ValueError: reward='dense' is not supported by gym/Pendulum-v1; leave reward at 'sparse', \
+or use mujoco/
+
+    Args:
+        settings: The config or the options that hold the setting.
+        name: Name of the field.
+        env_id: The environment, for the message.
+        advice: Another way out, for the message: a clause that can follow "or".
+
+    Raises:
+        ValueError: the field differs from its default.
+    """
+    value, default = getattr(settings, name), _default(settings, name)
+    if value != default:
+        raise ValueError(
+            f"{name}={value!r} is not supported by {env_id}; leave {name} at {default!r}, "
+            f"or {advice}"
+        )
+
+
+def _default(settings: EnvConfig | EnvOptions, name: str) -> Any:
+    declared = next(item for item in fields(settings) if item.name == name)
+    if declared.default_factory is not MISSING:
+        return declared.default_factory()
+    return declared.default

@@ -1,0 +1,58 @@
+"""`mujoco/<task>`: the embedded tabletop simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pitune.envs.config import EnvConfig, EnvOptions, require_default
+from pitune.envs.registry import register
+from pitune.envs.vector_env import VectorEnv
+
+TASKS = ("PushCube", "PickCube", "StackCube")
+"""All names after `mujoco/`, listed here so that MuJoCo need not be imported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabletopOptions(EnvOptions):
+    """Options of `mujoco/<task>`.
+
+    Example:
+        >>> from pitune import envs
+        >>> config = envs.config_for("mujoco/PickCube", options=TabletopOptions(num_threads=4))
+        >>> config.options.num_threads
+        4
+    """
+
+    num_threads: int | None = None
+    """Threads that step the physics. By default `num_workers`, and at least 1."""
+    shadows: bool = False
+    """Draw shadows in the pictures of `cameras`. They take most of the time of a small picture."""
+
+
+def make_tabletop(task: str, config: EnvConfig) -> VectorEnv:
+    """Return a batch of one tabletop task.
+
+    Raises:
+        ValueError: the task or a camera is unknown, a number is too small, or shadows are requested
+            without cameras.
+        RuntimeError: cameras are requested and this machine cannot render.
+    """
+    from pitune.envs.tabletop.env import Tabletop
+
+    options = config.typed_options(TabletopOptions)
+    if not config.cameras:
+        require_default(options, "shadows", f"{config.id} without cameras", "name its cameras")
+    num_threads = options.num_threads
+    return Tabletop(
+        task,
+        config.num_envs,
+        reward=config.reward,
+        cameras=config.cameras,
+        image_size=config.image_size,
+        max_episode_steps=config.time_limit(60),
+        num_threads=max(1, config.num_workers) if num_threads is None else num_threads,
+        shadows=options.shadows,
+    )
+
+
+register("mujoco", make_tabletop, TabletopOptions, tasks=lambda: TASKS)

@@ -1,0 +1,1 @@
+"""The `pitune` command: subcommands, options, help and errors."""

@@ -1,0 +1,80 @@
+"""Basic options: the ones that `--help` lists. `--help-all` lists all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+BASIC: Mapping[str, tuple[str, ...]] = {
+    "TrainConfig": (
+        "checkpoint",
+        "out",
+        "seed",
+        "num_iterations",
+        "eval_every",
+        "eval_episodes",
+        "wandb",
+        "device",
+        "resume",
+    ),
+    "EvaluateConfig": ("checkpoint", "episodes", "seed", "stochastic", "out", "device"),
+    "PretrainConfig": ("out", "num_demonstrations", "gradient_steps", "action_horizon", "seed"),
+    "EnvConfig": ("id", "num_envs", "num_workers", "cameras"),
+    "LoadConfig": ("pipeline",),
+    "FinetuneConfig": (),
+    "SamplerConfig": ("flow_steps", "execution_horizon"),
+    "GemmaConfig": (),
+}
+"""Basic fields by the name of their config."""
+
+EVERYWHERE = (
+    "actor_learning_rate",
+    "advantage_scale",
+    "critic_learning_rate",
+    "demonstrations",
+    "discount",
+    "exploration_std",
+    "gradient_steps",
+    "group_size",
+    "kernel",
+    "kl_coefficient",
+    "learning_rate",
+    "magnitude",
+    "minibatch_size",
+    "noise",
+    "noise_level",
+    "num_epochs",
+    "num_members",
+    "stochastic_steps",
+    "surrogate",
+    "target_kl",
+    "updates_per_decision",
+    "variant",
+    "warmup_decisions",
+)
+"""Basic fields of all other configs of pitune: the algorithms' and their blocks."""
+
+ALL_BASIC = (
+    "BenchmarkConfig",
+    "CompareConfig",
+    "EnvOptions",
+    "NormStatsConfig",
+    "QuickstartConfig",
+    "QuickstartEnv",
+    "VerifyConfig",
+)
+"""Configs whose fields are all basic. So are all fields of a config from outside pitune."""
+
+
+def is_basic(config: type, name: str) -> bool:
+    """Return whether an option stands in the short help.
+
+    Args:
+        config: Dataclass that has the option.
+        name: Its field.
+    """
+    if config.__name__ in BASIC:
+        return name in BASIC[config.__name__]
+    bases = {base.__name__ for base in config.__mro__}
+    if bases & set(ALL_BASIC) or not config.__module__.startswith("pitune."):
+        return True
+    return name in EVERYWHERE

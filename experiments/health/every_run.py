@@ -1,0 +1,79 @@
+"""Health of the metrics that every run logs."""
+
+from __future__ import annotations
+
+from pitune.experiments.health.metric import Metric
+
+EVERY_RUN = (
+    Metric(
+        name="success_rate",
+        meaning="success rate of the deployed policy on the validation starts [-]",
+        healthy="rises; never below the start by more than the interval",
+        advice="If it dropped, see docs/troubleshooting.md.",
+        optional=True,
+    ),
+    Metric(
+        name="success_rate_low",
+        meaning="lower end of its 95 % Wilson interval [-]",
+        healthy="training ends when it reaches `stop_at`",
+        advice="Raise `eval_episodes` for a narrower interval.",
+        optional=True,
+    ),
+    Metric(
+        name="success_rate_high",
+        meaning="upper end of its 95 % Wilson interval [-]",
+        healthy="not below the lower end before training",
+        advice="If it dropped, see docs/troubleshooting.md.",
+        optional=True,
+    ),
+    Metric(
+        name="train/success_rate",
+        meaning="success rate of the exploring episodes that ended in the rollout [-]",
+        healthy="below `success_rate`, but not by much",
+        advice="If it is far below, lower the exploration noise.",
+    ),
+    Metric(
+        name="train/episodes",
+        meaning="episodes that ended in the rollout",
+        healthy="above 0 in most iterations",
+        advice="Raise `num_chunks` or `eval_every`: the ends of episodes carry the reward.",
+    ),
+    Metric(
+        name="train/invalid",
+        meaning="decisions lost to a simulator that broke down",
+        healthy="0",
+        advice="A few do no harm, because they are left out. If there are many, look at the "
+        "simulator's own log and lower `--env.num-envs`.",
+        high=0.0,
+    ),
+    Metric(
+        name="train/reward_per_step",
+        meaning="mean reward per environment step",
+        healthy="rises",
+        advice="With a shaped reward it can rise without success; trust `success_rate`.",
+    ),
+    Metric(
+        name="env_steps",
+        meaning="environment steps so far",
+        healthy="rises; 0 for `bc`",
+        advice="Nothing to do.",
+    ),
+    Metric(
+        name="env_steps_per_second",
+        meaning="speed of collecting, simulator and policy together [1/s]",
+        healthy="steady",
+        advice="If it falls, other work shares the machine; compare `seconds/*`.",
+    ),
+    Metric(
+        name="seconds/*",
+        meaning="time of the iteration in simulator, policy, update and evaluation [s]",
+        healthy="steady",
+        advice="The largest share is the part to speed up first.",
+    ),
+    Metric(
+        name="action_clip_fraction",
+        meaning="share of action entries outside the robot's bounds, since the start [-]",
+        healthy="steady",
+        advice="If it rises, the policy pushes against the bounds; lower the exploration noise.",
+    ),
+)

@@ -1,0 +1,138 @@
+"""config.json of a run: its settings, its limits, and the versions that produced its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "torch",
+    "torchrl",
+    "tensordict",
+    "gymnasium",
+    "mujoco",
+    "mani-skill",
+    "metaworld",
+    "numpy",
+)
+"""Packages whose versions are recorded."""
+
+
+def plain(value: Any) -> Any:
+    """Return a config as JSON values, where paths, infinities and nan are strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def provenance() -> dict[str, Any]:
+    """Return the origin of a result: commit, package versions, machine."""
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _commit() -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    root = Path(__file__).parent
+    command = [git, "describe", "--always", "--dirty", "--abbrev=10"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def write_config(file: Path, config: dict[str, Any], limits: dict[str, Any]) -> None:
+    """Write the settings of a run, with their provenance.
+
+    Args:
+        file: config.json, whose folder is made.
+        config: Settings that identify the run, as JSON values.
+        limits: Settings that only end it, for example `num_iterations`.
+    """
+    record = {"config": config, "limits": limits, "provenance": provenance()}
+    write_whole(file, json.dumps(record, indent=2) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file so that a kill leaves the old one or the new one, never a part."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"tmp_{file.name}")
+    temporary.write_text(text)
+    temporary.rename(file)
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Return `config`, `limits` and `provenance` of a run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no run in {file.parent} to resume; start it without --resume")
+    try:
+        record = json.loads(file.read_text())
+        config = record["config"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is broken ({error!r}); the run cannot be resumed") from error
+    limits = record.get("limits", {})  # absent from runs of pitune 0.1
+    return {"config": config, "limits": limits, "provenance": record.get("provenance", {})}
+
+
+def check_same(folder: Path, config: dict[str, Any], name: str = "config.json") -> None:
+    """Reject a run that was started with another config.
+
+    Args:
+        folder: Folder of the run.
+        config: Settings that are asked for now.
+        name: File in the folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its config is damaged, or differs from `config`.
+    """
+    saved = read_config(folder / name)["config"]
+    different = sorted(differences(saved, json.loads(json.dumps(config))))
+    if different:
+        raise ValueError(
+            f"{folder} was started with another config; different: {'; '.join(different)}. "
+            "Resume with the same options, or pass another --out"
+        )
+
+
+def differences(saved: Any, asked: Any, path: str = "") -> list[str]:
+    """Return the differences between two configs, as `path: saved -> asked`."""
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        found: list[str] = []
+        for key in saved.keys() | asked.keys():
+            found += differences(saved.get(key), asked.get(key), f"{path}.{key}" if path else key)
+        return found
+    return [] if saved == asked else [f"{path}: {saved!r} -> {asked!r}"]

@@ -1,0 +1,96 @@
+"""The files of a run to look at, and the commands to run next.
+
+A command repeats every setting of the run that is not a default, so that it runs as printed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pitune import envs
+from pitune.experiments.runs.config_file import plain, read_config
+from pitune.experiments.runs.train_config import options, train_options
+
+FILES = {
+    "before_after.gif": "the same starts before and after training",
+    "before.mp4": "film before training",
+    "after.mp4": "film after training",
+    "learning_curve.png": "learning curve",
+    "metrics.csv": "metrics, a row for each iteration",
+    "summary.json": "results",
+}
+"""Files of a run in the order in which a reader wants them."""
+
+
+class Step(NamedTuple):
+    """A purpose, and the path or the command for it."""
+
+    purpose: str
+    text: str
+
+
+def files_of(folder: Path) -> list[Step]:
+    """Return the files of a run that exist, and its latest checkpoint."""
+    steps = [Step(purpose, str(folder / name)) for name, purpose in FILES.items()]
+    steps = [step for step in steps if Path(step.text).exists()]
+    latest = sorted(folder.glob("checkpoint_*"))[-1:]
+    return steps + [Step("fine-tuned policy", str(checkpoint)) for checkpoint in latest]
+
+
+def command(*words: str | Path) -> str:
+    """Return a `pitune` command as it is typed in a shell."""
+    return shlex.join(["pitune", *(str(word) for word in words)])
+
+
+def evaluate_command(config: Mapping[str, Any], checkpoint: Path) -> str:
+    """Return the command that evaluates a checkpoint as the run with this config does."""
+    env = {key: value for key, value in config["env"].items() if key != "id"}
+    words = ["--env.id", config["env"]["id"], *options(env, plain(envs.EnvConfig()), "env")]
+    episodes = options({"episodes": config["eval_episodes"]}, {"episodes": 200})
+    return command("evaluate", "--checkpoint", checkpoint, *words, *episodes)
+
+
+def other_algorithm(name: str) -> str:
+    """Return an algorithm to compare with one, which needs nothing but successes."""
+    return "ppo" if name == "filtered_bc" else "filtered_bc"
+
+
+def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
+    """Return the commands that follow a run, if it has a checkpoint.
+
+    Args:
+        folder: Of the run.
+        swap: Command that runs another algorithm, if the caller has a shorter one.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its config is damaged, or its algorithm is not registered.
+    """
+    config = read_config(folder / "config.json")["config"]
+    checkpoints = sorted(folder.glob("checkpoint_*"))
+    if not checkpoints:
+        return []
+    name, latest = config["algorithm_name"], checkpoints[-1]
+    again = train_options(config)
+    more = ["--num-iterations", str(2 * max(1, int(latest.name.rpartition("_")[2])))]
+    # Our own checkpoints need no load options, and reject most.
+    loaded = {key: value for key, value in config.items() if key != "load"}
+    from_latest = train_options({**loaded, "checkpoint": str(latest)})
+    continued = folder.with_name(f"{folder.name}-from-{latest.name}")
+    other = other_algorithm(name)
+    shared = {key: value for key, value in config.items() if key != "algorithm"}
+    swapped = train_options({**shared, "algorithm_name": other})
+    swap = swap or command("train", other, "--out", folder.with_name(other), *swapped)
+    return [
+        Step("judge the metrics", command("inspect", folder)),
+        Step("measure the policy", evaluate_command(config, latest)),
+        Step("swap the algorithm", swap),
+        Step(
+            "start from a checkpoint: this one, or a folder of your own",
+            command("train", name, "--out", continued, *from_latest),
+        ),
+        Step("train longer", command("train", name, "--out", folder, "--resume", *more, *again)),
+    ]

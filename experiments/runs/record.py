@@ -1,0 +1,119 @@
+"""The files of a run as they are, whole or damaged, finished or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pitune.experiments.runs.config_file import read_config
+from pitune.experiments.runs.results_table import read_run
+from pitune.experiments.runs.run import parse_rows, with_current_names
+
+
+class RunRecord(NamedTuple):
+    """The readable part of a run's folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    """Settings, none if config.json is missing or damaged."""
+    limits: dict[str, Any]
+    """Settings that only end the run."""
+    provenance: dict[str, Any]
+    """Commit, versions and machine."""
+    rows: list[dict[str, Any]]
+    """Of metrics.csv."""
+    summary: dict[str, Any] | None
+    """Of a finished run."""
+    checkpoints: dict[str, dict[str, Any]]
+    """Progress of each checkpoint by its name, none if it is damaged."""
+    problems: list[str]
+    """Damaged or missing files, each with a remedy."""
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """Evaluation of the deployed policy before training, none if it is not known."""
+        sources = [self.summary or {}, *self.checkpoints.values()]
+        found = [source["before"] for source in sources if "before" in source]
+        return dict(with_current_names(found[0]).get("deployed", {})) if found else {}
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read all that can be read of a run.
+
+    Raises:
+        FileNotFoundError: the folder holds nothing of a run.
+    """
+    checkpoints = sorted(folder.glob("checkpoint_*"))
+    files = [folder / name for name in ("config.json", "metrics.csv")]
+    if not checkpoints and not any(file.is_file() for file in files):
+        inside = sorted(file.parent for file in folder.glob("**/config.json"))
+        hint = f"; there are runs in {', '.join(map(str, inside[:8]))}" if inside else ""
+        raise FileNotFoundError(
+            f"no run in {folder}{hint}. Pass the folder that holds config.json and metrics.csv"
+        )
+    problems: list[str] = []
+    saved = _config(folder, problems)
+    return RunRecord(
+        folder,
+        saved["config"],
+        saved["limits"],
+        saved["provenance"],
+        _rows(folder, problems),
+        _summary(folder, problems),
+        {path.name: _progress(path, problems) for path in checkpoints},
+        problems,
+    )
+
+
+def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        return read_config(folder / "config.json")
+    except FileNotFoundError:
+        problems.append("config.json is missing; the run cannot be resumed")
+    except ValueError as error:
+        problems.append(str(error))
+    return {"config": {}, "limits": {}, "provenance": {}}
+
+
+def _rows(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
+    file = folder / "metrics.csv"
+    if not file.is_file():
+        problems.append("metrics.csv is missing; no iteration has ended yet")
+        return []
+    _, rows, damaged = parse_rows(file)
+    if damaged:
+        problems.append(f"metrics.csv is damaged in lines {damaged}; they are left out here")
+    return rows
+
+
+def _summary(folder: Path, problems: list[str]) -> dict[str, Any] | None:
+    if not (folder / "summary.json").is_file():
+        return None
+    try:
+        return read_run(folder)[0]
+    except (ValueError, FileNotFoundError) as error:
+        problems.append(str(error))
+        return None
+
+
+def _progress(checkpoint: Path, problems: list[str]) -> dict[str, Any]:
+    missing = [
+        name
+        for name in ("policy.safetensors", "policy.json", "training.pt")
+        if not (checkpoint / name).is_file()
+    ]
+    if missing:
+        problems.append(
+            f"{checkpoint.name} lacks {', '.join(missing)}; remove it, and --resume uses the "
+            "checkpoint before it"
+        )
+    try:
+        progress: dict[str, Any] = json.loads((checkpoint / "progress.json").read_text())
+        return dict(progress)
+    except (OSError, ValueError, TypeError) as error:
+        problems.append(
+            f"{checkpoint.name}/progress.json is damaged ({error!r}); remove the checkpoint, and "
+            "--resume uses the one before it"
+        )
+        return {}

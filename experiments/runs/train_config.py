@@ -1,0 +1,142 @@
+"""Settings of a training, and the command line options that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pitune import envs, policies, rl
+from pitune.experiments.runs.config_file import plain
+from pitune.experiments.runs.run import WandbMode
+
+LIMITS = ("num_iterations", "max_minutes", "stop_at")
+"""Settings that only end a run."""
+SUBCOMMANDS = {"finetune.lora": "finetune.lora:lo-ra-config"}
+"""Blocks that are absent by default, and the word that adds them on the command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Fine-tune a pretrained policy in simulation.
+
+    Example:
+        >>> config = TrainConfig(algorithm=rl.PPOConfig(), num_iterations=10)
+        >>> config.identity()["algorithm_name"], config.limits()["num_iterations"]
+        ('ppo', 10)
+    """
+
+    algorithm: rl.AlgorithmConfig
+    env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
+    checkpoint: Path = Path("runs/quickstart/mujoco-PickCube/seed_0/pretrained")
+    """Folder of the pretrained policy: ours, openpi's, lerobot's or orbax."""
+    load: policies.LoadConfig = field(default_factory=policies.LoadConfig)
+    """Settings that a checkpoint of another format lacks."""
+    finetune: policies.FinetuneConfig = field(default_factory=policies.FinetuneConfig)
+    """Which parameters are trained, and how memory is saved."""
+    out: Path = Path("runs/latest")
+    """New folder for the config, the metrics and the checkpoints."""
+    seed: int = 0
+    """Seed of the policy's noise and of the environments' starts."""
+    num_iterations: int = 100
+    """Rollouts to collect and learn from. New episodes begin after the last one, so a run that is
+    resumed beyond it equals an uninterrupted run only from a multiple of `eval_every`."""
+    num_chunks: int = 41
+    """Chunk decisions per environment in one rollout."""
+    eval_every: int = 20
+    """Iterations between evaluations, each of which also saves a checkpoint."""
+    eval_episodes: int = 200
+    """Episodes per evaluation, a multiple of the number of environments."""
+    max_minutes: float = float("inf")
+    """Stop after the iteration that reaches this training time [min]."""
+    wandb: WandbMode = "offline"
+    """Weights & Biases: `offline` writes its files into --out."""
+    stop_at: float = 1.0
+    """Stop when the lower end of the validation interval reaches this success rate [-]."""
+    video: bool = True
+    """Whether to film the policy before and after training, if the machine can render."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Device of the policy."""
+    torch_threads: int = 1
+    """Threads of PyTorch on the CPU. A fixed number makes results independent of the number of
+    cores, and a small policy gains nothing from more. Raise it for large networks."""
+    resume: bool = False
+    """Continue the run in --out from its latest checkpoint."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_iterations",
+            "num_chunks",
+            "eval_every",
+            "eval_episodes",
+            "torch_threads",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that identify a run: all but its limits and its reports."""
+        values: dict[str, Any] = plain(self)
+        for name in (*LIMITS, "resume", "wandb", "video", "out"):
+            values.pop(name)
+        return {"algorithm_name": rl.name_of(self.algorithm), **values}
+
+    def limits(self) -> dict[str, Any]:
+        """Return the settings that only end a run."""
+        return {name: plain(getattr(self, name)) for name in LIMITS}
+
+
+def options(settings: Any, default: Any, name: str = "") -> list[str]:
+    """Return the command line options that turn default settings into others.
+
+    Args:
+        settings: JSON values of a config.
+        default: JSON values of the default config.
+        name: Option of the nested block, for example `env`.
+    """
+    if isinstance(settings, Mapping) and name in SUBCOMMANDS:
+        return [SUBCOMMANDS[name], *_of_block(settings, {}, name)]
+    if isinstance(settings, Mapping) and default:
+        # A setting of another version of pitune has no option.
+        return _of_block({k: v for k, v in settings.items() if k in default}, default, name)
+    if settings == default:
+        return []
+    if isinstance(settings, bool):
+        parent, _, last = name.rpartition(".")
+        prefix = f"{parent}." if parent else ""
+        return [f"--{name}" if settings else f"--{prefix}no-{last}"]
+    if isinstance(settings, Mapping):  # for example `load.cameras`
+        return [f"--{name}", *(str(word) for pair in settings.items() for word in pair)]
+    values = settings if isinstance(settings, list) else [settings]
+    return [f"--{name}", *(str(value) for value in values)]
+
+
+def _of_block(settings: Mapping[str, Any], default: Mapping[str, Any], name: str) -> list[str]:
+    """Return the options of a block, with the words of `SUBCOMMANDS` at the end."""
+    words: list[str] = []
+    for key in sorted(settings, key=lambda key: f"{name}.{key}" in SUBCOMMANDS):
+        inner = key.replace("_", "-")
+        words += options(settings[key], default.get(key), f"{name}.{inner}" if name else inner)
+    return words
+
+
+def train_options(config: Mapping[str, Any]) -> list[str]:
+    """Return the options of `pitune train` that repeat a run, without its folder and limits.
+
+    Args:
+        config: Settings of the run, as in config.json.
+
+    Raises:
+        ValueError: the algorithm is not registered.
+    """
+    default = TrainConfig(algorithm=rl.preset(config["algorithm_name"])).identity()
+    ordered = {key: value for key, value in config.items() if key != "finetune"}
+    words = options({**ordered, "finetune": config.get("finetune", default["finetune"])}, default)
+    added = [word for word in words if word in SUBCOMMANDS.values()]
+    if added:
+        # An option of its own before the word, or a list option would take it as its last value.
+        words.insert(words.index(added[0]), f"--torch-threads={config['torch_threads']}")
+    return words

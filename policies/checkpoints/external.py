@@ -1,0 +1,133 @@
+"""Steps that the formats of other packages share: read a network, and write its weights.
+
+`arch.json`, in the folder or beside it, holds the numbers of heads, the horizon and the precision,
+which neither the weights nor the other packages' files determine. Those packages ignore it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pitune.policies.checkpoints.config import LoadConfig
+from pitune.policies.checkpoints.files import write_json
+from pitune.policies.checkpoints.keys import VLM, Shapes, check_written_keys
+from pitune.policies.checkpoints.weights import Heads, build, sizes_of
+from pitune.policies.network.lora import merged_state
+from pitune.policies.network.pi0 import Pi0
+from pitune.policies.policy import FlowPolicy
+from pitune.policies.preprocessing.tokenizer import Tokenizer
+
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer in a checkpoint."""
+
+
+def read_arch(folder: Path) -> dict[str, Any]:
+    """Return `arch.json` in or beside a folder, empty if there is none."""
+    for place in (folder, folder.resolve().parent):
+        if (place / "arch.json").is_file():
+            return dict(json.loads((place / "arch.json").read_text()))
+    return {}
+
+
+def heads_of(arch: dict[str, Any]) -> Heads:
+    """Return the numbers of heads in `arch.json`, by default the published ones."""
+    vlm, vision = arch.get("vlm", {}), arch.get("vision", {})
+    return Heads(
+        num_heads=vlm.get("num_heads", 8),
+        num_kv_heads=vlm.get("num_kv_heads", 1),
+        vision_heads=vision.get("num_attention_heads"),
+    )
+
+
+def build_network(
+    weights: dict[str, Tensor], heads: Heads, action_horizon: int, folder: Path
+) -> Pi0:
+    """Return the network of renamed weights.
+
+    It computes in bfloat16 if the language model's weights are stored so, or `arch.json` says so.
+
+    Args:
+        weights: Weights under our names.
+        heads: Numbers of attention heads.
+        action_horizon: H.
+        folder: The checkpoint, for messages and `arch.json`.
+    """
+    network = build(sizes_of(weights, heads, action_horizon), weights, folder)
+    arch = read_arch(folder)
+    stored = weights[VLM + "language_model.layers.0.self_attn.q_proj.weight"].dtype
+    precision = arch.get("precision", arch.get("dtype"))
+    network.compute_dtype = torch.bfloat16 if precision == "bfloat16" else stored
+    return network
+
+
+def check_normalized(folder: Path, has_stats: bool, config: LoadConfig) -> None:
+    """Fail if a checkpoint has no norm stats and the caller did not accept that.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not has_stats and not config.unnormalized:
+        raise ValueError(
+            f"{folder} has no norm stats; without them the policy's actions are meaningless. Pass "
+            "the norm_stats.json it was trained with (--load.norm-stats), or set "
+            "unnormalized=True (--load.unnormalized)"
+        )
+
+
+def merged_weights(policy: FlowPolicy, format: str) -> dict[str, Tensor]:
+    """Return the weights to export under our names, with low-rank updates folded in.
+
+    Raises:
+        ValueError: the policy has no vision-language model.
+    """
+    network = policy.network.config
+    if network.vlm is None or network.vision is None:
+        raise ValueError(
+            f"format={format!r} needs a vision-language model, which this policy lacks; save it "
+            "with format='pitune'"
+        )
+    return {key: value.detach() for key, value in merged_state(policy.network).items()}
+
+
+def write_weights(
+    format: str,
+    weights: dict[str, Tensor],
+    reference: Shapes,
+    folder: Path,
+    metadata: dict[str, str],
+) -> None:
+    """Write `model.safetensors` if its keys and shapes are those that the reference reads.
+
+    Raises:
+        ValueError: they differ. Nothing is written.
+    """
+    check_written_keys(format, reference, weights)
+    tensors = {key: value.contiguous() for key, value in weights.items()}
+    save_file(tensors, folder / "model.safetensors", metadata=metadata)
+
+
+def write_companions(policy: FlowPolicy, folder: Path) -> None:
+    """Write `arch.json` and the tokenizer beside exported weights."""
+    network = policy.network.config
+    vlm, vision = network.vlm or network.expert, network.vision
+    arch = {
+        "vlm": {"num_heads": vlm.num_heads, "num_kv_heads": vlm.num_kv_heads},
+        "vision": {} if vision is None else {"num_attention_heads": vision.num_heads},
+        "action_horizon": network.action_horizon,
+        "precision": str(policy.network.compute_dtype).removeprefix("torch."),
+    }
+    write_json(folder / "arch.json", arch)
+    write_tokenizer(policy, folder)
+
+
+def write_tokenizer(policy: FlowPolicy, folder: Path) -> None:
+    """Write the policy's tokenizer into a checkpoint folder, if it has one that can be saved."""
+    tokenizer = policy.info.tokenizer
+    if isinstance(tokenizer, Tokenizer):
+        tokenizer.copy_to(folder / TOKENIZER)

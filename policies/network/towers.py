@@ -1,0 +1,33 @@
+"""The towers of a π0, in the module tree that gives them openpi's parameter names."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pitune.policies.network.config import Pi0Config
+from pitune.policies.network.gemma import Gemma, GemmaConfig
+from pitune.policies.network.layers import Linear
+from pitune.policies.network.siglip import Siglip
+
+
+class VisionLanguageModel(nn.Module):
+    """PaliGemma under openpi's names: a vision tower, a projector and a language model."""
+
+    def __init__(self, config: Pi0Config, vlm: GemmaConfig) -> None:
+        super().__init__()
+        if config.vision is not None:
+            self.vision_tower = nn.ModuleDict({"vision_model": Siglip(config.vision)})
+            projector = nn.ModuleDict({"linear": Linear(config.vision.width, vlm.width)})
+            self.multi_modal_projector = projector
+        self.language_model = Gemma(vlm, config.vocab_size)
+
+
+class Experts(nn.Module):
+    """Language model and action expert, under openpi's parameter names."""
+
+    def __init__(self, config: Pi0Config) -> None:
+        super().__init__()
+        if config.vlm is not None:
+            model = VisionLanguageModel(config, config.vlm)
+            self.paligemma = nn.ModuleDict({"model": model})
+        self.gemma_expert = nn.ModuleDict({"model": Gemma(config.expert)})

@@ -1,0 +1,71 @@
+"""`doctor`: versions against the stated ranges, and names of other packages."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from pitune.experiments import doctor
+from pitune.experiments.doctor import Finding
+
+
+def test_every_requirement_of_setup_cfg_is_checked() -> None:
+    core, extras = doctor.requirements()
+    assert {line.split(">=")[0] for line in core} >= {"torch", "tensordict", "torchrl", "tyro"}
+    assert {name: bool(lines) for name, lines in extras.items()} == dict.fromkeys(
+        doctor.EXTRAS, True
+    )
+
+
+@pytest.mark.parametrize(
+    ("requirement", "ok", "text"),
+    [
+        ("torch>=2", True, "(>=2)"),
+        ("torch>=999", False, 'does not fit >=999; pip install "torch>=999"'),
+        ("no-such-package>=1", False, 'not installed; pip install "no-such-package>=1"'),
+        ('torch>=2; platform_system == "Moon"', None, "not for this platform"),
+    ],
+)
+def test_a_version_is_compared_with_its_range(requirement: str, ok: bool, text: str) -> None:
+    found = doctor.package(requirement)
+    assert found.ok is ok
+    assert text in found.text
+
+
+def test_a_missing_extra_is_a_note_with_the_line_that_brings_it() -> None:
+    found = doctor.extra("vlm", ["torch>=2", "no-such-package>=1"])
+    assert found.ok is None
+    assert found.text == 'without no-such-package; pip install "pitune[vlm]" brings it'
+
+
+def test_a_package_that_owns_our_name_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(found.ok for found in doctor.names())
+    owners = {"pitune": ["pitune", "stranger"]}
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: owners)
+    (bad,) = (found for found in doctor.names() if not found.ok)
+    assert "also installed by stranger; pip uninstall stranger" in bad.text
+    monkeypatch.setattr(doctor, "ROOT", Path("/elsewhere/experiments"))
+    assert any("hides ours" in found.text for found in doctor.names())
+
+
+def test_too_little_disk_space_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "LEAST_FREE", 0)
+    assert doctor.disk(tmp_path).ok is True
+    monkeypatch.setattr(doctor, "LEAST_FREE", 2**80)
+    assert doctor.disk(tmp_path).ok is None
+
+
+@pytest.mark.parametrize(("ok", "status"), [(True, 0), (None, 0), (False, 1)])
+def test_only_a_fault_makes_the_exit_status_nonzero(
+    ok: bool | None,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(doctor, "diagnose", lambda: {"part": [Finding("thing", "text", ok)]})
+    with pytest.raises(SystemExit) as stopped:
+        doctor.main([])
+    assert stopped.value.code == status
+    assert ("to mend: thing" in capsys.readouterr().out) is bool(status)

@@ -1,0 +1,114 @@
+"""`pretrain`: an interrupted cloning goes on, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pitune import envs, experiments, policies
+from pitune.experiments import pretrain as module
+from pitune.experiments.pretrain import PretrainConfig, pretrain
+from pitune.rl.algorithms.bc import CloningStep
+
+
+class Killed(BaseException):
+    """Like a signal: not an error that anything handles."""
+
+
+@pytest.fixture
+def config_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., PretrainConfig]:
+    monkeypatch.setattr(module, "SAVE_EVERY", 4)
+
+    def make(**changes: Any) -> PretrainConfig:
+        config = PretrainConfig(
+            env=envs.EnvConfig(id="mock/Reach", num_envs=10, num_workers=0),
+            out=tmp_path / "clone",
+            num_demonstrations=3,
+            gradient_steps=10,
+        )
+        return replace(config, **changes)
+
+    return make
+
+
+def clone_until_killed(config: PretrainConfig, owner: Any, function: str, call: int) -> None:
+    original, calls = getattr(owner, function), iter(range(1, 1000))
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise Killed
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, function, counted)
+        with pytest.raises(Killed):
+            pretrain(config)
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "call"),
+    [
+        (CloningStep, "__call__", 1),
+        (CloningStep, "__call__", 7),
+        (module, "_save", 1),  # after the demonstrations are written
+        (module, "_save", 2),
+        (policies, "save", 1),
+    ],
+)
+def test_an_interrupted_cloning_goes_on_bit_for_bit(
+    owner: Any, function: str, call: int, config_of: Callable, tmp_path: Path
+) -> None:
+    whole = config_of(out=tmp_path / "whole")
+    pretrain(whole)
+    config = config_of()
+    clone_until_killed(config, owner, function, call)
+    assert not (config.out / "pretrained").exists()
+    pretrain(config)
+    for name in ("pretrained/policy.safetensors", "demonstrations.safetensors"):
+        assert (config.out / name).read_bytes() == (whole.out / name).read_bytes(), name
+    assert sorted(file.name for file in config.out.iterdir()) == [
+        "demonstrations.safetensors",
+        "pretrain.json",
+        "pretrained",
+    ]
+
+
+def test_cloning_goes_on_after_the_steps_that_were_saved(
+    config_of: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    config = config_of()
+    clone_until_killed(config, CloningStep, "__call__", 7)
+    monkeypatch.setattr(experiments.pretrain, "_collect", lambda _: 1 / 0)  # not again
+    pretrain(config)
+    assert "cloning continues after 4 of 10 steps" in capsys.readouterr().err
+
+
+def test_an_interrupted_cloning_with_other_settings_is_rejected(config_of: Callable) -> None:
+    clone_until_killed(config_of(), CloningStep, "__call__", 7)
+    with pytest.raises(ValueError, match=r"another config; different: seed: 0 -> 1\. Resume with"):
+        pretrain(config_of(seed=1))
+
+
+def test_a_finished_clone_is_kept_and_its_settings_are_recorded(config_of: Callable) -> None:
+    config = config_of()
+    pretrain(config)
+    record = json.loads((config.out / "pretrain.json").read_text())
+    assert record["config"]["gradient_steps"] == 10
+    assert "torch" in record["provenance"]["packages"]
+    with pytest.raises(FileExistsError, match="pretrained exists already; pass another --out or"):
+        pretrain(config)
+
+
+def test_progress_counts_demonstrations_and_steps(
+    config_of: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(experiments.runs.progress, "MIN_SECONDS_BETWEEN_LINES", 0.0)
+    pretrain(config_of())
+    shown = capsys.readouterr().err
+    for words in ("demonstrations: 0/3", "demonstrations: 3/3", "cloning: 0/10", "cloning: 10/10"):
+        assert words in shown
