@@ -1,4 +1,7 @@
-"""The examples in the docstrings: every module's doctests run, and every public class has one."""
+"""The examples in the docstrings: they run, and every public class has one.
+
+Those of `envs` run in `tests/envs/test_examples.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pitune.policies.likelihood import registry as likelihoods
+from pitune.rl import registry as algorithms
+
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("policies", "rl", "envs", "experiments")
+FOLDERS = ("policies", "rl", "experiments")
 SIMULATORS = {"gymnasium", "mani_skill", "metaworld", "mujoco", "sapien"}
 
 
@@ -43,8 +49,14 @@ def test_most_modules_with_examples_need_no_simulator() -> None:
 
 
 @pytest.mark.parametrize("name", list(modules()))
-def test_examples_print_the_results_that_they_show(name: str) -> None:
+def test_examples_print_the_results_that_they_show(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = importlib.import_module(name)
+    # an example may register an algorithm or a likelihood
+    algorithms.entries()
+    for registry in (algorithms, likelihoods):
+        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     torch.manual_seed(0)
     assert doctest.testmod(module).failed == 0
 
