@@ -22,9 +22,13 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.rl.algorithm import Algorithm, Needs
-from pitune.rl.algorithms.epo_config import EPOConfig
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
-from pitune.rl.algorithms.epo_population import Population, PopulationActor, PopulationCritic
+from pitune.rl.algorithms.epo_population import (
+    EPOConfig,
+    Population,
+    PopulationActor,
+    PopulationCritic,
+)
 from pitune.rl.algorithms.ppo import critic_loss, policy_loss
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.gradient_step import (
