@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pitune.experiments import doctor
-from pitune.experiments.doctor import Finding
+from pitune.experiments.command_line import doctor
+from pitune.experiments.command_line.doctor import Finding
 
 
 def test_every_requirement_of_setup_cfg_is_checked() -> None:
