@@ -1,6 +1,6 @@
 """Make a policy to fine-tune: demonstrations from an expert in the simulator, then cloning.
 
-    python -m experiments.pretrain --env.id mujoco/PickCube --num-demonstrations 14 --out runs/pick
+    pitune pretrain --env.id mujoco/PickCube --num-demonstrations 14 --out runs/pick
 
 writes `demonstrations.safetensors`, the checkpoint folder `pretrained/` and the settings in
 `pretrain.json` into --out. The same command continues an interrupted cloning.

@@ -147,7 +147,7 @@ def test_steps_without_a_task_are_of_the_first_and_instructions_are_needed(tmp_p
         assert expected.tokens is not None
         assert torch.equal(inputs["tokens"], expected.tokens) == (task == 0)
     replace(own, tasks=()).save(file)
-    with pytest.raises(ValueError, match="own.safetensors holds no instructions, but the policy"):
+    with pytest.raises(ValueError, match=r"own\.safetensors holds no instructions, but the policy"):
         demonstrations_for(policy, file)
     prompt = replace(policy.preprocessor.config.prompt, default="stay")
     config = replace(policy.preprocessor.config, prompt=prompt)
