@@ -153,7 +153,7 @@ def _clone(config: PretrainConfig, step: CloningStep, demonstrations: rl.Demonst
             if (first + number) % SAVE_EVERY == 0:
                 _save(step, config.out / PARTIAL)
 
-        chunks = demonstrations.preprocessed(step.policy).chunks(config.action_horizon)
+        chunks = demonstrations.preprocess(step.policy).chunks(config.action_horizon)
         return clone(step, chunks, total - first, on_step)
 
 

@@ -34,10 +34,12 @@ from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseActor, NoiseSource, SteeringConfig
-from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig, small_policy
+from pitune.policies.policy import FlowPolicy
+from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
+from pitune.policies.small_policy import small_policy
 
 __all__ = [
     "LAPTOP_EXPERT",
