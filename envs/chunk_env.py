@@ -88,8 +88,10 @@ class ChunkEnv(EnvBase):
         if self._preprocess[0] is None:
             observation |= cameras
         else:
+            # a row of zeros shows which entries preprocessing adds
             zeros = Composite({**observation, **cameras}, shape=(n,)).zero()
-            added = self._added({key: zeros[key] for key in zeros.keys()}, slice(None))
+            row = self._added({key: zeros[key] for key in zeros.keys()}, slice(0, 1))
+            added = row.expand(n)
             observation |= {key: make_composite_from_td(added)[key] for key in added.keys()}
         self.observation_spec = Composite(observation, shape=(n,))
         low, high = self.env.low.expand(n, h, -1), self.env.high.expand(n, h, -1)

@@ -32,7 +32,8 @@ from pitune.policies.flow.kernels import FlowSDE
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import TimeGrid
 from pitune.policies.network.config import Pi0Config, pi0, pi05, tiny
-from pitune.policies.network.pi0 import Context, Pi0
+from pitune.policies.network.context import Context
+from pitune.policies.network.pi0 import Pi0
 
 
 @dataclass(frozen=True, kw_only=True)
