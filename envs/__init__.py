@@ -10,6 +10,12 @@ Example:
     torch.Size([2])
 """
 
+if not __name__.startswith("pitune."):
+    raise ImportError(
+        f"`import {__name__}` found the folder {__path__[0]} of pitune: write `from pitune import "
+        "envs`, or start Python elsewhere for another package of this name"
+    )
+
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.chunk_env import ChunkEnv
 from pitune.envs.config import EnvConfig, EnvOptions, require_default

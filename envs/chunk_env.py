@@ -5,7 +5,7 @@ is neither executed nor rewarded, its last observation is the true last one, and
 the next decision. A chunk is a step of a semi-Markov process, so its `duration` is recorded for the
 discount, and its rewards are kept one by one: discounting them belongs to the algorithm.
 
-Letters: E envs, h executed actions per chunk, A action dim.
+Letters: E envs, h executed actions, d robot action dim.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pitune.envs.vector_env import Observation
 
 
 class ChunkEnv(EnvBase):
-    """E simulators that execute chunks (E, h, A) [robot units].
+    """E simulators that execute chunks (E, h, d) [robot units].
 
     Besides the observation, a step writes under `next`: `reward` (E, 1), the plain sum;
     `reward_steps` and `live` (E, h), the reward of each executed step and whether it was executed;
@@ -39,7 +39,7 @@ class ChunkEnv(EnvBase):
         seeds: Which seed starts which episode; also the place to ask for groups.
         num_episodes: Episodes per environment after which it waits until all are reset: nothing
             is executed then, and `duration` is 0. None plays on for ever.
-        preprocess: Adds entries to observations (n), such as a policy's `model_input`; it sees each
+        preprocess: Adds entries to observations (N), such as a policy's `model_input`; it sees each
             observation once. The pictures are not passed on then.
     """
 
@@ -159,7 +159,7 @@ class ChunkEnv(EnvBase):
         return self._booked(torch.stack(rewards, 1), torch.stack(live, 1), {**ended, **marks})
 
     def _preprocess_rows(self, env_idx: Tensor) -> None:
-        """Preprocess the present observations of some environments (n,); the others keep theirs."""
+        """Preprocess the present observations of some environments (N,); the others keep theirs."""
         if self._preprocess[0] is None or not len(env_idx):
             return
         everything = self._preprocessed is None or len(env_idx) == self.batch_size[0]
@@ -172,7 +172,7 @@ class ChunkEnv(EnvBase):
             self._preprocessed[env_idx] = added
 
     def _added(self, obs: Observation, rows: slice | Tensor) -> TensorDict:
-        """Return the entries that preprocessing adds to some rows (n) of observations (E)."""
+        """Return the entries that preprocessing adds to some rows (N) of observations (E)."""
         (preprocess,) = self._preprocess
         values = {key: value[rows] for key, value in obs.items()}
         td = TensorDict(values, batch_size=[len(values["state"])], device=self.device)

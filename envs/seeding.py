@@ -5,7 +5,7 @@ the episode. It does not depend on the length of earlier episodes or on other en
 is repeatable, evaluation and training never share a start, two policies can be compared on the same
 starts, and a group of environments can share every start.
 
-Letters: E envs, n rows, G environments in a group.
+Letters: E envs, N rows.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class EpisodeSeeds:
         num_envs: E.
         seed: Seed of the run, at least 0.
         split: Purpose of the episodes.
-        group_size: Neighboring environments that share every start (G). 1 for no groups.
+        group_size: Neighboring environments that share every start. 1 for no groups.
 
     Raises:
         ValueError: E is no multiple of the group size, or the seed is negative.
@@ -65,7 +65,7 @@ class EpisodeSeeds:
         self.episodes = torch.zeros(num_envs, dtype=torch.int64)
 
     def next(self, env_idx: Tensor) -> Tensor:
-        """Return the seed of the next episode of each environment in `env_idx` (n,) int64."""
+        """Return the seed of the next episode of each environment in `env_idx` (N,) int64."""
         seeds = [
             episode_seed(self.seed, self.split, env // self.group_size, int(self.episodes[env]))
             for env in env_idx.tolist()

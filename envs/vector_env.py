@@ -9,7 +9,7 @@ an `info` dict. Reinforcement learning on action chunks needs four rules that Gy
   alone fixes the initial state. A group of equal starts is requested by equal seeds.
 - **Fresh tensors.** Returned tensors are never written to again.
 
-Letters: E envs, n rows, S state dim, A action dim, C, Y, X image channels, height and width.
+Letters: E envs, N rows, s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 Observation = dict[str, Tensor]
-"""`state` (E, S) float32 [robot units]. `image/<camera>` (E, C, Y, X) uint8. `task_id` (E,)."""
+"""`state` (E, s) float32 [robot units]. `image/<camera>` (E, C, Y, X) uint8. `task_id` (E,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,11 @@ class EnvSpec:
     num_envs: int
     """E."""
     state_dim: int
-    """S."""
+    """s."""
     action_low: tuple[float, ...]
-    """Lower bound of each action dimension (A) [robot units]."""
+    """Lower bound of each action dimension (d) [robot units]."""
     action_high: tuple[float, ...]
-    """Upper bound of each action dimension (A) [robot units]."""
+    """Upper bound of each action dimension (d) [robot units]."""
     max_episode_steps: int
     """Steps after which an episode is truncated."""
     control_hz: float
@@ -74,7 +74,7 @@ class EnvSpec:
 
     @property
     def action_dim(self) -> int:
-        """A."""
+        """Robot action dim d."""
         return len(self.action_low)
 
 
@@ -118,7 +118,7 @@ class Expert(Protocol):
     """
 
     def act(self) -> Tensor:
-        """Return the expert's action (E, A) [robot units] in the current state."""
+        """Return the expert's action (E, d) [robot units] in the current state."""
 
 
 class VectorEnv(Protocol):
@@ -138,15 +138,15 @@ class VectorEnv(Protocol):
         """Start new episodes and return the observation of all E environments.
 
         Args:
-            seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Environments to reset (n,) int64. All E by default.
+            seed: One seed in [0, 2^31) per environment that is reset (N,) int64.
+            env_idx: Environments to reset (N,) int64. All E by default.
         """
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
         """Advance the active environments by one control step.
 
         Args:
-            action: (E, A) [robot units], inside the bounds. Rows that are not active are ignored.
+            action: (E, d) [robot units], inside the bounds. Rows that are not active are ignored.
             active: (E,) bool.
         """
 

@@ -1,4 +1,4 @@
-"""Scripts that put policy, environment and algorithm together: `python -m experiments.NAME`.
+"""Commands that combine policy, environment and algorithm: `pitune NAME`.
 
-Imported by nobody: the packages must not depend on how they are put together.
+No package imports them, so that the packages do not depend on how they are combined.
 """

@@ -1,7 +1,7 @@
 """Algorithms side by side on the same clones: a table with intervals, and curves with bands.
 
-    python -m experiments.compare --algorithms ppo ppo:flow_noise grpo epo fpo --seeds 0 1 2
-    python -m experiments.compare --env-ids mujoco/PickCube mujoco/PushCube --algorithms ppo bc
+    pitune compare --algorithms ppo ppo:flow_noise grpo epo fpo --seeds 0 1 2
+    pitune compare --env-ids mujoco/PickCube mujoco/PushCube --algorithms ppo bc
 
 A policy is cloned once for every environment and seed, as in the quickstart, and every algorithm
 fine-tunes that clone with the environment's recipe. --out then holds `<environment>/seed_<n>/` with

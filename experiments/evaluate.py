@@ -1,6 +1,6 @@
 """Measure the success rate of a checkpoint, with its interval.
 
-python -m experiments.evaluate --checkpoint runs/pick/pretrained --env.id mujoco/PickCube
+pitune evaluate --checkpoint runs/pick/pretrained --env.id mujoco/PickCube
 """
 
 from __future__ import annotations

@@ -18,11 +18,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pitune import rl
+from pitune import envs
 from pitune.experiments.command_line.errors import exit_with_message
+from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.health.metric import Verdict, entry, judge
 from pitune.experiments.health.monitor import drop_sentence, success_dropped
 from pitune.experiments.health.table import METRICS
+from pitune.experiments.recipes import preset
 from pitune.experiments.runs.config_file import differences
 from pitune.experiments.runs.next_steps import files_of, next_steps
 from pitune.experiments.runs.record import RunRecord, read_record
@@ -79,7 +81,7 @@ def inspect(folder: Path, console: Console) -> list[Verdict]:
 
 def verdicts_of(record: RunRecord) -> list[Verdict]:
     """Return the verdict on each column of metrics.csv, those outside of their range first."""
-    algorithm = str(record.config.get("algorithm_name", ""))
+    algorithm = str(record.config.get("algorithm_name", "")).partition(":")[0]
     columns = dict.fromkeys(key for row in record.rows for key in row if key != "iteration")
     verdicts = [
         judge(column, record.rows, entry(column, algorithm, METRICS), record.config)
@@ -147,10 +149,13 @@ def _settings(record: RunRecord) -> list[str]:
     if not record.config:
         return ["unknown"]
     try:
-        preset = rl.preset(record.config["algorithm_name"])
+        default = preset(record.config["algorithm_name"])
     except (ValueError, KeyError) as error:
         return [f"unknown: {error}"]
-    return sorted(differences(TrainConfig(algorithm=preset).identity(), record.config))
+    env = envs.config_for(record.config["env"]["id"])
+    identity = TrainConfig(algorithm=default, env=env).identity()
+    identity["env"]["id"] = envs.EnvConfig().id
+    return sorted(differences(identity, record.config))
 
 
 def _health_table(verdicts: Sequence[Verdict]) -> Table:
@@ -180,7 +185,7 @@ def _checkpoints(record: RunRecord) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
-        config = tyro.cli(InspectConfig, args=argv, description=__doc__)
+        config = parse(InspectConfig, arguments(argv), prog=program("inspect"), description=__doc__)
         inspect(config.run, Console())
 
 

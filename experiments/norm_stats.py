@@ -6,6 +6,7 @@
 Relative actions are measured as differences from the state, over whole chunks. A dimension that
 hardly moves gets a least scale, and is named in the output. The file has the format of openpi, and
 every command takes it with --load.norm-stats. Reuse the pretrained stats if the robot is the same.
+Letters: N rows, s robot state dim, H action horizon, d robot action dim.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str,
 
 
 def measured(policy: FlowPolicy, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-    """Return states (N, S) and chunks (N, H, d) as the pipeline has them before normalizing."""
+    """Return states (N, s) and chunks (N, H, d) as the pipeline has them before normalizing."""
     bare = replace(
         policy.preprocessor.config,
         state=NormStats.identity(state.shape[-1]),

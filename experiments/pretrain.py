@@ -1,6 +1,6 @@
 """Make a policy to fine-tune: demonstrations from an expert in the simulator, then cloning.
 
-    python -m experiments.pretrain --env.id mujoco/PickCube --num-demonstrations 14 --out runs/pick
+    pitune pretrain --env.id mujoco/PickCube --num-demonstrations 14 --out runs/pick
 
 writes `demonstrations.safetensors`, the checkpoint folder `pretrained/` and the settings in
 `pretrain.json` into --out. The same command continues an interrupted cloning.
@@ -153,7 +153,7 @@ def _clone(config: PretrainConfig, step: CloningStep, demonstrations: rl.Demonst
             if (first + number) % SAVE_EVERY == 0:
                 _save(step, config.out / PARTIAL)
 
-        chunks = demonstrations.preprocessed(step.policy).chunks(config.action_horizon)
+        chunks = demonstrations.preprocess(step.policy).chunks(config.action_horizon)
         return clone(step, chunks, total - first, on_step)
 
 

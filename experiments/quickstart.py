@@ -1,9 +1,9 @@
 """The main job, end to end: demonstrations, a cloned π0 policy, reinforcement learning, success.
 
-    python -m experiments.quickstart
-    python -m experiments.quickstart --algorithm filtered_bc
-    python -m experiments.quickstart --env.id maniskill/PickCube-v1
-    python -m experiments.quickstart --fast
+    pitune quickstart
+    pitune quickstart --algorithm filtered_bc
+    pitune quickstart --env.id maniskill/PickCube-v1
+    pitune quickstart --fast
 
 An expert demonstrates the task in the simulator. A small π0 is cloned to a middling success rate,
 evaluated, fine-tuned and evaluated again. `<environment>/seed_<n>/` in --out then holds

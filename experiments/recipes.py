@@ -127,7 +127,7 @@ class Recipe:
 def recipe(env_id: str) -> Recipe:
     """Return the settings for an environment."""
     prefix = env_id.partition("/")[0]
-    env = envs.EnvConfig(id=env_id)
+    env = envs.config_for(env_id)
     if prefix in ("maniskill", "metaworld"):
         # slow simulators: fewer copies, shorter rollouts, and more learning from each step
         frugal = rl.PPOConfig(update=rl.UpdateConfig(minibatch_size=256, num_epochs=5))
@@ -174,9 +174,28 @@ def with_variant(config: rl.AlgorithmConfig, name: str) -> rl.AlgorithmConfig:
     return changed
 
 
+def preset(word: str) -> rl.AlgorithmConfig:
+    """Return the default config of a word such as `ppo` or `ppo:flow_noise`; see `with_variant`."""
+    return with_variant(rl.preset(word.partition(":")[0]), word)
+
+
+def algorithm_word(config: rl.AlgorithmConfig) -> str:
+    """Return the word that selects the algorithm and the likelihood of a config.
+
+    Example:
+        >>> algorithm_word(rl.PPOConfig(likelihood=policies.FlowNoiseConfig()))
+        'ppo:flow_noise'
+    """
+    name = rl.name_of(config)
+    likelihood, default = (_part(c, LikelihoodConfig) for c in (config, rl.preset(name)))
+    if type(likelihood) is type(default):
+        return name
+    return f"{name}:{policies.likelihood_name(likelihood)}"
+
+
 def takes_likelihood(config: rl.AlgorithmConfig) -> bool:
     """Return whether a config holds a likelihood that a word can replace."""
-    return _has(config, LikelihoodConfig)
+    return _part(config, LikelihoodConfig) is not None
 
 
 def _replace_parts(config: Any, kind: type, value: Any) -> Any:
@@ -188,9 +207,10 @@ def _replace_parts(config: Any, kind: type, value: Any) -> Any:
     return replace(config, **{name: _replace_parts(p, kind, value) for name, p in nested.items()})
 
 
-def _has(config: Any, kind: type) -> bool:
-    """Return whether a config is of a type, or has a nested part of it."""
+def _part(config: Any, kind: type) -> Any:
+    """Return a config's nested part of a type, or itself, or None."""
     if isinstance(config, kind):
-        return True
-    parts = (getattr(config, f.name) for f in fields(config))
-    return any(_has(part, kind) for part in parts if is_dataclass(part))
+        return config
+    parts = [getattr(config, f.name) for f in fields(config)]
+    nested = (_part(part, kind) for part in parts if is_dataclass(part))
+    return next((part for part in nested if part is not None), None)

@@ -1,8 +1,8 @@
 """Fine-tune a pretrained policy in simulation.
 
-    python -m experiments.train ppo --env.id mujoco/PickCube --checkpoint runs/pick/pretrained \
+    pitune train ppo --env.id mujoco/PickCube --checkpoint runs/pick/pretrained \
         --seed 1 --num-iterations 100 --out runs/pick/ppo
-    python -m experiments.train filtered_bc --help
+    pitune train filtered_bc --help
 
 The first argument names the algorithm. `--resume` continues the run in `--out`.
 """
@@ -78,7 +78,8 @@ class Trainer:
         if not self.before:
             self._begin()
         identity, rows = config.identity(), self.run.rows
-        monitor = HealthMonitor(identity["algorithm_name"], identity, self.before["deployed"], rows)
+        name, before = rl.name_of(self.config.algorithm), self.before["deployed"]
+        monitor = HealthMonitor(name, identity, before, rows)
         with screen.task("training", config.num_iterations, self.iteration) as task:
             progress = TrainingProgress(task, self.env.spec)
             while self.iteration < config.num_iterations:

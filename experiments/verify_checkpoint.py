@@ -10,6 +10,8 @@ Inputs: `image_uint8.<camera>` (N, Y, X, 3), `image_mask.<camera>` (N,), `tokens
 (N, L), `state` (N, S), `actions` and `noise` (N, H, A), `time` (N,). Outputs, all optional:
 `loss_elementwise`, `loss_per_step`, `v_t_joint`, `v_t_cached`, `sample_actions_<K>`, `prefix_embs`,
 `x_t`, `u_t`, `traj_x`, `grad.<parameter>`. Both files are safetensors or npz.
+Letters: N rows, H action horizon, A model action dim, S model state dim, L prompt tokens, Y, X
+image pixels.
 """
 
 from __future__ import annotations

@@ -1,5 +1,11 @@
 """Acting: the π0 flow policy, its likelihoods and checkpoints. Imports no RL and no simulator."""
 
+if not __name__.startswith("pitune."):
+    raise ImportError(
+        f"`import {__name__}` found the folder {__path__[0]} of pitune: write `from pitune import "
+        "policies`, or start Python elsewhere for another package of this name"
+    )
+
 from pitune.policies.actor import Actor, LikelihoodActor
 from pitune.policies.checkpoints.config import LoadConfig
 from pitune.policies.checkpoints.formats import load, save
@@ -28,10 +34,12 @@ from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseActor, NoiseSource, SteeringConfig
-from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig, small_policy
+from pitune.policies.policy import FlowPolicy
+from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
+from pitune.policies.small_policy import small_policy
 
 __all__ = [
     "LAPTOP_EXPERT",

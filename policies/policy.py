@@ -21,15 +21,13 @@ from pitune.policies.flow.path import (
     sample_flow_time,
     target_velocity,
 )
-from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
-from pitune.policies.network.gemma import GemmaConfig
+from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.pi0 import Context, Pi0
 from pitune.policies.noise_source import NoiseSource
 from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.critic_input import critic_input
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
-from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 
 
@@ -48,6 +46,7 @@ class FlowPolicy(nn.Module):
             preprocessor has cameras or a prompt.
 
     Example:
+        >>> from pitune.policies import SamplerConfig, small_policy
         >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
         >>> policy = small_policy(states, actions, action_horizon=4, sampler=SamplerConfig())
         >>> inputs = policy.model_input({"state": states[:3]})
@@ -221,14 +220,14 @@ class FlowPolicy(nn.Module):
                 drawn.
             state_offset: See `encode`.
         """
-        return self.executed(self._integrated(inputs, noise, state_offset), inputs)
+        return self.executed(self._integrate(inputs, noise, state_offset), inputs)
 
     def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
         """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
-        chunk = self._integrated(inputs, noise)
+        chunk = self._integrate(inputs, noise)
         return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
 
-    def _integrated(
+    def _integrate(
         self, inputs: ModelInput, noise: Tensor | None, state_offset: Tensor | None = None
     ) -> Tensor:
         """Return normalized chunks (N, H, A) at the end of the ODE.
@@ -286,38 +285,5 @@ class FlowPolicy(nn.Module):
 def _preprocessor(config: PreprocessorConfig, network: Pi0Config) -> Preprocessor:
     """Return the preprocessor with the network's widths."""
     # π0.5 has the state in its prompt, with any number of dimensions
-    given = config.state.dim if network.family == "pi05" else 0
-    return Preprocessor(config, max(network.state_dim, given), network.action_dim)
-
-
-def small_policy(
-    state: Tensor,
-    action: Tensor,
-    *,
-    action_horizon: int,
-    sampler: SamplerConfig,
-    expert: GemmaConfig = LAPTOP_EXPERT,
-) -> FlowPolicy:
-    """Build an untrained state-only policy with the norm stats of demonstrations.
-
-    Args:
-        state: All demonstrated states (N, s) [robot units].
-        action: All demonstrated actions (N, d) [robot units].
-        action_horizon: H.
-        sampler: Flow steps and execution horizon.
-        expert: Sizes of the transformer.
-
-    Example:
-        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
-        >>> policy = small_policy(states, actions, action_horizon=4, sampler=SamplerConfig())
-        >>> policy.chunk_shape
-        (4, 2)
-    """
-    network = Pi0Config(
-        state_dim=state.shape[-1],
-        action_dim=action.shape[-1],
-        action_horizon=action_horizon,
-        expert=expert,
-    )
-    stats = PreprocessorConfig(state=NormStats.of(state), action=NormStats.of(action))
-    return FlowPolicy(network, stats, sampler)
+    state_dim = config.state.dim if network.family == "pi05" else 0
+    return Preprocessor(config, max(network.state_dim, state_dim), network.action_dim)

@@ -3,6 +3,12 @@
 A name is imported from its module when it is first used, so that `import pitune.rl` costs nothing.
 """
 
+if not __name__.startswith("pitune."):
+    raise ImportError(
+        f"`import {__name__}` found the folder {__path__[0]} of pitune: write `from pitune import "
+        "rl`, or start Python elsewhere for another package of this name"
+    )
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 

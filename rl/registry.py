@@ -1,8 +1,8 @@
 """Registered algorithms: name, config, class, variants and traits.
 
-A new algorithm is one file with `@register("name", Config)` above its class. A file in
-`rl/algorithms` is found by its place. A file from anywhere else registers when it is imported; on
-the command line `pitune --import my_algorithm.py train my_algorithm ...` imports it.
+A new algorithm is a module with `@register("name", Config)` above its class. All modules in
+`rl/algorithms` are imported here. A module elsewhere registers when it is imported. On the command
+line, `pitune --import my_algorithm.py train my_algorithm ...` imports it.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class Entry:
     """
 
     name: str
-    """The word that selects it on the command line."""
+    """Name on the command line."""
     config: type[AlgorithmConfig]
-    """Class of its settings."""
+    """Class of the settings."""
     algorithm: type[Algorithm[Any]]
-    """Class that is built from a config and a policy."""
+    """Class of the algorithm, built from a config and a policy."""
     variants: Mapping[str, Variant] = field(default_factory=dict)
-    """Settings of the paper's variants, baselines and ablations, by the word after the colon."""
+    """Settings of the paper's variants, baselines and ablations, by the name after the colon."""
     off_policy: bool = False
     """Whether it learns from a replay memory, with gradient steps after every decision."""
     whole_episodes: bool = False
-    """Whether a rollout holds whole episodes only, and so about half as many steps."""
+    """Whether rollouts hold only whole episodes, and so about half as many steps."""
     reads_demonstrations: bool = False
-    """Whether it cannot run without a file of demonstrations."""
+    """Whether it requires a file of demonstrations."""
     unseen_demonstrations: bool = False
-    """Whether these must be episodes from which the policy was not cloned."""
+    """Whether the policy must not be cloned from these demonstrations."""
 
     @property
     def description(self) -> str:
@@ -63,10 +63,10 @@ class Entry:
 
         Args:
             word: Key of `variants`.
-            config: Config to change; the defaults if None.
+            config: Config to change, or None for the defaults.
 
         Raises:
-            ValueError: there is no such variant.
+            ValueError: the variant does not exist.
         """
         if word not in self.variants:
             raise ValueError(
@@ -92,10 +92,10 @@ def register(
     reads_demonstrations: bool = False,
     unseen_demonstrations: bool = False,
 ) -> Callable[[AlgorithmType], AlgorithmType]:
-    """Register the decorated class under `name`, built from a `config`.
+    """Register the decorated class under `name`. A config of this type selects it.
 
     Args:
-        name: The word on the command line.
+        name: Name on the command line.
         config: Class of the settings, each with a default.
         variants: See `Entry.variants`.
         off_policy: See `Entry.off_policy`.
@@ -104,7 +104,7 @@ def register(
         unseen_demonstrations: See `Entry.unseen_demonstrations`.
 
     Raises:
-        ValueError: the name or the config is taken.
+        ValueError: the name or the config is registered already.
 
     Example:
         >>> from dataclasses import dataclass
@@ -117,7 +117,7 @@ def register(
         ...     '''My own update.'''
     """
     if not config.__module__.startswith(f"{_BUILT_IN}."):
-        _load_built_in()  # first, so that a name of theirs that is taken again fails here
+        _load_built_in()  # first, so that a name of a built-in algorithm is rejected here
     if name in _REGISTRY or config in {entry.config for entry in _REGISTRY.values()}:
         raise ValueError(f"algorithm {name!r} or its {config.__name__} is registered already")
 
@@ -147,7 +147,7 @@ def entry(name: str) -> Entry:
     """Return one registered algorithm.
 
     Raises:
-        ValueError: nothing is registered under `name`.
+        ValueError: no algorithm is registered under `name`.
     """
     _load_built_in()
     if name not in _REGISTRY:
@@ -166,16 +166,16 @@ def preset(name: str) -> AlgorithmConfig:
     """Return the default config of one algorithm.
 
     Raises:
-        ValueError: nothing is registered under `name`.
+        ValueError: no algorithm is registered under `name`.
     """
     return entry(name).config()
 
 
 def name_of(config: AlgorithmConfig) -> str:
-    """Return the name that a config's algorithm is registered under.
+    """Return the registered name of a config's algorithm.
 
     Raises:
-        ValueError: no algorithm takes such a config.
+        ValueError: no algorithm has this type of config.
     """
     for entry in entries():
         if type(config) is entry.config:
@@ -187,11 +187,11 @@ def name_of(config: AlgorithmConfig) -> str:
 
 
 def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
-    """Build the algorithm that takes this type of config, around a policy.
+    """Build a policy's algorithm, selected by the type of the config.
 
     Raises:
-        ValueError: no algorithm takes such a config, or the policy has a noise actor already: an
-            update of its weights would leave the noise actor behind.
+        ValueError: no algorithm has this type of config, or the policy has a noise actor already.
+            Training would change the weights that its noise actor was trained for.
     """
     if policy.noise_source is not None:
         raise ValueError(
@@ -203,12 +203,12 @@ def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
 
 
 def _load_built_in() -> None:
-    """Import every module of `rl/algorithms`; each registers its algorithm, if it has one."""
+    """Import every module of `rl/algorithms`, which registers its algorithm."""
     for module in pkgutil.iter_modules(import_module(_BUILT_IN).__path__):
         import_module(f"{_BUILT_IN}.{module.name}")
 
 
 def _with(config: Any, path: list[str], value: Any) -> Any:
-    """Return a config with the setting at a dotted name replaced."""
+    """Return a config with the setting at a dotted name replaced by a value."""
     name, *rest = path
     return replace(config, **{name: _with(getattr(config, name), rest, value) if rest else value})

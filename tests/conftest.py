@@ -85,7 +85,7 @@ def half_trained(demonstrations_file: Path, tmp_path_factory: pytest.TempPathFac
     """Return the checkpoint of a tiny policy that reaches about every second goal in 7 steps."""
     folder = tmp_path_factory.mktemp("half_trained") / "policy"
     policy = _tiny_policy()
-    demonstrations = rl.Demonstrations.load(demonstrations_file).preprocessed(policy)
+    demonstrations = rl.Demonstrations.load(demonstrations_file).preprocess(policy)
     config = rl.BCConfig(learning_rate=3e-3, decay_steps=80, minibatch_size=64)
     with torch.random.fork_rng():
         torch.manual_seed(0)

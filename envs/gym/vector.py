@@ -14,7 +14,7 @@ A vector environment steps all of its E environments or none, while the contract
   classes may not: there a reset of all passes the first seed, a reset of some passes none, and the
   spec has `deterministic_reset=False`.
 
-Letters: E envs, A action dim, Y, X image height and width.
+Letters: E envs, d robot action dim, Y, X image pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from torch import Tensor
 
-from pitune.envs.gym.spaces import (
+from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult
+from pitune.envs.workers.env import DEFAULT_CONTROL_HZ
+from pitune.envs.workers.spaces import (
     Arrays,
     as_flags,
     batch_action,
@@ -38,8 +40,6 @@ from pitune.envs.gym.spaces import (
     read_success,
     write_row,
 )
-from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult
-from pitune.envs.workers.env import DEFAULT_CONTROL_HZ
 
 
 class GymnasiumVector:
@@ -118,8 +118,8 @@ class GymnasiumVector:
         """Start new episodes and return the observation of all E environments.
 
         Args:
-            seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Environments to reset (n,) int64. All E by default.
+            seed: One seed in [0, 2^31) per environment that is reset (N,) int64.
+            env_idx: Environments to reset (N,) int64. All E by default.
 
         Raises:
             RuntimeError: the vector environment changed others as well.
@@ -144,7 +144,7 @@ class GymnasiumVector:
         """Advance the active environments by one control step.
 
         Args:
-            action: (E, A) [robot units], inside the bounds.
+            action: (E, d) [robot units], inside the bounds.
             active: (E,) bool, True for all environments whose episode runs and no others.
 
         Raises:
@@ -238,7 +238,7 @@ class GymnasiumVector:
     def _step(
         self, values: np.ndarray
     ) -> tuple[Arrays, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Step all E environments with `values` (E, A) [robot units].
+        """Step all E environments with `values` (E, d) [robot units].
 
         Returns:
             Observation, reward, terminated, truncated and success (E,) of this step, before any

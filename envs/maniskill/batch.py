@@ -14,7 +14,7 @@ Two faults of ManiSkill's reset are corrected, so that the seed alone fixes the 
 - Contact forces are those of the last physics step. If the old episode ended with a grasp, the
   first observation of the new one would report a grasp too.
 
-Letters: E envs, n rows, A action dim, C, Y, X image channels, height and width.
+Letters: E envs, N rows, d robot action dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class ManiSkillBatch:
         An environment before its first reset shows zeros.
 
         Args:
-            seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Environments to reset (n,) int64. All E by default.
+            seed: One seed in [0, 2^31) per environment that is reset (N,) int64.
+            env_idx: Environments to reset (N,) int64. All E by default.
         """
         rows = torch.arange(self.spec.num_envs) if env_idx is None else env_idx
         rows, seeds = rows.to(self.spec.device), seed.tolist()
@@ -137,7 +137,7 @@ class ManiSkillBatch:
         """Advance the active environments by one control step.
 
         Args:
-            action: (E, A) [robot units], inside the bounds. Rows that are not active are ignored.
+            action: (E, d) [robot units], inside the bounds. Rows that are not active are ignored.
             active: (E,) bool.
 
         Raises:
@@ -193,7 +193,7 @@ class ManiSkillBatch:
         self._simulation.close()
 
     def _start(self, rows: Tensor, seeds: list[int]) -> Any:
-        """Reset some rows (n,), with E seeds, and return ManiSkill's observation."""
+        """Reset some rows (N,), with E seeds, and return ManiSkill's observation."""
         simulation, options = self._simulation, {"env_idx": rows}
         if self.spec.num_envs > 1:
             with mask_contacts(simulation.scene, rows, self.spec.num_envs):

@@ -1,6 +1,6 @@
 """ManiSkill's observations, translated into this package's form.
 
-Letters: E envs, n rows, S state dim, C, Y, X image channels, height and width.
+Letters: E envs, N rows, s robot state dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def read_obs(raw: Any, cameras: tuple[str, ...]) -> Observation:
     """Return ManiSkill's observation under this package's names, without a copy.
 
     Args:
-        raw: The state (E, S) in the mode `state`. Otherwise a dict of `sensor_data` and either
+        raw: The state (E, s) in the mode `state`. Otherwise a dict of `sensor_data` and either
             `state` (mode `rgb+state`) or `agent` and `extra` (mode `rgb`).
         cameras: Cameras to read.
     """
@@ -38,9 +38,9 @@ def read_obs(raw: Any, cameras: tuple[str, ...]) -> Observation:
 
 
 def flatten_parts(parts: Mapping[str, Any]) -> Tensor:
-    """Return all numbers of a nested dict of (E,) and (E, n) tensors, side by side (E, S)."""
+    """Return all numbers of a nested dict of (E,) and (E, ...) tensors, side by side (E, s)."""
     columns = [
-        # (E,) or (E, n, ...) -> (E, n)
+        # (E,) or (E, ...) -> (E, numbers)
         flatten_parts(part) if isinstance(part, Mapping) else part.reshape(len(part), -1).float()
         for part in parts.values()
         if not isinstance(part, Mapping) or part
@@ -72,7 +72,7 @@ def mask_contacts(scene: Any, rows: Tensor, num_envs: int) -> Iterator[None]:
 
     Args:
         scene: ManiSkill's scene.
-        rows: These environments (n,) int64.
+        rows: These environments (N,) int64.
         num_envs: E.
     """
     get_impulses = scene.get_pairwise_contact_impulses

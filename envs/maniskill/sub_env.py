@@ -1,6 +1,6 @@
 """ManiSkill on the CPU: one simulation per environment, spread over worker processes.
 
-Letters: S state dim, A action dim, C, Y, X image channels, height and width.
+Letters: s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pitune.envs.workers.env import WorkerEnv, WorkerExpert
 class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
     """One ManiSkill environment on the CPU, in numpy, for a worker process.
 
-    The observation is a Box (S,), or with cameras a Dict of `state` and `image/<camera>` (Y, X, C).
+    The observation is a Box (s,), or with cameras a Dict of `state` and `image/<camera>` (Y, X, C).
 
     Example:
         >>> env = ManiSkillSubEnv(make_maniskill_batch("PickCube-v1", 1, config, "cpu"))
@@ -55,7 +55,7 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
         return self._to_numpy(self._batch.reset(torch.tensor([number]))), {}
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Take one control step with an action (A,) [robot units].
+        """Take one control step with an action (d,) [robot units].
 
         Raises:
             FloatingPointError: the simulation broke down.
@@ -75,7 +75,7 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
         )
 
     def expert_action(self) -> np.ndarray:
-        """Return the expert's action (A,) [robot units] in the present state.
+        """Return the expert's action (d,) [robot units] in the present state.
 
         Raises:
             ValueError: there is no expert for this task or control mode.

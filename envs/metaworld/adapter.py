@@ -13,7 +13,7 @@ Source: McLean et al. 2025, "Meta-World+". Differs: the starts, as above. The ti
 steps instead of 500. Most scripted experts need far less. The expert of peg-insert-side solves 79
 of 100 starts in 150 steps, and 90 in 500 steps.
 
-Letters: S state dim, A action dim, Y, X image height and width.
+Letters: s robot state dim, d robot action dim, Y, X image pixels.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ cameras, and with two goals the instruction names the right one. The state of `m
 (environment, episode seed, time), and its episodes end at fixed times. Tests use it to follow
 single frames through the bookkeeping.
 
-Letters: E envs, Y, X image height and width.
+Letters: E envs, Y, X image pixels.
 """
 
 from __future__ import annotations

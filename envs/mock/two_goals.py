@@ -5,7 +5,7 @@ suffices only for a straight way. The mean of the two ways leads to neither goal
 policy fails when it is cloned from an expert that uses both ways, and a flow policy does not. Tests
 use the task to check that fine-tuning keeps both modes.
 
-Letters: E envs, Y, X image height and width.
+Letters: E envs, Y, X image pixels.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ the current position, and the gripper, which opens above 0 and closes otherwise.
 behind its target. A full action moves it by 2.4 cm a step in x and y and by 3.9 cm in z while it is
 in motion, and by less from rest.
 
-Letters: E envs, S state dim, Y, X image height and width.
+Letters: E envs, s robot state dim, Y, X image pixels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Tabletop:
 
     The observation `state` holds the tool's position and velocity, the fingers' openings, each
     cube's position and the vector part of its quaternion, each cube relative to the tool, and the
-    goal relative to cube 0 [m, m/s]: S = 20, or 29 with two cubes.
+    goal relative to cube 0 [m, m/s]: s = 20, or 29 with two cubes.
 
     Example:
         >>> env = Tabletop("PickCube", 2)

@@ -6,7 +6,7 @@ change without changing any result.
 
 World frame: z up, the table's surface at z = 0, lengths in meters, masses in kilograms.
 
-Letters: Y, X image height and width.
+Letters: Y, X image pixels.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Every control step starts from the stored state of the scene and a contact solve
 start. Nothing else remains from the previous step or from the thread that ran it. So the next state
 of a scene is a function of its own state and action, bit for bit.
 
-Letters: E envs, n rows.
+Letters: E envs, N rows.
 """
 
 from __future__ import annotations
@@ -93,18 +93,18 @@ class TabletopPhysics:
         self.goals[row] = start.goal
 
     def advance(self, rows: Array, action: Array) -> Array:
-        """Advance some scenes by one control step and return which broke down (n,) bool.
+        """Advance some scenes by one control step and return which broke down (N,) bool.
 
         A scene that breaks down keeps its last state.
 
         Args:
-            rows: These scenes (n,).
-            action: (n, 4), clipped to [-1, 1].
+            rows: These scenes (N,).
+            action: (N, 4), clipped to [-1, 1].
         """
         if not len(rows):
             return np.zeros(0, dtype=bool)
         before = self.states[rows]
-        # (n, 5) -> (n, PHYSICS_STEPS, 5)
+        # (N, 5) -> (N, PHYSICS_STEPS, 5)
         controls = repeat(self._controls(rows, action), "n u -> n steps u", steps=PHYSICS_STEPS)
         trajectory, _ = self._rollout.rollout(self.model, self._thread_data, before, controls)
         after = trajectory[:, -1]
@@ -119,7 +119,7 @@ class TabletopPhysics:
         self._rollout.close()
 
     def _controls(self, rows: Array, action: Array) -> Array:
-        """Return the targets of the five actuators (n, 5) [m]."""
+        """Return the targets of the five actuators (N, 5) [m]."""
         action = np.clip(action, -1, 1)
         # Relative to the slides and not to their last target: a blocked slide has no windup.
         slides = self.states[rows, 1 : 1 + _NUM_SLIDES] + DISPLACEMENT_SCALE * action[:, :3]

@@ -4,7 +4,7 @@ This calls MuJoCo's drawing functions directly. `mujoco.Renderer` chooses its Op
 `mujoco` is first imported, from MUJOCO_GL, and its default needs a screen. Here the backend is
 chosen at the first picture, so physics alone needs no OpenGL.
 
-Letters: Y, X image height and width.
+Letters: Y, X image pixels.
 """
 
 from __future__ import annotations

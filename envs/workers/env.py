@@ -11,7 +11,7 @@ Both are logged as warnings. An environment that breaks down `MAX_BREAKDOWNS` ti
 regular end of an episode in between has a bug: then `step` raises with the simulator's traceback.
 A sub-environment that cannot be made, and a reset that fails twice, raise at once.
 
-Letters: E envs, n rows, S state dim, A action dim, C, Y, X image channels, height and width.
+Letters: E envs, N rows, s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class WorkerEnv:
 
     The observation of a sub-environment is a Box, which becomes `state`, or a Dict of `state` and
     `image/<camera>` (and `task_id`, an index into `tasks`). `info["success"]` is its success
-    signal, and a method `expert_action() -> (A,)` is its expert.
+    signal, and a method `expert_action() -> (d,)` is its expert.
 
     Example:
         >>> import functools, gymnasium
@@ -120,8 +120,8 @@ class WorkerEnv:
         An environment before its first reset shows zeros.
 
         Args:
-            seed: One seed in [0, 2^31) per environment that is reset (n,) int64.
-            env_idx: Environments to reset (n,) int64. All E by default.
+            seed: One seed in [0, 2^31) per environment that is reset (N,) int64.
+            env_idx: Environments to reset (N,) int64. All E by default.
 
         Raises:
             RuntimeError: an environment failed to reset twice.
@@ -146,7 +146,7 @@ class WorkerEnv:
         """Advance the active environments by one control step.
 
         Args:
-            action: (E, A) [robot units], inside the bounds.
+            action: (E, d) [robot units], inside the bounds.
             active: (E,) bool.
 
         Raises:
@@ -210,7 +210,7 @@ class WorkerEnv:
         if not self._pool.spec.expert:
             raise ValueError(
                 f"{self.spec.id} has no expert; give the environment a method "
-                "expert_action() -> (A,), or use an environment that has one"
+                "expert_action() -> (d,), or use an environment that has one"
             )
         return WorkerExpert(self)
 
@@ -244,6 +244,6 @@ class WorkerExpert:
         self._env = env
 
     def act(self) -> Tensor:
-        """Return the expert's action (E, A) [robot units], zeros before the first reset."""
+        """Return the expert's action (E, d) [robot units], zeros before the first reset."""
         action = np.concatenate(self._env._pool.call_all("expert"))
         return torch.from_numpy(action)

@@ -1,6 +1,6 @@
 """The worker processes of a `WorkerEnv`: which one holds which environment, and their replacement.
 
-Letters: E envs, n rows.
+Letters: E envs, N rows.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pitune.envs.gym.spaces import SubEnvSpec, empty_obs
 from pitune.envs.workers.process import Failure, LocalWorker, Worker, WorkerDiedError
+from pitune.envs.workers.spaces import SubEnvSpec, empty_obs
 from pitune.envs.workers.sub_envs import Factory, Rows
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class WorkerPool:
         """Environment -> reason, where its worker was replaced while it handled other rows."""
 
     def exchange(self, method: str, rows: np.ndarray, values: np.ndarray) -> Rows:
-        """Call a method of `SubEnvs` for `rows` (n,), with one of `values` (n, ...) each.
+        """Call a method of `SubEnvs` for `rows` (N,), with one of `values` (N, ...) each.
 
         A worker that dies meanwhile is replaced. Then `failed` has its rows among these, and `lost`
         has its other rows.

@@ -4,7 +4,7 @@ A `WorkerEnv` has one `SubEnvs` per process. A sub-environment that raises is di
 again at its next reset, and its traceback is returned as text. One bad episode must not end a run
 of days, and the exception object of a user's simulator may not survive pickling.
 
-Letters: n rows, S state dim, A action dim, C, Y, X image channels, height and width.
+Letters: N rows, s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from pitune.envs.gym.spaces import (
+from pitune.envs.workers.spaces import (
     Arrays,
     SubEnvSpec,
     empty_obs,
@@ -35,23 +35,23 @@ Factory = Callable[[], gymnasium.Env]
 
 @dataclass
 class Rows:
-    """The results of n rows. In a row of `failed` all other fields are meaningless."""
+    """The results of N rows. In a row of `failed` all other fields are meaningless."""
 
     obs: Arrays
     reward: np.ndarray
-    """(n,) float32."""
+    """(N,) float32."""
     terminated: np.ndarray
-    """(n,) bool."""
+    """(N,) bool."""
     truncated: np.ndarray
-    """(n,) bool."""
+    """(N,) bool."""
     success: np.ndarray
-    """(n,) bool."""
+    """(N,) bool."""
     failed: dict[int, str]
-    """Position within the n rows -> traceback of the sub-environment that broke down."""
+    """Position within the N rows -> traceback of the sub-environment that broke down."""
 
     @classmethod
     def empty(cls, spec: SubEnvSpec, num_rows: int) -> Rows:
-        """Return n rows of zeros."""
+        """Return N rows of zeros."""
         terminated, truncated, success = np.zeros((3, num_rows), bool)
         obs = empty_obs(spec.state_dim, spec.cameras, num_rows)
         reward = np.zeros(num_rows, np.float32)
@@ -109,7 +109,7 @@ class SubEnvs:
         return results
 
     def step(self, rows: Sequence[int], action: np.ndarray) -> Rows:
-        """Step each of `rows` once with its row of `action` (n, A) [robot units]."""
+        """Step each of `rows` once with its row of `action` (N, d) [robot units]."""
         results = Rows.empty(self.spec, len(rows))
         for position, row in enumerate(rows):
             try:
@@ -155,7 +155,7 @@ class SubEnvs:
         return picture
 
     def expert(self) -> np.ndarray:
-        """Return the expert's action (n, A) [robot units], zeros before an episode begins."""
+        """Return the expert's action (N, d) [robot units], zeros before an episode begins."""
         action = np.zeros((len(self.envs), len(self.spec.action_low)), np.float32)
         for row, env in enumerate(self.envs):
             if env is not None and self.started[row]:
@@ -168,7 +168,7 @@ class SubEnvs:
             self._discard(row)
 
     def _to_space(self, env: gymnasium.Env, action: np.ndarray) -> np.ndarray:
-        """Return one action (A,) in the shape and the dtype of the environment's action space."""
+        """Return one action (d,) in the shape and the dtype of the environment's action space."""
         return action.reshape(env.action_space.shape or ()).astype(env.action_space.dtype)
 
     def _get_or_make(self, row: int) -> gymnasium.Env:

@@ -4,6 +4,7 @@
 
 Chunks go through collector, chunk environment and checks. Both measurements use a policy whose
 actions are zero.
+Letters: E envs, h executed actions, d robot action dim.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class DoNothing(TensorDictModuleBase):
     """A policy whose every action is zero.
 
     Args:
-        shape: (E, h, A).
+        shape: (E, h, d).
     """
 
     out_keys: list[str]

@@ -7,7 +7,7 @@ pitune --import my_algorithm.py list algorithms
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
@@ -54,8 +54,8 @@ def algorithm_lines() -> str:
 def environments() -> str:
     """Return the prefixes of environment ids, with the tasks that are listed for each."""
     rows = []
-    for prefix in _prefixes():
-        tasks = _known_tasks(prefix)
+    for prefix in envs.prefixes():
+        tasks = envs.known_tasks(prefix)
         names = [f"{prefix}/{task}" for task in tasks[:MOST_TASKS]]
         more = f", and {len(tasks) - MOST_TASKS} more" if len(tasks) > MOST_TASKS else ""
         rows.append((prefix, [", ".join(names) + more if names else f"{prefix}/<id>"]))
@@ -99,18 +99,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
             raise ValueError(f"unknown list {' '.join(args)!r}{hint} valid: {', '.join(LISTS)}")
         print(LISTS[word]())
-
-
-def _prefixes() -> Iterable[str]:
-    """Return the prefixes, also where `envs` has no list of them yet."""
-    if hasattr(envs, "prefixes"):
-        return list(envs.prefixes())
-    return sorted(envs.registry._ADAPTERS)
-
-
-def _known_tasks(prefix: str) -> Sequence[str]:
-    """Return the listed tasks of a prefix, also where `envs` lists none yet."""
-    return envs.known_tasks(prefix) if hasattr(envs, "known_tasks") else ()
 
 
 def _settings(config: Any) -> str:

@@ -126,12 +126,13 @@ def judge(
 
 
 def _setting(config: Mapping[str, Any], name: str, default: Any) -> Any:
-    """Return a setting of the algorithm, also from a nested block such as `ppo`."""
-    block = config.get("algorithm", {})
-    if name in block:
-        return block[name]
-    nested = [part[name] for part in block.values() if isinstance(part, Mapping) and name in part]
-    return nested[0] if nested else default
+    """Return a setting of the algorithm, also from a nested block such as `ppo.update`."""
+
+    def search(block: Mapping[str, Any]) -> list[Any]:
+        nested = [part for part in block.values() if isinstance(part, Mapping)]
+        return [block[name]] if name in block else [v for part in nested for v in search(part)]
+
+    return next(iter(search(config.get("algorithm", {}))), default)
 
 
 def _is_sparse(config: Mapping[str, Any]) -> bool:

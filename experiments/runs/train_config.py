@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pitune import envs, policies, rl
+from pitune.experiments.recipes import algorithm_word, preset
 from pitune.experiments.runs.config_file import plain
 from pitune.experiments.runs.run import WandbMode
 
@@ -79,10 +80,12 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a run: all but its limits and its reports."""
-        values: dict[str, Any] = plain(self)
+        kind = envs.prefixes()[self.env.prefix]  # its defaults stand for a plain `EnvOptions`
+        env = replace(self.env, options=self.env.typed_options(kind))
+        values: dict[str, Any] = plain(replace(self, env=env))
         for name in (*LIMITS, "resume", "wandb", "video", "out"):
             values.pop(name)
-        return {"algorithm_name": rl.name_of(self.algorithm), **values}
+        return {"algorithm_name": algorithm_word(self.algorithm), **values}
 
     def limits(self) -> dict[str, Any]:
         """Return the settings that only end a run."""
@@ -132,7 +135,9 @@ def train_options(config: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: the algorithm is not registered.
     """
-    default = TrainConfig(algorithm=rl.preset(config["algorithm_name"])).identity()
+    env = envs.config_for(config["env"]["id"])
+    default = TrainConfig(algorithm=preset(config["algorithm_name"]), env=env).identity()
+    default["env"]["id"] = envs.EnvConfig().id  # so that another one is among the options
     ordered = {key: value for key, value in config.items() if key != "finetune"}
     words = options({**ordered, "finetune": config.get("finetune", default["finetune"])}, default)
     added = [word for word in words if word in SUBCOMMANDS.values()]

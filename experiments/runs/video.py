@@ -1,4 +1,7 @@
-"""Films of the deployed policy, and one picture of the same starts before and after training."""
+"""Films of the deployed policy, and one picture of the same starts before and after training.
+
+Letters: E envs, H action horizon, d robot action dim, Y, X image pixels.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ def _frames(
         torch.manual_seed(seed)
         while active.any():
             td = preprocess(TensorDict(dict(obs), batch_size=[num_envs]))
-            for action in actor(td)["action"].unbind(1):  # H actions (E, A)
+            for action in actor(td)["action"].unbind(1):  # H actions (E, d)
                 if not active.any():
                     break
                 obs, _, terminated, truncated, info = env.step(action, active)

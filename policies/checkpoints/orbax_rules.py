@@ -3,7 +3,7 @@
 JAX stores matrices as (in, out), heads as a separate axis, and all layers of a tower in one leaf.
 PyTorch stores (out, in) and one tensor per layer. A rule names the PyTorch parameters in one layer
 of a leaf, and the function that extracts them.
-Letters: D width of a tower, F hidden width, C, Y, X image channels and pixels.
+Letters: D width of a tower, C, Y, X image channels and pixels.
 Source: openpi `models/pi0.py`, `models/gemma.py`, `models/siglip.py`.
 """
 
@@ -99,7 +99,7 @@ def from_heads(x: Tensor) -> list[Tensor]:
 
 
 def gate_up(x: Tensor) -> list[Tensor]:
-    """Return the gate and the up projection (F, D), from one leaf (2, D, F)."""
+    """Return the gate and the up projection (hidden, D), from one leaf (2, D, hidden)."""
     return transpose(x[0]) + transpose(x[1])
 
 

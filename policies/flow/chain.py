@@ -1,6 +1,7 @@
 """Chains from noise to action, sampled step by step and scored in one pass by the same kernel.
 
-Conventions and letters are those of `pitune.policies.flow.path`.
+The conventions are those of `pitune.policies.flow.path`.
+Letters: B rows, M scored flow steps, K flow steps, H action horizon, A model action dim.
 """
 
 from __future__ import annotations

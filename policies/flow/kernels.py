@@ -1,6 +1,7 @@
 """Transition kernels: one flow step as a Gaussian, with its log-density and KL divergence.
 
-Conventions and letters are those of `pitune.policies.flow.path`.
+The conventions are those of `pitune.policies.flow.path`.
+Letters: B rows, M scored flow steps, H action horizon, A model action dim.
 
 The same kernel samples a step and scores it. A sampler and a scorer that disagree are a common
 defect of flow-matching RL, and a shared kernel excludes it.

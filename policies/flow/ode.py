@@ -1,6 +1,7 @@
 """The flow as an ordinary differential equation: deployed sampler and exact likelihood.
 
-Conventions and letters are those of `pitune.policies.flow.path`.
+The conventions are those of `pitune.policies.flow.path`.
+Letters: B rows, H action horizon, A model action dim.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ it:
 
     x_t = t * noise + (1 - t) * action,      velocity = noise - action,      x <- x - dt * velocity
 
-Letters: B rows, M flow times per row (the scored steps of a chain), K flow steps, H action horizon,
-A action dim, D feature width.
+Letters: B rows, M scored flow steps (points of flow time), K flow steps, H action horizon, A model
+action dim, D width of the features.
 All points are normalized actions. Chains and densities are float32.
 Source: Black et al. 2024 (π0).
 """

@@ -81,7 +81,7 @@ class FlowChain(ActionDistribution):
     Example:
         >>> from pitune.policies import FlowSDEConfig
         >>> from pitune.policies.flow.kernels import FlowSDE
-    from pitune.policies.flow.path import FlowOutput
+        >>> from pitune.policies.flow.path import FlowOutput
         >>> dist = FlowChain(
         ...     lambda x, flow_time: FlowOutput(torch.zeros_like(x)),
         ...     FlowSDE(0.5, torch.ones(4, 2)),

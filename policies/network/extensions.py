@@ -10,7 +10,7 @@ A registered extension is stored under `Pi0.extensions` and maps the action toke
 action tokens, before the action expert. An extension anywhere else in the network needs no
 registration: its place in the network calls it.
 
-Letters: B rows, M flow times per row, H action horizon, D feature width.
+Letters: B rows, M scored flow steps, H action horizon, D width of the features.
 """
 
 from __future__ import annotations

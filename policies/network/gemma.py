@@ -8,8 +8,8 @@ it, and the flow steps share the cache of the observation. The result equals the
 Parameter names are openpi's, which are Hugging Face's, so that its checkpoints load unchanged.
 The dtype of the activations sets the precision. Each layer casts its weights to it, which is all
 that bfloat16 computation with float32 master weights needs.
-Letters: B rows, L tokens of this block, P tokens of the blocks before it, D width, M flow times per
-row.
+In shapes, `prefix` is the number of tokens of the blocks before.
+Letters: B rows, L tokens of this block, D width, M scored flow steps.
 Source: Gemma Team 2024; Black et al. 2024; Physical Intelligence 2025 (π0.5, adaptive norms).
 """
 
@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from pitune.policies.network.layers import AdaptiveRMSNorm, Linear, RMSNorm, rotary_angles, rotate
 
 Cache = list[tuple[Tensor, Tensor]]
-"""Per layer: keys and values (B, kv heads, P, head dim) of the blocks before."""
+"""Per layer: keys and values (B, kv heads, prefix, head dim) of the blocks before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +178,8 @@ class Gemma(nn.Module):
         Args:
             x: Token embeddings of the block (B, L, D).
             positions: Rotary positions (B, L), counted over valid tokens.
-            mask: True where a token may attend (B, 1, L, P + L). Everywhere by default, for one
-                block without padding.
+            mask: True where a token may attend (B, 1, L, prefix + L). By default it is everywhere,
+                for one block without padding.
             cache: Keys and values of the blocks before.
             condition: Of adaptive norms (B, M, D), each for L / M neighboring tokens.
         """

@@ -1,7 +1,7 @@
 """Parts that the towers share: linear layers, norms and rotary positions.
 
 The dtype of the activations sets the precision. Each layer casts its weights to it.
-Letters: B rows, L tokens, D width, M flow times per row.
+Letters: B rows, L tokens, D width, M scored flow steps.
 Source: Gemma Team 2024; Physical Intelligence 2025 (π0.5, adaptive norms).
 """
 

@@ -9,8 +9,9 @@ without cameras and without a prompt is the same network with an empty prefix.
 - **π0.5** has the state in its prompt, and the flow time modulates every norm of the expert.
 
 Parameter names are openpi's.
-Letters: B rows, V cameras, M flow times per row, H action horizon, A action dim, S state dim,
-L prompt tokens, P tokens of the prefix, D width of a tower, C, Y, X image channels and pixels.
+In shapes, `prefix` is the number of tokens of pictures and prompt.
+Letters: B rows, V cameras, M scored flow steps, H action horizon, A model action dim, S model state
+dim, L prompt tokens, D width of a tower, C, Y, X image channels and pixels.
 Source: Black et al. 2024; Physical Intelligence 2025; openpi `models_pytorch/pi0_pytorch.py`.
 """
 
@@ -45,7 +46,7 @@ class Context(NamedTuple):
     features: Tensor
     """Pooled features of the observation (B, D)."""
     valid: Tensor | None = None
-    """False for padding tokens of the cache (B, P + state token). None if there is no padding."""
+    """False for padding tokens of the cache (B, prefix + state token). None without padding."""
 
 
 class Pi0(nn.Module):
@@ -164,7 +165,7 @@ class Pi0(nn.Module):
         embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
-        weight = valid[..., None].float()  # (B, P, 1)
+        weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
         return Context(cache, features, valid)
 
@@ -203,7 +204,7 @@ class Pi0(nn.Module):
         tokens: Tensor | None,
         token_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the prefix's tokens (B, P, D) and False for their padding (B, P).
+        """Return the prefix's tokens (B, prefix, D) and False for their padding (B, prefix).
 
         See `encode` for the arguments.
 

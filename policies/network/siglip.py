@@ -1,7 +1,7 @@
 """The vision tower of π0: SigLIP, a vision transformer without a class token.
 
 Parameter names are openpi's, which are Hugging Face's.
-Letters: B pictures, L patches, D width, C, Y, X image channels and pixels.
+Letters: B rows (pictures), L tokens (patches), D width, C, Y, X image channels and pixels.
 Source: Zhai et al. 2023 (SigLIP); Beyer et al. 2024 (PaliGemma).
 """
 

@@ -80,7 +80,7 @@ def _resize_bytes(image: Tensor, size: int) -> Tensor:
 
 def _resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
     """Resize one picture (Y, X, 3) uint8 to (size, size, 3), centered."""
-    height, width = _fitted(picture.shape[0], picture.shape[1], size)
+    height, width = _fit_size(picture.shape[0], picture.shape[1], size)
     resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
     framed = np.zeros((size, size, 3), dtype=np.uint8)
     top, left = (size - height) // 2, (size - width) // 2
@@ -93,13 +93,13 @@ def _resize_floats(image: Tensor, size: int) -> Tensor:
     scaled = image.float() / 255
     if image.shape[-2:] == (size, size):
         return scaled
-    height, width = _fitted(image.shape[-2], image.shape[-1], size)
+    height, width = _fit_size(image.shape[-2], image.shape[-1], size)
     scaled = interpolate(scaled, (height, width), mode="bilinear", align_corners=False)
     top, left = (size - height) // 2, (size - width) // 2
     return pad(scaled.clamp(0, 1), (left, size - width - left, top, size - height - top))
 
 
-def _fitted(height: int, width: int, size: int) -> tuple[int, int]:
+def _fit_size(height: int, width: int, size: int) -> tuple[int, int]:
     """Return the largest height and width with the same aspect ratio that fit a square."""
     ratio = max(height, width) / size
     return int(height / ratio), int(width / ratio)

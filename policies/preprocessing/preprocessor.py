@@ -145,7 +145,7 @@ class Preprocessor(nn.Module):
 
     def normalize_state(self, state: Tensor) -> Tensor:
         """Return normalized and padded states (N, S) of states (N, s) [robot units]."""
-        return pad(self._scaled_state(state), (0, self.model_state_dim - self.state_dim))
+        return pad(self._scale_state(state), (0, self.model_state_dim - self.state_dim))
 
     def normalize_action(self, action: Tensor, state: Tensor | None = None) -> Tensor:
         """Return normalized and padded actions (N, H, A) of actions (N, H, d) [robot units].
@@ -222,7 +222,7 @@ class Preprocessor(nn.Module):
             for name, stats in (("state", self.config.state), ("action", self.config.action))
         }
 
-    def _scaled_state(self, state: Tensor) -> Tensor:
+    def _scale_state(self, state: Tensor) -> Tensor:
         """Return normalized states (..., s) without padding."""
         return (self._joints(state) - self.state_offset) / self.state_scale - self._shift
 

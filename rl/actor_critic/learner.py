@@ -131,7 +131,7 @@ class FlowActorCritic:
         obs, next_obs = self._stored_obs(rows), self._stored_obs(sub_dict(rows, "next"))
         if self.keep_prefix:
             prefix = self._demonstrated_prefix
-            obs["prefix"], next_obs["prefix"] = prefix, prefix[table.following(horizon)]
+            obs["prefix"], next_obs["prefix"] = prefix, prefix[table.step_after(horizon)]
         after = TensorDict({"obs": next_obs, "elapsed": rows["next", "elapsed"]}, [len(rows)])
         transition_rows = rows.exclude("action", "next", *table.obs)
         transition_rows["obs"], transition_rows["next"] = obs, after

@@ -180,7 +180,7 @@ class OffPolicy:
     def sample(self) -> TensorDictBase:
         """Return rows (B) with `discounted_reward`, `discount` and `ended` (B)."""
         # discounted reward of the chunk
-        config, batch = self.config, self._mixed()
+        config, batch = self.config, self._sample_rows()
         reward_steps = config.reward_scale * batch["reward_steps"] + config.reward_offset
         reward = chunk_reward(reward_steps, batch["live"], config.discount)  # (B, 1)
         batch["discounted_reward"] = reward.squeeze(-1)
@@ -193,15 +193,15 @@ class OffPolicy:
         batch["ended"] = ended.squeeze(-1)
         return batch
 
-    def _mixed(self) -> TensorDictBase:
+    def _sample_rows(self) -> TensorDictBase:
         """Return rows (B) of the memory and, if there are any, of the demonstrations."""
         size = self.config.minibatch_size
         if self.demonstrations is None:
             return self.replay.sample(size)
         num = round(self.config.offline_share * size)
         parts = (self.replay.sample(size - num), self.demonstrations.sample(num))
-        mixed: TensorDictBase = TensorDict.cat(parts)
-        return mixed
+        rows: TensorDictBase = TensorDict.cat(parts)
+        return rows
 
     def time(self, rows: TensorDictBase) -> Tensor:
         """Return the used share of the episode's time (B, 1), or 0 with `time_limit="bootstrap"`.

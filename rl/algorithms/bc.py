@@ -75,7 +75,7 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         check_shares(self, "final_fraction")
         check_range(self, "ema_decay", low=0, high=1, high_open=True)
 
-    def resolved(self, policy: FlowPolicy) -> BCConfig:
+    def with_defaults(self, policy: FlowPolicy) -> BCConfig:
         """Return the config with the defaults of a policy filled in. See `learning_rate`."""
         small = (1e-3, 0, 2000, 0.01, 1e-4, 0.0)
         pretrained = (2.5e-5, 1000, 30_000, 0.1, 1e-10, 0.99)
@@ -98,7 +98,7 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         return replace(self, **missing)  # type: ignore[arg-type]
 
     def step_size(self, step: int) -> float:
-        """Return the step size of a gradient step (from 0) of a resolved config."""
+        """Return the step size of a gradient step (from 0) of a config with defaults."""
         peak, warmup = self.learning_rate or 0.0, self.warmup_steps or 0
         if step < warmup:
             return peak * (1 + step) / (1 + warmup)
@@ -123,7 +123,7 @@ class CloningStep:
     """
 
     def __init__(self, policy: FlowPolicy, config: BCConfig) -> None:
-        self.policy, self.config = policy, config.resolved(policy)
+        self.policy, self.config = policy, config.with_defaults(policy)
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
         betas = (0.9, 0.999) if policy.network.vlm is None else (0.9, 0.95)
         self.optimizer = torch.optim.AdamW(

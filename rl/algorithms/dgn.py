@@ -267,9 +267,9 @@ class DGN(Algorithm[DGNConfig]):
 
     def _count_successes(self, rollout: TensorDictBase) -> None:
         """Record the outcomes of the latest episodes that ended in a rollout (E, T)."""
-        after = sub_dict(rollout, "next")
-        counted = (after["done"] & ~after["invalid"]).squeeze(-1).T  # (T, E), in order of time
-        ended = after["success"].squeeze(-1).T[counted].float().tolist()
+        outcome = sub_dict(rollout, "next")
+        counted = (outcome["done"] & ~outcome["invalid"]).squeeze(-1).T  # (T, E), in order of time
+        ended = outcome["success"].squeeze(-1).T[counted].float().tolist()
         self.outcomes = [*self.outcomes, *ended][-self.config.success_window :]
 
     def _explore(self) -> None:

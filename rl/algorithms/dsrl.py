@@ -20,14 +20,15 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
-from pitune.policies import FlowPolicy, ModelInput, NoiseSource, SteeringConfig
+from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.network.context import unpack
 from pitune.rl.actor_critic.q_ensemble import QEnsemble, reduce_ensemble
 from pitune.rl.actor_critic.td import OffPolicy, means, regression_loss
+from pitune.rl.actor_critic.temperature import Temperature
 from pitune.rl.algorithm import Algorithm
-from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
+from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor, steered_policy
 from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
@@ -35,42 +36,6 @@ from pitune.rl.experience.transitions import encode_next, in_parts, normalize_ch
 from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
 from pitune.rl.registry import register
 from pitune.rl.sub_dict import sub_dict
-
-
-def steered_policy(policy: FlowPolicy, config: SteeringConfig) -> FlowPolicy:
-    """Return the policy with a new noise source, and freeze its modules.
-
-    Raises:
-        ValueError: the policy has a noise source already.
-    """
-    if policy.noise_source is not None:
-        raise ValueError(
-            "the policy is steered already; steer the checkpoint that it was made from"
-        )
-    policy.requires_grad_(False)
-    width = policy.preprocessor.model_state_dim + policy.network.config.feature_dim
-    horizon = policy.sampler.execution_horizon
-    source = NoiseSource(config, policy.chunk_shape, horizon, width).to(policy.device)
-    return policy.replace(noise_source=source)
-
-
-class Temperature(nn.Module):
-    """The weight of the entropy, which rises while the entropy is below its target.
-
-    Args:
-        initial: Weight at the start [reward per nat].
-
-    Example:
-        >>> round(float(Temperature(0.5)()), 3)
-        0.5
-    """
-
-    def __init__(self, initial: float) -> None:
-        super().__init__()
-        self.log = nn.Parameter(torch.tensor(math.log(initial)))
-
-    def forward(self) -> Tensor:
-        return self.log.exp()
 
 
 @register(
@@ -180,7 +145,7 @@ class DSRL(Algorithm[DSRLConfig]):
         rows = demonstrations.transitions(self.policy.sampler.execution_horizon)
         rows = rows.to(self.policy.device)
         encoded = in_parts(rows, self.actor.encode)
-        following = demonstrations.following(self.policy.sampler.execution_horizon)
+        following = demonstrations.step_after(self.policy.sampler.execution_horizon)
 
         # rows
         stored: TensorDictBase = rows.exclude("action", *demonstrations.obs).clone().update(encoded)

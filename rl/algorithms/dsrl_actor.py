@@ -10,10 +10,27 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pitune.policies import Actor, FlowPolicy, ModelInput, NoiseSource
+from pitune.policies import Actor, FlowPolicy, ModelInput, NoiseSource, SteeringConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.network.context import pack
 from pitune.policies.network.pi0 import Context
+
+
+def steered_policy(policy: FlowPolicy, config: SteeringConfig) -> FlowPolicy:
+    """Return the policy with a new noise source, and freeze its modules.
+
+    Raises:
+        ValueError: the policy has a noise source already.
+    """
+    if policy.noise_source is not None:
+        raise ValueError(
+            "the policy is steered already; steer the checkpoint that it was made from"
+        )
+    policy.requires_grad_(False)
+    width = policy.preprocessor.model_state_dim + policy.network.config.feature_dim
+    horizon = policy.sampler.execution_horizon
+    source = NoiseSource(config, policy.chunk_shape, horizon, width).to(policy.device)
+    return policy.replace(noise_source=source)
 
 
 class NoiseSourceActor(Actor):
@@ -50,7 +67,7 @@ class NoiseSourceActor(Actor):
         # encoded observation
         policy, inputs = self.policy, ModelInput.of(td)
         context = policy.encode(inputs)
-        stored = self._stored(inputs, context)
+        stored = self._stored_entries(inputs, context)
 
         # latent and its action
         if self.source.steered:
@@ -74,9 +91,9 @@ class NoiseSourceActor(Actor):
     def encode(self, rows: TensorDictBase) -> TensorDict:
         """Return the stored entries of observations (N) with `model_input`."""
         inputs = ModelInput.of(rows)
-        return self._stored(inputs, self.policy.encode(inputs))
+        return self._stored_entries(inputs, self.policy.encode(inputs))
 
-    def _stored(self, inputs: ModelInput, context: Context) -> TensorDict:
+    def _stored_entries(self, inputs: ModelInput, context: Context) -> TensorDict:
         """Return `critic_input` (N, D) and, with `keep_context`, the packed `context`."""
         values: dict[str, Tensor | TensorDict] = {
             "critic_input": self.policy.critic_input(inputs, context)

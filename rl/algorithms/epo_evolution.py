@@ -37,10 +37,10 @@ class Fitness:
 
     def add(self, rollout: TensorDictBase) -> None:
         """Count the episodes that ended in a rollout (E, T) with `member`."""
-        after, num = sub_dict(rollout, "next"), len(self.episodes)
-        counted = (after["done"] & ~after["invalid"]).squeeze(-1)
+        outcome, num = sub_dict(rollout, "next"), len(self.episodes)
+        counted = (outcome["done"] & ~outcome["invalid"]).squeeze(-1)
         member = rollout["member"][counted].cpu()
-        success = after["success"].squeeze(-1)[counted].cpu()
+        success = outcome["success"].squeeze(-1)[counted].cpu()
         for total, weight in ((self.episodes, None), (self.successes, success.float())):
             total *= self.decay
             total += torch.bincount(member, weights=weight, minlength=num)

@@ -70,10 +70,10 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
         done = rollout["next", "done"].squeeze(-1)
         success = rollout["next", "success"].squeeze(-1)
         good = torch.zeros_like(success)
-        leads = torch.zeros_like(success[:, 0])
+        succeeds = torch.zeros_like(success[:, 0])  # (E,)
         for t in reversed(range(success.shape[1])):
-            leads = torch.where(done[:, t], success[:, t], leads)
-            good[:, t] = leads
+            succeeds = torch.where(done[:, t], success[:, t], succeeds)
+            good[:, t] = succeeds
 
         # their chunks
         chosen = sub_dict(rollout.select(*self.actor.in_keys, "chain"), good)

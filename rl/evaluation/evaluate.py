@@ -172,9 +172,9 @@ def _play(
         td, next_td = chunk_env.step_and_maybe_reset(actor(td))
 
         # outcomes of the decisions
-        after = sub_dict(td, "next")
+        outcome = sub_dict(td, "next")
         keys = ("duration", "reward", "done", "success", "invalid")
-        columns = (after[key].flatten().tolist() for key in keys)
+        columns = (outcome[key].flatten().tolist() for key in keys)
         for i, (duration, reward, done, success, invalid) in enumerate(zip(*columns, strict=True)):
             length[i] += duration
             total[i] += reward
@@ -184,6 +184,6 @@ def _play(
             if done:
                 length[i], total[i] = 0, 0.0
         if on_step is not None:
-            on_step(after["done"].flatten())
+            on_step(outcome["done"].flatten())
         td = next_td
     return episodes

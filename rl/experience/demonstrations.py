@@ -61,14 +61,14 @@ class Demonstrations:
         return replace(self, obs=obs, action=self.action[kept], episode=self.episode[kept])
 
     @torch.no_grad()
-    def preprocessed(self, policy: FlowPolicy) -> Demonstrations:
+    def preprocess(self, policy: FlowPolicy) -> Demonstrations:
         """Return the same steps with a policy's `model_input` as observations.
 
         Pictures are resized and prompts tokenized once here, and not in the gradient steps.
         """
-        preprocess = policy.observation_preprocessor(self.tasks)
+        preprocessor = policy.observation_preprocessor(self.tasks)
         obs = TensorDict({key: self.obs[key] for key in policy.obs_keys}, [len(self.action)])
-        rows = in_parts(obs, lambda part: preprocess(part).select(MODEL_INPUT))
+        rows = in_parts(obs, lambda part: preprocessor(part).select(MODEL_INPUT))
         return replace(self, obs={MODEL_INPUT: rows[MODEL_INPUT].cpu()})
 
     def chunks(self, action_horizon: int) -> TensorDict:
@@ -98,7 +98,7 @@ class Demonstrations:
         step = torch.arange(num_steps)
 
         # observation after the chunk
-        following = self.following(num_steps)
+        following = self.step_after(num_steps)
         ended = (left <= num_steps)[:, None]
         elapsed = torch.zeros(num, 1)
         after: dict[str, Entry] = {key: value[following] for key, value in self.obs.items()}
@@ -114,7 +114,7 @@ class Demonstrations:
             }
         )
 
-    def following(self, num_steps: int) -> Tensor:
+    def step_after(self, num_steps: int) -> Tensor:
         """Return the step `num_steps` after each step (N), at most the last of the episode."""
         return torch.minimum(torch.arange(len(self.action)) + num_steps, self._last())
 
@@ -171,7 +171,7 @@ def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
         obs = {**demonstrations.obs, "task_id": task_id}
         demonstrations = replace(demonstrations, obs=obs)
     _check_demonstrations(demonstrations, policy, path)
-    return demonstrations.preprocessed(policy)
+    return demonstrations.preprocess(policy)
 
 
 def _check_demonstrations(demonstrations: Demonstrations, policy: FlowPolicy, path: Path) -> None:

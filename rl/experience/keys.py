@@ -5,9 +5,10 @@ batch (B) holds the decisions that a policy gradient learns from. A replay row (
 transition, and a sample (B) is a minibatch of them. Cloning rows (B) are demonstrated chunks.
 The table in `docs/keys.md` is generated from here, and a test holds every algorithm to it.
 
-Letters: E envs, T decisions, B rows, H action horizon, h executed actions, A model action dim, d
-robot action dim, S model state dim, s robot state dim, V cameras, Y, X pixels, L prompt tokens, K
-flow steps, M scored flow steps or draws, F feature width, W latent width, D critic input width.
+Letters: E envs, T chunk decisions, B rows, H action horizon, h executed actions, A model action
+dim, d robot action dim, S model state dim, s robot state dim, V cameras, Y, X image pixels, L
+prompt tokens, K flow steps, M scored flow steps (or loss draws), F feature width, W latent width, D
+width of a critic's input.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class Replay:
             storage = LazyTensorStorage(capacity, device=device)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            own = mkdtemp(prefix="replay_", dir=folder)
-            storage = LazyMemmapStorage(capacity, scratch_dir=own)
+            scratch = mkdtemp(prefix="replay_", dir=folder)
+            storage = LazyMemmapStorage(capacity, scratch_dir=scratch)
         self.capacity, self.device, self.folder = capacity, torch.device(device), folder
         self._buffer = TensorDictReplayBuffer(storage=storage)
 

@@ -168,11 +168,11 @@ def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
     """Return metrics of the episodes that ended in a rollout (E, T)."""
     if rollout.batch_size.numel() == 0:  # TensorDict.numel() is never below 1
         return {}
-    after = sub_dict(rollout, "next")
-    counted = after["done"] & ~after["invalid"]
+    outcome = sub_dict(rollout, "next")
+    counted = outcome["done"] & ~outcome["invalid"]
     num = int(counted.sum())
-    metrics = {"train/episodes": float(num), "train/invalid": float(after["invalid"].sum())}
+    metrics = {"train/episodes": float(num), "train/invalid": float(outcome["invalid"].sum())}
     if num:
-        metrics["train/success_rate"] = float((after["success"] & counted).sum()) / num
-    metrics["train/reward_per_step"] = float(after["reward"].sum() / after["duration"].sum())
+        metrics["train/success_rate"] = float((outcome["success"] & counted).sum()) / num
+    metrics["train/reward_per_step"] = float(outcome["reward"].sum() / outcome["duration"].sum())
     return metrics

@@ -52,18 +52,18 @@ def generalized_advantage(
     Source: Schulman et al. 2016, eq. 16, computed by TorchRL. Differs: the discount is
     discount^duration per decision.
     """
-    after = sub_dict(rollout, "next")
+    outcome = sub_dict(rollout, "next")
     # a broken simulator does not end the task, for both meanings of the time limit
-    over = after["done"] & ~after["invalid"]
-    ended = over if time_limit == "terminal" else after["terminated"]
-    reward = chunk_reward(after["reward_steps"], after["live"], discount)
+    over = outcome["done"] & ~outcome["invalid"]
+    ended = over if time_limit == "terminal" else outcome["terminated"]
+    reward = chunk_reward(outcome["reward_steps"], outcome["live"], discount)
     return vec_generalized_advantage_estimate(
-        gamma=discount ** after["duration"].float(),
+        gamma=discount ** outcome["duration"].float(),
         lmbda=gae_lambda,
         state_value=rollout["state_value"],
-        next_state_value=after["state_value"],
+        next_state_value=outcome["state_value"],
         reward=reward,
-        done=after["done"],
+        done=outcome["done"],
         terminated=ended,
         time_dim=-2,
     )

@@ -48,14 +48,14 @@ def episodes(rollout: TensorDictBase, discount: float) -> Episodes:
         discount: Discount per environment step.
     """
     # episode of each decision
-    after = sub_dict(rollout, "next")
-    done, played = after["done"].squeeze(-1), after["duration"].squeeze(-1) > 0
+    outcome = sub_dict(rollout, "next")
+    done, played = outcome["done"].squeeze(-1), outcome["duration"].squeeze(-1) > 0
     number = done.long().cumsum(1) - done.long()
     num = int((number + 1)[played].max()) if played.any() else 1
 
     # empty tables
     envs = torch.arange(len(done), device=done.device)
-    to_go = _returns_to_go(after, discount)
+    to_go = _returns_to_go(outcome, discount)
     shape = (len(done), num)
     score = to_go.new_zeros(shape)
     state: Tensor = rollout["state"]
@@ -69,7 +69,7 @@ def episodes(rollout: TensorDictBase, discount: float) -> Episodes:
         score[row, column] = to_go[row, t]
         start[row, column] = state[row, t].to(start)
         for key in _FLAGS:
-            flags[key][row, column] |= after[key][row, t, 0]
+            flags[key][row, column] |= outcome[key][row, t, 0]
     counted = flags["done"] & ~flags["invalid"]
     return Episodes(score, flags["success"], counted, start, torch.where(played, number, num))
 
@@ -77,11 +77,11 @@ def episodes(rollout: TensorDictBase, discount: float) -> Episodes:
 _FLAGS = ("done", "success", "invalid")
 
 
-def _returns_to_go(after: TensorDictBase, discount: float) -> Tensor:
+def _returns_to_go(outcome: TensorDictBase, discount: float) -> Tensor:
     """Return the discounted rewards (E, T) from each decision to the end of its episode."""
-    reward = chunk_reward(after["reward_steps"], after["live"], discount).squeeze(-1)
-    factor = discount ** after["duration"].squeeze(-1).float()
-    done = after["done"].squeeze(-1)
+    reward = chunk_reward(outcome["reward_steps"], outcome["live"], discount).squeeze(-1)
+    factor = discount ** outcome["duration"].squeeze(-1).float()
+    done = outcome["done"].squeeze(-1)
     to_go, following = torch.zeros_like(reward), torch.zeros_like(reward[:, 0])
     for t in reversed(range(reward.shape[1])):
         following = torch.where(done[:, t], torch.zeros_like(following), following)

@@ -84,13 +84,14 @@ def implied_clip(
     """
     low, high = 1 - clip_low, 1 + clip_high
     total = num_entries * num_steps
-    entry = num_steps if reduction == "mean" else total
-    whole = num_entries if reduction == "mean" else 1
+    num_factors = num_steps if reduction == "mean" else total
+    power = num_entries if reduction == "mean" else 1
     name = "product" if reduction == "sum" else "geometric mean over entries"
     return (
         f"ratio: {name}, {num_entries} entries x {num_steps} flow steps, clipped to "
-        f"[{low:.3g}, {high:.3g}]; that is [{low ** (1 / entry):.4g}, {high ** (1 / entry):.4g}] "
-        f"per entry and [{low**whole:.3g}, {high**whole:.3g}] for the likelihood of all {total}"
+        f"[{low:.3g}, {high:.3g}]; that is [{low ** (1 / num_factors):.4g}, "
+        f"{high ** (1 / num_factors):.4g}] "
+        f"per entry and [{low**power:.3g}, {high**power:.3g}] for the likelihood of all {total}"
     )
 
 

@@ -375,3 +375,35 @@ def test_closing_closes_the_simulator() -> None:
 
     chunked(Closing(1)).close()
     assert closed == [True]
+
+
+def test_what_is_preprocessed_belongs_to_its_own_observation_and_is_computed_once() -> None:
+    """Environments that end at different times; pictures are not passed on."""
+    seen: list[int] = []
+
+    def preprocess(td: TensorDictBase) -> TensorDictBase:
+        seen.append(len(td))
+        return td.set("added", {"twice": 2 * td["state"], "picture": td["image/front"].clone()})
+
+    env = CheckedEnv(Reach(4, cameras=("front",), max_episode_steps=9))
+    chunk_env = ChunkEnv(env, 2, EpisodeSeeds(4, 0, "train"), preprocess=preprocess)
+    seen.clear()  # the specs' zeros
+    td, num, differ = chunk_env.reset(), 4, 0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        # the first environment succeeds early, the others mostly end by time
+        action = 2 * torch.rand(4, 2, 2, generator=generator) - 1
+        goal = td["state"][:, None, 2:] - td["state"][:, None, :2]
+        action[0] = (10 * goal[0]).clamp(-1, 1)
+        td, following = chunk_env.step_and_maybe_reset(td.set("action", action))
+        for rows in (td, td["next"]):
+            assert torch.equal(rows["added", "twice"], 2 * rows["state"])
+            assert "image/front" not in rows.keys()
+        num += 4 + int(td["next", "done"].sum())
+        differ += int(0 < int(td["next", "done"].sum()) < 4)
+        point = (following["state"][:, :2] * 15).round().long()  # the white point in the picture
+        shown = following["added", "picture"][torch.arange(4), :, point[:, 1], point[:, 0]]
+        assert (shown == 255).all()
+        td = following
+    assert sum(seen) == num
+    assert differ > 0  # some but not all were reset

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pitune import envs, experiments
+from pitune import envs, experiments, rl
 from pitune.experiments.inspect_run import main
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.train import Trainer, train
@@ -25,7 +25,7 @@ def config(
     small_preset: Callable, half_trained: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainConfig:
     return TrainConfig(
-        algorithm=replace(small_preset("ppo"), clip_high=0.3),  # type: ignore[type-var]
+        algorithm=replace(small_preset("ppo"), clip=rl.PPOClipConfig(high=0.3)),
         env=envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
         checkpoint=half_trained,
         out=tmp_path_factory.mktemp("inspect") / "run",
@@ -70,9 +70,9 @@ def test_a_finished_run_shows_settings_success_health_checkpoints_and_commands(
     text = shown(run)
     assert text.startswith("ppo on mock/Reach, seed 0, commit ")
     assert "finished: iteration 2 of 2, " in text
-    assert "  algorithm.clip_high: 0.2 -> 0.3\n" in text
+    assert "  algorithm.clip.high: 0.2 -> 0.3\n" in text
     assert "  env.max_episode_steps: None -> 7\n" in text
-    assert "algorithm.clip_low" not in text  # a default
+    assert "algorithm.clip.low" not in text  # a default
     for words in ("before training: ", "iteration 2, validation starts: ", "after training: "):
         assert f"  {words}" in text
     row = next(line for line in text.splitlines() if "ratio_deviation" in line)

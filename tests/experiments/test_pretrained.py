@@ -243,6 +243,6 @@ def test_critics_read_the_features_of_each_observation_and_of_what_followed(
     add_next_features(policy, rollout)
     with torch.no_grad():
         for place in (rollout, rollout["next"]):
-            rows = place.select(*policy.obs_keys).flatten()
+            rows = place.select("model_input").flatten()
             direct = policy.encode(ModelInput.of(rows)).features.unflatten(0, rollout.batch_size)
             assert torch.allclose(place["features"], direct, atol=1e-6)

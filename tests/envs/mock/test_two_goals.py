@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from pitune import envs, policies, rl
 from pitune.envs.mock.two_goals import TwoGoals, reached_goal
-from pitune.policies import FlowPolicy, SamplerConfig
+from pitune.policies import FlowPolicy, ModelInput, SamplerConfig
 from pitune.rl.algorithms.bc import CloningStep, clone
 
 NUM = 400
@@ -38,9 +37,9 @@ def shares(goal: Tensor) -> tuple[float, float]:
     return float((goal == 0).float().mean()), float((goal == 1).float().mean())
 
 
-def starts() -> TensorDict:
-    """Return the observations of the starts of `outcome`, as a TensorDict of NUM rows."""
-    return TensorDict({"state": TwoGoals(NUM).reset(torch.arange(NUM))["state"]}, [NUM])
+def starts(policy: FlowPolicy) -> ModelInput:
+    """Return a policy's input for the starts of `outcome`, NUM rows."""
+    return policy.model_input(TwoGoals(NUM).reset(torch.arange(NUM)))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def clone_policy(demonstrations: rl.Demonstrations) -> Callable[[], FlowPolicy]:
                 sampler=SamplerConfig(flow_steps=4, execution_horizon=4),
             )
             config = rl.BCConfig(decay_steps=150, minibatch_size=64)
-            clone(CloningStep(policy, config), demonstrations.chunks(4), 150)
+            clone(CloningStep(policy, config), demonstrations.preprocessed(policy).chunks(4), 150)
         return policy
 
     return make_policy
@@ -106,7 +105,7 @@ def test_a_gaussian_policy_fails_where_a_flow_policy_reaches_both_goals(
     assert sum(shares(outcome(mean.expand(NUM, 4, 2)))) == 0
     policy = clone_policy()
     with torch.no_grad():
-        goal = outcome(policy.sample_actions(starts(), torch.randn(NUM, 4, 2)))
+        goal = outcome(policy.sample_actions(starts(policy), torch.randn(NUM, 4, 2)))
     assert sum(shares(goal)) > 0.4
     assert min(shares(goal)) > 0.15
 
@@ -117,7 +116,7 @@ def test_both_ways_survive_ppo(clone_policy: Callable) -> None:
     policy = clone_policy()
     noise = torch.randn(NUM, 4, 2)
     with torch.no_grad():
-        before = shares(outcome(policy.sample_actions(starts(), noise)))
+        before = shares(outcome(policy.sample_actions(starts(policy), noise)))
     env = make(100)
     algorithm = rl.PPO(
         rl.PPOConfig(update=rl.UpdateConfig(minibatch_size=250), critic_warmup=2), policy
@@ -126,6 +125,6 @@ def test_both_ways_survive_ppo(clone_policy: Callable) -> None:
     for _ in range(15):
         algorithm.update(rollouts.collect())
     with torch.no_grad():
-        after = shares(outcome(policy.sample_actions(starts(), noise)))
+        after = shares(outcome(policy.sample_actions(starts(policy), noise)))
     assert sum(after) > 0.9 > sum(before)
     assert min(after) > 0.2

@@ -10,13 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pitune import envs, rl
+from pitune import rl
 from pitune.experiments.command_line.main import COMMANDS, GROUPS, main, overview
 
 ROOT = Path(__file__).resolve().parents[3]
-TYPED_OPTIONS = pytest.mark.skipif(
-    not hasattr(envs, "config_for"), reason="environments have no options of their own yet"
-)
 SCREENS, LINES, COLUMNS = 3, 40, 80
 LAYERED = [
     *(["train", name] for name in sorted(rl.presets())),
@@ -109,7 +106,7 @@ def test_the_full_help_has_at_least_the_options_of_the_short_one(
 
 def test_only_the_full_help_lists_what_is_not_basic(capsys: pytest.CaptureFixture) -> None:
     short, full = (run(capsys, "train", "ppo", flag)[1] for flag in ("--help", "--help-all"))
-    for option in ("--algorithm.gae-lambda", "--torch-threads", "--load.norm-stats"):
+    for option in ("--algorithm.advantage.gae-lambda", "--torch-threads", "--load.norm-stats"):
         assert option not in short
         assert option in full
     assert "--help-all lists all" in short
@@ -146,7 +143,7 @@ def test_modules_run_as_scripts_under_both_names() -> None:
         ("train ppo:nope", "unknown variant 'nope' in algorithm='ppo:nope'; valid after the"),
         ("train dgn:nope", "unknown variant 'nope' in algorithm='dgn:nope'; valid after the"),
         ("train bc:flow_sde", "bc has no variants; take algorithm='bc' alone"),
-        pytest.param("train ppo --env.id mojo/Reach", "unknown environment", marks=TYPED_OPTIONS),
+        ("train ppo --env.id mojo/Reach", "unknown environment"),
         (
             "train ppo --num-envs 3",
             "unrecognized options: --num-envs, 3; did you mean --env.num-envs? "
@@ -181,7 +178,7 @@ from dataclasses import dataclass
 import torch
 
 from pitune import envs, rl
-from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig
+from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +194,7 @@ class Nudge(rl.Algorithm[NudgeConfig]):
     """Moves every weight by a fixed step."""
 
     def __init__(self, config: NudgeConfig, policy: FlowPolicy) -> None:
-        super().__init__(config, LikelihoodActor(policy, LikelihoodConfig()))
+        super().__init__(config, LikelihoodActor(policy, FlowSDEConfig()))
 
     def update(self, rollout) -> dict[str, float]:
         with torch.no_grad():

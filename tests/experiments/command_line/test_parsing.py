@@ -39,7 +39,7 @@ class MyEnvConfig(envs.EnvConfig):
 )
 def test_the_default_environment_is_the_one_that_the_arguments_name(args: list[str]) -> None:
     assert default_env(args).id == "mock/Reach"
-    assert default_env([]) == envs.EnvConfig()
+    assert default_env([]) == envs.config_for(envs.EnvConfig().id)
 
 
 def test_the_options_of_the_named_environment_are_parsed_and_shown(

@@ -22,7 +22,7 @@ from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.train import train
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-CONFIG = TrainConfig(algorithm=rl.PPOConfig(target_kl=0.2, critic_warmup=3)).identity()
+CONFIG = TrainConfig(algorithm=rl.PPOConfig(critic_warmup=3)).identity()
 BEFORE = {"success_rate": 0.6, "wilson_low": 0.5, "wilson_high": 0.7}
 
 
@@ -127,7 +127,9 @@ def test_limits_come_from_the_settings_of_the_run() -> None:
     kl = entry("approx_kl", "epo", METRICS)
     assert kl is not None
     assert kl.limits(CONFIG) == (-math.inf, 0.2)
-    nested = TrainConfig(algorithm=rl.EPOConfig(ppo=rl.PPOConfig(target_kl=0.05))).identity()
+    nested = TrainConfig(
+        algorithm=rl.EPOConfig(ppo=rl.PPOConfig(update=rl.UpdateConfig(target_kl=0.05)))
+    ).identity()
     assert kl.limits(nested) == (-math.inf, 0.05)
 
 

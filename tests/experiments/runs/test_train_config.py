@@ -19,7 +19,7 @@ CONFIGS = {
     "nested settings and switches": TrainConfig(
         algorithm=rl.PPOConfig(
             rescore=True,
-            likelihood=policies.LikelihoodConfig(kernel="flow_noise", stochastic_steps="one"),
+            likelihood=policies.FlowNoiseConfig(stochastic_steps="one"),
         ),
         env=envs.EnvConfig(id="mock/Reach", cameras=("top", "front"), max_episode_steps=9),
         seed=3,

@@ -160,7 +160,7 @@ def test_what_is_trained_is_never_kept(finetune: FinetuneConfig, new: Callable) 
 def test_a_state_policy_has_no_prefix_to_keep(tiny_policy: Callable) -> None:
     policy = tiny_policy().requires_grad_(False)
     assert not policy.prefix_is_frozen
-    with pytest.raises(ValueError, match="sees its state alone and has no prefix"):
+    with pytest.raises(ValueError, match="reads its state alone and has no prefix"):
         policy.encode_prefix(policy.model_input({"state": torch.zeros(1, 4)}))
 
 

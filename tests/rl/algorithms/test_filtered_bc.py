@@ -14,16 +14,17 @@ YES, NO = True, False
 
 
 def rollout_of(done: list[list[bool]], success: list[list[bool]]) -> TensorDict:
-    """Return a rollout (E, T) whose state numbers its decisions 10 * environment + time."""
+    """Return a rollout (E, T) whose states number its decisions 10 * environment + time."""
     flags = torch.tensor(done)[..., None], torch.tensor(success)[..., None]
     num_envs, num_chunks = flags[0].shape[:2]
     number = 10 * torch.arange(num_envs)[:, None] + torch.arange(num_chunks)
     chain = torch.zeros(num_envs, num_chunks, 3, 2, 2)
     chain[..., -1, :, :] = number[..., None, None] / 10
     chain[..., -1, 1, 1] = -1.0
+    state = number[..., None].expand(-1, -1, 4).float()
     return TensorDict(
         {
-            "state": number[..., None].expand(-1, -1, 4).float(),
+            "model_input": {"state": state, "robot_state": state},
             "chain": chain,
             "next": {"done": flags[0], "success": flags[1]},
         },
@@ -48,7 +49,7 @@ def test_exactly_the_decisions_that_led_to_success_are_cloned(tiny_policy: Calla
     )
     algorithm = FilteredBC(FilteredBCConfig(), tiny_policy())
     chosen = algorithm.successes(rollout)
-    assert chosen["state"][:, 0].tolist() == [0, 1, 2, 12, 13, 14, 20, 22]
+    assert chosen["model_input", "state"][:, 0].tolist() == [0, 1, 2, 12, 13, 14, 20, 22]
 
 
 def test_the_target_is_the_sampled_chunk_in_robot_units(tiny_policy: Callable) -> None:

@@ -179,7 +179,9 @@ def test_warmup_leaves_the_actor_alone(tiny_policy: Callable) -> None:
 
 
 def test_another_likelihood_is_refused() -> None:
-    with pytest.raises(ValueError, match="'flow_sde' must be 'flow_matching' for fpo"):
+    with pytest.raises(
+        ValueError, match="likelihood=FlowSDEConfig must be a FlowMatchingConfig for fpo; the other"
+    ):
         rl.FPOConfig(likelihood=FlowSDEConfig())
 
 

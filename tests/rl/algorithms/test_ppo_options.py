@@ -169,7 +169,7 @@ def test_rescoring_logs_the_gap_and_starts_from_ratio_one(tiny_policy: Callable)
     for rescore in (False, True):
         algorithm = new_ppo(tiny_policy(), rescore=rescore)
         rollout = gather(algorithm)
-        algorithm.actor.policy.preprocessor.state_offset += 0.1
+        rollout["model_input", "state"] += 0.1
         gaps[rescore] = algorithm.update(rollout)
     assert gaps[False]["ratio_deviation"] > 1e-2
     assert "log_prob_gap" not in gaps[False]
@@ -289,7 +289,9 @@ def test_options_that_mean_nothing_are_refused(changes: dict, message: str) -> N
 
 def test_a_likelihood_without_gradient_is_refused_in_training() -> None:
     for config in (rl.PPOConfig, rl.GRPOConfig):
-        with pytest.raises(ValueError, match="'ode' is exact but has no gradient"):
+        with pytest.raises(
+            ValueError, match="the likelihood 'ode' has no gradient, it is for tests"
+        ):
             config(likelihood=likelihood_config("ode"))
     with pytest.raises(ValueError, match="scored_steps='one' does not apply to the likelihood"):
         rl.PPOConfig(likelihood=likelihood_config("flow_matching"), scored_steps="one")

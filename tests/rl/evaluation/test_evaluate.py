@@ -72,7 +72,8 @@ def test_the_first_to_finish_would_be_biased_towards_short_episodes(
 ) -> None:
     """Negative control of the test above: successes are short, so they finish first."""
     env = biased_script()
-    chunk_env = ChunkEnv(env, 2, EpisodeSeeds(6, 0, "test"))
+    preprocess = script_actor.policy.observation_preprocessor(env.spec.tasks)
+    chunk_env = ChunkEnv(env, 2, EpisodeSeeds(6, 0, "test"), preprocess=preprocess)
     finished: list[bool] = []
     td = chunk_env.reset()
     while len(finished) < 24:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pitune.envs.mock.reach import Reach, Script
 from pitune.policies import FlowPolicy
 from pitune.rl import Demonstrations, collect_demonstrations
 from pitune.rl.experience.demonstrations import demonstrations_for
+from vision_policies import vision_policy
 
 
 def two_episodes() -> Demonstrations:
@@ -95,7 +97,7 @@ def test_a_missing_file_says_where_it_would_come_from(tmp_path: Path) -> None:
 def test_a_file_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(tensors: dict[str, Tensor], path: Path) -> None:
+    def cut(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -119,12 +121,38 @@ def test_demonstrations_that_lack_what_the_policy_needs_are_refused(
         obs={"state": torch.rand(3, 1)}, action=torch.rand(3, 1), episode=torch.zeros(3).long()
     )
     own.save(tmp_path / "own.safetensors")
-    monkeypatch.setattr(FlowPolicy, "obs_keys", property(lambda _: ["state", "task_id"]))
-    found = demonstrations_for(tiny_policy(1, 1), tmp_path / "own.safetensors")
-    assert found.obs["task_id"].tolist() == [0, 0, 0]
+    own_policy = tiny_policy(1, 1)
+    found = demonstrations_for(own_policy, tmp_path / "own.safetensors")
+    state = found.obs["model_input"]["state"]
+    assert torch.equal(state, own_policy.preprocessor.normalize_state(own.obs["state"]))
     monkeypatch.setattr(FlowPolicy, "obs_keys", property(lambda _: ["state", "image/top"]))
     with pytest.raises(ValueError, match=r"has no \['image/top'\], which the policy needs; it has"):
         demonstrations_for(tiny_policy(1, 1), file)
+
+
+def test_steps_without_a_task_are_of_the_first_and_instructions_are_needed(tmp_path: Path) -> None:
+    picture = torch.zeros(3, 3, 20, 20, dtype=torch.uint8)
+    own = Demonstrations(
+        obs={"state": torch.rand(3, 4), "image/front": picture, "image/wrist": picture + 1},
+        action=torch.rand(3, 2),
+        episode=torch.zeros(3).long(),
+        tasks=("reach the goal", "stay"),
+    )
+    policy, file = vision_policy(), tmp_path / "own.safetensors"
+    own.save(file)
+    inputs = demonstrations_for(policy, file).obs["model_input"]
+    for task, words in enumerate(own.tasks):
+        obs = {**own.obs, "task_id": torch.zeros(3, dtype=torch.int64)}
+        expected = policy.model_input(obs, (words,))
+        assert expected.tokens is not None
+        assert torch.equal(inputs["tokens"], expected.tokens) == (task == 0)
+    replace(own, tasks=()).save(file)
+    with pytest.raises(ValueError, match=r"own\.safetensors holds no instructions, but the policy"):
+        demonstrations_for(policy, file)
+    prompt = replace(policy.preprocessor.config.prompt, default="stay")
+    config = replace(policy.preprocessor.config, prompt=prompt)
+    with_default = policy.replace(preprocessor=config)
+    assert len(demonstrations_for(with_default, file).action) == 3
 
 
 def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:

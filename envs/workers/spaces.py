@@ -1,6 +1,6 @@
 """The spaces and the observations of Gymnasium environments, translated into this package's form.
 
-Letters: E envs, n rows, S state dim, A action dim, C, Y, X image channels, height and width.
+Letters: E envs, N rows, s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 
 Arrays = dict[str, np.ndarray]
-"""An observation of n rows: `state` (n, S) float32, `image/<camera>` (n, C, Y, X) uint8, `task_id`
-(n,) int64."""
+"""An observation of N rows: `state` (N, s) float32, `image/<camera>` (N, C, Y, X) uint8, `task_id`
+(N,) int64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,13 @@ class SubEnvSpec:
     """The description of one sub-environment."""
 
     state_dim: int
-    """S."""
+    """s."""
     cameras: Mapping[str, tuple[int, int, int]]
     """Camera name -> (C, Y, X)."""
     action_low: tuple[float, ...]
-    """(A) [robot units]."""
+    """(d) [robot units]."""
     action_high: tuple[float, ...]
-    """(A) [robot units]."""
+    """(d) [robot units]."""
     max_episode_steps: int | None
     """Time limit that the sub-environment applies itself. None if it has none."""
     control_hz: float | None
@@ -42,7 +42,7 @@ class SubEnvSpec:
 
 
 def empty_obs(state_dim: int, cameras: Mapping[str, tuple[int, int, int]], num_rows: int) -> Arrays:
-    """Return an observation of zeros for n rows."""
+    """Return an observation of zeros for N rows."""
     images = {f"image/{name}": (num_rows, *shape) for name, shape in cameras.items()}
     return {
         "state": np.zeros((num_rows, state_dim), np.float32),
@@ -125,6 +125,6 @@ def as_flags(value: Any, num_rows: int) -> np.ndarray:
 
 
 def batch_action(values: np.ndarray, env: GymnasiumVectorEnv) -> np.ndarray:
-    """Return actions (E, A), or one for all (A,), in the shape and dtype of the environment."""
+    """Return actions (E, d), or one for all (d,), in the shape and dtype of the environment."""
     space, shape = env.action_space, (env.num_envs, values.shape[-1])
     return np.broadcast_to(values, shape).reshape(space.shape or shape).astype(space.dtype)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pitune.experiments import doctor
-from pitune.experiments.doctor import Finding
+from pitune.experiments.command_line import doctor
+from pitune.experiments.command_line.doctor import Finding
 
 
 def test_every_requirement_of_setup_cfg_is_checked() -> None:
@@ -46,7 +46,7 @@ def test_a_package_that_owns_our_name_is_a_fault(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(metadata, "packages_distributions", lambda: owners)
     (bad,) = (found for found in doctor.names() if not found.ok)
     assert "also installed by stranger; pip uninstall stranger" in bad.text
-    monkeypatch.setattr(doctor, "ROOT", Path("/elsewhere/experiments"))
+    monkeypatch.setattr(doctor, "PACKAGE", Path("/elsewhere/pitune"))
     assert any("hides ours" in found.text for found in doctor.names())
 
 
