@@ -12,7 +12,7 @@ from torch import Tensor
 
 Entry: TypeAlias = Tensor | TensorDictBase
 """A tensor, or a nested entry."""
-Index: TypeAlias = str | tuple[str, ...] | int | slice | Tensor | tuple[slice | Tensor, ...]
+Index: TypeAlias = str | tuple[str, ...] | int | slice | Tensor | tuple[int | slice | Tensor, ...]
 """A key, or a selection of rows."""
 
 

@@ -18,7 +18,11 @@ def rows() -> TensorDict:
 
 def test_a_nested_entry_is_the_entry_itself(rows: TensorDict) -> None:
     sub_dict(rows, ("next", "obs"))["elapsed"] = torch.zeros(3)
-    assert set(rows["next", "obs"].keys()) == {"state", "elapsed"}
+    assert set(rows.keys(include_nested=True, leaves_only=True)) == {
+        "action",
+        ("next", "obs", "state"),
+        ("next", "obs", "elapsed"),
+    }
 
 
 def test_rows_are_chosen_as_by_indexing(rows: TensorDict) -> None:
