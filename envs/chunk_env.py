@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import make_composite_from_td
 
@@ -42,6 +42,9 @@ class ChunkEnv(EnvBase):
         preprocess: Adds entries to observations (N), such as a policy's `model_input`; it sees each
             observation once. The pictures are not passed on then.
     """
+
+    done_spec: TensorSpec
+    """Flags of the ends. It is declared because mypy does not see the base class's setter."""
 
     def __init__(
         self,
@@ -70,19 +73,20 @@ class ChunkEnv(EnvBase):
     def _make_specs(self) -> None:
         spec, h = self.env.spec, self.execution_horizon
         n, device = spec.num_envs, spec.device
-        flag = Categorical(2, shape=(n, 1), dtype=torch.bool, device=device)
+        one, steps = torch.Size((n, 1)), torch.Size((n, h))
+        flag = Categorical(2, shape=one, dtype=torch.bool, device=device)
         observation = {
-            "state": Unbounded((n, spec.state_dim), device=device),
-            "task_id": Unbounded((n,), dtype=torch.int64, device=device),
-            "elapsed": Unbounded((n, 1), device=device),
-            "reward_steps": Unbounded((n, h), device=device),
-            "live": Categorical(2, shape=(n, h), dtype=torch.bool, device=device),
-            "duration": Unbounded((n, 1), dtype=torch.int64, device=device),
+            "state": Unbounded(torch.Size((n, spec.state_dim)), device=device),
+            "task_id": Unbounded(torch.Size((n,)), dtype=torch.int64, device=device),
+            "elapsed": Unbounded(one, device=device),
+            "reward_steps": Unbounded(steps, device=device),
+            "live": Categorical(2, shape=steps, dtype=torch.bool, device=device),
+            "duration": Unbounded(one, dtype=torch.int64, device=device),
             "success": flag.clone(),
             "invalid": flag.clone(),
         }
         cameras = {
-            f"image/{camera}": Unbounded((n, *shape), dtype=torch.uint8, device=device)
+            f"image/{camera}": Unbounded(torch.Size((n, *shape)), dtype=torch.uint8, device=device)
             for camera, shape in spec.cameras.items()
         }
         if self._preprocess[0] is None:
@@ -92,11 +96,11 @@ class ChunkEnv(EnvBase):
             zeros = Composite({**observation, **cameras}, shape=(n,)).zero()
             row = self._added({key: zeros[key] for key in zeros.keys()}, slice(0, 1))
             added = row.expand(n)
-            observation |= {key: make_composite_from_td(added)[key] for key in added.keys()}
+            observation |= {str(key): make_composite_from_td(added)[key] for key in added.keys()}
         self.observation_spec = Composite(observation, shape=(n,))
         low, high = self.env.low.expand(n, h, -1), self.env.high.expand(n, h, -1)
         self.action_spec = Bounded(low, high, shape=low.shape, device=device)
-        self.reward_spec = Unbounded((n, 1), device=device)
+        self.reward_spec = Unbounded(one, device=device)
         self.done_spec = Composite(
             {key: flag.clone() for key in ("done", "terminated", "truncated")}, shape=(n,)
         )

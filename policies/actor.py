@@ -49,6 +49,9 @@ class Actor(TensorDictModuleBase):
         torch.Size([3, 4, 2])
     """
 
+    out_keys: list[str]
+    """Written entries. They are declared because mypy does not see the base class's setter."""
+
     def __init__(self, policy: FlowPolicy) -> None:
         super().__init__()
         self.policy = policy

@@ -13,6 +13,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from pitune.rl.sub_dict import sub_dict
+
 Metrics = dict[str, Tensor]
 """Detached tensors: scalars that are means over rows, or a value per row (B, ...)."""
 Loss = Callable[[TensorDictBase], tuple[Tensor, Metrics]]
@@ -56,7 +58,7 @@ def run_epochs(
     # gradient steps
     history: list[dict[str, float]] = []
     for part in rows:
-        history.append(step(batch[part]))
+        history.append(step(sub_dict(batch, part)))
         if history[-1].get("approx_kl", 0.0) > target_kl:
             break
 
@@ -125,7 +127,7 @@ def gradient_step(
                 f"{name} loss is {part_loss.item()} in {step}; lower its learning rate, check the "
                 "scale of rewards and actions, or resume from the last checkpoint"
             )
-        (part_loss * share).backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        (part_loss * share).backward(inputs=parameters)
         history.append({key: value.detach() for key, value in metrics.items()})
 
     # step
@@ -154,7 +156,7 @@ def split_rows(
         return parts
     index = batch[group].unique(return_inverse=True)[1]  # (B,), from 0 without gaps
     part_of_row = index * num_parts // (int(index.max()) + 1)
-    return [batch[part_of_row == part] for part in part_of_row.unique()]
+    return [sub_dict(batch, part_of_row == part) for part in part_of_row.unique()]
 
 
 def merge_metrics(history: Sequence[Metrics], shares: Sequence[float]) -> Metrics:

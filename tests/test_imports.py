@@ -43,7 +43,7 @@ def test_the_table_of_lazy_names_is_complete() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"module 'pitune\.rl' has no attribute 'PP0'"):
-        rl.PP0  # noqa: B018
+        rl.PP0  # type: ignore[attr-defined]  # noqa: B018
 
 
 @pytest.mark.parametrize("order", ["", "from pitune import rl; rl.presets()\n"])

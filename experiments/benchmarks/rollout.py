@@ -48,6 +48,9 @@ class DoNothing(TensorDictModuleBase):
         shape: (E, h, d).
     """
 
+    out_keys: list[str]
+    """Written entries. They are declared because mypy does not see the base class's setter."""
+
     def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
         super().__init__()
         self.in_keys, self.out_keys = ["state"], ["action"]

@@ -6,12 +6,10 @@ from typing import Any
 
 from pitune import envs, rl
 from pitune.experiments.runs.progress import count_episodes
-from pitune.policies import LikelihoodActor
+from pitune.policies import Actor
 
 
-def validate(
-    env: envs.CheckedEnv, actor: LikelihoodActor, num_episodes: int, seed: int
-) -> dict[str, float]:
+def validate(env: envs.CheckedEnv, actor: Actor, num_episodes: int, seed: int) -> dict[str, float]:
     """Evaluate the deployed policy on the validation starts and return its metrics."""
     with count_episodes("evaluation", num_episodes, env.spec.num_envs) as on_step:
         evaluation = rl.evaluate(
@@ -26,7 +24,7 @@ def validate(
 
 
 def evaluate_both(
-    env: envs.CheckedEnv, actor: LikelihoodActor, num_episodes: int, seed: int
+    env: envs.CheckedEnv, actor: Actor, num_episodes: int, seed: int
 ) -> dict[str, Any]:
     """Evaluate on the test starts, as deployed and exploring, and return both summaries by name."""
     summaries = {}

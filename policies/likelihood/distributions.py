@@ -48,7 +48,7 @@ class ActionDistribution(Distribution, ABC):
         points = torch.Size([grid.flow_steps + 1, *shape[1:]])
         super().__init__(torch.Size(shape[:1]), points, validate_args=False)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Return chains (N, K + 1, H, A) from fresh noise."""
         if len(sample_shape):
             raise ValueError(

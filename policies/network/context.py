@@ -30,7 +30,7 @@ def pack(context: Context) -> TensorDict:
     keys, values = (torch.stack(part, 1) for part in zip(*context.cache, strict=True))
     rest = {name: value for name, value in context._asdict().items() if name != "cache"}
     tensors = {name: value for name, value in rest.items() if value is not None}
-    return TensorDict({"keys": keys, "values": values, **tensors}, batch_size=[len(keys)])
+    return TensorDict({"keys": keys, "values": values} | tensors, batch_size=[len(keys)])
 
 
 def unpack(packed: TensorDictBase) -> Context:

@@ -72,7 +72,9 @@ class ModelInput:
 
     def to(self, device: torch.device) -> ModelInput:
         """Return the input on a device."""
-        return ModelInput(**{name: value.to(device) for name, value in self.tensordict().items()})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if value is not None}
+        return ModelInput(**moved)
 
 
 class ObservationPreprocessor(TensorDictModuleBase):
@@ -100,11 +102,14 @@ class ObservationPreprocessor(TensorDictModuleBase):
         [[1.0, 1.0, 0.0, 0.0]]
     """
 
+    out_keys: list[str]
+    """Written entries. They are declared because mypy does not see the base class's setter."""
+
     def __init__(
         self, preprocessor: Preprocessor, tokenizer: Encoder | None, tasks: Sequence[str]
     ) -> None:
         super().__init__()
-        self.in_keys, self.out_keys = preprocessor.obs_keys, [MODEL_INPUT]
+        self.in_keys, self.out_keys = [*preprocessor.obs_keys], [MODEL_INPUT]
         self._preprocessor, self._tokenizer = preprocessor, tokenizer
         self._tasks, self._table = tuple(tasks), None
         prompt = preprocessor.config.prompt

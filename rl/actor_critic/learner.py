@@ -37,6 +37,7 @@ from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
 from pitune.rl.policy_gradient.reference import frozen_copy
+from pitune.rl.sub_dict import Entry, sub_dict
 
 
 class FlowActorCritic:
@@ -110,24 +111,24 @@ class FlowActorCritic:
             memory.demonstrations.push(rows)
 
         # decisions of the rollout
-        obs, next_obs = self._stored_obs(rollout), self._stored_obs(rollout["next"])
+        obs, next_obs = self._stored_obs(rollout), self._stored_obs(sub_dict(rollout, "next"))
         if self.keep_prefix:
             obs["prefix"] = rollout["prefix"]
             next_obs["prefix"] = encode_next(rollout, rollout["prefix"], self._encode_prefix)
-        before = {"obs": obs, "chunk": normalize_chunk(self.policy, rollout)}
+        before: dict[str, Entry] = {"obs": obs, "chunk": normalize_chunk(self.policy, rollout)}
         memory.replay.push(transitions(rollout, before, {"obs": next_obs}))
 
     def demonstrated(self, num_steps: int) -> TensorDict:
         """Return the observations and next `num_steps` actions of demonstrated steps (N)."""
-        rows = self._table.chunks(num_steps).to(self.policy.device)
+        rows: TensorDictBase = self._table.chunks(num_steps).to(self.policy.device)
         obs = self._stored_obs(rows).set("action", rows["action"])
         return obs.set("prefix", self._demonstrated_prefix) if self.keep_prefix else obs
 
     def _demonstration_rows(self) -> TensorDict:
         """Return the demonstrations as replay rows (N)."""
         table, horizon = self._table, self.policy.sampler.execution_horizon
-        rows = table.transitions(horizon).to(self.policy.device)
-        obs, next_obs = self._stored_obs(rows), self._stored_obs(rows["next"])
+        rows: TensorDictBase = table.transitions(horizon).to(self.policy.device)
+        obs, next_obs = self._stored_obs(rows), self._stored_obs(sub_dict(rows, "next"))
         if self.keep_prefix:
             prefix = self._demonstrated_prefix
             obs["prefix"], next_obs["prefix"] = prefix, prefix[table.step_after(horizon)]
@@ -140,7 +141,7 @@ class FlowActorCritic:
         """Return the entries of observations that the memory stores, without their prefix."""
         obs = rows.select("model_input")
         if self.keep_prefix:  # the prefix replaces pictures and tokens
-            obs["model_input"] = rows["model_input"].select("state", "robot_state")
+            obs["model_input"] = sub_dict(rows, "model_input").select("state", "robot_state")
         return obs
 
     @torch.no_grad()
@@ -169,7 +170,7 @@ class FlowActorCritic:
         """Return rows (B) of the memory. A frozen prefix that is not stored is encoded here."""
         batch = self.off_policy.sample()
         if self.policy.prefix_is_frozen and not self.keep_prefix:
-            for obs in (batch["obs"], batch["next", "obs"]):
+            for obs in (sub_dict(batch, "obs"), sub_dict(batch, ("next", "obs"))):
                 obs["prefix"] = self._encode_prefix(obs)
         return batch
 
@@ -177,10 +178,11 @@ class FlowActorCritic:
         """Take a temporal-difference step on the critics and return its metrics."""
         policy = self.policy
         with torch.no_grad():
-            obs = critic_input(policy, batch["obs"])
+            obs = critic_input(policy, sub_dict(batch, "obs"))
             # value of the next observation, with the policy's own next chunk
-            next_context = encode_rows(policy, batch["next", "obs"])
-            next_obs = critic_input(policy, batch["next", "obs"], next_context)
+            next_rows = sub_dict(batch, ("next", "obs"))
+            next_context = encode_rows(policy, next_rows)
+            next_obs = critic_input(policy, next_rows, next_context)
             next_chunk = executed_chunk(policy, next_context, policy.draw_noise(len(batch)))
             value = self.off_policy.next_value(batch, next_obs, next_chunk)
         return self.off_policy.critic_step(batch, value, obs, batch["chunk"])
@@ -228,7 +230,7 @@ class FlowActorCritic:
 
         # cloning of demonstrations
         if "cloned" in batch.keys():
-            rows = batch["cloned"]
+            rows = sub_dict(batch, "cloned")
             cloning = policy.loss(
                 ModelInput.of(rows),
                 rows["action"],
@@ -241,7 +243,7 @@ class FlowActorCritic:
 
         # distance to the pretrained policy
         if self.anchor is not None:
-            distance = self._distance(self.anchor, batch["obs"], batch["noise"], chunk)
+            distance = self._distance(self.anchor, sub_dict(batch, "obs"), batch["noise"], chunk)
             metrics["anchor_distance"] = distance
             loss = loss + config.anchor_coefficient * distance
         return loss, metrics
@@ -251,7 +253,8 @@ class FlowActorCritic:
         policy, num = self.policy, len(batch)
         rows = batch.select("obs", "elapsed").set("noise", policy.draw_noise(num))
         if self.config.cloning_coefficient and self.cloned is not None:
-            cloned = self.cloned[torch.randint(len(self.cloned), (num,), device=policy.device)]
+            cloned_rows = torch.randint(len(self.cloned), (num,), device=policy.device)
+            cloned = sub_dict(self.cloned, cloned_rows)
             cloned["noise"] = policy.draw_noise(num)
             cloned["flow_time"] = sample_flow_time(num, policy.device)
             rows["cloned"] = cloned
@@ -259,9 +262,10 @@ class FlowActorCritic:
 
     def _value(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the critics' mean values (B) of the policy's chunks, and the chunks (B, h * d)."""
-        context = encode_rows(self.policy, batch["obs"])
+        rows = sub_dict(batch, "obs")
+        context = encode_rows(self.policy, rows)
         chunk = executed_chunk(self.policy, context, batch["noise"])
-        obs = critic_input(self.policy, batch["obs"], context)
+        obs = critic_input(self.policy, rows, context)
         value = self.off_policy.critic(obs, chunk, self.off_policy.time(batch)).mean(0)
         return value, chunk
 

@@ -39,6 +39,7 @@ from pitune.rl.config import (
 from pitune.rl.experience.replay import Replay
 from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
 from pitune.rl.policy_gradient.advantage import chunk_reward
+from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +200,7 @@ class OffPolicy:
             return self.replay.sample(size)
         num = round(self.config.offline_share * size)
         parts = (self.replay.sample(size - num), self.demonstrations.sample(num))
-        rows: TensorDictBase = torch.cat(parts)  # type: ignore[arg-type, assignment]
+        rows: TensorDictBase = TensorDict.cat(parts)
         return rows
 
     def time(self, rows: TensorDictBase) -> Tensor:
@@ -212,7 +213,7 @@ class OffPolicy:
 
     def next_value(self, batch: TensorDictBase, *inputs: Tensor) -> Tensor:
         """Return the target critics' values (B) of the next observations and actions."""
-        values = self.target(*inputs, self.time(batch["next"]))
+        values = self.target(*inputs, self.time(sub_dict(batch, "next")))
         return reduce_ensemble(values, self.config.pessimism, self.config.critic_subset)
 
     def value(self, batch: TensorDictBase, *inputs: Tensor) -> Tensor:

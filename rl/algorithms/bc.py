@@ -34,6 +34,7 @@ from pitune.rl.config import (
 from pitune.rl.experience.demonstrations import demonstrations_for
 from pitune.rl.gradient_step import Metrics, gradient_step
 from pitune.rl.registry import register
+from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ class CloningStep:
             group["lr"] = config.step_size(self.num_steps)
 
         # random draws of the whole minibatch
-        batch = chunks.to(self.policy.device).copy()
+        batch: TensorDictBase = chunks.to(self.policy.device).copy()
         batch["noise"] = self.policy.draw_noise(num)
         batch["flow_time"] = sample_flow_time(num, self.policy.device)
 
@@ -232,7 +233,7 @@ def clone(
     total = 0.0
     size = min(step.config.minibatch_size, len(chunks))
     for number in range(1, num_steps + 1):
-        batch = chunks[torch.randint(len(chunks), (size,))]
+        batch = sub_dict(chunks, torch.randint(len(chunks), (size,)))
         total += step(batch)
         if on_step is not None:
             on_step(number)

@@ -39,6 +39,7 @@ from pitune.rl.config import (
 from pitune.rl.experience.demonstrations import demonstrations_for
 from pitune.rl.experience.transitions import in_parts, normalize_chunk
 from pitune.rl.registry import register
+from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +267,7 @@ class DGN(Algorithm[DGNConfig]):
 
     def _count_successes(self, rollout: TensorDictBase) -> None:
         """Record the outcomes of the latest episodes that ended in a rollout (E, T)."""
-        outcome = rollout["next"]
+        outcome = sub_dict(rollout, "next")
         counted = (outcome["done"] & ~outcome["invalid"]).squeeze(-1).T  # (T, E), in order of time
         ended = outcome["success"].squeeze(-1).T[counted].float().tolist()
         self.outcomes = [*self.outcomes, *ended][-self.config.success_window :]

@@ -26,6 +26,7 @@ from torch.distributions import MultivariateNormal
 from torch.nn.functional import silu, softplus
 
 from pitune.rl.gradient_step import Metrics, gradient_step
+from pitune.rl.sub_dict import sub_dict
 
 Shape = Literal["data_guided", "equal_size"]
 MIN_DIAGONAL = 1e-5
@@ -163,6 +164,6 @@ def likelihood_loss(model: DifferenceModel, batch: TensorDictBase) -> tuple[Tens
         model: The noise model.
         batch: Rows with `input` (B, D), `difference` (B, dim) and `masks` of the hidden units.
     """
-    masks = [batch["masks", str(i)] for i in range(len(batch["masks"].keys()))]
+    masks = [batch["masks", str(i)] for i in range(len(sub_dict(batch, "masks").keys()))]
     loss = -model(batch["input"], masks).log_prob(batch["difference"]).mean()
     return loss, {"noise_loss": loss}

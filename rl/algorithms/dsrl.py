@@ -35,6 +35,7 @@ from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
 from pitune.rl.registry import register
+from pitune.rl.sub_dict import sub_dict
 
 
 @register(
@@ -147,8 +148,8 @@ class DSRL(Algorithm[DSRLConfig]):
         following = demonstrations.step_after(self.policy.sampler.execution_horizon)
 
         # rows
-        stored = rows.exclude("action", *demonstrations.obs).clone().update(encoded)
-        stored["next"] = encoded[following].set("elapsed", rows["next", "elapsed"])
+        stored: TensorDictBase = rows.exclude("action", *demonstrations.obs).clone().update(encoded)
+        stored["next"] = sub_dict(encoded, following).set("elapsed", rows["next", "elapsed"])
         if self.stores_inputs:
             stored["model_input"] = rows["model_input"]
             stored["next", "model_input"] = rows["next", "model_input"]
@@ -173,7 +174,7 @@ class DSRL(Algorithm[DSRLConfig]):
         obs, next_obs = batch["critic_input"], batch["next", "critic_input"]
         with torch.no_grad():
             latent, log_prob = self.source.actor.sample(next_obs)
-            next_action = self.chunk_of(batch["next"], latent) if self.aliased else latent
+            next_action = self.chunk_of(sub_dict(batch, "next"), latent) if self.aliased else latent
             value = self.off_policy.next_value(batch, next_obs, next_action)
             if self.config.entropy_in_target:
                 value = value - self.temperature() * log_prob
@@ -265,7 +266,7 @@ class DSRL(Algorithm[DSRLConfig]):
     def chunk_of(self, rows: TensorDictBase, latent: Tensor) -> Tensor:
         """Return the frozen flow's executed chunks (B, h * d) [normalized] for latents (B, W)."""
         if self.config.keep_context:
-            context = unpack(rows["context"])
+            context = unpack(sub_dict(rows, "context"))
         else:
             context = self.policy.encode(ModelInput.of(rows))
         chunk = self.actor.decode(context, latent)[..., : self.action_dim]

@@ -44,6 +44,7 @@ from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, a
 from pitune.rl.policy_gradient.loss import clip_notes, log_ratios, policy_metrics
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate
 from pitune.rl.registry import register
+from pitune.rl.sub_dict import sub_dict
 
 
 @register("epo", EPOConfig)
@@ -128,7 +129,7 @@ class EPO(Algorithm[EPOConfig]):
         # sample of the others' decisions
         if others is not None and len(others):
             num = max(1, len(batch) // self.config.num_members)
-            others = others[torch.randint(len(others), (num,))]
+            others = sub_dict(others, torch.randint(len(others), (num,)))
         else:
             others = None
 
@@ -161,7 +162,7 @@ class EPO(Algorithm[EPOConfig]):
         relabeled["member"] = torch.zeros_like(rollout["member"])
         relabeled["next", "member"] = relabeled["member"]
         relabeled["state_value"] = self.critic.value(relabeled)
-        relabeled["next", "state_value"] = self.critic.value(relabeled["next"])
+        relabeled["next", "state_value"] = self.critic.value(sub_dict(relabeled, "next"))
         advantage, target = generalized_advantage(
             relabeled, advantage_config.discount, 0.0, advantage_config.time_limit
         )
@@ -169,16 +170,15 @@ class EPO(Algorithm[EPOConfig]):
 
         # valid decisions of the other members
         chosen = (rollout["member"] != 0) & ~rollout["next", "invalid"].squeeze(-1)
-        batch = select_decisions(
-            relabeled, self.actor.in_keys, self.critic.in_keys, self.actor.out_keys, ADVANTAGE_KEYS
-        )[chosen]
+        entries = (self.actor.in_keys, self.critic.in_keys, self.actor.out_keys, ADVANTAGE_KEYS)
+        batch = sub_dict(select_decisions(relabeled, *entries), chosen)
 
         # decisions that are likely enough under the master
         parts = batch.split(ppo.update.minibatch_size)
         batch["center"] = torch.cat([log_ratios(self.actor, part)[0] for part in parts])  # (B, M)
         near = (batch["center"].abs() <= self.config.log_ratio_cap).all(1)
         batch["advantage"] = standardize(batch["advantage"])
-        return batch[near]
+        return sub_dict(batch, near)
 
     def _actor_loss(
         self, batch: TensorDictBase, others: TensorDictBase | None
@@ -240,7 +240,7 @@ class EPO(Algorithm[EPOConfig]):
             return {}
         rate = self.fitness.rate()
         metrics = {f"fitness/{i}": value for i, value in enumerate(rate.tolist()) if value == value}
-        rows = batch[:32]
+        rows = sub_dict(batch, slice(32))
         actions = [
             self.actor.member_policy(m).sample_actions(ModelInput.of(rows), rows["chain"][:, 0])
             for m in range(self.config.num_members)

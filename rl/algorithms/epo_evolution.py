@@ -13,6 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.rl.algorithms.epo_population import Population
+from pitune.rl.sub_dict import sub_dict
 
 
 class Fitness:
@@ -36,7 +37,7 @@ class Fitness:
 
     def add(self, rollout: TensorDictBase) -> None:
         """Count the episodes that ended in a rollout (E, T) with `member`."""
-        outcome, num = rollout["next"], len(self.episodes)
+        outcome, num = sub_dict(rollout, "next"), len(self.episodes)
         counted = (outcome["done"] & ~outcome["invalid"]).squeeze(-1)
         member = rollout["member"][counted].cpu()
         success = outcome["success"].squeeze(-1)[counted].cpu()

@@ -16,6 +16,7 @@ from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, Likeliho
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.bc import BCConfig, CloningStep, clone
 from pitune.rl.registry import register
+from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
             good[:, t] = succeeds
 
         # their chunks
-        chosen = rollout.select(*self.actor.in_keys, "chain")[good]
+        chosen = sub_dict(rollout.select(*self.actor.in_keys, "chain"), good)
         action = self.actor.policy.preprocessor.unnormalize_action(
             chosen["chain"][:, -1], ModelInput.of(chosen).robot_state
         )

@@ -91,6 +91,8 @@ class FPO(Algorithm[FPOConfig]):
         >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
     """
 
+    actor: LikelihoodActor
+
     def __init__(self, config: FPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         self.critic = ValueCritic(policy.preprocessor.model_state_dim, policy.feature_dim).to(

@@ -42,6 +42,7 @@ from pitune.rl.policy_gradient.loss import (
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate, trajectory_log_ratio
 from pitune.rl.registry import register
+from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,8 @@ class GRPO(Algorithm[GRPOConfig]):
         >>> algorithm = GRPO(GRPOConfig(), policies.load("runs/push/pretrained"))  # doctest: +SKIP
         >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
     """
+
+    actor: LikelihoodActor
 
     def __init__(self, config: GRPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
@@ -196,7 +199,8 @@ class GRPO(Algorithm[GRPOConfig]):
         kept = executed & chosen.gather(1, column)  # (E, T)
         env = torch.arange(num_envs, device=column.device)[:, None]
         episode = (env * num_episodes + column)[kept]
-        batch = select_decisions(rollout, self.actor.in_keys, self.actor.out_keys)[kept]
+        entries = select_decisions(rollout, self.actor.in_keys, self.actor.out_keys)
+        batch = sub_dict(entries, kept)
 
         # advantages and weights
         batch["advantage"] = advantage.gather(1, column)[kept][:, None]
@@ -218,7 +222,7 @@ class GRPO(Algorithm[GRPOConfig]):
         self.pending, self.num_pending_groups = [], 0
 
         # one batch
-        batch: TensorDictBase = torch.cat(parts)  # type: ignore[arg-type, assignment]
+        batch: TensorDictBase = TensorDict.cat(parts)
         batch["episode"] = batch["episode"].unique(return_inverse=True)[1]
         batch["weight"] = batch["weight"] / batch["weight"].mean()
         return batch

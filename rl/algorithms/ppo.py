@@ -131,6 +131,8 @@ class PPO(Algorithm[PPOConfig]):
         >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
     """
 
+    actor: LikelihoodActor
+
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         self.critic = ValueCritic(policy.preprocessor.model_state_dim, policy.feature_dim).to(

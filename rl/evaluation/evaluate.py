@@ -22,6 +22,7 @@ from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, Split
 from pitune.policies import Actor
 from pitune.rl.evaluation.statistics import wilson_interval
 from pitune.rl.experience.rollouts import check_fit
+from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,7 @@ def _play(
         td, next_td = chunk_env.step_and_maybe_reset(actor(td))
 
         # outcomes of the decisions
-        outcome = td["next"]
+        outcome = sub_dict(td, "next")
         keys = ("duration", "reward", "done", "success", "invalid")
         columns = (outcome[key].flatten().tolist() for key in keys)
         for i, (duration, reward, done, success, invalid) in enumerate(zip(*columns, strict=True)):

@@ -20,6 +20,7 @@ from pitune.envs import CheckedEnv, EpisodeSeeds
 from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.experience.transitions import in_parts
+from pitune.rl.sub_dict import Entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,8 @@ class Demonstrations:
         num = len(self.action)
         ahead = torch.arange(num)[:, None] + torch.arange(action_horizon)  # (N, H)
         action = self.action[torch.minimum(ahead, self._last()[:, None])]
-        return TensorDict({**self.obs, "action": action}, batch_size=[num])
+        entries: dict[str, Entry] = {**self.obs, "action": action}
+        return TensorDict(entries, batch_size=[num])
 
     def transitions(self, num_steps: int) -> TensorDict:
         """Return the chunks from each step (N) as transitions of an off-policy learner.
@@ -99,19 +101,17 @@ class Demonstrations:
         following = self.step_after(num_steps)
         ended = (left <= num_steps)[:, None]
         elapsed = torch.zeros(num, 1)
-        after = {key: value[following] for key, value in self.obs.items()}
-        return TensorDict(
+        after: dict[str, Entry] = {key: value[following] for key, value in self.obs.items()}
+        return chunks.update(
             {
-                **chunks,
                 "elapsed": elapsed,
                 "reward_steps": (step == left[:, None] - 1).float(),
                 "live": step < left[:, None],
                 "duration": left.clamp(max=num_steps)[:, None],
                 "terminated": ended,
                 "truncated": torch.zeros_like(ended),
-                "next": TensorDict({**after, "elapsed": elapsed}, batch_size=[num]),
-            },
-            batch_size=[num],
+                "next": TensorDict(after | {"elapsed": elapsed}, batch_size=[num]),
+            }
         )
 
     def step_after(self, num_steps: int) -> Tensor:
@@ -241,10 +241,10 @@ def collect_demonstrations(
 
     # one table
     kept = kept[:num_episodes]
-    steps: TensorDict = torch.cat(kept)  # type: ignore[arg-type, assignment]
+    steps: TensorDict = TensorDict.cat(kept)
     lengths = torch.tensor([len(episode) for episode in kept])
     return Demonstrations(
-        obs={key: steps[key] for key in steps.keys() if key != "action"},
+        obs={str(key): steps[key] for key in steps.keys() if key != "action"},
         action=steps["action"],
         episode=torch.arange(num_episodes).repeat_interleave(lengths),
         tasks=env.spec.tasks,
@@ -264,10 +264,12 @@ def _expert_round(
     solved = torch.zeros_like(active)
 
     # steps of all environments until the last episode has ended
-    steps, live = [], []
+    steps: list[TensorDict] = []
+    live: list[Tensor] = []
     while active.any():
         action = torch.maximum(torch.minimum(expert.act(), env.high), env.low)
-        steps.append(TensorDict({**obs, "action": action}, batch_size=[num_envs]).cpu())
+        entries: dict[str, Entry] = {**obs, "action": action}
+        steps.append(TensorDict(entries, batch_size=[num_envs]).cpu())
         live.append(active.cpu())
         result = env.step(action, active)
         obs = result.obs
@@ -277,5 +279,5 @@ def _expert_round(
             on_step(num_before + int(solved.sum()))
 
     # steps of each successful environment
-    table, mask = torch.stack(steps), torch.stack(live)  # (steps, E)
+    table, mask = TensorDict.stack(steps), torch.stack(live)  # (steps, E)
     return [table[mask[:, i], i] for i in range(num_envs) if solved[i]]

@@ -15,6 +15,7 @@ from torchrl.envs import ExplorationType
 from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds
 from pitune.policies import FlowPolicy
 from pitune.rl.algorithm import Algorithm
+from pitune.rl.sub_dict import sub_dict
 
 
 def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
@@ -167,7 +168,7 @@ def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
     """Return metrics of the episodes that ended in a rollout (E, T)."""
     if rollout.batch_size.numel() == 0:  # TensorDict.numel() is never below 1
         return {}
-    outcome = rollout["next"]
+    outcome = sub_dict(rollout, "next")
     counted = outcome["done"] & ~outcome["invalid"]
     num = int(counted.sum())
     metrics = {"train/episodes": float(num), "train/invalid": float(outcome["invalid"].sum())}

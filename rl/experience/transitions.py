@@ -8,7 +8,7 @@ dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.rl.sub_dict import Entry, sub_dict
 
 
 def transitions(
-    rollout: TensorDictBase, before: TensorDictBase, after: TensorDictBase
-) -> TensorDict:
+    rollout: TensorDictBase, before: Mapping[str, Entry], after: Mapping[str, Entry]
+) -> TensorDictBase:
     """Return the valid decisions of a rollout (E, T) as rows (B) of the memory.
 
     Args:
@@ -29,19 +30,17 @@ def transitions(
         before: Stored entries of the decisions (E, T).
         after: Stored entries of the next observations (E, T), before any reset.
     """
-    ends = rollout["next"]
+    ends = sub_dict(rollout, "next")
     valid = ~ends["invalid"].squeeze(-1)  # (E, T), False in a broken simulator
-    rows = TensorDict(
-        {
-            **before,
-            "elapsed": rollout["elapsed"],
-            "next": {**after, "elapsed": ends["elapsed"]},
-            **{key: ends[key] for key in ("reward_steps", "live", "duration")},
-            **{key: ends[key] for key in ("terminated", "truncated")},
-        },
-        batch_size=rollout.batch_size,
-    )
-    return rows[valid]
+    next_rows: dict[str, Entry] = {**after, "elapsed": ends["elapsed"]}
+    rows: dict[str, Entry] = {
+        **before,
+        "elapsed": rollout["elapsed"],
+        "next": TensorDict(next_rows, rollout.batch_size),
+        **{key: ends[key] for key in ("reward_steps", "live", "duration")},
+        **{key: ends[key] for key in ("terminated", "truncated")},
+    }
+    return sub_dict(TensorDict(rows, rollout.batch_size), valid)
 
 
 Encoded = TypeVar("Encoded", Tensor, TensorDictBase)
@@ -92,6 +91,10 @@ def encode_next(
 
     # the next decision's encoding, replaced where there is none
     later = torch.arange(last.shape[1], device=last.device).roll(-1)
-    following = encoded[:, later]
-    following[last] = encode(rollout["next"][last])
+    following: Encoded
+    if isinstance(encoded, TensorDictBase):
+        following = sub_dict(encoded, (slice(None), later))
+    else:
+        following = encoded[:, later]
+    following[last] = encode(sub_dict(sub_dict(rollout, "next"), last))
     return following

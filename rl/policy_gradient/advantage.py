@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from pitune.rl.config import TimeLimit
+from pitune.rl.sub_dict import sub_dict
 
 GroupScale = Literal["group", "batch", "none"]
 
@@ -51,7 +52,7 @@ def generalized_advantage(
     Source: Schulman et al. 2016, eq. 16, computed by TorchRL. Differs: the discount is
     discount^duration per decision.
     """
-    outcome = rollout["next"]
+    outcome = sub_dict(rollout, "next")
     # a broken simulator does not end the task, for both meanings of the time limit
     over = outcome["done"] & ~outcome["invalid"]
     ended = over if time_limit == "terminal" else outcome["terminated"]

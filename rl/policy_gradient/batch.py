@@ -15,6 +15,7 @@ from pitune.rl.experience.transitions import encode_next, in_parts
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
 from pitune.rl.policy_gradient.config import AdvantageConfig
 from pitune.rl.policy_gradient.value import ValueCritic, explained_variance
+from pitune.rl.sub_dict import sub_dict
 
 
 @torch.no_grad()
@@ -28,10 +29,10 @@ def advantage_batch(
     """
     # values before and after each decision
     rollout = rollout.to(actor.policy.device).copy()
-    if critic.feature_dim and "features" not in rollout["next"].keys():
+    if critic.feature_dim and "features" not in sub_dict(rollout, "next").keys():
         add_next_features(actor.policy, rollout)
     rollout["state_value"] = critic.value(rollout)  # (E, T, 1)
-    rollout["next", "state_value"] = critic.value(rollout["next"])
+    rollout["next", "state_value"] = critic.value(sub_dict(rollout, "next"))
 
     # advantages
     advantage, target = generalized_advantage(
@@ -40,10 +41,9 @@ def advantage_batch(
     rollout["value_target"], rollout["advantage"] = target, advantage
 
     # valid decisions
-    valid = ~rollout["next", "invalid"].squeeze(-1)  # (E, T)
-    batch = select_decisions(
-        rollout, actor.in_keys, critic.in_keys, actor.out_keys, ADVANTAGE_KEYS
-    )[valid]
+    valid: Tensor = ~rollout["next", "invalid"].squeeze(-1)  # (E, T)
+    entries = (actor.in_keys, critic.in_keys, actor.out_keys, ADVANTAGE_KEYS)
+    batch = sub_dict(select_decisions(rollout, *entries), valid)
     batch["advantage"] = standardize(batch["advantage"])
 
     # metrics
@@ -51,7 +51,7 @@ def advantage_batch(
         "value": float(batch["state_value"].mean()),
         "explained_variance": explained_variance(batch["state_value"], batch["value_target"]),
         "advantage_std": float(advantage[valid].std()),
-        "terminal_std": actor.terminal_std(batch[:TERMINAL_ROWS]),
+        "terminal_std": actor.terminal_std(sub_dict(batch, slice(TERMINAL_ROWS))),
     }
     if config.normalize_returns:
         critic.rescale(batch["value_target"])

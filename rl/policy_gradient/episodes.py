@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.rl.policy_gradient.advantage import chunk_reward
+from pitune.rl.sub_dict import sub_dict
 
 
 class Episodes(NamedTuple):
@@ -47,7 +48,7 @@ def episodes(rollout: TensorDictBase, discount: float) -> Episodes:
         discount: Discount per environment step.
     """
     # episode of each decision
-    outcome = rollout["next"]
+    outcome = sub_dict(rollout, "next")
     done, played = outcome["done"].squeeze(-1), outcome["duration"].squeeze(-1) > 0
     number = done.long().cumsum(1) - done.long()
     num = int((number + 1)[played].max()) if played.any() else 1
@@ -57,7 +58,8 @@ def episodes(rollout: TensorDictBase, discount: float) -> Episodes:
     to_go = _returns_to_go(outcome, discount)
     shape = (len(done), num)
     score = to_go.new_zeros(shape)
-    start = rollout["state"].new_zeros(*shape, rollout["state"].shape[-1])
+    state: Tensor = rollout["state"]
+    start = state.new_zeros(*shape, state.shape[-1])
     flags = {key: torch.zeros(shape, dtype=torch.bool, device=done.device) for key in _FLAGS}
 
     # one decision of each environment at a time, so that an episode's first one is written last
@@ -65,7 +67,7 @@ def episodes(rollout: TensorDictBase, discount: float) -> Episodes:
         row = envs[played[:, t]]
         column = number[row, t]
         score[row, column] = to_go[row, t]
-        start[row, column] = rollout["state"][row, t].to(start)
+        start[row, column] = state[row, t].to(start)
         for key in _FLAGS:
             flags[key][row, column] |= outcome[key][row, t, 0]
     counted = flags["done"] & ~flags["invalid"]

@@ -41,6 +41,9 @@ class ValueCritic(TensorDictModuleBase):
         torch.Size([3, 1])
     """
 
+    out_keys: list[str]
+    """Written entries. They are declared because mypy does not see the base class's setter."""
+
     def __init__(
         self, state_dim: int, feature_dim: int = 0, hidden: tuple[int, ...] = (256, 256)
     ) -> None:

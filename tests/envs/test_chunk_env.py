@@ -45,8 +45,7 @@ def chunked(env: Any, *, horizon: int = HORIZON, seed: int = 0, group_size: int 
 
 
 def script(lengths: tuple[int, ...], ends: tuple[str, ...], reuse_buffer: bool = False) -> Recorder:
-    options = {"lengths": lengths, "ends": ends, "reuse_buffer": reuse_buffer}
-    return Recorder(Script(len(lengths), **options))
+    return Recorder(Script(len(lengths), lengths=lengths, ends=ends, reuse_buffer=reuse_buffer))
 
 
 def collect(chunk_env: ChunkEnv, num_chunks: int) -> TensorDictBase:
@@ -113,6 +112,7 @@ def test_frames_are_right_over_ends(name: str, reuse_buffer: bool) -> None:
     chunk_env = chunked(env)
     rollout = collect(chunk_env, num_chunks)
     after = rollout["next"]
+    assert isinstance(after, TensorDictBase)
     executed = 0
     for i, (length, end) in enumerate(zip(lengths, ends, strict=True)):
         frames = expected_frames(length, end, HORIZON, num_chunks)
@@ -170,10 +170,14 @@ def test_rollouts_may_end_anywhere() -> None:
         return td.set("action", torch.zeros(len(lengths), HORIZON, 1))
 
     chunk_env = chunked(script(lengths, ends))
-    options = {"frames_per_batch": 2 * len(lengths), "total_frames": -1, "use_buffers": False}
+    options: dict[str, Any] = {
+        "frames_per_batch": 2 * len(lengths),
+        "total_frames": -1,
+        "use_buffers": False,
+    }
     options |= {"track_traj_ids": False, "auto_register_policy_transforms": False}
     batches = iter(Collector(chunk_env, act, **options))
-    parts = torch.cat([next(batches) for _ in range(3)], dim=1)
+    parts = TensorDict.cat([next(batches) for _ in range(3)], dim=1)
     for key in ("state", ("next", "state"), ("next", "reward_steps"), ("next", "done")):
         assert torch.equal(parts[key], whole[key]), key
 

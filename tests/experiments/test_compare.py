@@ -22,6 +22,7 @@ from pitune.experiments.runs.comparison import (
     seed_band,
     summary_table,
 )
+from pitune.experiments.train import TrainConfig
 from pitune.policies import likelihood_config, likelihood_name
 from pitune.rl.algorithms.fpo import plus_plus
 from pitune.rl.evaluation.statistics import fisher_p_value, wilson_interval
@@ -105,9 +106,12 @@ def test_what_is_finished_is_not_run_again_and_longer_lists_extend_it(
     compare(config_of("ppo"))
     trained: list[str] = []
     original = experiments.quickstart.train
-    monkeypatch.setattr(
-        experiments.quickstart, "train", lambda c: (trained.append(c.out.name), original(c))[1]
-    )
+
+    def noted(config: TrainConfig) -> dict[str, Any]:
+        trained.append(config.out.name)
+        return original(config)
+
+    monkeypatch.setattr(experiments.quickstart, "train", noted)
     runs = compare(config_of("ppo", "fpo"))
     assert trained == ["fpo"]
     assert [r.name for r in runs] == ["ppo", "fpo"]

@@ -13,6 +13,7 @@ import pytest
 from pitune import envs, experiments, policies
 from pitune.experiments import pretrain as module
 from pitune.experiments.pretrain import PretrainConfig, pretrain
+from pitune.experiments.runs import progress
 from pitune.rl.algorithms.bc import CloningStep
 
 
@@ -107,7 +108,7 @@ def test_a_finished_clone_is_kept_and_its_settings_are_recorded(config_of: Calla
 def test_progress_counts_demonstrations_and_steps(
     config_of: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(experiments.runs.progress, "MIN_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "MIN_SECONDS_BETWEEN_LINES", 0.0)
     pretrain(config_of())
     shown = capsys.readouterr().err
     for words in ("demonstrations: 0/3", "demonstrations: 3/3", "cloning: 0/10", "cloning: 10/10"):

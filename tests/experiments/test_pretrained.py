@@ -16,6 +16,7 @@ from pitune.experiments.train import TrainConfig, train
 from pitune.policies import FinetuneConfig, LoadConfig, LoRAConfig, ModelInput
 from pitune.policies.network.config import Family
 from pitune.rl.policy_gradient.batch import add_next_features
+from pitune.rl.sub_dict import sub_dict
 from vision_policies import ENV, SLOTS, TOKENIZER, vision_policy
 
 
@@ -54,7 +55,7 @@ def config_of(checkpoint: Path, out: Path, algorithm: rl.AlgorithmConfig) -> Tra
         eval_every=2,
         eval_episodes=4,
         video=False,
-        wandb="disabled",
+        wandb="off",
         device="cpu",
     )
 
@@ -242,7 +243,7 @@ def test_critics_read_the_features_of_each_observation_and_of_what_followed(
     assert rollout["next", "done"][:, :-1].any()  # ends inside, where the next decision is another
     add_next_features(policy, rollout)
     with torch.no_grad():
-        for place in (rollout, rollout["next"]):
+        for place in (rollout, sub_dict(rollout, "next")):
             rows = place.select("model_input").flatten()
             direct = policy.encode(ModelInput.of(rows)).features.unflatten(0, rollout.batch_size)
             assert torch.allclose(place["features"], direct, atol=1e-6)

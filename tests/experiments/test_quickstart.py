@@ -163,7 +163,7 @@ def in_short(config: TrainConfig) -> TrainConfig:
 
 def test_the_commands_at_the_end_run_as_printed(config_of: Callable) -> None:
     found = commands(quickstart(config_of()))
-    run = {
+    run: dict[str, Callable[[list[str]], Any]] = {
         "inspect": inspect_main,
         "evaluate": lambda words: evaluate(tyro.cli(EvaluateConfig, args=words)),
         "quickstart": lambda words: quickstart(tyro.cli(QuickstartConfig, args=words)),

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from pitune import envs, experiments, policies, rl
+from pitune.experiments.runs import run as run_module
 from pitune.experiments.runs.report import learning_curve
 from pitune.experiments.runs.run import Run
 from pitune.experiments.train import TrainConfig, Trainer, main, parse, train
@@ -194,7 +195,7 @@ def test_a_run_killed_between_checkpoints_repeats_what_came_after_the_last(
 @pytest.mark.parametrize(
     ("owner", "function", "call"),
     [
-        (experiments.runs.run, "write_policy", 2),  # in the middle of a checkpoint
+        (run_module, "write_policy", 2),  # in the middle of a checkpoint
         (Run, "_prune", 2),  # after it, before the older ones are removed
         (Run, "log", 2),  # before the row of an evaluation
         (Trainer, "_checkpoint", 2),  # between row and checkpoint

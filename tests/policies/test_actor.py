@@ -32,6 +32,7 @@ from pitune.policies import (
 from pitune.policies.flow.kernels import FlowNoise, FlowSDE, ode_step
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import FlowOutput, TimeGrid
+from pitune.policies.likelihood.flow_steps import FlowStepLikelihood
 from pitune.policies.likelihood.heads import NoiseNetwork, VelocityHead
 
 HORIZON, EXECUTED, MODEL_DIM, ROBOT_DIM = 4, 2, 3, 2
@@ -68,10 +69,12 @@ def make_policy(flow_steps: int = 4) -> FlowPolicy:
 def make_actor(flow_steps: int = 4, kernel: str = "flow_sde", **likelihood: Any) -> LikelihoodActor:
     """An actor whose learned noise, if any, differs between entries."""
     actor = LikelihoodActor(make_policy(flow_steps), likelihood_config(kernel, **likelihood))
-    if isinstance(actor.likelihood.head, VelocityHead):  # unbounded, so a little of it
-        torch.nn.init.normal_(actor.likelihood.head.head.weight, std=0.1)
-    elif actor.likelihood.head is not None:
-        torch.nn.init.normal_(actor.likelihood.head.net[-1].weight)
+    head = actor.likelihood.head
+    if isinstance(head, VelocityHead):  # unbounded, so a little of it
+        torch.nn.init.normal_(head.head.weight, std=0.1)
+    elif head is not None:
+        assert isinstance(head, NoiseNetwork)
+        torch.nn.init.normal_(head.net[-1].get_parameter("weight"))
     return actor
 
 
@@ -160,7 +163,13 @@ def test_the_actors_parameters_are_the_policys_and_the_noise_networks() -> None:
 def test_torchrls_ppo_loss_takes_the_actor_with_a_ratio_of_one(name: str, ratio: str) -> None:
     actor = make_actor(**LIKELIHOODS[name], ratio=ratio)
     td = actor(observations()).set("advantage", torch.randn(32, 1))
-    loss = ClipPPOLoss(actor, None, entropy_bonus=True, entropy_coeff=0.1, functional=False)
+    loss = ClipPPOLoss(
+        actor,  # type: ignore[arg-type]  # TorchRL takes every module with `get_dist`
+        None,
+        entropy_bonus=True,
+        entropy_coeff=0.1,
+        functional=False,
+    )
     loss.set_keys(action="chain", sample_log_prob="action_log_prob")
     losses = loss(td)
     assert float(losses["mean_ratio"]) == pytest.approx(1, abs=ROUNDING)
@@ -262,7 +271,7 @@ def test_ratio_leaves_one_with_the_parameters_or_the_step(name: str) -> None:
     shifted = td.clone().set("stochastic_step", (td["stochastic_step"] + 1) % 4)
     assert float(log_ratio(actor, shifted, 32).abs().max()) > 0.1
     with torch.no_grad():
-        actor.policy.network.action_out_proj.bias += 0.01
+        actor.policy.network.action_out_proj.bias.add_(0.01)
     assert float(log_ratio(actor, td, 32).abs().max()) > 1e-3
 
 
@@ -274,9 +283,9 @@ def test_log_prob_is_the_normal_density_of_the_executed_entries(name: str) -> No
     step = torch.arange(4).expand(32, 4)
     with torch.no_grad():
         output = policy.field(policy.encode(ModelInput.of(td)))(x, policy.grid.times()[step])
-        mean, std = actor.likelihood.kernel(actor.policy.executed_mask())(
-            x, output, step, policy.grid
-        )
+        likelihood = actor.likelihood
+        assert isinstance(likelihood, FlowStepLikelihood)
+        mean, std = likelihood.kernel(policy.executed_mask())(x, output, step, policy.grid)
     executed = (..., slice(EXECUTED), slice(ROBOT_DIM))
     density = Normal(mean[executed], std.expand_as(mean)[executed]).log_prob(x_next[executed])
     assert torch.allclose(td["action_log_prob"], density.sum((-2, -1)), atol=1e-4)
@@ -377,7 +386,7 @@ def test_learned_noise_stays_inside_its_bounds_and_starts_in_the_middle() -> Non
     start = network(output, torch.zeros(64, 2))
     assert start.shape == (64, 2, 4, 3)
     assert torch.allclose(start, torch.tensor(math.sqrt(0.08 * 0.16)))
-    torch.nn.init.normal_(network.net[-1].weight, std=30.0)
+    torch.nn.init.normal_(network.net[-1].get_parameter("weight"), std=30.0)
     std = network(output, torch.zeros(64, 2)).detach()
     assert float(std.min()) == pytest.approx(0.08, abs=1e-4)
     assert float(std.max()) == pytest.approx(0.16, abs=1e-4)
@@ -390,6 +399,7 @@ def test_equal_bounds_make_the_noise_constant() -> None:
     td = actor(observations())
     dist = actor.get_dist(td)
     dist.log_prob(td["chain"])
+    assert isinstance(dist, FlowChain)
     random = dist.scored_std > 0
     assert torch.allclose(dist.scored_std[random], torch.tensor(0.1))
 
@@ -401,6 +411,7 @@ def test_entropy_is_the_mean_normal_entropy_of_the_random_entries(name: str, ste
     td = actor(observations())
     dist = actor.get_dist(td)
     dist.log_prob(td["chain"])
+    assert isinstance(dist, FlowChain)
     std = dist.scored_std[..., :EXECUTED, :ROBOT_DIM].flatten(1)
     assert bool((std > 0).all())
     assert torch.allclose(dist.entropy(), Normal(0.0, std).entropy().mean(1), atol=1e-5)
@@ -416,14 +427,15 @@ def test_entropy_trains_the_learned_noise() -> None:
     (-before).backward()
     with torch.no_grad():
         for parameter in actor.likelihood.head.parameters():
-            parameter -= 0.1 * parameter.grad
+            assert parameter.grad is not None
+            parameter.sub_(0.1 * parameter.grad)
         dist.log_prob(td["chain"])
     assert bool(dist.entropy().mean() > before)
 
 
 def test_one_constant_flow_noise_step_is_gaussian_ppo_worked_by_hand() -> None:
     std, num = 0.1, 64
-    options = {"kernel": "flow_noise", "std_min": std, "std_max": std}
+    options: dict[str, Any] = {"kernel": "flow_noise", "std_min": std, "std_max": std}
     actor = make_actor(flow_steps=1, **options, ratio="joint")
     td = actor(observations(num))
     noise, action = td["chain"].unbind(1)
@@ -437,12 +449,18 @@ def test_one_constant_flow_noise_step_is_gaussian_ppo_worked_by_hand() -> None:
     with torch.no_grad():
         old_log_prob = Normal(mean(), std).log_prob(action[executed]).sum((1, 2))
         assert torch.allclose(td["action_log_prob"], old_log_prob, atol=1e-4)
-        actor.policy.network.action_out_proj.bias += torch.tensor([0.02, -0.02, 0.5])
+        actor.policy.network.action_out_proj.bias.add_(torch.tensor([0.02, -0.02, 0.5]))
         offset = action[executed] - mean()
         ratio = (Normal(mean(), std).log_prob(action[executed]).sum((1, 2)) - old_log_prob).exp()
 
     td["advantage"] = torch.randn(num, 1)
-    loss = ClipPPOLoss(actor, None, clip_epsilon=0.2, entropy_bonus=False, functional=False)
+    loss = ClipPPOLoss(
+        actor,  # type: ignore[arg-type]  # TorchRL takes every module with `get_dist`
+        None,
+        clip_epsilon=0.2,
+        entropy_bonus=False,
+        functional=False,
+    )
     loss.set_keys(action="chain", sample_log_prob="action_log_prob")
     loss(td)["loss_objective"].backward()
 
@@ -482,7 +500,9 @@ def test_the_mean_of_many_sampled_first_steps_is_the_kernels() -> None:
     noise = torch.randn(1, HORIZON, MODEL_DIM).expand(20_000, -1, -1)
     end = actor(td.set("noise", noise))["chain"][:, -1]
     with torch.no_grad():
-        field = actor.policy.field(actor.policy.encode(ModelInput.of(td[:1])))
+        first = td[:1]
+        assert isinstance(first, TensorDict)
+        field = actor.policy.field(actor.policy.encode(ModelInput.of(first)))
         ode = integrate(field, noise[:1], TimeGrid(1))[0]
     # K = 1: N(noise - v - a^2 / 2 * noise, a^2) where there is noise, the ODE elsewhere
     mask = actor.policy.executed_mask()
@@ -515,8 +535,9 @@ def test_a_likelihood_without_noise_is_refused(level: float) -> None:
 @pytest.mark.parametrize("name", ["stochastic_steps", "reduction", "ratio"])
 def test_unknown_words_of_a_likelihood_are_refused_with_the_valid_ones(name: str) -> None:
     message = f"unknown likelihood {name}='nonsense'; valid: (one|sum|joint), "
+    options: dict[str, Any] = {name: "nonsense"}
     with pytest.raises(ValueError, match=message):
-        FlowSDEConfig(**{name: "nonsense"})
+        FlowSDEConfig(**options)
 
 
 def test_a_step_left_by_an_earlier_decision_does_not_silence_the_others() -> None:

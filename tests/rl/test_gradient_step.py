@@ -15,6 +15,7 @@ from pitune import envs, rl
 from pitune.policies import FlowPolicy, likelihood_config
 from pitune.rl.actor_critic.learner import FlowActorCritic
 from pitune.rl.gradient_step import gradient_step, merge_metrics, split_rows
+from pitune.rl.sub_dict import sub_dict
 from settings import changed
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -67,7 +68,7 @@ def mixed(rollout: TensorDictBase) -> TensorDictBase:
     rollout = rollout.clone()
     if rollout.batch_size.numel() == 0:
         return rollout
-    after = rollout["next"]
+    after = sub_dict(rollout, "next")
     done = after["done"].squeeze(-1)
     number = done.long().cumsum(1) - done.long() + torch.arange(len(done))[:, None]
     after["success"] = (done & (number % 2 == 0))[..., None]
@@ -173,10 +174,15 @@ def test_the_norm_is_that_before_scaling() -> None:
     for limit, step in ((math.inf, 5.0), (1.0, 1.0), (10.0, 5.0)):
         weight = nn.Parameter(torch.zeros(2))
         optimizer = torch.optim.SGD([weight], lr=1.0)
-        slope = torch.tensor([3.0, 4.0])
+
+        def loss(
+            part: TensorDictBase, weight: nn.Parameter = weight
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            return (weight * torch.tensor([3.0, 4.0])).sum(), {}
+
         _, norm = gradient_step(
             optimizer,
-            lambda part, weight=weight, slope=slope: ((weight * slope).sum(), {}),
+            loss,
             TensorDict({"x": torch.ones(2)}, [2]),
             name="w",
             step="0",

@@ -22,6 +22,7 @@ from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FlowSDEConfig, LikelihoodActor
 from pitune.policies.network.config import Family
 from pitune.policies.preprocessing import preprocessor
+from pitune.rl.sub_dict import sub_dict
 from vision_policies import ENV, vision_policy
 
 FAMILIES: tuple[Family, ...] = ("pi0", "pi05")
@@ -84,14 +85,14 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 def num_observations(rollout: TensorDictBase, whole_episodes: bool) -> int:
     """Return how many observations a first rollout (E, T) made: starts and ends of decisions."""
     num_envs = len(rollout)
-    after = rollout["next"]
+    after = sub_dict(rollout, "next")
     resets = int(after["done"].sum()) - (num_envs if whole_episodes else 0)
     return num_envs + int((after["duration"] > 0).sum()) + resets
 
 
 def with_successes(rollout: TensorDictBase) -> TensorDictBase:
     """Return a rollout in which the episodes of every other environment succeed."""
-    after = rollout["next"]
+    after = sub_dict(rollout, "next")
     after["success"] = after["done"].clone()
     after["success"][1::2] = False
     after["reward_steps"][..., 0] = after["success"].squeeze(-1).float()
@@ -160,7 +161,8 @@ def test_evaluating_elsewhere_leaves_the_prompts_of_the_training_alone(
             rl.evaluate(elsewhere(), algorithm.actor, 4)
             assert "push the blue cube" in counts.words
         second = experience.collect()
-        assert first["model_input", "token_mask"].any(-1).all()
+        token_mask: Tensor = first["model_input", "token_mask"]
+        assert token_mask.any(-1).all()
         prompts.append(second["model_input", "tokens"])
         if family == "pi0":  # the prompt is the instruction alone
             assert torch.equal(prompts[-1], first["model_input", "tokens"])

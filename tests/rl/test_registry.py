@@ -38,7 +38,7 @@ def test_a_variant_changes_nested_settings_and_nothing_else() -> None:
 
 
 def test_a_variant_may_be_a_function_and_starts_from_the_config_that_is_given() -> None:
-    config = rl.FPOConfig(discount=0.5)
+    config = rl.FPOConfig(advantage=rl.AdvantageConfig(discount=0.5))
     assert rl.registry.entry("fpo").variant("plus_plus", config) == plus_plus(config)
 
 

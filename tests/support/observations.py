@@ -11,7 +11,7 @@ from pitune.policies import FlowPolicy
 
 def observed(policy: FlowPolicy, state: Tensor, **entries: Tensor) -> TensorDict:
     """Return measured states (N, s) with their `model_input`, and further entries (N, ...)."""
-    td = TensorDict({"state": state, **entries}, batch_size=[len(state)])
+    td = TensorDict(entries | {"state": state}, batch_size=[len(state)])
     with torch.no_grad():
         preprocessed = policy.observation_preprocessor(())(td)
     assert isinstance(preprocessed, TensorDict)

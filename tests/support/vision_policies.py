@@ -31,9 +31,9 @@ def vision_policy(family: Family = "pi0", **changes: Any) -> FlowPolicy:
     """An untrained policy with two cameras and a prompt, of 4 state and 2 action dimensions."""
     torch.manual_seed(0)
     network = tiny(family, action_horizon=4, image_size=28)
-    stats = {"state": NormStats.identity(4), "action": NormStats.identity(2)}
     preprocessor = PreprocessorConfig(
-        **stats,
+        state=NormStats.identity(4),
+        action=NormStats.identity(2),
         normalization="quantile" if family == "pi05" else "zscore",
         epsilon=0.0 if family == "pi05" else 1e-8,
         epsilon_out=0.0,

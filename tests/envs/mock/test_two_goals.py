@@ -69,7 +69,7 @@ def clone_policy(demonstrations: rl.Demonstrations) -> Callable[[], FlowPolicy]:
                 sampler=SamplerConfig(flow_steps=4, execution_horizon=4),
             )
             config = rl.BCConfig(decay_steps=150, minibatch_size=64)
-            clone(CloningStep(policy, config), demonstrations.preprocessed(policy).chunks(4), 150)
+            clone(CloningStep(policy, config), demonstrations.preprocess(policy).chunks(4), 150)
         return policy
 
     return make_policy

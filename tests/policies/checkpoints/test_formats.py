@@ -200,7 +200,7 @@ def test_small_policies_have_no_other_format(
     with pytest.raises(
         ValueError, match=r"format='onnx' is unknown; writable are \['openpi', 'lerobot', 'pitune'"
     ):
-        save(load_openpi("pi0"), tmp_path / "x", format="onnx")  # type: ignore[arg-type]
+        save(load_openpi("pi0"), tmp_path / "x", format="onnx")
 
 
 def copy_openpi(family: str, tmp_path: Path) -> Path:

@@ -88,7 +88,7 @@ def test_loaded_weights_owe_nothing_to_the_random_state(folder: Path) -> None:
 def test_a_folder_that_exists_is_refused_and_left_alone(policy: FlowPolicy, folder: Path) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     with torch.no_grad():
-        policy.network.action_out_proj.bias += 1
+        policy.network.action_out_proj.bias.add_(1)
     with pytest.raises(FileExistsError, match="checkpoint exists already; pass another path"):
         save(policy, folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

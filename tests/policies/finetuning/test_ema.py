@@ -12,7 +12,7 @@ from torch import nn
 from pitune.policies.finetuning.ema import EMA
 
 
-def make_module(seed: int = 0) -> nn.Module:
+def make_module(seed: int = 0) -> nn.Sequential:
     """Two layers, the first of them frozen."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
@@ -58,7 +58,7 @@ def test_the_average_begins_at_the_pretrained_weights() -> None:
     ema = EMA(module)
     with ema.swapped():
         assert same(weights(module), before)
-    nn.init.zeros_(module[1].weight)
+    nn.init.zeros_(module[1].get_parameter("weight"))
     with ema.swapped():
         assert same(weights(module), before)
 
@@ -95,9 +95,10 @@ def test_training_does_not_notice_the_average() -> None:
 def test_swapping_copies_nothing_and_keeps_the_parameters() -> None:
     module = make_module()
     ema = EMA(module)
-    parameter, memory = module[1].weight, module[1].weight.data_ptr()
+    parameter = module[1].get_parameter("weight")
+    memory = parameter.data_ptr()
     with ema.swapped():
-        assert module[1].weight is parameter
+        assert module[1].get_parameter("weight") is parameter
         assert parameter.requires_grad
         assert parameter.data_ptr() != memory
     assert parameter.data_ptr() == memory
@@ -128,7 +129,7 @@ def test_resuming_continues_bit_for_bit(tmp_path: Path, inside: bool) -> None:
         save_file(ema.state_dict(), tmp_path / "ema.safetensors")
 
     other = make_module()
-    nn.init.zeros_(other[1].weight)
+    nn.init.zeros_(other[1].get_parameter("weight"))
     again = EMA(other, decay=0.9)
     again.load_state_dict(load_file(tmp_path / "ema.safetensors"))
     assert same(weights(other), weights(module))
@@ -149,7 +150,7 @@ def test_the_state_says_which_is_which() -> None:
     assert torch.equal(outside["raw.1.weight"], raw["1.weight"])
     with ema.swapped():
         assert same(ema.state_dict(), outside)
-        assert torch.equal(outside["average.1.weight"], module[1].weight)
+        assert torch.equal(outside["average.1.weight"], module[1].get_parameter("weight"))
 
 
 @pytest.mark.parametrize("what", ["update", "swapped", "load_state_dict"])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pitune.policies import (
+    FlowMatchingConfig,
     FlowPolicy,
     LikelihoodActor,
     ModelInput,
@@ -65,7 +66,7 @@ def test_the_ratio_of_losses_is_one_on_the_stored_draws(
     ratio: str, reduction: str, space: str, tiny_policy: Callable
 ) -> None:
     """T-I7."""
-    options = {"ratio": ratio, "reduction": reduction, "loss_space": space}
+    options: dict[str, Any] = {"ratio": ratio, "reduction": reduction, "loss_space": space}
     actor, td = acted(tiny_policy(horizon=3), kernel="flow_matching", num_draws=5, **options)
     assert td["action_log_prob"].shape == ((32,) if ratio == "joint" else (32, 5))
     assert set(actor.out_keys) <= set(td.keys())
@@ -140,7 +141,8 @@ def test_a_policy_gradient_through_losses_learns_the_better_action(tiny_policy: 
     for sign in (1.0, -1.0):
         torch.manual_seed(0)
         actor, td = acted(tiny_policy(), num=512, kernel="flow_matching", ratio="joint")
-        good = td["action"].mean((1, 2))
+        action: Tensor = td["action"]
+        good = action.mean((1, 2))
         advantage = (good - good.mean()) / good.std()
         optimizer = torch.optim.SGD(actor.parameters(), lr=0.02)
         noise = torch.randn(512, 2, 2)
@@ -326,9 +328,7 @@ def test_an_unknown_likelihood_is_refused_with_the_nearest() -> None:
 def test_the_loss_ratio_samples_the_deployed_flow() -> None:
     grid = TimeGrid(3)
     draws = torch.randn(5, 2, 1, 1), torch.rand(5, 2)
-    dist = LossRatio(
-        gaussian_field, grid, likelihood_config("flow_matching"), *draws, torch.ones(1, 1)
-    )
+    dist = LossRatio(gaussian_field, grid, FlowMatchingConfig(), *draws, torch.ones(1, 1))
     noise = torch.randn(5, 1, 1)
     expected, _ = sample_chain(gaussian_field, noise, grid)
     assert torch.equal(dist.sample_from(noise), expected)

@@ -108,9 +108,7 @@ def test_a_name_or_config_that_is_taken_is_refused() -> None:
     class Mine(FlowSDELikelihood):
         pass
 
-    with pytest.raises(
-        ValueError, match="likelihood 'flow_sde' or its FlowStepConfig is regist"
-    ):
+    with pytest.raises(ValueError, match="likelihood 'flow_sde' or its FlowStepConfig is regist"):
         policies.register_likelihood("flow_sde", FlowStepConfig)(Mine)
     with pytest.raises(ValueError, match="likelihood 'mine' or its FlowSDEConfig is registered"):
         policies.register_likelihood("mine", FlowSDEConfig)(Mine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -239,7 +240,7 @@ def test_rotary_attention_depends_on_distances_alone() -> None:
 
 def test_grouped_query_attention_is_attention_with_repeated_heads() -> None:
     grouped = Attention(EXPERT)
-    sizes = {"width": 24, "depth": 3, "mlp_dim": 32, "num_heads": 4, "head_dim": 8}
+    sizes: dict[str, Any] = {"width": 24, "depth": 3, "mlp_dim": 32, "num_heads": 4, "head_dim": 8}
     full = Attention(GemmaConfig(**sizes, num_kv_heads=4))
     weights = grouped.state_dict()
     for part in ("k_proj.weight", "v_proj.weight"):
@@ -281,7 +282,7 @@ def test_parameter_names_and_shapes_are_openpis() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    sizes = {"width": 8, "depth": 1, "mlp_dim": 8}
+    sizes: dict[str, Any] = {"width": 8, "depth": 1, "mlp_dim": 8}
     with pytest.raises(ValueError, match="num_heads=4 must be a multiple of num_kv_heads=3"):
         GemmaConfig(**sizes, num_heads=4, num_kv_heads=3, head_dim=8)
     with pytest.raises(ValueError, match="head_dim=7 must be even"):

@@ -108,7 +108,7 @@ def test_statistics_of_identity_leave_values_as_they_are() -> None:
         config = PreprocessorConfig(
             state=identity,
             action=identity,
-            normalization=normalization,  # type: ignore[arg-type]
+            normalization=normalization,
         )
         assert torch.allclose(Preprocessor(config, 2, 2).normalize_state(values), values, atol=1e-5)
 

@@ -25,7 +25,8 @@ def loop(ensemble: QEnsemble, x: torch.Tensor) -> torch.Tensor:
         for layer, scale, shift in zip(
             ensemble.layers, ensemble.scale, ensemble.shift, strict=True
         ):
-            y = linear(y, layer.weight[i].T, layer.bias[i, 0])
+            weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+            y = linear(y, weight[i].T, bias[i, 0])
             y = torch.relu(layer_norm(y, y.shape[-1:], scale[i, 0], shift[i, 0]))
         values.append(linear(y, ensemble.head.weight[i].T, ensemble.head.bias[i, 0])[:, 0])
     return torch.stack(values)
@@ -63,9 +64,9 @@ def test_gradients_are_those_of_the_loop_and_stay_with_their_member(ensemble: QE
 
 def test_members_start_as_linear_layers_do() -> None:
     torch.manual_seed(0)
-    layer = QEnsemble(100, 10, (50,)).layers[0]
-    assert float(layer.weight.detach().abs().max()) == pytest.approx(0.1, rel=0.01)
-    assert float(layer.weight.detach().std()) == pytest.approx(0.1 / 3**0.5, rel=0.02)
+    weight = QEnsemble(100, 10, (50,)).layers[0].get_parameter("weight").detach()
+    assert float(weight.abs().max()) == pytest.approx(0.1, rel=0.01)
+    assert float(weight.std()) == pytest.approx(0.1 / 3**0.5, rel=0.02)
 
 
 def test_a_random_pair_of_ten_has_the_expected_least() -> None:

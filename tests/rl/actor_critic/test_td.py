@@ -13,6 +13,7 @@ from pitune.envs.checked import CheckedEnv
 from pitune.envs.mock.reach import Script
 from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig
 from pitune.rl.experience.transitions import encode_next, transitions
+from pitune.rl.sub_dict import sub_dict
 
 DISCOUNT = 0.9
 CONFIG = OffPolicyConfig(
@@ -37,8 +38,8 @@ def rollout() -> TensorDictBase:
     return torch.stack(columns, 1)  # type: ignore[return-value]
 
 
-def booked(rollout: TensorDictBase) -> TensorDict:
-    before, after = rollout.select("state"), rollout["next"].select("state")
+def booked(rollout: TensorDictBase) -> TensorDictBase:
+    before, after = rollout.select("state"), sub_dict(rollout, "next").select("state")
     return transitions(rollout, before, after)
 
 
@@ -47,7 +48,7 @@ def learner(config: OffPolicyConfig = CONFIG) -> OffPolicy:
     return OffPolicy(config, 3, torch.device("cpu"))
 
 
-def sampled(rows: TensorDict, config: OffPolicyConfig) -> TensorDictBase:
+def sampled(rows: TensorDictBase, config: OffPolicyConfig) -> TensorDictBase:
     """Return many samples, one of each kind of row at least."""
     memory = learner(replace(config, minibatch_size=200))
     memory.replay.push(rows)
@@ -56,7 +57,7 @@ def sampled(rows: TensorDict, config: OffPolicyConfig) -> TensorDictBase:
 
 def row_of(batch: TensorDictBase, env: int, time: float) -> TensorDictBase:
     found = (batch["state"][:, 0] == env) & (batch["state"][:, 2] == time)
-    return batch[found][0]
+    return sub_dict(sub_dict(batch, found), 0)
 
 
 def test_rewards_and_discounts_of_chunks_by_hand(rollout: TensorDictBase) -> None:
@@ -122,9 +123,11 @@ def test_each_observation_is_encoded_once(rollout: TensorDictBase) -> None:
         asked.append(len(obs))
         return TensorDict({"input": 10 * obs["state"]}, [len(obs)])
 
-    rollout = rollout[:, :3].clone()  # in the last column two episodes go on
+    rollout = sub_dict(
+        rollout, (slice(None), slice(3))
+    ).clone()  # in the last column two episodes go on
     rollout["encoded"] = TensorDict({"input": 10 * rollout["state"]}, rollout.batch_size)
-    following = encode_next(rollout, rollout["encoded"], encode)
+    following = encode_next(rollout, sub_dict(rollout, "encoded"), encode)
     assert torch.equal(following["input"], 10 * rollout["next", "state"])
     ends = rollout["next", "done"].squeeze(-1)
     assert asked == [int((ends | (torch.arange(3) == 2)).sum())]

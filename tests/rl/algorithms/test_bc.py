@@ -68,8 +68,10 @@ def test_the_step_size_goes_on_where_it_was_after_resuming(
     first, second = rl.make(config, tiny_policy()), rl.make(config, tiny_policy())
     first.update(NOTHING)
     second.load_training_state(first.training_state())
+    assert isinstance(second, rl.BehaviorCloning)
     assert second.step.num_steps == 10
     second.update(NOTHING)
+    assert CONFIG.learning_rate is not None
     assert second.step.optimizer.param_groups[0]["lr"] < 0.95 * CONFIG.learning_rate
 
 
@@ -100,7 +102,7 @@ def test_numbers_that_are_not_finite_stop_the_cloning(tiny_policy: Callable) -> 
     step = CloningStep(tiny_policy(), CONFIG)
     examples = chunks(step.policy, 2)
     step(examples)
-    examples["action"].fill_(torch.nan)
+    examples["action"][:] = torch.nan
     with pytest.raises(
         FloatingPointError, match="flow-matching loss is nan in step 1; lower its l"
     ):
@@ -113,6 +115,7 @@ def test_the_target_is_the_demonstrated_chunk(
     policy = tiny_policy(horizon=3)
     algorithm = rl.make(replace(CONFIG, demonstrations=demonstrations_file), policy)
     expected = Demonstrations.load(demonstrations_file).chunks(3)
+    assert isinstance(algorithm, rl.BehaviorCloning)
     assert torch.equal(algorithm.chunks["action"], expected["action"])
     assert not algorithm.needs.rollouts
 

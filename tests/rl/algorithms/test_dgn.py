@@ -327,8 +327,9 @@ def test_white_noise_goes_by_the_same_schedule(new: Callable) -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: float, range_: str) -> None:
+    settings: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"{name}={value} must be {range_}"):
-        DGNConfig(**{name: value})
+        DGNConfig(**settings)
 
 
 def test_success_switches_the_noise_off_and_failure_on_again(new: Callable) -> None:

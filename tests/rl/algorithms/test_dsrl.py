@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pitune import envs, rl
 from pitune.policies import ModelInput, SteeringConfig
 from pitune.rl import DSRL, DSRLConfig, OffPolicyConfig
 from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
+from pitune.rl.sub_dict import sub_dict
 
 VARIANTS = ("sac", "noise_aliased")
 both_variants = pytest.mark.parametrize("variant", VARIANTS)
@@ -192,7 +193,7 @@ def test_evaluation_acts_as_deployed(new: Callable, tmp_path: Any) -> None:
     rollouts = experience(algorithm)
     for _ in range(3):
         algorithm.update(rollouts.collect())
-    obs = rollouts.collect()[:, 0].select("model_input")
+    obs = sub_dict(rollouts.collect(), (slice(None), 0)).select("model_input")
     with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
         acted = algorithm.actor(obs.clone())["action"]
     rl_policy = algorithm.actor.policy
@@ -306,7 +307,7 @@ def one_step_rollout(algorithm: DSRL, num: int) -> TensorDict:
 
 
 @pytest.fixture
-def two_modes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool]]:
+def two_modes(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     """Replace every flow by one of two modes: action 1 for three in ten noises, else -1."""
     switch = {"ignores the noise": False}
 

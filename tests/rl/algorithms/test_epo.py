@@ -26,6 +26,7 @@ from pitune.policies import (
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import Population
 from pitune.rl.policy_gradient.loss import log_ratios
+from pitune.rl.sub_dict import sub_dict
 from settings import changed
 
 LEARNING: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}
@@ -55,7 +56,7 @@ def tell_apart(algorithm: rl.EPO) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in (algorithm.actor.population.to_policy, algorithm.critic.to_critic):
-            weight += 0.2 * torch.randn(weight.shape, generator=generator)
+            weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
 
 
 def weights(module: torch.nn.Module) -> Tensor:
@@ -82,7 +83,7 @@ def test_one_member_without_evolution_is_ppo_bit_for_bit(
         settings = {**LEARNING, "critic_warmup": 1, "likelihood": likelihood}
         config = changed(rl.PPOConfig(), **settings)
         torch.manual_seed(0)
-        algorithm: rl.Algorithm = (
+        algorithm: rl.EPO | rl.PPO = (
             rl.EPO(rl.EPOConfig(ppo=config, num_members=1, evolve_every=0), tiny_policy())
             if epo
             else rl.PPO(config, tiny_policy())
@@ -151,7 +152,9 @@ def test_a_member_s_data_moves_its_own_gene_and_what_is_shared(tiny_policy: Call
     algorithm = new_epo(tiny_policy())
     tell_apart(algorithm)
     rollout = gather(algorithm)
-    batch = rollout[2:4].flatten().set("advantage", torch.randn(10, 1))  # member 1
+    batch = (
+        sub_dict(rollout, slice(2, 4)).flatten().set("advantage", torch.randn(10, 1))
+    )  # member 1
     loss, _ = algorithm.loss(batch)
     population = algorithm.actor.population
     shared = algorithm.actor.policy.network.action_out_proj.weight
@@ -218,12 +221,12 @@ def test_the_clip_is_around_the_master_s_own_old_ratio(tiny_policy: Callable) ->
 def test_targets_look_one_decision_ahead_with_the_master_s_values(tiny_policy: Callable) -> None:
     algorithm = new_epo(tiny_policy(), {"discount": 0.9, "time_limit": "bootstrap"})
     tell_apart(algorithm)
-    torch.nn.init.normal_(algorithm.critic.net[-1].weight)  # type: ignore[arg-type, union-attr]
+    torch.nn.init.normal_(algorithm.critic.net[-1].get_parameter("weight"))
     rollout = onto(algorithm, gather(algorithm))
     others = algorithm.others(rollout)
     zeros = torch.zeros_like(rollout["member"])
     with torch.no_grad():
-        after = rollout["next"].copy().set("member", zeros)
+        after = sub_dict(rollout, "next").copy().set("member", zeros)
         value = algorithm.critic.value(rollout.copy().set("member", zeros))
         following = algorithm.critic.value(after)
         assert not torch.allclose(algorithm.critic.value(rollout)[2:], value[2:])
@@ -370,7 +373,7 @@ def test_two_members_leave_the_better_as_the_only_parent() -> None:
 def test_an_update_selects_at_its_time_and_deploys_the_best(tiny_policy: Callable) -> None:
     algorithm = new_epo(tiny_policy(), evolve_every=2, fitness_decay=1.0)
     rollout = gather(algorithm)
-    after = rollout["next"]
+    after = sub_dict(rollout, "next")
     after["done"][:], after["success"][:] = True, False
     after["terminated"][:] = True
     after["success"][4:6] = True  # member 2

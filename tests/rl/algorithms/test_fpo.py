@@ -70,10 +70,10 @@ def test_statistics_that_change_before_the_loss_trip_the_ratio(
     algorithm = new_fpo(tiny_policy(), mode)
     rollout = gather(algorithm)
     anew = rollout.clone()
-    algorithm.actor.policy.preprocessor.state_offset += 0.1
+    algorithm.actor.policy.preprocessor.state_offset.add_(0.1)
     assert algorithm.update(rollout)["ratio_deviation"] < 1e-4
     algorithm = new_fpo(tiny_policy(), mode)
-    algorithm.actor.policy.preprocessor.state_offset += 0.1
+    algorithm.actor.policy.preprocessor.state_offset.add_(0.1)
     anew["model_input", "state"] = algorithm.actor.policy.preprocessor.normalize_state(
         anew["state"]
     )
@@ -102,7 +102,7 @@ def test_the_loss_by_hand_with_the_ratio_of_the_mean_loss(tiny_policy: Callable)
     algorithm = new_fpo(tiny_policy(horizon=3), low=0.1, high=0.2)
     batch, _ = algorithm.prepare(gather(algorithm))
     with torch.no_grad():
-        algorithm.actor.policy.network.action_out_proj.bias += 0.3
+        algorithm.actor.policy.network.action_out_proj.bias.add_(0.3)
     policy = algorithm.actor.policy
     chunk = policy.preprocessor.unnormalize_action(batch["chain"][:, -1])
     inputs = ModelInput.of(batch)
@@ -182,7 +182,7 @@ def test_another_likelihood_is_refused() -> None:
     with pytest.raises(
         ValueError, match="likelihood=FlowSDEConfig must be a FlowMatchingConfig for fpo; the other"
     ):
-        rl.FPOConfig(likelihood=FlowSDEConfig())
+        rl.FPOConfig(likelihood=FlowSDEConfig())  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

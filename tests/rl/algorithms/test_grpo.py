@@ -22,6 +22,7 @@ from pitune.rl.policy_gradient.advantage import group_relative
 from pitune.rl.policy_gradient.episodes import episodes, grouped, ungrouped
 from pitune.rl.policy_gradient.loss import log_ratios
 from pitune.rl.policy_gradient.reference import Reference
+from pitune.rl.sub_dict import sub_dict
 from settings import changed, stand_still
 
 SETTINGS: dict[str, Any] = {"group_size": 3, "minibatch_size": 8, "num_epochs": 2}
@@ -43,7 +44,7 @@ def experience(algorithm: rl.Algorithm, num_envs: int = 6, num_chunks: int = 9) 
 def mixed(rollout: TensorDictBase) -> TensorDictBase:
     """Return a rollout in which every other episode that ended is a success, with reward 1."""
     rollout = rollout.clone()
-    after = rollout["next"]
+    after = sub_dict(rollout, "next")
     done = after["done"].squeeze(-1)
     number = done.long().cumsum(1) - 1
     envs_ = torch.arange(len(done))[:, None]
@@ -69,7 +70,7 @@ def test_advantages_worked_by_hand() -> None:
 def test_a_group_that_ended_alike_has_advantages_of_exactly_zero() -> None:
     for value in (0.0, 1.0, 0.1):
         for scale in ("group", "batch", "none"):
-            found = group_relative(torch.full((1, 4), value), ALL, scale)  # type: ignore[arg-type]
+            found = group_relative(torch.full((1, 4), value), ALL, scale)
             assert found.abs().max() < 1e-6, (value, scale)
     assert group_relative(torch.ones(1, 4), ALL, "group").eq(0).all()
 
@@ -195,7 +196,7 @@ def test_groups_that_do_not_start_alike_are_seen(tiny_policy: Callable) -> None:
     """Negative control: the same rollout, its environments shuffled."""
     algorithm = new_grpo(tiny_policy())
     rollout = experience(algorithm).collect()
-    _, _, metrics = algorithm.prepare(rollout[torch.tensor([0, 3, 1, 4, 2, 5])])
+    _, _, metrics = algorithm.prepare(sub_dict(rollout, torch.tensor([0, 3, 1, 4, 2, 5])))
     assert metrics["group_start_spread"] > 0.01
 
 
@@ -231,7 +232,7 @@ def test_environments_that_do_not_divide_into_groups_are_refused(tiny_policy: Ca
         experience(new_grpo(tiny_policy()), num_envs=4)
     rollout = experience(new_grpo(tiny_policy())).collect()
     with pytest.raises(ValueError, match="num_envs=4 must be a multiple of group_size=3"):
-        new_grpo(tiny_policy()).update(rollout[:4])
+        new_grpo(tiny_policy()).update(sub_dict(rollout, slice(4)))
     with pytest.raises(ValueError, match="group_size=1 must be at least 2"):
         rl.GRPOConfig(group_size=1)
 
@@ -273,7 +274,7 @@ def test_what_was_dropped_weighs_nothing(half_trained: Path) -> None:
     rollout = mixed(experience(algorithm, num_envs=18).collect())
     rollout["next", "success"][:3] = False
     whole, *_ = algorithm.prepare(rollout)
-    removed, *_ = algorithm.prepare(rollout[3:])
+    removed, *_ = algorithm.prepare(sub_dict(rollout, slice(3, None)))
     assert torch.equal(whole["chain"], removed["chain"])
     losses = [algorithm.loss(part.exclude("episode"))[0] for part in (whole, removed)]
     assert torch.equal(losses[0], losses[1])
@@ -435,7 +436,7 @@ def test_the_divergence_starts_at_zero_and_grows(
     assert divergence().shape == (16, 2)
     assert divergence().abs().max() < 1e-6
     with torch.no_grad():
-        actor.policy.network.action_out_proj.bias += 0.1
+        actor.policy.network.action_out_proj.bias.add_(0.1)
     moved = divergence()
     assert (moved > 0).all()
     if space == "velocity":

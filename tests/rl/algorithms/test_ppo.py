@@ -24,6 +24,7 @@ from pitune.policies import (
 from pitune.rl.gradient_step import minibatches
 from pitune.rl.policy_gradient.advantage import generalized_advantage
 from pitune.rl.policy_gradient.loss import with_one_step
+from pitune.rl.sub_dict import sub_dict
 from settings import changed, stand_still
 
 MODES = {
@@ -62,7 +63,7 @@ def perturb(algorithm: rl.PPO, size: float) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in algorithm.actor.parameters():
-            parameter += size * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -157,7 +158,7 @@ def test_advantages_are_those_of_the_rollout_under_the_present_critic(
     batch, metrics = algorithm.prepare(rollout)
     with torch.no_grad():
         rollout["state_value"] = algorithm.critic.value(rollout)
-        rollout["next", "state_value"] = algorithm.critic.value(rollout["next"])
+        rollout["next", "state_value"] = algorithm.critic.value(sub_dict(rollout, "next"))
     advantage, target = generalized_advantage(rollout, 0.9, 0.8, "bootstrap")
     centered = advantage - advantage.mean()
     standard = centered / centered.square().mean().sqrt()
@@ -188,7 +189,7 @@ def dropout(algorithm: rl.PPO, rollout: TensorDictBase) -> None:
         output = original(*args)
         return output._replace(velocity=torch.nn.functional.dropout(output.velocity, 0.3))
 
-    network.velocity = velocity
+    network.velocity = velocity  # type: ignore[method-assign, assignment]
 
 
 def other_step(algorithm: rl.PPO, rollout: TensorDictBase) -> None:
@@ -198,7 +199,9 @@ def other_step(algorithm: rl.PPO, rollout: TensorDictBase) -> None:
 
 def other_noise(algorithm: rl.PPO, rollout: TensorDictBase) -> None:
     """Score with another noise level."""
-    algorithm.actor.likelihood.config = replace(algorithm.actor.config, noise_level=0.55)
+    config = algorithm.actor.config
+    assert isinstance(config, FlowSDEConfig)
+    algorithm.actor.likelihood.config = replace(config, noise_level=0.55)
 
 
 def other_scaling(algorithm: rl.PPO, rollout: TensorDictBase) -> None:
@@ -224,7 +227,7 @@ def test_statistics_that_change_after_acting_do_not_reach_the_scorer(
     """The states that the actor read are stored as they were scaled."""
     algorithm = new_ppo(tiny_policy())
     rollout = gather(algorithm)
-    algorithm.actor.policy.preprocessor.state_offset += 0.1
+    algorithm.actor.policy.preprocessor.state_offset.add_(0.1)
     assert algorithm.update(rollout)["ratio_deviation"] < 1e-4
 
 
@@ -356,7 +359,9 @@ def test_a_ragged_last_minibatch_is_dropped_and_a_large_one_shrunk(tiny_policy: 
 @pytest.mark.parametrize("scored_steps", ["all", "one"])
 def test_an_update_does_not_touch_its_rollout(scored_steps: Any, tiny_policy: Callable) -> None:
     algorithm = new_ppo(tiny_policy(), scored_steps=scored_steps)
-    rollout = gather(algorithm).to("cpu")  # from here on a move to the CPU is no copy
+    rollout: TensorDictBase = gather(algorithm).to(
+        "cpu"
+    )  # from here on a move to the CPU is no copy
     before = rollout.clone().flatten_keys()
     algorithm.update(rollout)
     after = rollout.flatten_keys()

@@ -24,6 +24,7 @@ from pitune.rl.policy_gradient.loss import log_ratios
 from pitune.rl.policy_gradient.reference import Reference, frozen_copy
 from pitune.rl.policy_gradient.surrogate import implied_clip
 from pitune.rl.policy_gradient.value import ValueCritic
+from pitune.rl.sub_dict import sub_dict
 from settings import changed
 
 SETTINGS: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}
@@ -52,7 +53,8 @@ def weights(algorithm: rl.PPO) -> torch.Tensor:
 def test_a_minibatch_in_parts_is_the_minibatch(
     likelihood: LikelihoodConfig, tiny_policy: Callable
 ) -> None:
-    ends, before = [], None
+    ends: list[torch.Tensor] = []
+    before = torch.zeros(())
     for num_parts in (1, 2, 3):
         algorithm = new_ppo(tiny_policy(), likelihood=likelihood, num_parts=num_parts)
         before = weights(algorithm)
@@ -137,7 +139,7 @@ def test_cloning_the_reference_brings_a_policy_back(tiny_policy: Callable) -> No
     policy = tiny_policy()
     actor = LikelihoodActor(policy, FlowSDEConfig())
     reference = Reference(actor)
-    batch = gather(new_ppo(tiny_policy()))[:, 0]
+    batch = sub_dict(gather(new_ppo(tiny_policy())), (slice(None), 0))
     bias = policy.network.action_out_proj.bias
     slopes = []
     for shift in (0.3, -0.3):
@@ -183,8 +185,8 @@ def test_rescoring_logs_the_gap_and_starts_from_ratio_one(tiny_policy: Callable)
 def test_rescaling_changes_no_value_but_the_units_of_the_loss(tiny_policy: Callable) -> None:
     torch.manual_seed(0)
     critic = ValueCritic(tiny_policy().preprocessor.model_state_dim)
-    torch.nn.init.normal_(critic.net[-1].weight)  # type: ignore[union-attr]
-    batch = gather(new_ppo(tiny_policy()))[:, 0]
+    torch.nn.init.normal_(critic.net[-1].get_parameter("weight"))
+    batch = sub_dict(gather(new_ppo(tiny_policy())), (slice(None), 0))
     before = critic.value(batch)
     target = 40 + 10 * torch.randn(512, 1)
     assert torch.equal(critic.scaled(target), target)

@@ -20,6 +20,7 @@ from pitune.rl import WSRL, ActorCriticConfig, OffPolicyConfig, WSRLConfig
 from pitune.rl.actor_critic.critic_input import critic_input, executed_chunk
 from pitune.rl.actor_critic.learner import FlowActorCritic
 from pitune.rl.experience.demonstrations import demonstrations_for
+from pitune.rl.sub_dict import sub_dict
 
 SMALL = OffPolicyConfig(
     capacity=500,
@@ -217,7 +218,8 @@ def test_no_gradient_reaches_what_is_not_stepped(new: Callable) -> None:
 
 def test_the_policy_follows_the_critics(new: Callable, tiny_policy: Callable) -> None:
     """With a critic that knows the best action the policy goes there; with its negative, away."""
-    best, away = [], []
+    best: list[float] = []
+    away: list[float] = []
     for sign, found in ((1.0, best), (-1.0, away)):
         learner = FlowActorCritic(
             tiny_policy(),
@@ -234,7 +236,7 @@ def test_the_policy_follows_the_critics(new: Callable, tiny_policy: Callable) ->
         batch = TensorDict({"obs": obs, "elapsed": torch.zeros(64, 1)}, batch_size=[64])
         noise = policy.draw_noise(64)
         for _ in range(61):
-            context = policy.encode(ModelInput.of(batch["obs"]))
+            context = policy.encode(ModelInput.of(obs))
             found.append(float((executed_chunk(policy, context, noise) - 0.3).square().mean()))
             learner.actor_step(batch)
     assert best[-1] < 0.1 * best[0]
@@ -255,7 +257,8 @@ def test_cloning_keeps_the_policy_near_the_demonstrations(
             anchor_coefficient=0.0,
         )
         learner = FlowActorCritic(tiny_policy(), config)
-        chunks = demonstrations_for(learner.policy, demonstrations_file).chunks(2)[:64]
+        demonstrated = demonstrations_for(learner.policy, demonstrations_file).chunks(2)
+        chunks = sub_dict(demonstrated, slice(64))
         batch = TensorDict(
             {"obs": chunks.select("model_input"), "elapsed": torch.zeros(64, 1)}, batch_size=[64]
         )
@@ -292,11 +295,11 @@ def test_an_anchor_bounds_how_far_the_policy_follows_the_critics(tiny_policy: Ca
         learner.off_policy.critic.forward = value  # type: ignore[assignment]
         policy = learner.policy
         noise = policy.draw_noise(32)
-        start = executed_chunk(policy, policy.encode(ModelInput.of(batch["obs"])), noise).detach()
+        start = executed_chunk(policy, policy.encode(ModelInput.of(obs)), noise).detach()
         first = learner.actor_step(batch)
         for _ in range(150):
             metrics = learner.actor_step(batch)
-        end = executed_chunk(policy, policy.encode(ModelInput.of(batch["obs"])), noise).detach()
+        end = executed_chunk(policy, policy.encode(ModelInput.of(obs)), noise).detach()
         away[coefficient] = float((end - start).mean())
         assert ("anchor_distance" in metrics) is (coefficient > 0)
     assert first["anchor_distance"] == 0.0

@@ -115,7 +115,7 @@ def test_the_order_of_runs_within_a_task_does_not_matter() -> None:
     first = stratified_bootstrap(table, num_resamples=4000)
     second = stratified_bootstrap(permuted, num_resamples=4000)
     assert first == pytest.approx(second, abs=0.01)
-    assert first[0] < interquartile_mean(table.ravel()) < first[1]
+    assert first[0] < interquartile_mean(table.ravel().tolist()) < first[1]
 
 
 def test_runs_are_not_exchanged_between_tasks() -> None:

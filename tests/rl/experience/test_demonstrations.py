@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tensordict import TensorDict
 from torch import Tensor
 
 from pitune.envs import CheckedEnv, EpisodeSeeds
@@ -123,7 +124,9 @@ def test_demonstrations_that_lack_what_the_policy_needs_are_refused(
     own.save(tmp_path / "own.safetensors")
     own_policy = tiny_policy(1, 1)
     found = demonstrations_for(own_policy, tmp_path / "own.safetensors")
-    state = found.obs["model_input"]["state"]
+    inputs = found.obs["model_input"]
+    assert isinstance(inputs, TensorDict)
+    state = inputs["state"]
     assert torch.equal(state, own_policy.preprocessor.normalize_state(own.obs["state"]))
     monkeypatch.setattr(FlowPolicy, "obs_keys", property(lambda _: ["state", "image/top"]))
     with pytest.raises(ValueError, match=r"has no \['image/top'\], which the policy needs; it has"):
@@ -141,6 +144,7 @@ def test_steps_without_a_task_are_of_the_first_and_instructions_are_needed(tmp_p
     policy, file = vision_policy(), tmp_path / "own.safetensors"
     own.save(file)
     inputs = demonstrations_for(policy, file).obs["model_input"]
+    assert isinstance(inputs, TensorDict)
     for task, words in enumerate(own.tasks):
         obs = {**own.obs, "task_id": torch.zeros(3, dtype=torch.int64)}
         expected = policy.model_input(obs, (words,))
@@ -149,7 +153,9 @@ def test_steps_without_a_task_are_of_the_first_and_instructions_are_needed(tmp_p
     replace(own, tasks=()).save(file)
     with pytest.raises(ValueError, match=r"own\.safetensors holds no instructions, but the policy"):
         demonstrations_for(policy, file)
-    prompt = replace(policy.preprocessor.config.prompt, default="stay")
+    prompt = policy.preprocessor.config.prompt
+    assert prompt is not None
+    prompt = replace(prompt, default="stay")
     config = replace(policy.preprocessor.config, prompt=prompt)
     with_default = policy.replace(preprocessor=config)
     assert len(demonstrations_for(with_default, file).action) == 3

@@ -26,6 +26,7 @@ from pitune.rl.actor_critic.td import OffPolicy
 from pitune.rl.algorithms import bc, epo, grpo, ppo
 from pitune.rl.experience.keys import KEYS, Place, declared, select_decisions
 from pitune.rl.policy_gradient import batch as decisions
+from pitune.rl.sub_dict import sub_dict
 from settings import changed
 from vision_policies import ENV, vision_policy
 
@@ -136,7 +137,7 @@ def faults(rows: TensorDictBase, place: Place, sizes: dict[str, int], prefix: st
             elif path in ("obs", "cloned"):
                 found |= faults(value, "cloning" if path == "cloned" else place, sizes)
         else:
-            shape = tuple(value.shape[rows.ndim :])
+            shape = tuple(rows[name].shape[rows.ndim :])
             if shape not in shapes(KEYS[path].shape, sizes):
                 found.add(f"{path} in {place} of shape {shape}")
     return found
@@ -144,7 +145,7 @@ def faults(rows: TensorDictBase, place: Place, sizes: dict[str, int], prefix: st
 
 def with_successes(rollout: TensorDictBase) -> TensorDictBase:
     """Return a rollout in which the episodes of every other environment succeed."""
-    after = rollout["next"]
+    after = sub_dict(rollout, "next")
     after["success"] = after["done"].clone()
     after["success"][1::2] = False
     return rollout

@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict
 
 from pitune.rl.experience.replay import Replay
+from pitune.rl.sub_dict import sub_dict
 
 
 def rows(start: int, num: int) -> TensorDict:
@@ -59,7 +60,7 @@ def test_the_oldest_are_overwritten() -> None:
 def test_samples_of_a_memory_in_files_are_on_the_learners_device(tmp_path: Path) -> None:
     replay = Replay(10, device="meta", folder=tmp_path)
     replay.push(rows(0, 3))
-    assert replay.sample(2)["next", "state"].device.type == "meta"
+    assert replay.sample(2)["next", "state"].device == torch.device("meta")
 
 
 def test_a_memory_that_will_not_fit_is_refused_before_it_fills(
@@ -158,7 +159,7 @@ def test_what_would_be_corrupted_or_poisonous_is_refused() -> None:
     with pytest.raises(TypeError, match=r"replay key 'prompt' holds a .*, only tensors are kept"):
         replay.push(words)
     nested = rows(0, 2)
-    nested["next"].set_non_tensor("prompt", "reach the red goal")
+    sub_dict(nested, "next").set_non_tensor("prompt", "reach the red goal")
     with pytest.raises(TypeError, match=r"replay key 'next\.prompt' holds a "):
         replay.push(nested)
     broken = rows(0, 2)

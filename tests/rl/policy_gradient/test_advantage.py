@@ -18,6 +18,7 @@ from pitune.rl.policy_gradient.advantage import (
     generalized_advantage,
     standardize,
 )
+from pitune.rl.sub_dict import sub_dict
 
 TERMINATED, TRUNCATED, RUNNING = "terminated", "truncated", "running"
 
@@ -51,8 +52,8 @@ def rollout_of(
         "invalid": torch.zeros(1, num, 1, dtype=torch.bool),
         **{name: flag[None, :, None] for name, flag in flags.items()},
     }
-    before = {"state_value": torch.tensor(value)[None, :, None]}
-    return TensorDict({**before, "next": TensorDict(after, [1, num])}, [1, num])
+    before = torch.tensor(value)[None, :, None]
+    return TensorDict({"state_value": before, "next": TensorDict(after, [1, num])}, [1, num])
 
 
 def random_rollout(num_envs: int, num_chunks: int, horizon: int, seed: int) -> TensorDict:
@@ -86,7 +87,7 @@ def reference(
     rollout: TensorDict, discount: float, gae_lambda: float, time_limit: TimeLimit
 ) -> Tensor:
     """Return advantages (E, T) as sums over all that follows: O(T^2), double precision."""
-    after = rollout["next"]
+    after = sub_dict(rollout, "next")
     num_envs, num_chunks = rollout.batch_size
     found = torch.zeros(num_envs, num_chunks, dtype=torch.float64)
     for i in range(num_envs):
@@ -134,7 +135,7 @@ def test_two_chunks_by_hand() -> None:
 
 def test_truncation_bootstraps_and_termination_does_not() -> None:
     """One step with reward 1 from a value of 2 into a value of 8, discount 1/2."""
-    cases = {
+    cases: dict[tuple[str, TimeLimit], int] = {
         (TERMINATED, "bootstrap"): 1 - 2,
         (TRUNCATED, "bootstrap"): 1 + 4 - 2,
         (TERMINATED, "terminal"): 1 - 2,
@@ -237,7 +238,8 @@ def test_a_perfect_critic_is_never_surprised(
     """T-C1: ends inside a chunk, in the middle and at the end of a fragment."""
     rollout = perfect(end, time_limit)
     for last in (3, 5):  # the fragment stops at the episode's end, or inside the next episode
-        advantage, _ = generalized_advantage(rollout[:, :last], 0.9, gae_lambda, time_limit)
+        fragment = sub_dict(rollout, (slice(None), slice(last)))
+        advantage, _ = generalized_advantage(fragment, 0.9, gae_lambda, time_limit)
         assert advantage.abs().max() < 1e-5
 
 
@@ -253,7 +255,7 @@ def test_a_perfect_critic_is_surprised_by_truncation_taken_for_an_end() -> None:
 
 def merged(rollout: TensorDict, horizon: int) -> TensorDict:
     """Return the same steps (1, T) as chunks of h steps (1, T / h)."""
-    after = rollout["next"]
+    after = sub_dict(rollout, "next")
     num = rollout.batch_size[1] // horizon
     first, last = torch.arange(num) * horizon, torch.arange(num) * horizon + horizon - 1
     joined: dict[str, Any] = {
@@ -263,8 +265,8 @@ def merged(rollout: TensorDict, horizon: int) -> TensorDict:
     joined["live"] = torch.ones(1, num, horizon, dtype=torch.bool)
     joined["duration"] = torch.full((1, num, 1), horizon)
     joined["invalid"] = torch.zeros(1, num, 1, dtype=torch.bool)
-    before = {"state_value": rollout["state_value"][:, first]}
-    return TensorDict({**before, "next": TensorDict(joined, [1, num])}, [1, num])
+    before = rollout["state_value"][:, first]
+    return TensorDict({"state_value": before, "next": TensorDict(joined, [1, num])}, [1, num])
 
 
 def test_chunks_and_single_steps_have_the_same_return() -> None:
