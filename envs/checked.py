@@ -66,6 +66,8 @@ class CheckedEnv:
                 f"action is not finite in environments {rows} of {self.spec.id}; "
                 "check the policy's output"
             )
+
+        # actions inside the bounds
         clipped = torch.maximum(torch.minimum(action, self.high), self.low)
         self.num_entries += int(active.sum()) * self.spec.action_dim
         self.num_clipped += int((clipped != action)[active].sum())
@@ -76,6 +78,7 @@ class CheckedEnv:
                 f"reward is not finite in environments {rows} of {self.spec.id}; an adapter must "
                 "report such a row as truncated and invalid, with reward 0"
             )
+        # copies, because an adapter may write the next step into the same memory
         return StepResult(
             self._check_obs(obs, "step"),
             reward.float().clone(),

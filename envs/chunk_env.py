@@ -61,6 +61,7 @@ class ChunkEnv(EnvBase):
         """Simulator steps executed so far, over all environments."""
         self.simulator_seconds = 0.0
         """Time spent inside the simulator so far [s]; on a GPU, only until its work is queued."""
+        # state of the episodes (E,)
         self._steps = torch.zeros(spec.num_envs, dtype=torch.int64, device=spec.device)
         self._num_episodes = num_episodes
         self._played = torch.zeros_like(self._steps)
@@ -74,6 +75,8 @@ class ChunkEnv(EnvBase):
         spec, h = self.env.spec, self.execution_horizon
         n, device = spec.num_envs, spec.device
         one, steps = torch.Size((n, 1)), torch.Size((n, h))
+
+        # entries of every decision
         flag = Categorical(2, shape=one, dtype=torch.bool, device=device)
         observation = {
             "state": Unbounded(torch.Size((n, spec.state_dim)), device=device),
@@ -85,6 +88,8 @@ class ChunkEnv(EnvBase):
             "success": flag.clone(),
             "invalid": flag.clone(),
         }
+
+        # pictures, or the entries of the preprocessing instead
         cameras = {
             f"image/{camera}": Unbounded(torch.Size((n, *shape)), dtype=torch.uint8, device=device)
             for camera, shape in spec.cameras.items()
@@ -92,9 +97,13 @@ class ChunkEnv(EnvBase):
         if self._preprocess[0] is None:
             observation |= cameras
         else:
+            # a row of zeros shows which entries preprocessing adds
             zeros = Composite({**observation, **cameras}, shape=(n,)).zero()
-            added = self._added({key: zeros[key] for key in zeros.keys()}, slice(None))
+            row = self._added({key: zeros[key] for key in zeros.keys()}, slice(0, 1))
+            added = row.expand(n)
             observation |= {str(key): make_composite_from_td(added)[key] for key in added.keys()}
+
+        # specs, where a chunk of actions is (E, h, d)
         self.observation_spec = Composite(observation, shape=(n,))
         low, high = self.env.low.expand(n, h, -1), self.env.high.expand(n, h, -1)
         self.action_spec = Bounded(low, high, shape=low.shape, device=device)
@@ -104,12 +113,15 @@ class ChunkEnv(EnvBase):
         )
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
+        # all environments, or those that ended and have episodes left
         mask = None if tensordict is None else tensordict.get("_reset", None)
         if mask is None:
             env_idx = torch.arange(self.batch_size[0], device=self.device)
             self._played[:] = 0
         else:
             env_idx = (mask.flatten() & self._playing()).nonzero().flatten()
+
+        # new episodes
         if len(env_idx):
             seeds = self.seeds.next(env_idx).to(env_idx.device)
             start = time.perf_counter()
@@ -117,6 +129,8 @@ class ChunkEnv(EnvBase):
             self.simulator_seconds += time.perf_counter() - start
             self._steps[env_idx] = 0
             self._preprocess_rows(env_idx)
+
+        # entries of a decision, before the first one is taken
         n, h = self.batch_size[0], self.execution_horizon
         nothing = {
             "reward_steps": torch.zeros(n, h, device=self.device),
@@ -135,10 +149,14 @@ class ChunkEnv(EnvBase):
                 f"action chunk of shape {tuple(chunk.shape)} must be "
                 f"{(n, h, self.env.spec.action_dim)}: environments, execution_horizon, action dim"
             )
+
+        # running episodes, and their outcome so far (E,)
         active = executed = self._playing()
         ended = {key: torch.zeros_like(active) for key in ("terminated", "truncated")}
         marks = {key: torch.zeros_like(active) for key in ("success", "invalid")}
         rewards, live = [], []
+
+        # steps of the chunk (E, d), without the episodes that have ended
         for j in range(h):
             live.append(active)
             if active.any():
@@ -155,7 +173,10 @@ class ChunkEnv(EnvBase):
                 active = active & ~(terminated | truncated)
             else:
                 rewards.append(torch.zeros(n, device=self.device))
+
+        # observations after the chunk, preprocessed once
         self._preprocess_rows(executed.nonzero().flatten())
+        # h x (E,) -> (E, h)
         return self._booked(torch.stack(rewards, 1), torch.stack(live, 1), {**ended, **marks})
 
     def _preprocess_rows(self, env_idx: Tensor) -> None:
@@ -168,6 +189,7 @@ class ChunkEnv(EnvBase):
         if self._preprocessed is None or everything:
             self._preprocessed = added
         else:
+            # a copy, because earlier observations hold the old table
             self._preprocessed = self._preprocessed.clone()
             self._preprocessed[env_idx] = added
 

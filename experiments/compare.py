@@ -82,6 +82,8 @@ def compare(config: CompareConfig) -> list[FinishedRun]:
     ]
     for job in jobs:  # reject a wrong name before hours have gone into the other jobs
         _training(config, job)
+
+    # runs, with table and curves after each of them
     runs = []
     for number, job in enumerate(jobs, 1):
         title = f"{job.algorithm} on {job.env.id}, seed {job.seed} ({number} of {len(jobs)})"

@@ -51,10 +51,13 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> rl.Evaluation:
     """Evaluate, print the result, and write it into `out` if that is set."""
+    # policy, which explores by its likelihood or by its noise actor
     policy = policies.load(config.checkpoint, config.load).to(config.device)
     actor = policies.Actor(policy)
     if config.stochastic and policy.noise_source is None:
         actor = policies.LikelihoodActor(policy, config.likelihood)
+
+    # episodes
     env = envs.make(config.env)
     with count_episodes("evaluation", config.episodes, env.spec.num_envs) as on_step:
         result = rl.evaluate(
@@ -65,6 +68,8 @@ def evaluate(config: EvaluateConfig) -> rl.Evaluation:
             stochastic=config.stochastic,
             on_step=on_step,
         )
+
+    # report
     console = Console()
     mode = "exploring" if config.stochastic else f"deployed (ODE, {policy.sampler.solver})"
     sampler = f"{mode}, {policy.sampler.flow_steps} flow steps"

@@ -55,6 +55,8 @@ def inspect(folder: Path, console: Console) -> list[Verdict]:
     """
     record = read_record(folder)
     verdicts = verdicts_of(record)
+
+    # state of the run
     sections = [
         ("", [_title(record), _state(record)]),
         ("Success", _success(record)),
@@ -64,12 +66,16 @@ def inspect(folder: Path, console: Console) -> list[Verdict]:
     for heading, lines in sections:
         _print_section(console, heading, lines)
     console.print()
+
+    # health and advice
     console.print(_health_table(verdicts))
     advice = [v.sentence(record.config) for v in verdicts if v.healthy is False]
     if record.rows and success_dropped(record.before, _last_evaluation(record)):
         advice.insert(0, drop_sentence(record.before, _last_evaluation(record)))
     _print_section(console, "Advice", advice)
     _print_section(console, "Checkpoints", _checkpoints(record))
+
+    # next commands, which need a readable config
     try:
         steps = next_steps(folder) if record.config else []
     except (ValueError, KeyError) as error:
@@ -116,6 +122,8 @@ def _state(record: RunRecord) -> str:
     state = f"iteration {iteration}{of_total}, {steps:,.0f} environment steps"
     if record.summary is not None:
         return f"finished: {state}, {record.summary['train_seconds'] / 60:.1f} min"
+
+    # time since the last change
     files = [file for file in (record.folder / "metrics.csv", record.folder / "config.json")]
     written = max((file.stat().st_mtime for file in files if file.is_file()), default=math.nan)
     minutes = (time.time() - written) / 60

@@ -61,10 +61,14 @@ def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str,
     """
     if config.out.exists():
         raise FileExistsError(f"{config.out} exists already; pass another --out or remove it")
+
+    # data as the network has them before normalizing
     policy = policies.load(config.checkpoint, config.load)
     horizon = policy.network.config.action_horizon
     chunks = rl.Demonstrations.load(config.demonstrations).chunks(horizon)
     state, action = measured(policy, chunks["state"], chunks["action"])
+
+    # stats of (N, s) and (N * H, d), with a least scale
     found = {"state": NormStats.of(state), "actions": NormStats.of(action.flatten(0, 1))}
     floored = {name: stats.flat(config.min_scale) for name, stats in found.items()}
     stats = {name: value.floored(config.min_scale) for name, value in found.items()}

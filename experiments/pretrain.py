@@ -81,6 +81,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.torch_threads)
     start = time.monotonic()
+
+    # demonstrations
     resumed = (config.out / PARTIAL).is_file()
     if resumed:
         check_same(config.out, config.identity(), RECORD)
@@ -88,6 +90,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     else:
         demonstrations = _collect(config)
     collected = time.monotonic()
+
+    # cloning
     step = _cloning_step(config, demonstrations)
     if resumed:
         _restore(step, config.out / PARTIAL)
@@ -95,6 +99,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     else:
         _save(step, config.out / PARTIAL)
     loss = _clone(config, step, demonstrations)
+
+    # checkpoint, which replaces the partial one
     policies.save(step.policy, folder)
     (config.out / PARTIAL).unlink()
     seconds = time.monotonic() - collected
@@ -114,6 +120,8 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
             on_step=lambda num: task.update(min(num, config.num_demonstrations)),
         )
     env.close()
+
+    # files, from which an interrupted run continues
     write_config(config.out / RECORD, config.identity(), {})
     demonstrations.save(config.out / "demonstrations.safetensors")
     screen.note(

@@ -139,6 +139,7 @@ def make_guidance(config: QuickstartConfig, settings: Recipe) -> None:
         demonstrations = rl.collect_demonstrations(
             env, 2 * cloned, config.seed, on_step=lambda num: task.update(min(num, 2 * cloned))
         )
+    # with this seed the first episodes are those that were cloned
     demonstrations.after(cloned).save(file)
     env.close()
 

@@ -76,9 +76,12 @@ class Recipe:
         """
         entry = rl.registry.entry(name.partition(":")[0])
         if entry.whole_episodes:
+            # whole episodes fill about half of a rollout
             return replace(self, num_iterations=2 * self.num_iterations)
         if not entry.off_policy:
             return self
+
+        # short rollouts, because gradient steps follow each of them
         decisions = DECISIONS.get(entry.name, 20_000)
         env = replace(self.env, num_envs=min(25, self.env.num_envs))
         num_chunks = 5
@@ -159,6 +162,8 @@ def with_variant(config: rl.AlgorithmConfig, name: str) -> rl.AlgorithmConfig:
     word, colon, variant = name.partition(":")
     if not colon:
         return config
+
+    # variants of the algorithm, or likelihoods of its settings
     entry = rl.registry.entry(word)
     if entry.variants:
         return entry.variant(variant, config)

@@ -41,6 +41,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        # policy and algorithm
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.torch_threads)
         open_run = Run.resume if config.resume else Run.create
@@ -48,6 +49,8 @@ class Trainer:
         policies.apply_finetuning(policy, config.finetune)
         self.algorithm = rl.make(config.algorithm, policy)
         self._check_memory()
+
+        # environment
         self.env = envs.make(config.env)
         rl.check_fit(policy, self.env.spec)
         rl.check_needs(self.algorithm, self.env.spec)
@@ -56,6 +59,8 @@ class Trainer:
                 f"eval_episodes={config.eval_episodes} must be a multiple of "
                 f"num_envs={config.env.num_envs}"
             )
+
+        # run, written only after all checks
         self.run = open_run(config.out, config.identity(), config.wandb, config.limits())
         self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
         self.iteration = 0
@@ -77,9 +82,13 @@ class Trainer:
         config, start = self.config, time.monotonic()
         if not self.before:
             self._begin()
+
+        # warnings, which continue those of a resumed run
         identity, rows = config.identity(), self.run.rows
         name, before = rl.name_of(self.config.algorithm), self.before["deployed"]
         monitor = HealthMonitor(name, identity, before, rows)
+
+        # iterations
         with screen.task("training", config.num_iterations, self.iteration) as task:
             progress = TrainingProgress(task, self.env.spec)
             while self.iteration < config.num_iterations:
@@ -117,16 +126,21 @@ class Trainer:
     def _iterate(self) -> dict[str, float]:
         """Collect a rollout, learn from it, and return the metrics of both."""
         seconds, steps = dict(self.seconds), self.rollouts.num_env_steps
+        # rollout and update
         start = time.perf_counter()
         rollout = self.rollouts.collect()
         collected = time.perf_counter()
         metrics = self.algorithm.update(rollout)
+
+        # time of each phase
         simulator = self.rollouts.simulator_seconds
         self.seconds["simulator"] += simulator
         self.seconds["policy"] += collected - start - simulator
         self.seconds["update"] += time.perf_counter() - collected
         self.iteration += 1
         phases = {f"seconds/{key}": self.seconds[key] - seconds[key] for key in self.seconds}
+
+        # metrics
         metrics |= rl.rollout_metrics(rollout) | phases
         metrics["env_steps"] = float(self.rollouts.num_env_steps)
         metrics["env_steps_per_second"] = (self.rollouts.num_env_steps - steps) / (
@@ -179,10 +193,13 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate, report, close, and return the summary."""
+        # evaluation and film
         after = self._final_evaluation()
         self._film("after")
         if self.config.video:
             before_after(self.config.out)
+
+        # summary
         summary = {
             "algorithm": rl.name_of(self.config.algorithm),
             "env": self.config.env.id,
@@ -196,6 +213,8 @@ class Trainer:
             "checkpoint": str(self.run.checkpoints()[-1]),
             "best_checkpoint": str(self.run.best_checkpoint()),
         }
+
+        # files
         start = self.before["deployed"]
         learning_curve(self.run.rows, start, self.config.out / "learning_curve.png")
         self.run.finish(summary)

@@ -81,14 +81,19 @@ def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
     Raises:
         ValueError: an input is missing, or there is nothing to compare with.
     """
+    # stored tensors
     inputs, outputs = read_tensors(config.inputs), read_tensors(config.outputs)
     missing = sorted(NEEDED - inputs.keys())
     if missing:
         raise ValueError(f"{config.inputs} lacks {missing}; it holds {sorted(inputs)}")
+
+    # network
     kind = recognize(config.checkpoint)
     network = _network(config.checkpoint, kind, inputs["actions"].shape[1])
     if config.dtype != "auto":
         network.compute_dtype = getattr(torch, config.dtype)
+
+    # outputs
     arguments = encoder_inputs(inputs, camera_order(config.checkpoint))
     computed = compute(network, inputs, arguments, list(outputs), accumulated=kind != "lerobot")
     for key, value in computed.items():
@@ -97,12 +102,16 @@ def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
                 f"{key} has shape {tuple(value.shape)} here, {tuple(outputs[key].shape)} in "
                 f"{config.outputs}; do inputs, outputs and checkpoint belong together?"
             )
+
+    # errors
     errors = {
         key: float((value.double() - outputs[key].double()).abs().max())
         for key, value in computed.items()
     }
     if not errors:
         raise ValueError(f"{config.outputs} holds nothing to compare with: {sorted(outputs)}")
+
+    # JAX rounds in another order than PyTorch, and bfloat16 keeps fewer digits
     tolerance = config.tolerance
     if tolerance is None:
         tolerance = 2e-4 if kind == "orbax" else 1e-4
@@ -132,9 +141,11 @@ def compute(
         wanted: Names of outputs.
         accumulated: Whether flow times are accumulated; see `TimeGrid`.
     """
+    # loss at one flow time (N, H, A)
     action, noise, time = inputs["actions"], inputs["noise"], inputs["time"]
     x = interpolate(action, noise, time[:, None, None])
     context = network.encode(inputs["state"], **arguments)
+    # (N, H, A) -> (N, 1, H, A) -> (N, H, A)
     velocity = network.velocity(context, x[:, None], time[:, None]).velocity[:, 0]
     loss = (velocity - target_velocity(action, noise)).square()
     found = {
@@ -146,12 +157,16 @@ def compute(
         "v_t_cached": velocity,
         "prefix_embs": network.embed_prefix(**arguments)[0],
     }
+
+    # gradients
     if any(key.startswith("grad.") for key in wanted):
         loss.mean().backward()
         found |= {
             f"grad.{name}": torch.zeros_like(p) if p.grad is None else p.grad
             for name, p in network.named_parameters()
         }
+
+    # samples
     with torch.no_grad():
         for key in wanted:
             if key == "traj_x" or key.startswith("sample_actions_"):
@@ -174,8 +189,10 @@ def encoder_inputs(
     inputs: dict[str, Tensor], order: tuple[str, ...] = CAMERAS
 ) -> dict[str, Tensor]:
     """Return the arguments of `Pi0.encode` without the state; unknown cameras come last."""
+    # cameras in the network's order
     names = [key.removeprefix("image_uint8.") for key in inputs if key.startswith("image_uint8.")]
     names = [n for n in order if n in names] + sorted(set(names) - set(order))
+    # (N, V, Y, X, 3) and (N, V)
     pictures = torch.stack([inputs[f"image_uint8.{name}"] for name in names], dim=1)
     present = torch.ones(len(pictures), dtype=torch.bool)
     masks = torch.stack([inputs.get(f"image_mask.{n}", present).bool() for n in names], dim=1)

@@ -24,7 +24,7 @@ from torch import Tensor
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
 from pitune.policies.likelihood.registry import make_likelihood
-from pitune.policies.network.pi0 import Context
+from pitune.policies.network.context import Context
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
 

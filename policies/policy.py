@@ -22,7 +22,8 @@ from pitune.policies.flow.path import (
     target_velocity,
 )
 from pitune.policies.network.config import Pi0Config
-from pitune.policies.network.pi0 import Context, Pi0
+from pitune.policies.network.context import Context
+from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource
 from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.critic_input import critic_input

@@ -73,6 +73,8 @@ class Entry:
                 f"unknown variant {word!r} in algorithm='{self.name}:{word}'; valid after the "
                 f"colon: {', '.join(self.variants)}"
             )
+
+        # a function of the config, or settings by their dotted names
         config = self.config() if config is None else config
         change = self.variants[word]
         if callable(change):

@@ -40,6 +40,7 @@ def make_gymnasium(name: str, config: EnvConfig) -> VectorEnv:
     """
     spec = find_spec(name)
     kwargs: dict[str, Any] = dict(config.typed_options(GymOptions).kwargs)
+    # the time limit belongs to the config
     if "max_episode_steps" in kwargs:
         raise ValueError(
             f"kwargs={kwargs} of {config.id} must not set the time limit; "
@@ -48,6 +49,8 @@ def make_gymnasium(name: str, config: EnvConfig) -> VectorEnv:
     limit = spec.max_episode_steps if config.max_episode_steps is None else config.max_episode_steps
     if limit is not None:
         kwargs["max_episode_steps"] = limit
+
+    # a vector environment with its own implementation, or workers
     if spec.entry_point is None:
         return GymnasiumVector(
             make_vector(spec, config.num_envs, kwargs),
@@ -73,6 +76,7 @@ def find_spec(name: str) -> GymnasiumSpec:
     Raises:
         ValueError: the id is not registered.
     """
+    # importing a package registers its environments
     package, _, name_in_package = name.rpartition(":")
     if package:
         importlib.import_module(package)
@@ -108,6 +112,8 @@ def make_sub_env(spec: GymnasiumSpec, kwargs: Mapping[str, Any]) -> gymnasium.En
     drawing = {"render_mode": "rgb_array"} if can_draw else {}
     with _named_kwargs(spec, kwargs):
         env = gymnasium.make(spec, disable_env_checker=True, **{**drawing, **kwargs})
+
+    # a Dict without our keys becomes one vector
     parts = getattr(env.observation_space, "spaces", {})
     if not isinstance(parts, Mapping) or not parts:
         return env

@@ -89,11 +89,15 @@ class GymnasiumVector:
                 "autoreset_mode=AutoresetMode.DISABLED, which gymnasium.make_vec takes in "
                 "vector_kwargs"
             )
+
+        # time limit and spaces
         limit = max_episode_steps or (env.spec.max_episode_steps if env.spec else None)
         if limit is None:
             raise ValueError(f"{id} has no time limit of its own; pass max_episode_steps")
         space_fields = read_spaces(id, env.single_observation_space, env.single_action_space)
         low, high = np.array(space_fields["action_low"]), np.array(space_fields["action_high"])
+
+        # buffers and state of the episodes (E, ...)
         self._env, self._num_envs = env, env.num_envs
         self._takes_seeds = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self._middle = (low + high) / 2
@@ -127,6 +131,8 @@ class GymnasiumVector:
         rows = np.arange(self._num_envs) if env_idx is None else env_idx.numpy()
         mask = np.zeros(self._num_envs, bool)
         mask[rows] = True
+
+        # new observations, which must not change those of running episodes
         new_obs = self._reset(mask, dict(zip(rows.tolist(), seed.tolist(), strict=True)))
         others = self._running & ~mask
         for key, value in new_obs.items():
@@ -157,6 +163,8 @@ class GymnasiumVector:
                 f"{np.flatnonzero(self._running).tolist()}, whose episodes run, because a vector "
                 "environment cannot hold them still; use WorkerEnv to step some of them"
             )
+
+        # step (E, d), with the middle of the bounds where no episode runs
         if self._stale.any():
             self._reset(self._stale.copy(), {})
         values = np.where(mask[:, None], action.numpy(), self._middle)
@@ -248,6 +256,8 @@ class GymnasiumVector:
         ended = np.asarray(terminated) | np.asarray(truncated)
         self._mark_stale(ended)
         obs, success = copy_batch(raw, self._obs), as_flags(read_success(info), self._num_envs)
+
+        # in this mode `obs` belongs to the next episode, and the last one is in `info`
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
             final_obs = info["final_obs"]
             for row in np.flatnonzero(ended).tolist():

@@ -51,6 +51,7 @@ def make_maniskill(task: str, config: EnvConfig) -> VectorEnv:
         ValueError: the task, reward, control mode, observation mode, camera or backend is unknown.
         RuntimeError: cameras are requested, and this machine cannot render.
     """
+    # settings, checked before a simulator is built
     options = config.typed_options(ManiSkillOptions)
     resolve_obs_mode(config)
     import_mani_skill(task)
@@ -60,6 +61,8 @@ def make_maniskill(task: str, config: EnvConfig) -> VectorEnv:
         raise RuntimeError(
             f"cameras={config.cameras} of maniskill/{task} cannot be rendered: {DRIVER_NEEDED}"
         )
+
+    # one batch on the GPU, or workers with one environment per simulator
     if device == "cuda":
         return make_maniskill_batch(task, config.num_envs, config, device)
     return ManiSkillWorkers(

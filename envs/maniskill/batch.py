@@ -70,6 +70,7 @@ class ManiSkillBatch:
     ) -> None:
         self._simulation, self._task = simulation, task
         self._dense_reward, self._exact_seeds = dense_reward, exact_seeds
+        # action space and success signal
         space = simulation.single_action_space
         if not isinstance(space, Box):
             raise ValueError(
@@ -82,6 +83,8 @@ class ManiSkillBatch:
                 f"reward='sparse' needs a success signal, which maniskill/{task} does not have; "
                 "use 'dense'"
             )
+
+        # an observation, for the shapes
         raw = simulation.get_obs()
         check_cameras(task, cameras, raw)
         self._cameras = cameras
@@ -102,6 +105,8 @@ class ManiSkillBatch:
             deterministic_reset=deterministic_reset and (exact_seeds or len(state) == 1),
             success_signal=has_success,
         )
+
+        # state of the episodes (E,)
         self._running = torch.zeros(len(state), dtype=torch.bool, device=state.device)
         self._num_steps = torch.zeros(len(state), dtype=torch.int64, device=state.device)
 
@@ -117,6 +122,7 @@ class ManiSkillBatch:
         rows = torch.arange(self.spec.num_envs) if env_idx is None else env_idx
         rows, seeds = rows.to(self.spec.device), seed.tolist()
         if self._exact_seeds:
+            # a call per row, because ManiSkill draws all starts of a call from its first seed
             for row, number in zip(rows.split(1), seeds, strict=True):
                 raw = self._start(row, [number] * self.spec.num_envs)
         else:
@@ -126,6 +132,8 @@ class ManiSkillBatch:
             for index, number in zip(rows.tolist(), seeds, strict=True):
                 all_seeds[index] = number
             raw = self._start(rows, all_seeds)
+
+        # counters of the new episodes
         started = torch.zeros_like(self._running)
         started[rows] = True
         self._running = self._running | started
@@ -151,13 +159,19 @@ class ManiSkillBatch:
         # Rows that ended are stepped too, and their actions must be finite.
         action = torch.where(active[:, None], action, torch.zeros_like(action))
         raw, reward, terminated, _, info = self._simulation.step(action)
+
+        # observation, success and reward (E,)
         obs = read_obs(raw, self._cameras)
         success = info["success"].bool() if self.spec.success_signal else ~active
         reward = (reward if self._dense_reward else success).float()
+
+        # rows with numbers that are not finite keep their last observation
         is_finite = obs["state"].isfinite().all(dim=-1) & reward.isfinite()
         valid, invalid = active & is_finite, active & ~is_finite
         self._update_obs(obs, valid)
         self._num_steps = self._num_steps + active
+
+        # ends
         terminated = terminated.bool() & valid
         timed_out = self._num_steps >= self.spec.max_episode_steps
         truncated = active & ~terminated & (timed_out | invalid)

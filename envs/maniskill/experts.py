@@ -185,9 +185,12 @@ class ManiSkillExpert:
         # A new episode begins with the first phase.
         self._phase = torch.where(steps == 0, 0, self._phase)
         self._phase_start = torch.where(steps == 0, 0, self._phase_start)
+
+        # positions (E, 3)
         cube, goal = (getattr(self._simulation, name).pose.p for name in self._actors)
         tool = self._simulation.agent.tcp.pose.p
         target, gripper = tool, torch.full_like(tool[:, 0], OPEN)
+        # target and gripper of each row's phase
         for number, phase in enumerate(self._phases):
             in_phase = self._phase == number
             inputs = PhaseInput(tool, cube, goal, steps - self._phase_start)
@@ -198,5 +201,7 @@ class ManiSkillExpert:
             finished = in_phase & phase.is_finished(inputs, phase_target)
             self._phase = self._phase + finished.to(self._phase)
             self._phase_start = torch.where(finished, steps, self._phase_start)
+
+        # (E, 3) and (E, 1) -> (E, 4)
         move = ((target - tool) * GAIN / REACH).clamp(-1.0, 1.0)
         return torch.cat([move, gripper[:, None]], dim=-1)

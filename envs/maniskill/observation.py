@@ -27,9 +27,11 @@ def read_obs(raw: Any, cameras: tuple[str, ...]) -> Observation:
     if not isinstance(raw, Mapping):
         state, pictures = raw, {}
     else:
+        # mode "rgb+state" has a state, and mode "rgb" the parts of one
         joint = {"agent": raw["agent"], "extra": raw["extra"]} if "state" not in raw else {}
         state = flatten_parts(joint) if joint else raw["state"]
         pictures = raw["sensor_data"]
+    # (E, Y, X, C) -> (E, C, Y, X)
     images = {
         f"image/{name}": rearrange(pictures[name]["rgb"], "E Y X C -> E C Y X") for name in cameras
     }

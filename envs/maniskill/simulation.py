@@ -50,6 +50,8 @@ def build_simulation(
     }
     if device == "cpu":
         arguments["sim_config"] = {"scene_config": {"sleep_threshold": 0.0}}
+
+    # errors of ManiSkill, with a remedy
     try:
         return gymnasium.make(task, **arguments).unwrapped
     except (EOFError, SystemExit) as error:

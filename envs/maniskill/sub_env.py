@@ -36,6 +36,7 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
         spec, self._batch = batch.spec, batch
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": spec.control_hz}
         self.render_mode = "rgb_array"
+        # spaces, where pictures are (Y, X, C)
         low, high = np.array(spec.action_low), np.array(spec.action_high)
         self.action_space = Box(low.astype(np.float32), high.astype(np.float32))
         state = Box(-np.inf, np.inf, (spec.state_dim,), np.float32)
@@ -60,6 +61,7 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
         Raises:
             FloatingPointError: the simulation broke down.
         """
+        # (d,) -> (1, d), a batch of one
         result = self._batch.step(
             torch.from_numpy(action.astype(np.float32))[None], torch.tensor([True])
         )

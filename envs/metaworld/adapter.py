@@ -70,6 +70,7 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
         self._reward, self._camera = reward, camera
         self._expert = ENV_POLICY_MAP[task]()
         self._obs = np.zeros(STATE_DIM)
+        # interface of a Gymnasium environment
         self.dt = float(sawyer.dt)
         self.action_space = sawyer.action_space
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32)

@@ -71,6 +71,8 @@ class Reach:
             cameras=dict.fromkeys(cameras, (3, image_size, image_size)),
             simulator="none",
         )
+
+        # state of the episodes (E, ...)
         self.dense = reward == "dense"
         self.point = torch.zeros(num_envs, 2)
         self.goals = torch.zeros(num_envs, num_tasks, 2)
@@ -207,9 +209,12 @@ class Script:
             tasks=("follow the script",),
             simulator="none",
         )
+
+        # length and kind of end of each episode (E,)
         self.lengths = torch.tensor(lengths)
         self.ends = {kind: torch.tensor([end == kind for end in ends]) for kind in set(ends)}
         self.reuse_buffer = reuse_buffer
+        # the first entry of a state is the number of its environment
         self.state = torch.zeros(num_envs, 3)
         self.state[:, 0] = torch.arange(num_envs)
 

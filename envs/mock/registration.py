@@ -52,6 +52,8 @@ def make_mock(name: str, config: EnvConfig) -> VectorEnv:
             reward=config.reward,
             max_episode_steps=config.time_limit(20),
         )
+
+    # the other tasks have neither cameras, nor rewards, nor tasks to choose from
     for settings, setting in ((config, "cameras"), (config, "reward"), (options, "num_tasks")):
         require_default(settings, setting, config.id, "use mock/Reach")
     if name == "Script":

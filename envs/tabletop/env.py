@@ -94,11 +94,15 @@ class Tabletop:
             cameras={camera: (3, image_size, image_size) for camera in cameras},
             simulator=f"mujoco {mujoco.__version__}",
         )
+
+        # scenes and their episodes (E,)
         self.reward = reward
         self.physics = TabletopPhysics(self.task, num_envs, num_threads)
         self._step_counts = np.zeros(num_envs, dtype=np.int64)
         self._episode_counts = np.zeros(num_envs, dtype=np.int64)
         self._ended = np.ones(num_envs, dtype=bool)  # no episode runs before the first reset
+
+        # pictures (E, 3, Y, X)
         self._images = {
             camera: torch.zeros(num_envs, *shape, dtype=torch.uint8)
             for camera, shape in self.spec.cameras.items()
@@ -137,6 +141,8 @@ class Tabletop:
                 f"seed has shape {tuple(seed.shape)}; {len(rows)} environments are reset, "
                 f"so it must be ({len(rows)},): pass one seed for each"
             )
+
+        # starts that depend on their own seeds only
         for row, episode_seed in zip(rows.tolist(), seed.tolist(), strict=True):
             start = draw_start(self.task, np.random.default_rng(episode_seed))
             self.physics.set_start(row, start)
@@ -156,6 +162,8 @@ class Tabletop:
         mask = active.cpu().numpy()
         commands = action.detach().cpu().numpy().astype(np.float64)
         self._check_step(commands, mask)
+
+        # physics
         rows = np.flatnonzero(mask)
         failed = np.zeros(self.spec.num_envs, dtype=bool)
         failed[rows] = self.physics.advance(rows, commands[rows])
@@ -225,10 +233,12 @@ class Tabletop:
         """Return the observation of all E scenes."""
         # (E, cubes, 3) and (E, cubes, 3) -> (E, cubes, 6)
         poses = np.concatenate([scene.cubes, scene.cube_quaternions[:, :, 1:]], axis=2)
+        # (E, cubes, 3), seen from the tool
         relative = scene.cubes - scene.tool[:, None]
         parts = [scene.tool, scene.tool_velocity, scene.fingers]
         parts += [rearrange(part, "E cubes n -> E (cubes n)") for part in (poses, relative)]
         parts += [scene.error]
+        # (E, 11 + 9 * cubes)
         obs = {
             "state": torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32)),
             "task_id": torch.zeros(self.spec.num_envs, dtype=torch.int64),

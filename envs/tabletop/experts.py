@@ -80,12 +80,17 @@ class TabletopExpert:
     def act(self) -> Tensor:
         """Return the expert's action (E, 4)."""
         scene, steps, episodes = self.env.scene, self.env.step_counts, self.env.episode_counts
+        # a new episode begins with the first phase
         is_new = episodes != self._episode
         self._phase[is_new], self._phase_start[is_new] = 0, 0
         self._episode = episodes
+
+        # next phase, and the step at which it began
         plan = self.plan(scene, self._phase, steps - self._phase_start)
         self._phase_start = np.where(plan.phase != self._phase, steps, self._phase_start)
         self._phase = plan.phase
+
+        # (E, 3) and (E,) -> (E, 4)
         displacement = np.clip((plan.target - scene.tool) / STEP_SIZE, -1, 1)
         grip = np.where(plan.opened, 1.0, -1.0)
         return torch.from_numpy(np.c_[displacement, grip].astype(np.float32))
@@ -109,6 +114,7 @@ def plan_stack(scene: Scene, phase: Array, num_steps: Array) -> Plan:
     tool, cube, error = scene.tool, scene.cubes[:, 0], scene.error
     releasing = phase == 5
     phase = _approach(scene, phase, num_steps)
+    # phase changes in this step
     over = np.linalg.norm(error[:, :2], axis=1) < 0.01
     phase = np.where((phase == 3) & over, 4, phase)
     phase = np.where((phase == 4) & (error[:, 2] > -0.004), 5, phase)
@@ -117,6 +123,7 @@ def plan_stack(scene: Scene, phase: Array, num_steps: Array) -> Plan:
     # Up first, so that the cube does not hit the other one.
     low = (cube[:, 2] < scene.goal[:, 2] + 0.015) & ~over
     carry[low] = tool[low] + [0, 0, 0.05]
+    # phase 4 moves by the remaining error, and phase 5 straight up
     lower = tool + error + [0, 0, 0.001]
     retreat = tool + np.where(releasing & (num_steps > 2), 0.05, 0.0)[:, None] * [0, 0, 1]
     target = _above_cube(scene, phase)
@@ -132,17 +139,21 @@ def plan_push(scene: Scene, phase: Array, num_steps: Array) -> Plan:
     It pushes at half the height of the cube, so that the cube does not tip, and at about half the
     gripper's speed, so that it does not fly away. It returns to phase 0 if the cube slips sideways.
     """
+    # positions and directions in the plane (E, 2)
     tool, cube = scene.tool[:, :2], scene.cubes[:, 0, :2]
     distance = np.linalg.norm(scene.error[:, :2], axis=1, keepdims=True) + 1e-9
     direction = scene.error[:, :2] / distance
     behind = cube - 0.065 * direction
     offset = tool - cube
     sideways = np.abs(offset[:, 0] * direction[:, 1] - offset[:, 1] * direction[:, 0])
+
+    # phase changes in this step
     arrived = np.linalg.norm(tool - behind, axis=1) < 0.01
     phase = np.where((phase == 0) & arrived, 1, phase)
     phase = np.where((phase == 1) & (scene.tool[:, 2] < CUBE_HALF_SIZE + 0.01), 2, phase)
     phase = np.where((phase == 2) & (sideways > 0.03), 0, phase)
 
+    # target of each phase
     contact = cube - 0.03 * direction
     push = tool + 0.4 * (contact - tool) + direction * np.minimum(distance, 0.025)
     rising = (phase == 0) & (scene.tool[:, 2] < 0.07)  # above the cube before moving around it

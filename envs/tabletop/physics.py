@@ -64,6 +64,7 @@ class TabletopPhysics:
     @property
     def scene(self) -> Scene:
         """The true state of all scenes, as a copy."""
+        # a state is the time, the positions and the velocities
         num_envs, num_positions = len(self.states), self.model.nq
         positions = self.states[:, 1 : 1 + num_positions].copy()
         velocities = self.states[:, 1 + num_positions :][:, : self.model.nv].copy()
@@ -106,6 +107,7 @@ class TabletopPhysics:
         before = self.states[rows]
         # (N, 5) -> (N, PHYSICS_STEPS, 5)
         controls = repeat(self._controls(rows, action), "n u -> n steps u", steps=PHYSICS_STEPS)
+        # (N, PHYSICS_STEPS, state)
         trajectory, _ = self._rollout.rollout(self.model, self._thread_data, before, controls)
         after = trajectory[:, -1]
         # MuJoCo resets a scene that diverges, or stops it early. Its clock (entry 0) reveals both.

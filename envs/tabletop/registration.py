@@ -42,6 +42,7 @@ def make_tabletop(task: str, config: EnvConfig) -> VectorEnv:
     options = config.typed_options(TabletopOptions)
     if not config.cameras:
         require_default(options, "shadows", f"{config.id} without cameras", "name its cameras")
+    # threads of the physics take the place of worker processes
     num_threads = options.num_threads
     return Tabletop(
         task,

@@ -54,9 +54,13 @@ class SceneRenderer:
         self.model, self.height, self.width = model, height, width
         self._data = mujoco.MjData(model)
         self._goal_site = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "goal")
+
+        # OpenGL context with a buffer of the picture's size
         self._gl, self._context = _make_contexts(model, height, width)
         mujoco.mjr_resizeOffscreen(width, height, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+
+        # scene to draw, and its end
         self._scene = mujoco.MjvScene(model, maxgeom=200)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         if not _open_renderers:
@@ -74,11 +78,14 @@ class SceneRenderer:
             camera: Name of a camera of the model.
         """
         self._gl.make_current()  # another renderer may be current
+        # bodies and goal
         mujoco.mj_setState(self.model, self._data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
         mujoco.mj_forward(self.model, self._data)
         if self._goal_site >= 0:
             offset = self.model.site_pos[self._goal_site]
             self._data.site_xpos[self._goal_site] = goal + offset
+
+        # scene, seen by the camera
         view = mujoco.MjvCamera()
         view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         view.fixedcamid = self.model.camera(camera).id
@@ -91,6 +98,8 @@ class SceneRenderer:
             mujoco.mjtCatBit.mjCAT_ALL,
             self._scene,
         )
+
+        # pixels
         viewport = mujoco.MjrRect(0, 0, self.width, self.height)
         mujoco.mjr_render(viewport, self._scene, self._context)
         pixels = np.empty((self.height, self.width, 3), dtype=np.uint8)

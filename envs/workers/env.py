@@ -86,9 +86,13 @@ class WorkerEnv:
     ) -> None:
         if num_envs < 1 or num_workers < 0:
             raise ValueError(f"{num_envs=} must be at least 1 and {num_workers=} at least 0")
+
+        # workers
         num_workers = min(num_workers, num_envs)
         self._pool = WorkerPool(factory, id, num_envs, num_workers, start_timeout, step_timeout)
         sub_env = self._pool.spec
+
+        # time limit
         limit = sub_env.max_episode_steps if max_episode_steps is None else max_episode_steps
         if limit is None or limit < 1:
             self.close()
@@ -110,6 +114,8 @@ class WorkerEnv:
             deterministic_reset=deterministic_reset,
             success_signal=sub_env.success_signal,
         )
+
+        # state of the episodes (E,)
         self._running = np.zeros(num_envs, bool)
         self._num_steps = np.zeros(num_envs, np.int64)
         self._num_breakdowns = np.zeros(num_envs, np.int64)
@@ -128,6 +134,7 @@ class WorkerEnv:
         """
         rows = np.arange(self.spec.num_envs) if env_idx is None else env_idx.numpy()
         seeds = seed.numpy()
+        # an environment that fails to reset is not running
         self._running[rows] = False
         failed = self._pool.exchange("reset", rows, seeds).failed
         if failed:
@@ -136,8 +143,11 @@ class WorkerEnv:
             failed = self._pool.exchange("reset", rows[retried], seeds[retried]).failed
         for row, reason in failed.items():
             raise RuntimeError(f"{self.spec.id}: environment {row} failed to reset twice: {reason}")
+
+        # new episodes
         self._running[rows] = True
         self._num_steps[rows] = 0
+        # an earlier breakdown concerns the old episode
         for row in rows.tolist():
             self._pool.lost.pop(row, None)
         return self._copy_obs()
@@ -160,6 +170,8 @@ class WorkerEnv:
                 f"{self.spec.id}: active environments {waiting} have no running episode; "
                 "reset them first, or leave them out of active"
             )
+
+        # step, without the rows whose worker was replaced
         active_rows = np.flatnonzero(mask)
         rows = np.array([row for row in active_rows if row not in self._pool.lost], np.int64)
         result = self._pool.exchange("step", rows, action.numpy()[rows])

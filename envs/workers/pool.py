@@ -72,12 +72,15 @@ class WorkerPool:
         """
         result = Rows.empty(self.spec, self._num_envs)
         result.obs = self.obs
+        # all requests before the first answer, so that the workers run in parallel
         pending = []
         for worker in self._open_workers():
             in_worker = (rows >= worker.rows.start) & (rows < worker.rows.stop)
             if in_worker.any():
                 worker.send(method, rows[in_worker] - worker.rows.start, values[in_worker])
                 pending.append((worker, rows[in_worker]))
+
+        # answers
         for worker, worker_rows in pending:
             try:
                 self._merge(result, worker_rows, worker.receive(self._step_timeout))
@@ -138,12 +141,16 @@ class WorkerPool:
         """Write a worker's results for `rows` into the result of all E."""
         if isinstance(part, Failure):  # not the fault of a sub-environment: a bug of this package
             raise RuntimeError(f"{self._env_id}: a worker failed: {part.traceback}")
+
+        # rows that worked
         valid = np.ones(len(rows), bool)
         valid[list(part.failed)] = False
         for key, value in part.obs.items():
             result.obs[key][rows[valid]] = value[valid]
         for name in ("reward", "terminated", "truncated", "success"):
             getattr(result, name)[rows[valid]] = getattr(part, name)[valid]
+
+        # rows that broke down keep their last observation
         for position, reason in part.failed.items():
             logger.warning(
                 "%s: environment %d broke down: %s", self._env_id, rows[position], reason

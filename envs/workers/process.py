@@ -187,6 +187,7 @@ def serve(connection: Connection, environment: Mapping[str, str]) -> None:
         connection: To the parent.
         environment: The parent's environment variables. Those of the fork server may be older.
     """
+    # one thread, because the workers share the cores
     os.environ.update(environment, OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group, but only the parent decides when to stop.
@@ -197,6 +198,7 @@ def serve(connection: Connection, environment: Mapping[str, str]) -> None:
             number, method, arguments = connection.recv()
             result: Any
             try:
+                # the first request makes the sub-environments
                 if sub_envs is None:
                     sub_envs = SubEnvs(*arguments)
                     result = sub_envs.spec

@@ -63,6 +63,7 @@ def read_spaces(
     cameras: dict[str, tuple[int, int, int]] = {}
     for key, part in parts.items():
         if key.startswith("image/") and isinstance(part, spaces.Box) and len(part.shape) == 3:
+            # Gymnasium has (Y, X, C), an observation has (C, Y, X)
             height, width, channels = part.shape
             cameras[key.removeprefix("image/")] = (channels, height, width)
             is_usable = part.dtype == np.uint8
@@ -74,6 +75,8 @@ def read_spaces(
                 "and `image/<camera>` (uint8 Box Y,X,C) is needed; wrap the environment with "
                 "gymnasium.wrappers.FlattenObservation or TransformObservation"
             )
+
+    # actions
     if not isinstance(action, spaces.Box):
         raise ValueError(
             f"{env_id}: action_space={action} is not continuous; only a bounded Box is supported, "

@@ -82,9 +82,13 @@ class SubEnvs:
         """Describe the first environment, after one step: earlier `info` may be incomplete."""
         env = self._get_or_make(0)
         space_fields = read_spaces(self.env_id, env.observation_space, env.action_space)
+
+        # a step with the middle of the bounds
         env.reset(seed=0)
         low, high = np.array(space_fields["action_low"]), np.array(space_fields["action_high"])
         info = env.step(self._to_space(env, (low + high) / 2))[-1]
+
+        # rate of the control steps
         step_seconds = getattr(env.unwrapped, "dt", None)
         frame_rate = env.metadata.get("render_fps")
         return SubEnvSpec(
@@ -104,6 +108,7 @@ class SubEnvs:
                 self._write(results.obs, position, obs)
                 self.started[row] = True
             except Exception:
+                # the next use of this row makes a new one
                 self._discard(row)
                 results.failed[position] = traceback.format_exc()
         return results

@@ -32,7 +32,8 @@ from pitune.policies.flow.kernels import FlowSDE
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import TimeGrid
 from pitune.policies.network.config import Pi0Config, pi0, pi05, tiny
-from pitune.policies.network.pi0 import Context, Pi0
+from pitune.policies.network.context import Context
+from pitune.policies.network.pi0 import Pi0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,7 @@ def network_of(config: BenchmarkConfig) -> Pi0:
     dtype = getattr(torch, config.dtype)
     with torch.device("meta"):
         network = Pi0(presets[config.preset])
+    # random values in place of the meta tensors, one parameter at a time
     for name, parameter in network.named_parameters():
         parent = network.get_submodule(name.rpartition(".")[0])
         kind = torch.float32 if stays_float32(name) else dtype
@@ -85,6 +87,7 @@ def network_of(config: BenchmarkConfig) -> Pi0:
 def measure(config: BenchmarkConfig) -> list[tuple[str, float, str]]:
     """Return the name of each part, its time [s], and the peak memory of the process so far."""
     network = network_of(config)
+    # inputs of the network
     n, horizon = config.batch_size, network.config.action_horizon
     shape = (n, horizon, network.config.action_dim)
     size = network.config.vision.image_size if network.config.vision else 224
@@ -94,6 +97,7 @@ def measure(config: BenchmarkConfig) -> list[tuple[str, float, str]]:
         "images": 2 * torch.rand(n, config.cameras, 3, size, size, device=device) - 1,
         "tokens": torch.randint(network.config.vocab_size, (n, config.prompt_tokens)).to(device),
     }
+    # (N, H, A) and (N, 1)
     noise, flow_time = torch.randn(shape, device=device), torch.full((n, 1), 0.5, device=device)
     grid, kernel = TimeGrid(config.flow_steps), FlowSDE(0.5, torch.ones(shape[1:], device=device))
     rows = [("weights", 0.0, peak_memory(device))]
@@ -101,6 +105,7 @@ def measure(config: BenchmarkConfig) -> list[tuple[str, float, str]]:
     def timed(part: str, act: Callable[[], object]) -> None:
         rows.append((part, seconds(act, config.repeats, device), peak_memory(device)))
 
+    # inference
     with torch.no_grad():
         context = network.encode(**inputs)
         field = lambda x, t: network.velocity(context, x, t)  # noqa: E731
@@ -112,6 +117,8 @@ def measure(config: BenchmarkConfig) -> list[tuple[str, float, str]]:
             f"score {grid.flow_steps} steps, one pass",
             lambda: score_chain(field, chain, grid, kernel, None),
         )
+
+    # training
     if config.training:
         timed("training step, all weights", lambda: training_step(network, inputs, noise))
     return rows

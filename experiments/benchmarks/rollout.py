@@ -62,11 +62,14 @@ class DoNothing(TensorDictModuleBase):
 
 def raw_steps_per_second(env: envs.VectorEnv, num_steps: int) -> float:
     """Return the speed of the adapter alone, with resets of ended episodes [steps/s]."""
+    # new episodes, which are not measured
     seeds = EpisodeSeeds(env.spec.num_envs, 0, "train")
     all_envs = torch.arange(env.spec.num_envs, device=env.spec.device)
     active = torch.ones(env.spec.num_envs, dtype=torch.bool, device=env.spec.device)
     action = torch.zeros(env.spec.num_envs, env.spec.action_dim, device=env.spec.device)
     env.reset(seeds.next(all_envs).to(all_envs.device), all_envs)
+
+    # steps and resets
     start = time.perf_counter()
     for _ in range(num_steps):
         result = env.step(action, active)
@@ -91,6 +94,8 @@ def chunked_steps_per_second(env: envs.CheckedEnv, horizon: int, num_chunks: int
         auto_register_policy_transforms=False,
     )
     rollouts = iter(collector)
+
+    # one rollout
     steps, start = chunk_env.num_env_steps, time.perf_counter()
     next(rollouts)
     return (chunk_env.num_env_steps - steps) / (time.perf_counter() - start)
@@ -100,12 +105,15 @@ def benchmark(config: BenchmarkConfig) -> float:
     """Measure, print the table, and return the chunked speed as a share of the raw speed."""
     torch.set_num_threads(1)
     env = envs.make(config.env)
+    # in turn, because the load of the machine may change
     raw, chunked = [], []
     for _ in range(config.repeats):
         num_steps = config.num_chunks * config.execution_horizon
         raw.append(raw_steps_per_second(env.env, num_steps))
         chunked.append(chunked_steps_per_second(env, config.execution_horizon, config.num_chunks))
     share = median(c / r for c, r in zip(chunked, raw, strict=True))
+
+    # table of medians
     title = f"{config.env.id}, {config.env.num_envs} envs, {config.env.num_workers} workers"
     table = Table(title=title, caption=f"medians of {config.repeats}; {provenance()['machine']}")
     for column in ("", "environment steps/s", "share of raw (each pair)"):

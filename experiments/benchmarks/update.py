@@ -71,12 +71,17 @@ def seconds_per_step(config: BenchmarkConfig, variant: str, ratio: float) -> dic
     # work that is done once per run or per thousand decisions is not part of a step
     values |= {"initial_fit_steps": 1, "fit_every": 1_000_000}
     preset = rl.preset(name).with_demonstrations(config.demonstrations)
+
+    # algorithm and rollouts
     torch.manual_seed(0)
     policy = policies.load(config.checkpoint).to(config.device)
     algorithm = rl.make(with_settings(preset, values), policy)
     env = envs.make(config.env)
     rollouts = rl.Rollouts(env, algorithm, config.num_chunks, seed=0)
+    # the first update ends the warm-up
     algorithm.update(rollouts.collect())
+
+    # time of each phase
     steps, seconds = rollouts.num_env_steps, dict.fromkeys(PHASES, 0.0)
     for _ in range(config.num_rollouts):
         start = time.perf_counter()
@@ -98,6 +103,8 @@ def benchmark(config: BenchmarkConfig) -> dict[tuple[str, float], dict[str, floa
     table = Table(title=title, caption=f"ratio: rounds of gradient steps per decision; {machine}")
     for column in ("algorithm", "ratio", *PHASES, "sum", "environment steps/s"):
         table.add_column(column, justify="left" if column == "algorithm" else "right")
+
+    # a row for each variant and ratio
     times = {}
     for variant in VARIANTS:
         for ratio in config.ratios:

@@ -72,6 +72,7 @@ def requirements() -> tuple[list[str], dict[str, list[str]]]:
         core = config["options"]["install_requires"].split("\n")
         wanted = {name: config["options.extras_require"][name].split("\n") for name in EXTRAS}
     else:
+        # the record of the installed package
         lines = metadata.requires("pitune") or []
         core = [line for line in lines if "extra ==" not in line]
         wanted = {n: [x for x in lines if re.search(f"extra == .{n}.", x)] for n in EXTRAS}
@@ -165,6 +166,8 @@ def names() -> list[Finding]:
         ours = where is not None and where.resolve().parent == (PACKAGE / name).resolve()
         text = f"{where}" if ours else f"{where} hides ours; run elsewhere or uninstall it"
         findings.append(Finding(f"pitune.{name}", text, ours))
+
+    # other distributions with a package of our name
     owners = sorted(set(metadata.packages_distributions().get("pitune", [])) - {"pitune"})
     if owners:
         text = f"also installed by {', '.join(owners)}; pip uninstall {' '.join(owners)}"

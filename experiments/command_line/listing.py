@@ -35,6 +35,8 @@ def algorithms() -> str:
         held = [name for name, holds in traits.items() if holds]
         if held:
             lines.append(f"({', '.join(held)})")
+
+        # words that may follow the colon
         if entry.variants:
             lines.append(
                 f"variants: {', '.join(f'{entry.name}:{word}' for word in entry.variants)}"

@@ -60,6 +60,7 @@ def _import_file(file: Path) -> None:
     if not file.is_file():
         raise ImportError(f"there is no file --import={file}; pass the path of a .py file")
     _append_to_path(file.resolve().parent)
+    # the name must not belong to another module
     spec = importlib.util.find_spec(file.stem)
     if spec is None or spec.origin is None or not Path(spec.origin).exists():
         origin = "another module"

@@ -72,12 +72,15 @@ def parse(
     Raises:
         ValueError: an argument is unknown or has no valid value.
     """
+    # defaults and description
     default = default_of(kind, args) if default is None else default
     asked = wants_help(args)
     text = description or ""
     basic = asked and HELP_ALL not in args
     if basic:
         text += f"\n\nThese are the basic options; {HELP_ALL} lists all."
+
+    # arguments, with the output of tyro captured
     registry = ConstructorRegistry()
     output, errors = _Printed(sys.stdout.encoding if asked else "utf-8"), io.StringIO()
     registry.struct_rule(_help_rule(basic))
@@ -93,6 +96,8 @@ def parse(
         except SystemExit as stopped:
             if stopped.code:
                 raise ValueError(_sentence(errors.getvalue(), prog)) from None
+
+    # help, with the description wrapped here because tyro would join its lines
     if asked:
         width = shutil.get_terminal_size().columns
         usage, _, options = output.getvalue().partition(_DESCRIPTION)
@@ -213,6 +218,7 @@ def _wrapped(description: str, width: int) -> str:
     blocks = []
     for block in re.split(r"\n\s*\n", description.strip("\n")):
         if block.startswith("    "):
+            # commands, continued by backslashes
             commands = [" ".join(line.split()) for line in block.split("\n")]
             lines = [textwrap.wrap(command, width - 12) for command in commands]
             blocks.append("\n".join("    " + " \\\n        ".join(line) for line in lines))
@@ -229,13 +235,18 @@ def _sentence(box: str, prog: str) -> str:
     The box has paragraphs, separated by rules: the message, and perhaps similar options.
     """
     box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colors
+    # paragraphs inside the box
     lines = [line.strip("│").rstrip() for line in box.splitlines() if line.startswith("│")]
     paragraphs = re.split(r"\n\s*─{5,}\n?", "\n".join(lines))
     message = re.sub(r"^Error parsing \w+Config: ", "", " ".join(paragraphs[0].split()))
+
+    # message
     if message.startswith("Missing from"):
         names = re.findall(r"^ {5}(\S+)", paragraphs[0], re.MULTILINE)
         message = f"missing {', '.join(names)}"
     message = (message[:1].lower() + message[1:]).rstrip(".") or box.strip()
+
+    # hint
     similar = [re.findall(r"--[\w.-]+", text) for text in paragraphs if "Perhaps you" in text]
     hint = f"; did you mean {similar[0][0]}?" if similar and similar[0] else ";"
     return f"{message}{hint} `{prog} {HELP_ALL}` lists the options"

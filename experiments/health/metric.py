@@ -112,13 +112,18 @@ def judge(
     column: str, rows: Sequence[Mapping[str, Any]], metric: Metric | None, config: Mapping[str, Any]
 ) -> Verdict:
     """Judge a column of a run's rows by its entry in the table."""
+    # window of the metric
     start, window = 0.0, 1
     if metric is not None:
         start = float(_setting(config, metric.start_setting, 0)) if metric.start_setting else 0.0
         window = metric.window
+
+    # values after the start, as many as the window holds
     values = [float(row[column]) for row in rows if column in row]
     later = [float(row[column]) for row in rows if column in row and row["iteration"] > start]
     later = [value for value in later if not math.isnan(value)][-window:]
+
+    # verdict
     if metric is None or not metric.checked or len(later) < window:
         return Verdict(column, values[-1] if values else math.nan, metric, None)
     value = fmean(later)

@@ -35,6 +35,7 @@ class HealthMonitor:
         self._algorithm = algorithm
         self._config, self._before = config, before
         self._warned: set[str] = set()
+        # warnings that a resumed run has printed already
         for num in range(1, len(rows) + 1):
             self.warnings(rows[:num])
 
@@ -45,6 +46,7 @@ class HealthMonitor:
     def _new_warnings(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if not rows:
             return
+        # metrics that left their healthy range
         for column in rows[-1]:
             metric = entry(column, self._algorithm, METRICS)
             if metric is None or not metric.checked or metric.name in self._warned:
@@ -53,6 +55,7 @@ class HealthMonitor:
             if verdict.healthy is False:
                 self._warned.add(metric.name)
                 yield verdict.sentence(self._config)
+        # success below its value before training
         if "success_rate" not in self._warned and success_dropped(self._before, rows[-1]):
             self._warned.add("success_rate")
             yield drop_sentence(self._before, rows[-1])

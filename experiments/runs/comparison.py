@@ -89,6 +89,8 @@ def comparison_table(runs: Sequence[FinishedRun]) -> str:
         lines += [_line(run) for run in group]
         if len(group) > 1:
             lines.append(_line_of_seeds(group))
+
+    # note below the table
     commits = ", ".join(sorted({run.commit for run in runs}))
     note = (
         "Deployed policies with 95 % Wilson intervals on starts that training never saw; p: exact "
@@ -127,6 +129,7 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # a panel for each environment
     env_ids = sorted({run.summary["env"] for run in runs})
     names = sorted({run.name for run in runs})  # one color for each, in all panels
     figure = Figure(figsize=(6 * len(env_ids), 4), layout="constrained")
@@ -134,6 +137,7 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
     for axes, env_id in zip(
         figure.subplots(1, len(env_ids), squeeze=False)[0], env_ids, strict=True
     ):
+        # a band over the seeds of each algorithm
         for (env, name), group in _grouped(runs).items():
             if env == env_id:
                 steps, mean, low, high = seed_band(group)

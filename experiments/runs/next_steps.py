@@ -73,6 +73,8 @@ def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
     checkpoints = sorted(folder.glob("checkpoint_*"))
     if not checkpoints:
         return []
+
+    # the same run with twice the iterations
     name, latest = config["algorithm_name"], checkpoints[-1]
     again = train_options(config)
     more = ["--num-iterations", str(2 * max(1, int(latest.name.rpartition("_")[2])))]
@@ -80,6 +82,8 @@ def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
     loaded = {key: value for key, value in config.items() if key != "load"}
     from_latest = train_options({**loaded, "checkpoint": str(latest)})
     continued = folder.with_name(f"{folder.name}-from-{latest.name}")
+
+    # the same settings with another algorithm
     other = other_algorithm(name)
     shared = {key: value for key, value in config.items() if key != "algorithm"}
     swapped = train_options({**shared, "algorithm_name": other})

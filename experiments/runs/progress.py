@@ -113,6 +113,7 @@ class Screen:
             done: Units that are done already.
         """
         with ExitStack() as stack:
+            # the outermost task opens the display, and the others add bars to it
             if self._bars is None and self.console.is_terminal:
                 stack.enter_context(self._display())
             nested = self._bars is not None and bool(self._bars.tasks)
@@ -165,6 +166,7 @@ def _moved_handlers(streams: dict) -> Iterator[None]:
     Args:
         streams: Original stream -> replacement.
     """
+    # handlers of any logger that write to one of the streams
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {
         handler
@@ -199,6 +201,7 @@ def count_episodes(
 
         def on_step(done: Tensor) -> None:
             finished.add_(done.cpu())
+            # extra episodes of a fast environment do not count
             task.update(int(finished.clamp(max=quota).sum()))
 
         yield on_step

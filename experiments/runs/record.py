@@ -44,6 +44,7 @@ def read_record(folder: Path) -> RunRecord:
     Raises:
         FileNotFoundError: the folder holds nothing of a run.
     """
+    # the folder of a run, perhaps incomplete
     checkpoints = sorted(folder.glob("checkpoint_*"))
     files = [folder / name for name in ("config.json", "metrics.csv")]
     if not checkpoints and not any(file.is_file() for file in files):
@@ -52,6 +53,8 @@ def read_record(folder: Path) -> RunRecord:
         raise FileNotFoundError(
             f"no run in {folder}{hint}. Pass the folder that holds config.json and metrics.csv"
         )
+
+    # parts of the run, and their problems
     problems: list[str] = []
     saved = _config(folder, problems)
     return RunRecord(

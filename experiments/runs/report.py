@@ -31,6 +31,7 @@ class TrainingProgress:
 
     def update(self, iteration: int, metrics: dict[str, float], num_env_steps: int) -> None:
         """Show an iteration. Evaluations stay on the screen as lines of their own."""
+        # evaluation
         if "success_rate" in metrics:
             low, high = metrics["success_rate_low"], metrics["success_rate_high"]
             self._success = f"success {metrics['success_rate']:.0%}"
@@ -38,9 +39,13 @@ class TrainingProgress:
                 f"iteration {iteration:4d}  {num_env_steps:>10,} steps of {self._spec.id}  "
                 f"success {metrics['success_rate']:.1%} [{low:.1%}, {high:.1%}]"
             )
+
+        # speed, without the first iteration
         if self._first_steps < 0:
             self._first_steps, self._start = num_env_steps, time.monotonic()
         rate = (num_env_steps - self._first_steps) / max(1e-9, time.monotonic() - self._start)
+
+        # status of the bar
         parts = [self._success]
         if "train/success_rate" in metrics:
             parts.append(f"exploring {metrics['train/success_rate']:.0%}")
@@ -66,6 +71,7 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
         console: Where to print, standard output by default.
     """
     console = console or Console()
+    # success
     title = f"{summary['algorithm']} on {summary['env']}, seed {summary['seed']}"
     table = Table(title=title, caption="95 % Wilson intervals; starts that training never saw")
     for column in ("policy", "before", "after"):
@@ -73,6 +79,8 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
     for key, name in NAMES.items():
         table.add_row(name, percent(summary["before"][key]), percent(summary["after"][key]))
     console.print(table)
+
+    # time of each phase
     spent = sum(summary["seconds"].values())
     shares = ", ".join(
         f"{name} {seconds:.0f} s ({seconds / max(spent, 1e-9):.0%})"
@@ -82,6 +90,8 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
         f"{summary['env_steps']:,} environment steps in {summary['iterations']} iterations, "
         f"{summary['train_seconds']:.0f} s. Time: {shares}"
     )
+
+    # files and next commands
     folder = Path(summary["checkpoint"]).parent
     print_steps(console, files_of(folder), summary.get("next") or next_steps(folder))
 
@@ -107,16 +117,21 @@ def learning_curve(rows: list[dict[str, Any]], before: dict[str, Any], file: Pat
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # evaluations, the first one before training
     evaluated = [row for row in rows if "success_rate" in row]
     steps = [0.0] + [row["env_steps"] for row in evaluated]
     rate = [before["success_rate"]] + [row["success_rate"] for row in evaluated]
     low = [before["wilson_low"]] + [row["success_rate_low"] for row in evaluated]
     high = [before["wilson_high"]] + [row["success_rate_high"] for row in evaluated]
+
+    # deployed policy
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.fill_between(steps, low, high, alpha=0.25, linewidth=0, label="95 % Wilson interval")
     axes.plot(steps, rate, marker="o", markersize=3, label="deployed (ODE)")
+
+    # exploring policy
     trained = [row for row in rows if "train/success_rate" in row]
     axes.plot(
         [row["env_steps"] for row in trained],

@@ -113,6 +113,7 @@ class Run:
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         """Add a row to metrics.csv and to wandb."""
         row = {"iteration": iteration, **metrics}
+        # a new column changes the header, so the whole file is written
         new = [key for key in row if key not in self._columns]
         self._columns += new
         self._rows.append(row)
@@ -142,6 +143,7 @@ class Run:
             shutil.rmtree(self.folder / name)
         with atomic_folder(self.folder / name) as folder:
             write_policy(algorithm.deployed_policy(), folder)
+            # state besides the weights, which are saved apart
             state = {"training": algorithm.training_state(), "random": torch.get_rng_state()}
             if torch.cuda.is_available():
                 state["random_cuda"] = torch.cuda.get_rng_state_all()
@@ -177,6 +179,8 @@ class Run:
             raise FileNotFoundError(
                 f"{self.folder} has no checkpoint to resume from; remove it and start again"
             )
+
+        # policy, training state and random numbers
         folder = checkpoints[-1]
         algorithm.actor.policy.load_state_dict(load_policy(folder).state_dict())
         state = torch.load(folder / "training.pt", weights_only=True)
@@ -184,6 +188,8 @@ class Run:
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available() and "random_cuda" in state:
             torch.cuda.set_rng_state_all(state["random_cuda"])
+
+        # progress
         progress: dict[str, Any] = json.loads((folder / "progress.json").read_text())
         if "before" in progress:
             progress["before"] = with_current_names(progress["before"])

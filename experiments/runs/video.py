@@ -54,6 +54,7 @@ def _frames(
     env: envs.CheckedEnv, actor: Actor, seed: int, task: Task | None = None
 ) -> list[np.ndarray]:
     """Return the pictures (Y, X, 3) uint8 of one episode of every environment, two by two."""
+    # new episodes
     num_envs, device = env.spec.num_envs, env.spec.device
     seeds = envs.EpisodeSeeds(num_envs, seed, "test")
     env_idx = torch.arange(num_envs, device=device)
@@ -61,6 +62,8 @@ def _frames(
     active = torch.ones(num_envs, dtype=torch.bool, device=device)
     success = torch.zeros_like(active)
     devices = list(range(torch.cuda.device_count()))
+
+    # steps of the chunks, until all episodes have ended
     frames = [_grid(env, success)]
     preprocess = actor.policy.observation_preprocessor(env.spec.tasks)
     with torch.random.fork_rng(devices), set_exploration_type(ExplorationType.DETERMINISTIC):
@@ -98,6 +101,7 @@ def before_after(folder: Path) -> Path | None:
     Args:
         folder: Of the run, with before.mp4 and after.mp4.
     """
+    # films
     files = [folder / "before.mp4", folder / "after.mp4"]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -109,6 +113,8 @@ def before_after(folder: Path) -> Path | None:
     fps = float(imageio.get_reader(files[0]).get_meta_data()["fps"])
     target = folder / "before_after.gif"
     temporary = folder / "tmp_before_after.gif"
+
+    # the best quality that is small enough
     for width, num_frames, colors in QUALITIES:
         data = _gif(films, fps, width, num_frames, colors)
         if len(data) <= MAX_BYTES:
@@ -124,6 +130,7 @@ def _gif(
     """Return an animation of films side by side. The shorter one holds its last frame."""
     from PIL import Image
 
+    # equally spaced frames of the longer film
     length = max(len(film) for film in films)
     chosen = np.unique(np.linspace(0, length - 1, min(num_frames, length)).round().astype(int))
     images = []

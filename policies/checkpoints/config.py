@@ -50,6 +50,7 @@ def with_settings(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
     Raises:
         ValueError: a camera is not one of the network's, or the policy is steered.
     """
+    # sampler settings that the caller has set
     changes = {
         name: value
         for name in ("execution_horizon", "flow_steps")
@@ -118,6 +119,8 @@ def _rewired(config: PreprocessorConfig, cameras: dict[str, str]) -> Preprocesso
             f"cameras={cameras} names {unknown}, but the network's cameras are {list(known)}; "
             "name some of them"
         )
+
+    # known cameras in the network's order, the unnamed ones as missing
     kept = {name: cameras[name] for name in known if name in cameras}
     missing = tuple(name for name in known if name not in cameras)
     return replace(config, pictures=replace(pictures, cameras=kept, missing=missing))

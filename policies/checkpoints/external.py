@@ -115,7 +115,9 @@ def write_weights(
 def write_companions(policy: FlowPolicy, folder: Path) -> None:
     """Write `arch.json` and the tokenizer beside exported weights."""
     network = policy.network.config
+    # the expert has the heads of the language model, so it stands in for an absent one
     vlm, vision = network.vlm or network.expert, network.vision
+    # facts that the shapes of the weights do not determine
     arch = {
         "vlm": {"num_heads": vlm.num_heads, "num_kv_heads": vlm.num_kv_heads},
         "vision": {} if vision is None else {"num_attention_heads": vision.num_heads},

@@ -34,6 +34,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.rename(path)
     except BaseException:
+        # also after Ctrl-C, so that no incomplete folder stays
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
@@ -47,6 +48,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"no weights at {file}; take a complete checkpoint")
+
+    # file format, by its first bytes
     with file.open("rb") as opened:
         start = opened.read(9)
     # a safetensors file has "{" after its header's length, whose own bytes are arbitrary
@@ -55,6 +58,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
             f"{file} is a pickle, which can run any code and is never loaded; convert it to "
             "safetensors with the program that wrote it"
         )
+
+    # tensors
     try:
         with safe_open(file, framework="pt") as opened_file:
             tensors = {key: opened_file.get_tensor(key) for key in opened_file.keys()}
@@ -62,6 +67,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{file} is damaged or cut short ({error}); take a complete checkpoint"
         ) from error
+
+    # aligned copies of a small file, see `MAPPED_BYTES`
     if file.stat().st_size < MAPPED_BYTES:
         tensors = {key: value.clone() for key, value in tensors.items()}
     return tensors

@@ -65,6 +65,8 @@ def register_format(checkpoint_format: CheckpointFormat) -> None:
             f"format={checkpoint_format.name!r} is registered already; registered are "
             f"{list(FORMATS)}, choose another name"
         )
+
+    # a misspelled option would never be rejected
     options = {item.name for item in fields(LoadConfig)}
     unknown = sorted(checkpoint_format.ignored_options - options)
     if unknown:
@@ -128,9 +130,13 @@ def recognize(path: Path) -> str:
     """
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint at {path}; pass a checkpoint's folder")
+
+    # the last registered format comes first, so that one from outside can replace ours
     for checkpoint_format in reversed(FORMATS.values()):
         if checkpoint_format.recognize(path):
             return checkpoint_format.name
+
+    # a pickle gets an error of its own
     pickles = sorted(f.name for end in ("bin", "pt", "pth", "ckpt") for f in path.glob(f"*.{end}"))
     if pickles:
         raise ValueError(
@@ -156,10 +162,13 @@ def load(
         ValueError: a file is damaged or does not fit, the format ignores an option in `config`, or
             needs one that is not there.
     """
+    # policy, read by its format
     folder, config = Path(path), config or LoadConfig()
     checkpoint_format = FORMATS[recognize(folder)]
     _reject_ignored(checkpoint_format, config, pipeline, folder)
     policy = checkpoint_format.read(folder, config, pipeline)
+
+    # tokenizer, unless the reader has found one
     info = policy.info
     if policy.preprocessor.config.prompt is not None and info.tokenizer is None:
         tokenizer = _tokenizer(folder, config, policy.network.config.vocab_size)
@@ -214,11 +223,14 @@ def _reject_ignored(
     Raises:
         ValueError: names the option.
     """
+    # options that differ from the defaults
     given = {item.name: getattr(config, item.name) for item in fields(config)}
     defaults = LoadConfig()
     changed = {name: value for name, value in given.items() if value != getattr(defaults, name)}
     if pipeline is not None:
         changed["pipeline"] = pipeline
+
+    # those that this format ignores
     for name in sorted(changed.keys() & checkpoint_format.ignored_options):
         readers = [row.name for row in FORMATS.values() if name not in row.ignored_options]
         raise ValueError(

@@ -90,10 +90,13 @@ def openpi_keys(config: Pi0Config) -> Shapes:
             "the sizes of both"
         )
     width = config.expert.width
+    # output heads of both language models, the first of which holds the embedding
     keys: Shapes = {
         LM_HEAD: (config.vocab_size, vlm.width),
         EXPERT_HEAD: (config.vocab_size, width),
     }
+
+    # layers around the expert
     keys |= _linear("action_in_proj", config.action_dim, width)
     keys |= _linear("action_out_proj", width, config.action_dim)
     if config.family == "pi0":
@@ -102,6 +105,8 @@ def openpi_keys(config: Pi0Config) -> Shapes:
         keys |= _linear("action_time_mlp_out", width, width)
     else:
         keys |= _linear("time_mlp_in", width, width) | _linear("time_mlp_out", width, width)
+
+    # towers
     keys |= _siglip_keys(vision)
     keys |= _linear(f"{VLM}multi_modal_projector.linear", vision.width, vlm.width)
     keys |= _gemma_keys(f"{VLM}language_model.", vlm)
@@ -140,12 +145,15 @@ def _gemma_keys(prefix: str, config: GemmaConfig) -> Shapes:
     keys = _gemma_norm(f"{prefix}norm", config)
     for i in range(config.depth):
         layer = f"{prefix}layers.{i}"
+        # norms
         keys |= _gemma_norm(f"{layer}.input_layernorm", config)
         keys |= _gemma_norm(f"{layer}.post_attention_layernorm", config)
+        # attention
         keys |= _linear(f"{layer}.self_attn.q_proj", width, queries, bias=False)
         keys |= _linear(f"{layer}.self_attn.k_proj", width, shared, bias=False)
         keys |= _linear(f"{layer}.self_attn.v_proj", width, shared, bias=False)
         keys |= _linear(f"{layer}.self_attn.o_proj", queries, width, bias=False)
+        # feed-forward part
         keys |= _linear(f"{layer}.mlp.gate_proj", width, config.mlp_dim, bias=False)
         keys |= _linear(f"{layer}.mlp.up_proj", width, config.mlp_dim, bias=False)
         keys |= _linear(f"{layer}.mlp.down_proj", config.mlp_dim, width, bias=False)
@@ -155,12 +163,14 @@ def _gemma_keys(prefix: str, config: GemmaConfig) -> Shapes:
 def _siglip_keys(config: SiglipConfig) -> Shapes:
     """Return the weights of the vision tower."""
     width, patch = config.width, config.patch_size
+    # embeddings
     keys: Shapes = {
         f"{VISION}embeddings.patch_embedding.weight": (width, 3, patch, patch),
         f"{VISION}embeddings.patch_embedding.bias": (width,),
         f"{VISION}embeddings.position_embedding.weight": (config.num_patches, width),
     }
     keys |= _layer_norm(f"{VISION}post_layernorm", width)
+    # encoder layers
     for i in range(config.depth):
         layer = f"{VISION}encoder.layers.{i}"
         keys |= _layer_norm(f"{layer}.layer_norm1", width)

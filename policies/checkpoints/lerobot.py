@@ -44,6 +44,7 @@ def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> 
     Raises:
         ValueError: norm stats are missing, files disagree, or the pipeline is not supported.
     """
+    # network, in the family that both files must name
     files = lerobot_read.LerobotFolder.read(folder)
     horizon = config.action_horizon or int(files.config.get("chunk_size", 50))
     network = read_network(folder, horizon)
@@ -53,16 +54,22 @@ def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> 
             f"{folder / 'config.json'} has type={files.config.get('type')!r}, but the weights are "
             f"{family}'s; only pi0 and pi05 are supported, and both files must agree"
         )
+
+    # preprocessing, where the caller's norm stats replace those of the folder
     _, legacy = lerobot_read.split_legacy_stats(read_weight_files(folder))
     stats = lerobot_read.read_norm_stats(folder, files, legacy)
     if config.norm_stats is not None:
         stats = openpi.read_norm_stats(config.norm_stats)
     check_normalized(folder, stats is not None, config)
     preprocessor = lerobot_read.preprocessor_config(files, stats, family, config.state_padding)
+
+    # sampler
     sampler = SamplerConfig(
         flow_steps=int(files.config.get("num_inference_steps", 10)),
         execution_horizon=min(int(files.config.get("n_action_steps", horizon)), horizon),
     )
+
+    # policy
     policy = FlowPolicy(network, preprocessor, sampler)
     warn_of_raised_scales(policy, folder)
     origin = {"format": "lerobot", **asdict(files)}

@@ -88,9 +88,11 @@ def read_norm_stats(
     """
     state_file = files.step("normalizer_processor").get("state_file")
     if state_file is not None:
+        # a file of the normalizer's step
         tensors = read_safetensors(folder / state_file)
         keys = ("observation.state.{}", "action.{}")
     elif legacy:
+        # older checkpoints hold buffers among the weights
         tensors = legacy
         keys = (
             "normalize_inputs.buffer_observation_state.{}",
@@ -146,17 +148,23 @@ def preprocessor_config(
         ValueError: the checkpoint normalizes in a way that is not supported.
     """
     config = files.config
+    # widths of the robot
     state_dim = _width(config, "input_features", "observation.state")
     action_dim = _width(config, "output_features", "action")
     if stats is not None:  # hub configs may hold the padded widths, 32
         state_dim, action_dim = min(state_dim, stats[0].dim), min(action_dim, stats[1].dim)
+
+    # norm stats
     normalization: Normalization = "none"
     if stats is None:
         stats = NormStats.identity(state_dim), NormStats.identity(action_dim)
     else:
         normalization = _normalization(files)
+
+    # settings of the steps
     normalizer = files.step("normalizer_processor").get("config", {})
     tokenizer = files.step("tokenizer_processor").get("config", {})
+    # `tokenizer_max_length` of lerobot's two config classes
     default_tokens = 48 if family == "pi0" else 200
     is_quantile = normalization == "quantile"
     return PreprocessorConfig(
@@ -164,6 +172,7 @@ def preprocessor_config(
         action=stats[1].first(action_dim),
         normalization=normalization,
         epsilon=0.0 if is_quantile else float(normalizer.get("eps", 1e-8)),
+        # lerobot adds epsilon when it normalizes, and not in the inverse
         epsilon_out=0.0,
         min_scale=LOADED_MIN_SCALE,
         delta_mask=_delta_mask(files, action_dim),

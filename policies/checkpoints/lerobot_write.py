@@ -38,6 +38,8 @@ def write(policy: FlowPolicy, folder: Path) -> list[str]:
     """
     network, preprocessor = policy.network.config, policy.preprocessor.config
     weights = merged_weights(policy, "lerobot")
+
+    # files as they were loaded, or new ones
     origin = dict(policy.info.origin)
     differences: list[str] = []
     steps = origin.get("preprocessor", {}).get("steps", [])
@@ -46,17 +48,22 @@ def write(policy: FlowPolicy, folder: Path) -> list[str]:
     else:
         differences = _check_pipeline(network, preprocessor)
         files = _new_files(network, preprocessor)
+    # settings that may have changed since then
     files["config"] = {
         **files["config"],
         "chunk_size": network.action_horizon,
         "n_action_steps": policy.sampler.execution_horizon,
         "num_inference_steps": policy.sampler.flow_steps,
     }
+
+    # weights with lerobot's two heads
     embedding = weights[EMBEDDING]
     weights[LM_HEAD] = embedding.clone()  # safetensors refuses two names of one memory
     weights[EXPERT_HEAD] = torch.zeros(len(embedding), network.expert.width, dtype=embedding.dtype)
     tensors = {f"model.{key}": value for key, value in weights.items()}
     write_weights("lerobot", tensors, lerobot_keys(network), folder, {"format": "pt"})
+
+    # config, step files and their norm stats
     write_json(folder / "config.json", files["config"], indent=4)
     stats = _stats_tensors(preprocessor.state, preprocessor.action)
     for name, written in (
@@ -101,6 +108,8 @@ def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]
             f"lerobot's {network.family} always has discrete_state={network.family == 'pi05'}, "
             f"but this policy has {config.prompt.discrete_state}; save with format='openpi'"
         )
+
+    # settings that lerobot does not have
     differences = []
     if config.pictures.resize != "torch":
         differences.append("pictures that are not of the right size are resized without antialias")
@@ -114,6 +123,8 @@ def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict
     pictures, prompt = config.pictures, config.prompt
     if pictures is None or prompt is None:  # _check_pipeline has raised already
         raise ValueError("lerobot's π0 needs cameras and a prompt; save with format='pitune'")
+
+    # features
     size = [3, pictures.size, pictures.size]
     names = [*pictures.cameras, *(f"empty_camera_{i}" for i, _ in enumerate(pictures.missing))]
     inputs: dict[str, Any] = {
@@ -121,9 +132,13 @@ def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict
     }
     inputs["observation.state"] = {"type": "STATE", "shape": [config.state.dim]}
     outputs = {"action": {"type": "ACTION", "shape": [config.action.dim]}}
+
+    # normalization
     mode = _MODES[config.normalization]
     norm_map = {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode}
     relative = _relative_actions(config)
+
+    # config.json
     description = {
         "type": network.family,
         "n_obs_steps": 1,
@@ -143,6 +158,8 @@ def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict
         "tokenizer_max_length": prompt.max_tokens,
         "normalization_mapping": norm_map,
     }
+
+    # step files
     normalizer = {"eps": 1e-8, "features": {**inputs, **outputs}, "norm_map": norm_map}
     before = _steps(network.family, relative, normalizer, prompt.max_tokens)
     after = _postprocessor_steps(relative, {**normalizer, "features": outputs})
@@ -190,6 +207,7 @@ def _steps(
     family: str, relative: dict[str, Any], normalizer: dict[str, Any], max_tokens: int
 ) -> list[dict[str, Any]]:
     """Return the steps of lerobot's own preprocessor, in its order."""
+    # steps that both families have
     relative_step = {"registry_name": "relative_actions_processor", "config": relative}
     tokenizer_step = {
         "registry_name": "tokenizer_processor",
@@ -219,6 +237,8 @@ def _steps(
         {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
         {"registry_name": "to_batch_processor", "config": {}},
     ]
+
+    # the order differs between the families
     if family == "pi0":
         newline = {"registry_name": "pi0_new_line_processor", "config": {}}
         return [*first, newline, tokenizer_step, device_step, relative_step, normalizer_step(6)]

@@ -58,8 +58,11 @@ def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> 
 
 def write_policy(policy: FlowPolicy, folder: Path) -> list[str]:
     """Write a policy into an existing folder, and return no differences: it holds everything."""
+    # weights
     weights = {key: value.contiguous() for key, value in policy.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
+
+    # description
     info = policy.info
     description = {
         "format": FORMAT,
@@ -86,8 +89,11 @@ def load_policy(folder: Path) -> FlowPolicy:
         FileNotFoundError: one of its files is missing.
         ValueError: a file is damaged, or was written by an incompatible version of pitune.
     """
+    # files
     description = _read_description(folder)
     weights = read_safetensors(folder / WEIGHTS)
+
+    # policy of the described sizes, with the network on the meta device
     try:
         preprocessor = PreprocessorConfig.from_dict(description["preprocessor"])
         network, lora = _network_without_memory(description)
@@ -101,15 +107,21 @@ def load_policy(folder: Path) -> FlowPolicy:
             f"{folder / DESCRIPTION} does not describe a policy ({error!r}); it was damaged or "
             "written by another version, take a complete checkpoint"
         ) from error
+
+    # fingerprint of norm stats and pipeline
     if description.get("fingerprint", preprocessor.fingerprint()) != preprocessor.fingerprint():
         raise ValueError(
             f"the norm stats or pipeline in {folder / DESCRIPTION} were edited: their fingerprint "
             f"is {preprocessor.fingerprint()}, but {description['fingerprint']} was written; a "
             "policy needs the statistics that it was trained with, restore the file"
         )
+
+    # weights in place of the meta tensors
     weights = {_renamed(key): value for key, value in weights.items()}
     check_keys(policy.state_dict(), weights, folder / WEIGHTS)
     policy.load_state_dict(weights, assign=True)
+
+    # tokenizer
     if (folder / TOKENIZER).is_dir():
         tokenizer = Tokenizer.load(folder / TOKENIZER)
         policy = policy.replace(info=replace(policy.info, tokenizer=tokenizer))
@@ -175,12 +187,15 @@ def _read_description(folder: Path) -> dict[str, Any]:
         FileNotFoundError: one of the checkpoint's files is missing.
         ValueError: it is no JSON object, or of a version that cannot be read.
     """
+    # a complete folder
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"no {name} in {folder}; a checkpoint is a folder with {DESCRIPTION} and "
                 f"{WEIGHTS}, experiments.pretrain writes one"
             )
+
+    # a JSON object
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         written_by = (description.get("format"), description.get("version"))
@@ -189,6 +204,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{folder / DESCRIPTION} is not a valid JSON object ({error}); the checkpoint is "
             "damaged, take a complete one"
         ) from error
+
+    # a known format and version
     if written_by[0] != FORMAT or written_by[1] not in READABLE:
         raise ValueError(
             f"{folder / DESCRIPTION} has format, version {written_by}; this pitune reads "

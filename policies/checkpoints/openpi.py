@@ -92,6 +92,7 @@ def _read_policy(
     read_network: Callable[[Path, int], Pi0],
 ) -> FlowPolicy:
     """Return the policy of a folder whose network `read_network` reads."""
+    # pipeline
     if pipeline is None:
         if config.pipeline not in PIPELINES:
             raise ValueError(
@@ -100,6 +101,8 @@ def _read_policy(
                 f"(--load.pipeline): {sorted(PIPELINES)}"
             )
         pipeline = PIPELINES[config.pipeline]
+
+    # network
     stored = read_arch(folder).get("action_horizon")
     horizon = config.action_horizon or stored or pipeline.action_horizon
     network = read_network(folder, horizon)
@@ -108,15 +111,21 @@ def _read_policy(
             f"{folder} holds {network.config.family} weights, but the pipeline is "
             f"{pipeline.family}'s; pass a pipeline of {network.config.family}"
         )
+
+    # norm stats
     file = config.norm_stats or find_norm_stats(folder)
     stats = None if file is None else read_norm_stats(file)
     check_normalized(folder, stats is not None, config)
+
+    # policy with openpi's sampler
     sampler = SamplerConfig(
         flow_steps=10,
         execution_horizon=min(pipeline.execution_horizon, horizon),
         accumulated_time=True,
     )
     policy = FlowPolicy(network, preprocessor_config(pipeline, stats, network.config), sampler)
+
+    # origin, with the folder of the norm stats for writing them back
     origin = {"format": "openpi"}
     if file is not None and config.norm_stats is None:
         asset = file.parent.relative_to(folder)
@@ -208,10 +217,14 @@ def write(policy: FlowPolicy, folder: Path) -> list[str]:
     network, preprocessor = policy.network.config, policy.preprocessor.config
     weights = merged_weights(policy, "openpi")
     differences = _check_pipeline(network, preprocessor)
+
+    # weights with openpi's two heads
     embedding = weights.pop(EMBEDDING)
     weights[LM_HEAD] = embedding
     weights[EXPERT_HEAD] = torch.zeros(len(embedding), network.expert.width, dtype=embedding.dtype)
     write_weights("openpi", weights, openpi_keys(network), folder, {EMBEDDING: LM_HEAD})
+
+    # config.json
     description = {
         "action_dim": network.action_dim,
         "action_horizon": network.action_horizon,
@@ -220,6 +233,8 @@ def write(policy: FlowPolicy, folder: Path) -> list[str]:
         "precision": str(embedding.dtype).removeprefix("torch."),
     }
     write_json(folder / "config.json", description)
+
+    # norm stats in the folder of their asset
     if preprocessor.normalization != "none":
         stats = {"state": asdict(preprocessor.state), "actions": asdict(preprocessor.action)}
         asset_id = policy.info.origin.get("asset_id", "pitune")
@@ -243,12 +258,16 @@ def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]
             f"{[] if pictures is None else list(pictures.cameras)}, and it needs a prompt; save "
             "with format='pitune' or 'lerobot'"
         )
+
+    # in openpi the normalization follows from the family
     expected = "quantile" if network.family == "pi05" else "zscore"
     if config.normalization not in (expected, "none"):
         raise ValueError(
             f"openpi normalizes {network.family} by {expected}, this policy by "
             f"{config.normalization}; save with format='pitune' or 'lerobot'"
         )
+
+    # settings that openpi does not have
     differences = {
         "pictures that are not of the right size are resized with antialias": (
             pictures.resize != "pillow"

@@ -61,6 +61,7 @@ def read_orbax(path: Path) -> tuple[dict[str, Tensor], HeadCounts]:
         ModuleNotFoundError: `tensorstore` is not installed.
         ValueError: leaves are missing, unknown, of a wrong shape, or damaged.
     """
+    # leaves of the checkpoint and of its family
     leaves = _open_leaves(path)
     family: Family = "pi05" if "time_mlp_in/kernel" in leaves else "pi0"
     expected = rules(family)
@@ -72,6 +73,8 @@ def read_orbax(path: Path) -> tuple[dict[str, Tensor], HeadCounts]:
             f"{path} does not hold a {family} policy of openpi: missing leaves {missing}, surplus "
             f"leaves {surplus}; take a complete π0 or π0.5 checkpoint"
         )
+
+    # weights, with low-rank updates merged
     depths = _check_shapes(path, expected, leaves)
     weights: dict[str, Tensor] = {}
     for leaf, rule in expected.items():
@@ -104,6 +107,8 @@ def _open_leaves(path: Path) -> dict[str, Any]:
             f"{path} is a JAX checkpoint, and the package tensorstore, which reads it, is not "
             "installed; run pip install 'pitune[orbax]'"
         ) from error
+
+    # arrays of the store
     store = {"driver": "ocdbt", "base": f"file://{folder.resolve()}/"}
     # with this flag the writer stored every chunk, so a missing chunk was lost and is not zero
     complete = _metadata(folder).get("store_array_data_equal_to_fill_value", False)
@@ -116,6 +121,7 @@ def _open_leaves(path: Path) -> dict[str, Any]:
                 "kvstore": {**store, "path": f"{name}/"},
                 "fill_missing_data_reads": not complete,
             }
+            # from params.PaliGemma.img.head.kernel.value to PaliGemma/img/head/kernel
             leaf = name.removeprefix("params.").removesuffix(".value").replace(".", "/")
             leaves[leaf] = tensorstore.open(spec, read=True).result()
     except ValueError as error:
@@ -165,6 +171,7 @@ def _check_shapes(
                 f"{' after that of the layers' if rule.stacked else ''}, take a π0 or π0.5 "
                 "checkpoint of openpi"
             )
+        # the number of layers must be the same in all leaves of a tower
         if rule.stacked:
             tower = leaf.split("/")[1]
             depths[leaf] = shape[0]
@@ -196,7 +203,9 @@ def _merged(leaf: str, weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """
     try:
         if "attn_vec_einsum" in leaf:
+            # openpi's equation sums over the heads on both sides of the rank
             high = reduce(high.float(), "layers heads rank d -> layers 1 rank d", "sum")
+        # (..., inputs, rank) @ (..., rank, outputs)
         update = low.float() @ high.float()
         return (weight.float() + update).to(weight.dtype)
     except RuntimeError as error:

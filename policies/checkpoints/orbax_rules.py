@@ -135,6 +135,7 @@ def _scale_bias(leaf: str, name: str) -> dict[str, Rule]:
 def _vision() -> dict[str, Rule]:
     """Return the rules of the vision tower and its projector."""
     leaf, name = "PaliGemma/img/Transformer/encoderblock", f"{VISION}encoder.layers.{{layer}}"
+    # embeddings
     leaves = {
         "PaliGemma/img/embedding/kernel": Rule(
             (f"{VISION}embeddings.patch_embedding.weight",), 4, to_convolution
@@ -146,9 +147,13 @@ def _vision() -> dict[str, Rule]:
             (f"{VISION}embeddings.position_embedding.weight",), 3, drop_first
         ),
     }
+
+    # norms and feed-forward part
     for i in (0, 1):
         leaves |= _scale_bias(f"{leaf}/LayerNorm_{i}", f"{name}.layer_norm{i + 1}")
         leaves |= _dense(f"{leaf}/MlpBlock_0/Dense_{i}", f"{name}.mlp.fc{i + 1}")
+
+    # attention
     attention = f"{leaf}/MultiHeadDotProductAttention_0"
     for part in ("query", "key", "value"):
         parameter = f"{name}.self_attn.{part[0]}_proj"
@@ -157,6 +162,8 @@ def _vision() -> dict[str, Rule]:
     parameter = f"{name}.self_attn.out_proj"
     leaves[f"{attention}/out/kernel"] = Rule((f"{parameter}.weight",), 3, from_heads)
     leaves[f"{attention}/out/bias"] = Rule((f"{parameter}.bias",), 1, keep)
+
+    # last norm, and the projector to the language model
     leaves |= _scale_bias("PaliGemma/img/Transformer/encoder_norm", f"{VISION}post_layernorm")
     leaves |= _dense("PaliGemma/img/head", f"{VLM}multi_modal_projector.linear")
     return leaves
@@ -166,6 +173,7 @@ def _gemma(suffix: str, prefix: str, adaptive: bool) -> dict[str, Rule]:
     """Return the rules of a tower of the language model. The expert's leaves end in `_1`."""
     leaf, name = "PaliGemma/llm/layers", f"{prefix}layers.{{layer}}"
     attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+    # attention and feed-forward part
     leaves = {
         f"{leaf}/attn/q_einsum{suffix}/w": Rule((f"{attention}.q_proj.weight",), 3, query),
         f"{leaf}/attn/kv_einsum{suffix}/w": Rule(
@@ -179,6 +187,8 @@ def _gemma(suffix: str, prefix: str, adaptive: bool) -> dict[str, Rule]:
         ),
         f"{leaf}/mlp{suffix}/linear": Rule((f"{mlp}.down_proj.weight",), 2, transpose),
     }
+
+    # norms, which the flow time conditions in an adaptive tower
     for norm, parameter in (
         (f"{leaf}/pre_attention_norm{suffix}", f"{name}.input_layernorm"),
         (f"{leaf}/pre_ffw_norm{suffix}", f"{name}.post_attention_layernorm"),

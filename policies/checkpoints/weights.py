@@ -80,6 +80,8 @@ def rename_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"two weights are called {key!r}; the checkpoint mixes two formats, remove one"
             )
         renamed[key] = value
+
+    # the language model's head is its embedding, and a file may hold only one of them
     head = renamed.pop(LM_HEAD, None)
     renamed.pop(EXPERT_HEAD, None)
     if head is not None:
@@ -119,6 +121,7 @@ def sizes_of(weights: Mapping[str, Tensor], heads: Heads, action_horizon: int) -
     family = family_of(weights)
     action_dim = shape("action_in_proj.weight")[1]
     return Pi0Config(
+        # π0.5 has its state in the prompt, and no layer for it
         state_dim=shape("state_proj.weight")[1] if family == "pi0" else action_dim,
         action_dim=action_dim,
         action_horizon=action_horizon,
@@ -134,6 +137,7 @@ def _vision_tower(
     shape: Callable[[str], torch.Size], weights: Mapping[str, Tensor], heads: Heads
 ) -> SiglipConfig:
     """Return the sizes of the vision tower."""
+    # (D, C, Y, X), the kernel of a convolution
     width, _, patch, _ = shape(VISION + "embeddings.patch_embedding.weight")
     if heads.vision_heads is None and width % 72:
         raise ValueError(
@@ -141,6 +145,8 @@ def _vision_tower(
             "head; write the number of heads into arch.json beside the weights "
             '({"vision": {"num_attention_heads": ...}})'
         )
+
+    # (patches, D), the patches of a square picture
     patches = shape(VISION + "embeddings.position_embedding.weight")[0]
     return SiglipConfig(
         width=width,
@@ -161,6 +167,7 @@ def _tower(
     adaptive: bool,
 ) -> GemmaConfig:
     """Return the sizes of the tower whose parameters begin with a prefix."""
+    # (kv heads * head dim, D)
     key_dim, width = shape(prefix + "layers.0.self_attn.k_proj.weight")
     query_dim = shape(prefix + "layers.0.self_attn.q_proj.weight")[0]
     head_dim, rest = divmod(key_dim, heads.num_kv_heads)

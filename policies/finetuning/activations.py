@@ -45,21 +45,27 @@ def activation_bytes(policy: FlowPolicy, batch_size: int) -> int:
 
     A tower keeps activations if it is trained, or a tower whose output it reads.
     """
+    # trained groups
     network, config = policy.network, policy.network.config
     groups = parameter_groups(network)
     trained = {groups[name] for name, _ in trained_parameters(network)}
     if not trained:
         return 0
     size, fused = network.compute_dtype.itemsize, policy.device.type == "cpu"
+
+    # tokens of the prefix
     pictures, prompt = policy.preprocessor.config.pictures, policy.preprocessor.config.prompt
     cameras = 0 if pictures is None else len(pictures.cameras)
     patches = 0 if config.vision is None else cameras * config.vision.num_patches
     prefix = patches + (0 if prompt is None else prompt.max_tokens)
+
+    # passes that keep activations
     passes: list[Pass] = []
     if config.vision is not None and "vision" in trained:
         passes.append(_vision(config.vision, patches, size))
     if config.vlm is not None and trained & {"vision", "vlm"}:
         passes.append(_gemma(config.vlm, prefix, prefix, size, fused, "vlm" in trained))
+    # π0's state token is a block of its own, before the chunk
     state = int(config.family == "pi0")
     blocks = [(1, prefix + 1)] if state else []
     blocks.append((config.action_horizon, prefix + state + config.action_horizon))
@@ -108,6 +114,7 @@ def _gemma(
     pair = 2 * keys * config.num_kv_heads * config.head_dim * size
     attention = pair
     if not fused:
+        # weights of attention in float32, and keys and values per query head
         attention = 2 * keys * queries * size + tokens * keys * config.num_heads * FLOAT32
     return Pass(config.depth, tokens * each + attention, tokens * width * size + pair)
 

@@ -53,6 +53,7 @@ class EMA:
                 "no parameter is trained, so there is nothing to average; name groups in "
                 "FinetuneConfig.trainable"
             )
+        # a small share of a difference would be rounded away in bfloat16
         wrong_dtypes = {
             name: value.dtype
             for name, value in self._parameters.items()

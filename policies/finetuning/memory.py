@@ -90,6 +90,8 @@ class MemoryReport:
             table.add_row(
                 row.group, f"{row.parameters:,}", f"{row.trained:,}", *map(readable, sizes)
             )
+
+        # activations, and the sum
         table.add_section()
         table.add_row("activations (estimate)", "", "", "", "", readable(self.activation_bytes))
         parameters = sum(row.parameters for row in self.rows)
@@ -116,6 +118,7 @@ def parameter_report(policy: FlowPolicy, batch_size: int = 1) -> MemoryReport:
     """
     rows = []
     groups = parameter_groups(policy.network)
+    # pretrained groups first, then those of extensions
     for group in dict.fromkeys((*PRETRAINED_GROUPS, *groups.values())):
         values = [v for name, v in policy.network.named_parameters() if groups[name] == group]
         trained = [value for value in values if value.requires_grad]
@@ -158,6 +161,7 @@ def check_memory(report: MemoryReport, available: int, other: int = 0) -> None:
     Raises:
         ValueError: training needs more than the free memory.
     """
+    # the weights are in memory already
     needed = report.total_bytes - sum(row.weight_bytes for row in report.rows) + other
     if needed > available:
         raise ValueError(

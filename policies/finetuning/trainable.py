@@ -85,12 +85,15 @@ def apply_finetuning(policy: FlowPolicy, config: FinetuneConfig) -> FlowPolicy:
         ValueError: a group or a LoRA target is not in this network, or the network has adapters
             already.
     """
+    # adapters, after those of an earlier fine-tuning are merged
     network = policy.network
     if policy.info.lora is not None:
         merge_lora(network)
     policy.info = replace(policy.info, lora=config.lora)
     trained = _trained_groups(network, config.trainable)
     adapted = set() if config.lora is None else set(add_lora(network, config.lora))
+
+    # gradient and precision of each parameter
     frozen = network.compute_dtype if config.dtype is None else getattr(torch, config.dtype)
     new, groups = new_parameters(network), parameter_groups(network)
     for name, parameter in network.named_parameters():
@@ -101,6 +104,8 @@ def apply_finetuning(policy: FlowPolicy, config: FinetuneConfig) -> FlowPolicy:
         keep_float32 = train or name in new or stays_float32(name)
         parameter.data = parameter.data.to(torch.float32 if keep_float32 else frozen)
     network.compute_dtype = frozen
+
+    # gradient checkpointing
     for module in network.modules():
         if isinstance(module, Gemma | Siglip):
             module.gradient_checkpointing = config.gradient_checkpointing

@@ -60,6 +60,7 @@ def sample_chain(
         step = torch.full(x.shape[:2], k, dtype=torch.int64, device=x.device)  # (B, 1)
         output = _float32(field(x, grid.times(x.device)[step]))
         transition = kernel(x, output, step, grid)
+        # the ODE's step in rows whose random step is another one
         if stochastic_step is not None:
             is_random = (stochastic_step == k)[:, None, None, None]  # (B, 1, 1, 1)
             transition = Transition(
@@ -98,11 +99,14 @@ def score_chain(
         )
     if kernel is ode_step:
         raise ValueError("the ODE has no transition density; score with FlowSDE or FlowNoise")
+    # scored steps
     rows = torch.arange(len(chain), device=chain.device)[:, None]  # (B, 1)
     if stochastic_step is None:
         step = torch.arange(num_steps, device=chain.device).expand(len(chain), -1)  # (B, K)
     else:
         step = stochastic_step[:, None]  # (B, 1)
+
+    # transitions at the points of the chain
     x, x_next = chain[rows, step], chain[rows, step + 1]  # (B, M, H, A)
     output = _float32(field(x, grid.times(chain.device)[step]))
     transition = kernel(x, output, step, grid)

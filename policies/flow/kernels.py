@@ -84,10 +84,13 @@ class FlowSDE:
         times = grid.times(x.device)
         # (B, M) -> (B, M, 1, 1)
         t, next_t = times[step][..., None, None], times[step + 1][..., None, None]
+        # g is infinite at t = 1, so there the denominator is that of the next time
         latest = times[1] if grid.flow_steps > 1 else times.new_tensor(0.0)
         g = self.noise_level * (t / (1 - torch.minimum(t, latest))).sqrt()
         if self.mask is not None:
             g = g * self.mask  # (B, M, H, A)
+
+        # mean as a weighted sum of action and noise, and standard deviation
         action = predicted_action(x, output.velocity, t)
         noise = predicted_noise(x, output.velocity, t)
         noise_weight = next_t - g.square() * grid.dt / (2 * t)

@@ -39,9 +39,11 @@ def integrate(
         t = times[k].expand(x.shape[:2])  # (B, 1)
         velocity = field(x, t).velocity.float()
         if solver == "midpoint":
+            # velocity in the middle of the step
             half = x - 0.5 * grid.dt * velocity
             velocity = field(half, t - 0.5 * grid.dt).velocity.float()
         elif solver == "heun":
+            # mean velocity of both ends
             end = field(x - grid.dt * velocity, times[k + 1].expand_as(t)).velocity.float()
             velocity = 0.5 * (velocity + end)
         elif solver != "euler":
@@ -68,9 +70,12 @@ def ode_log_likelihood(
             the same along the whole path.
     """
     x = action[:, None]  # (B, 1, H, A)
+    # random signs (probes, B, 1, H, A) for Hutchinson's estimate
     probes = None
     if num_probes:
         probes = 2 * torch.randint(2, (num_probes, *x.shape), device=x.device).to(x.dtype) - 1
+
+    # Heun's method from action to noise, which also integrates the divergence
     total = x.new_zeros(len(x))
     dt = 1 / flow_steps
     for k in range(flow_steps):
@@ -78,6 +83,8 @@ def ode_log_likelihood(
         end_velocity, end_divergence = _divergence(field, x + dt * velocity, (k + 1) * dt, probes)
         x = x + 0.5 * dt * (velocity + end_velocity)
         total = total + 0.5 * dt * (divergence + end_divergence)
+
+    # log-density of the noise
     noise = x[:, 0]
     prior = -0.5 * (noise.square() + math.log(2 * math.pi)).flatten(1).sum(-1)
     return prior + total, noise
@@ -93,6 +100,7 @@ def _divergence(
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         velocity = field(x, x.new_full(x.shape[:2], flow_time)).velocity
+        # the exact trace, or the mean of Hutchinson's estimates
         directions = _unit_directions(velocity) if probes is None else probes
         divergence = torch.zeros_like(velocity[:, 0, 0, 0])
         for direction in directions:

@@ -21,7 +21,7 @@ from pitune.policies.likelihood.config import (
 from pitune.policies.likelihood.distributions import FlowChain
 from pitune.policies.likelihood.heads import NoiseNetwork, VelocityHead
 from pitune.policies.likelihood.registry import Draws, Likelihood, register_likelihood
-from pitune.policies.network.pi0 import Context
+from pitune.policies.network.context import Context
 from pitune.policies.policy import FlowPolicy
 
 StepConfigType = TypeVar("StepConfigType", bound=FlowStepConfig)

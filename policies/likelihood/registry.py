@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
-from pitune.policies.network.pi0 import Context
+from pitune.policies.network.context import Context
 from pitune.policies.policy import FlowPolicy
 
 ConfigType = TypeVar("ConfigType", bound=LikelihoodConfig)

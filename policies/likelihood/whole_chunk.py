@@ -14,7 +14,7 @@ from pitune.policies.flow.path import TimeGrid, sample_flow_time
 from pitune.policies.likelihood.config import DrawTimes, ExactFlowConfig, FlowMatchingConfig
 from pitune.policies.likelihood.distributions import ExactFlow, LossRatio
 from pitune.policies.likelihood.registry import Draws, Likelihood, register_likelihood
-from pitune.policies.network.pi0 import Context
+from pitune.policies.network.context import Context
 from pitune.policies.policy import FlowPolicy
 
 

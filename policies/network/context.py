@@ -1,11 +1,28 @@
-"""Encoded observations as rows of a replay memory."""
+"""Encoded observations: for the flow steps, and as rows of a replay memory.
+
+In shapes, `prefix` is the number of tokens of pictures and prompt. Letters: B rows, D width.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
-from pitune.policies.network.pi0 import Context
+from pitune.policies.network.gemma import Cache
+
+
+class Context(NamedTuple):
+    """An encoded observation, read by the flow steps and by the critics."""
+
+    cache: Cache
+    """Keys and values of the blocks before the actions."""
+    features: Tensor
+    """Pooled features of the observation (B, D)."""
+    valid: Tensor | None = None
+    """False for padding tokens of the cache (B, prefix + state token). None without padding."""
 
 
 def pack(context: Context) -> TensorDict:

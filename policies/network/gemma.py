@@ -87,15 +87,19 @@ class Attention(nn.Module):
         self, x: Tensor, rotation: Tensor, mask: Tensor | None, before: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the block's output (B, L, D) and the keys and values of all blocks so far."""
+        # (B, L, heads * head dim) -> (B, heads, L, head dim)
         query, key, value = (
             rearrange(y, "b l (heads dim) -> b heads l dim", dim=self.config.head_dim)
             for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
         query, key = rotate(query, rotation), rotate(key, rotation)
+        # (B, kv heads, prefix + L, head dim)
         if before is not None:
             key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        # with fewer key heads than query heads, several queries share a key
         grouped = self.config.num_heads != self.config.num_kv_heads
         y = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+        # (B, heads, L, head dim) -> (B, L, heads * head dim)
         return self.o_proj(rearrange(y, "b heads l dim -> b l (heads dim)")), (key, value)
 
 
@@ -131,9 +135,12 @@ class Layer(nn.Module):
         before: tuple[Tensor, Tensor] | None,
         condition: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        # attention, where only an adaptive norm has a gate
         y, gate = self.input_layernorm(x, condition)
         y, after = self.self_attn(y, rotation, mask, before)
         x = x + (y if gate is None else y * gate)
+
+        # feed-forward part
         y, gate = self.post_attention_layernorm(x, condition)
         y = self.mlp(y)
         return x + (y if gate is None else y * gate), after
@@ -187,6 +194,7 @@ class Gemma(nn.Module):
         after: Cache = []
         for i, layer in enumerate(self.layers):
             inputs = (x, rotation, mask, None if cache is None else cache[i], condition)
+            # the backward pass computes the layer's activations again
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, keys_values = checkpoint(layer, *inputs, use_reentrant=False)
             else:

@@ -84,6 +84,7 @@ class AdaptiveRMSNorm(nn.Module):
                 "an adaptive norm needs a condition, but condition is None; pass the embedded flow "
                 "time"
             )
+        # (B, M, 3 * D) -> (B, L, 3 * D), each flow time for its L / M tokens
         each = x.shape[1] // condition.shape[1]
         modulation = repeat(self.dense(condition), "b m d -> b (m each) d", each=each)
         scale, shift, gate = modulation.chunk(3, dim=-1)

@@ -53,6 +53,7 @@ def add_lora(network: nn.Module, config: LoRAConfig) -> list[str]:
     Raises:
         ValueError: a target matches no layer, or a layer has an adapter already.
     """
+    # layers of each target
     layers = dict(_linears(network))
     names: dict[str, None] = {}
     for target in config.targets:
@@ -69,6 +70,8 @@ def add_lora(network: nn.Module, config: LoRAConfig) -> list[str]:
         raise ValueError(
             f"layers {taken} have a low-rank update already; fold it in with merge_lora first"
         )
+
+    # attached last, so that an error leaves the network unchanged
     for name in names:
         _attach(layers[name], config)
     return list(names)
@@ -84,6 +87,7 @@ def merged_state(network: nn.Module) -> dict[str, Tensor]:
         for key, value in network.state_dict().items()
         if key.rpartition(".")[2] not in ("lora_a", "lora_b")
     }
+    # weights with their update
     for name, layer in _linears(network):
         if layer.lora_a is not None:
             state[f"{name}.weight"] = _merged_weight(layer)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -28,25 +28,13 @@ from torch.nn.functional import silu
 
 from pitune.policies.flow.path import FlowOutput
 from pitune.policies.network.config import Pi0Config
+from pitune.policies.network.context import Context
 from pitune.policies.network.extensions import make_extension
+from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mask
 from pitune.policies.network.gemma import Cache, Gemma
 from pitune.policies.network.layers import Linear
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.network.towers import Experts, VisionLanguageModel
-
-MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
-"""Shortest and longest period of the flow time's embedding [flow time]."""
-
-
-class Context(NamedTuple):
-    """An encoded observation, read by the flow steps and by the critics."""
-
-    cache: Cache
-    """Keys and values of the blocks before the actions."""
-    features: Tensor
-    """Pooled features of the observation (B, D)."""
-    valid: Tensor | None = None
-    """False for padding tokens of the cache (B, prefix + state token). None without padding."""
 
 
 class Pi0(nn.Module):
@@ -282,7 +270,7 @@ class Pi0(nn.Module):
             positions = (before + steps).expand(b, -1)  # (B, M * H)
         else:
             positions = valid.sum(1, keepdim=True) + steps
-        mask = _flow_time_mask(m, horizon, before, valid, x.device)
+        mask = flow_time_mask(m, horizon, before, valid, x.device)
         hidden, _ = self.expert(tokens, positions, mask, context.cache, condition)
         hidden = rearrange(hidden, "b (m h) d -> b m h d", m=m).to(x.dtype)
         return FlowOutput(self.action_out_proj(hidden), hidden)
@@ -306,34 +294,3 @@ class Pi0(nn.Module):
         for extension in self.extensions.values():
             action = extension(action)
         return rearrange(action, "b m h d -> b (m h) d").to(self.compute_dtype), condition
-
-
-def flow_time_embedding(flow_time: Tensor, width: int) -> Tensor:
-    """Return sines and cosines of the flow time (..., width), float32.
-
-    The periods are geometric from 4e-3 to 4, so that neighboring steps of a fine grid differ too.
-    The shortest period amplifies rounding, so angles are computed in double precision as in openpi.
-    """
-    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float64, device=flow_time.device)
-    period = MIN_PERIOD * (MAX_PERIOD / MIN_PERIOD) ** fraction
-    angle = flow_time.double()[..., None] * (2 * math.pi / period)
-    return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
-
-
-def _flow_time_mask(
-    m: int, horizon: int, before: int, valid: Tensor | None, device: torch.device
-) -> Tensor | None:
-    """Return True where an action token may attend (1 or B, 1, M * H, before + M * H).
-
-    It attends to the blocks before without their padding, and to the tokens of its own flow time.
-    None stands for a mask that is True everywhere.
-    """
-    if m == 1 and valid is None:
-        return None
-    index = repeat(torch.arange(m, device=device), "m -> (m h)", h=horizon)
-    same_flow_time = (index[:, None] == index)[None]  # (1, M * H, M * H)
-    if valid is None:
-        valid = torch.ones(1, before, dtype=torch.bool, device=device)
-    past = valid[:, None].expand(-1, len(index), -1)  # (1 or B, M * H, before)
-    own = same_flow_time.expand(len(valid), -1, -1)
-    return torch.cat([past, own], dim=2)[:, None]

@@ -82,6 +82,7 @@ class Embeddings(nn.Module):
         weight, bias = conv.weight.float(), conv.bias
         bias = None if bias is None else bias.float()
         patches = conv2d(images.float(), weight, bias, stride=conv.stride)
+        # (B, D, rows, columns) -> (B, L, D)
         tokens = rearrange(patches, "b d y x -> b (y x) d")
         return tokens + self.position_embedding.weight.float()
 
@@ -98,11 +99,13 @@ class VisionAttention(nn.Module):
         self.out_proj = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        # (B, L, D) -> (B, heads, L, head dim)
         query, key, value = (
             rearrange(y, "b l (heads dim) -> b heads l dim", heads=self.num_heads)
             for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
         y = scaled_dot_product_attention(query, key, value)
+        # (B, heads, L, head dim) -> (B, L, D)
         return self.out_proj(rearrange(y, "b heads l dim -> b l (heads dim)"))
 
 

@@ -58,6 +58,8 @@ def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
                 f"pictures of camera {camera!r} are {image.dtype} of shape {tuple(image.shape)}; "
                 "they must be uint8 (N, 3, Y, X)"
             )
+
+    # V x (N, 3, Y, X) -> (N, V, 3, size, size), as openpi or as lerobot
     right_size = all(image.shape[-2:] == (config.size, config.size) for image in images)
     if right_size or config.resize == "pillow":
         return torch.stack([_resize_bytes(image, config.size) for image in images], dim=1)
@@ -82,6 +84,7 @@ def _resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
     """Resize one picture (Y, X, 3) uint8 to (size, size, 3), centered."""
     height, width = _fit_size(picture.shape[0], picture.shape[1], size)
     resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+    # black bars on both sides
     framed = np.zeros((size, size, 3), dtype=np.uint8)
     top, left = (size - height) // 2, (size - width) // 2
     framed[top : top + height, left : left + width] = np.asarray(resized)
@@ -94,6 +97,7 @@ def _resize_floats(image: Tensor, size: int) -> Tensor:
     if image.shape[-2:] == (size, size):
         return scaled
     height, width = _fit_size(image.shape[-2], image.shape[-1], size)
+    # (N, 3, Y, X) -> (N, 3, height, width) -> (N, 3, size, size)
     scaled = interpolate(scaled, (height, width), mode="bilinear", align_corners=False)
     top, left = (size - height) // 2, (size - width) // 2
     return pad(scaled.clamp(0, 1), (left, size - width - left, top, size - height - top))

@@ -120,8 +120,11 @@ class ObservationPreprocessor(TensorDictModuleBase):
                 "this policy needs a prompt, but has no tokenizer; pass one to `policies.load` "
                 "(--load.tokenizer)"
             )
+
+        # a policy with one prompt needs no table of tasks
         if not self._tasks and prompt.default is not None:
             self._tasks = (prompt.default,)
+        # prompts without the state are tokenized once per task
         if self._tasks and not prompt.discrete_state:
             states = torch.zeros(len(self._tasks), preprocessor.state_dim)
             self._table = preprocessor.tokens(list(self._tasks), states, tokenizer)
@@ -136,6 +139,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
 
     def _prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the tokens of observations (N, L) and their mask (N, L)."""
+        # task of each row, 0 if the observations have none
         device = self._preprocessor.state_offset.device
         task_id = obs.get("task_id", None)
         task_id = torch.zeros(len(obs), dtype=torch.int64) if task_id is None else task_id
@@ -148,6 +152,8 @@ class ObservationPreprocessor(TensorDictModuleBase):
         if self._table is not None:  # (tasks, L) -> (N, L)
             tokens, mask = (column.to(device) for column in self._table)
             return tokens[task_id.to(device)], mask[task_id.to(device)]
+
+        # prompts that hold the state of their row
         if self._tokenizer is None:
             raise ValueError("a policy with a prompt needs a tokenizer")
         words = [self._tasks[task] for task in task_id.tolist()]

@@ -82,6 +82,7 @@ class PreprocessorConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PreprocessorConfig:
         """Rebuild the config from `dataclasses.asdict`, also after a round trip through JSON."""
+        # JSON has lists in the place of tuples
         parts: dict[str, Any] = {
             name: NormStats(**{key: tuple(numbers) for key, numbers in values[name].items()})
             for name in ("state", "action")
@@ -133,12 +134,14 @@ class Preprocessor(nn.Module):
                 raise ValueError(
                     f"the robot's {name} has {robot} dimensions, the network takes {model} at most"
                 )
+        # quantiles are scaled to 0 .. 2, minus this shift
         self._shift = 1.0 if config.normalization == "quantile" else 0.0
         self.state_offset, self.state_scale = _buffers(config.state, config, config.epsilon)
         self.action_offset, self.action_scale = _buffers(config.action, config, config.epsilon)
         self.action_out_offset, self.action_out_scale = _buffers(
             config.action, config, config.epsilon_out
         )
+        # dimensions of relative actions (d,)
         mask = torch.zeros(self.action_dim, dtype=torch.bool)
         mask[: len(config.delta_mask)] = torch.tensor(config.delta_mask, dtype=torch.bool)
         self.delta_mask = nn.Buffer(mask, persistent=False)
@@ -160,6 +163,7 @@ class Preprocessor(nn.Module):
         if self.config.delta_mask:
             action = action - self._origin(state)
         scaled = (action - self.action_offset) / self.action_scale - self._shift
+        # (N, H, d) -> (N, H, A)
         return pad(scaled, (0, self.model_action_dim - self.action_dim))
 
     def unnormalize_action(self, action: Tensor, state: Tensor | None = None) -> Tensor:
@@ -237,6 +241,7 @@ class Preprocessor(nn.Module):
             raise ValueError(
                 "this policy's actions are relative to the state, but no state was passed"
             )
+        # (..., s) -> (..., 1, d), the same for all steps of a chunk
         joints = pad(self._joints(state), (0, max(0, self.action_dim - self.state_dim)))
         return (joints[..., : self.action_dim] * self.delta_mask)[..., None, :]
 

@@ -89,6 +89,7 @@ def tokenize(
     """
     # text of each row
     if config.discrete_state:
+        # (N, s) -> (N, state_padding), or unchanged if that is smaller
         written = pad(state, (0, max(0, config.state_padding - state.shape[-1])))
         texts = [
             prompt_text(instruction, row, config)

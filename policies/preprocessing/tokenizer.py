@@ -101,6 +101,8 @@ class Tokenizer:
                 f"no tokenizer at {path}; it should be a .model file, a tokenizer.json, or a "
                 f"folder with one of {list(FILES)}"
             )
+
+        # backend of the file's type
         try:
             backend: _Backend = (
                 _HuggingFace(file) if file.suffix == ".json" else _SentencePiece(file)
@@ -146,6 +148,8 @@ class Tokenizer:
                 f"the tokenizer {self.file} has {self.vocab_size} tokens, the network has "
                 f"embeddings of {vocab_size}; take the tokenizer that it was trained with"
             )
+
+        # another tokenizer may have as many tokens
         newline = self.encode("\n", bos=False)
         if vocab_size == PALIGEMMA_PIECES and newline != [PALIGEMMA_NEWLINE]:
             raise ValueError(

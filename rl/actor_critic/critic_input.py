@@ -11,8 +11,7 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.flow.ode import integrate
-from pitune.policies.network.context import unpack
-from pitune.policies.network.pi0 import Context
+from pitune.policies.network.context import Context, unpack
 from pitune.rl.sub_dict import sub_dict
 
 

@@ -70,6 +70,8 @@ class QEnsemble(nn.Module):
         # start, it would fall below every reward before the critics have learned a reward.
         nn.init.uniform_(self.head.weight, -3e-3, 3e-3)
         nn.init.zeros_(self.head.bias)
+
+        # layer norms (Q, 1, width)
         self.scale = nn.ParameterList(torch.ones(num_members, 1, width) for width in hidden)
         self.shift = nn.ParameterList(torch.zeros(num_members, 1, width) for width in hidden)
 

@@ -233,10 +233,13 @@ class OffPolicy:
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        # targets
         target = td_target(
             batch["discounted_reward"], batch["discount"], batch["ended"], next_value.detach()
         )
         joined = torch.cat([*inputs, self.time(batch)], dim=-1)  # (B, D)
+
+        # gradient step of the critics, followed by their targets
         metrics, _ = gradient_step(
             self.optimizer,
             partial(regression_loss, self.critic),

@@ -90,6 +90,8 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
             "weight_decay",
             "ema_decay",
         )
+
+        # fields that are not set
         missing = {
             name: value
             for name, value in zip(names, defaults, strict=True)

@@ -141,6 +141,8 @@ class DGN(Algorithm[DGNConfig]):
         self.learner = FlowActorCritic(policy, config.learner, demonstrations)
         self.exploring = ExploringActor(policy, self.learner.keep_prefix)
         super().__init__(config, self.exploring)
+
+        # noise model
         self.noise_model = DifferenceModel(
             self.learner.input_dim,
             self.learner.chunk_dim,
@@ -155,6 +157,8 @@ class DGN(Algorithm[DGNConfig]):
             weight_decay=config.noise_weight_decay,
         )
         self.optimizers = {**self.learner.optimizers(), "noise_model": self.noise_optimizer}
+
+        # state of the schedules
         self.since_fit, self.num_fits = 0, 0
         self.outcomes: list[float] = []
 

@@ -59,6 +59,7 @@ class DifferenceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.with_mean, self.dropout = dim, with_mean, dropout
+        # entries of the covariance's factor (dim * (dim + 1) / 2,)
         self.rows, self.columns = torch.tril_indices(dim, dim).unbind(0)
         self.widths = tuple(hidden)
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise((in_dim, *hidden)))

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from pitune.policies import Actor, FlowPolicy, ModelInput, NoiseSource, SteeringConfig
 from pitune.policies.flow.ode import integrate
-from pitune.policies.network.context import pack
-from pitune.policies.network.pi0 import Context
+from pitune.policies.network.context import Context, pack
 
 
 def steered_policy(policy: FlowPolicy, config: SteeringConfig) -> FlowPolicy:

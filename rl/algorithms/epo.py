@@ -241,6 +241,7 @@ class EPO(Algorithm[EPOConfig]):
         rate = self.fitness.rate()
         metrics = {f"fitness/{i}": value for i, value in enumerate(rate.tolist()) if value == value}
         rows = sub_dict(batch, slice(32))
+        # (P, B, h, d), from the same noise
         actions = [
             self.actor.member_policy(m).sample_actions(ModelInput.of(rows), rows["chain"][:, 0])
             for m in range(self.config.num_members)

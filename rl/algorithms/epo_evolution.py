@@ -108,6 +108,7 @@ def evolve(
         with torch.no_grad():
             noise = mutation_std * torch.randn_like(genes[member])
             genes[member] = genes[parents].mean(0) + noise
+        # Adam's moments belong to the old gene
         for name, value in optimizer.state.get(genes, {}).items():
             if name != "step" and isinstance(value, Tensor):
                 value[member] = 0

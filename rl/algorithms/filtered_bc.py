@@ -71,12 +71,14 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
         success = rollout["next", "success"].squeeze(-1)
         good = torch.zeros_like(success)
         succeeds = torch.zeros_like(success[:, 0])  # (E,)
+        # backwards, because a success is known only at the end of its episode
         for t in reversed(range(success.shape[1])):
             succeeds = torch.where(done[:, t], success[:, t], succeeds)
             good[:, t] = succeeds
 
         # their chunks
         chosen = sub_dict(rollout.select(*self.actor.in_keys, "chain"), good)
+        # (B, H, A) -> (B, H, d)
         action = self.actor.policy.preprocessor.unnormalize_action(
             chosen["chain"][:, -1], ModelInput.of(chosen).robot_state
         )

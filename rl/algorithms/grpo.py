@@ -195,6 +195,7 @@ class GRPO(Algorithm[GRPOConfig]):
         # decisions of chosen episodes
         num_envs, num_episodes = advantage.shape
         executed = played.number < num_episodes
+        # (E, T), any column for decisions without an executed step
         column = played.number.clamp(max=num_episodes - 1)
         kept = executed & chosen.gather(1, column)  # (E, T)
         env = torch.arange(num_envs, device=column.device)[:, None]
@@ -204,6 +205,7 @@ class GRPO(Algorithm[GRPOConfig]):
 
         # advantages and weights
         batch["advantage"] = advantage.gather(1, column)[kept][:, None]
+        # decisions of each row's episode (B,)
         length = torch.bincount(episode, minlength=num_envs * num_episodes)[episode]
         weight = torch.ones_like(batch["advantage"])
         if self.config.weighting == "episode" or self.config.level == "trajectory":

@@ -135,17 +135,23 @@ def evaluate(
     check_fit(actor.policy, env.spec)
     if num_episodes < 1 or num_episodes % num_envs:
         raise ValueError(f"num_episodes={num_episodes} must be a multiple of {num_envs} envs")
+
+    # environment with starts of its own
     chunk_env = ChunkEnv(
         env,
         actor.policy.sampler.execution_horizon,
         EpisodeSeeds(num_envs, seed, split),
         preprocess=actor.policy.observation_preprocessor(env.spec.tasks),
     )
+
+    # episodes, with random numbers of their own
     mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices), set_exploration_type(mode):
         torch.manual_seed(seed)
         episodes = _play(chunk_env, actor, num_episodes // num_envs, on_step)
+
+    # outcomes, without broken simulators
     counted = [episode for of_env in episodes for episode in of_env if not episode["invalid"]]
     return Evaluation(
         success=[episode["success"] for episode in counted],

@@ -50,6 +50,7 @@ def stratified_bootstrap(
     """
     from scipy.stats import bootstrap, trim_mean
 
+    # scores of each task (runs,), which are resampled on their own
     columns = [np.asarray(scores, dtype=float)[:, task] for task in range(scores.shape[1])]
 
     def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:

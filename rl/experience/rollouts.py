@@ -25,6 +25,7 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
         ValueError: their state or action dims differ, or the environment lacks cameras of the
             policy.
     """
+    # widths of state and action
     pairs = (
         ("state", policy.preprocessor.state_dim, spec.state_dim),
         ("action", policy.preprocessor.action_dim, spec.action_dim),
@@ -35,6 +36,8 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
                 f"the checkpoint's {name} has {wanted} dimensions, {spec.id} has {given}; it was "
                 "trained for another robot or task, pass its environment with --env.id"
             )
+
+    # cameras
     cameras = [key.removeprefix("image/") for key in policy.obs_keys if key.startswith("image/")]
     missing = sorted(set(cameras) - set(spec.cameras))
     if missing:

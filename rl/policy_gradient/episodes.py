@@ -50,6 +50,7 @@ def episodes(rollout: TensorDictBase, discount: float) -> Episodes:
     # episode of each decision
     outcome = sub_dict(rollout, "next")
     done, played = outcome["done"].squeeze(-1), outcome["duration"].squeeze(-1) > 0
+    # number of ends before each decision (E, T)
     number = done.long().cumsum(1) - done.long()
     num = int((number + 1)[played].max()) if played.any() else 1
 

@@ -52,6 +52,8 @@ class ValueCritic(TensorDictModuleBase):
         self.feature_dim = feature_dim
         if feature_dim:
             self.in_keys.append("features")
+
+        # network
         widths = (state_dim + 1 + feature_dim, *hidden)
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
@@ -60,6 +62,8 @@ class ValueCritic(TensorDictModuleBase):
         nn.init.normal_(head.weight, std=0.02)  # small, so that rewards dominate first advantages
         nn.init.zeros_(head.bias)
         self.net = nn.Sequential(*layers, head)
+
+        # scale of the returns, saved with the weights
         self.return_mean: Tensor
         self.return_std: Tensor
         self.num_rescaled: Tensor

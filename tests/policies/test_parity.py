@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pitune.experiments.verify_checkpoint import VerifyConfig, compute, encoder_inputs, main, verify
 from pitune.policies.checkpoints.formats import load_network
-from pitune.policies.network import gemma, layers, pi0, siglip
+from pitune.policies.network import flow_time, gemma, layers, pi0, siglip
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FAMILIES = ("pi0", "pi05")
@@ -163,8 +163,8 @@ MUTANTS = {
         "shift, scale, gate =",
     ),
     "causal actions": (
-        pi0,
-        "_flow_time_mask",
+        flow_time,
+        "flow_time_mask",
         "index[:, None] == index",
         "torch.ones(len(index), len(index)).tril().bool()",
     ),
@@ -187,7 +187,7 @@ MUTANTS = {
         "torch.cat([time, action], dim=-1)",
     ),
     "cosine first": (
-        pi0,
+        flow_time,
         "flow_time_embedding",
         "[angle.sin(), angle.cos()]",
         "[angle.cos(), angle.sin()]",
@@ -198,7 +198,7 @@ MUTANTS = {
         "silu(self.time_mlp_out(silu(self.time_mlp_in(time))))",
         "self.time_mlp_out(silu(self.time_mlp_in(time)))",
     ),
-    "max_period 10": (pi0, "flow_time_embedding", "MAX_PERIOD", "10.0"),
+    "max_period 10": (flow_time, "flow_time_embedding", "MAX_PERIOD", "10.0"),
     "interleaved rotation": (
         gemma,
         "rotate",
@@ -226,6 +226,8 @@ def test_known_mistakes_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) 
     mistaken = replaced_source(module, target, old, new)
     owner, _, method = target.rpartition(".")
     monkeypatch.setattr(getattr(module, owner) if owner else module, method, mistaken)
+    if module is flow_time:  # the network imported the function
+        monkeypatch.setattr(pi0, method, mistaken)
     for family in [ONLY[name]] if name in ONLY else FAMILIES:
         network = load_network(openpi(family) / "checkpoint", action_horizon=10)
         inputs = load_file(openpi(family) / "inputs.safetensors")

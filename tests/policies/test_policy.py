@@ -18,7 +18,7 @@ from pitune.policies import (
 )
 from pitune.policies.flow.ode import Solver, integrate
 from pitune.policies.flow.path import FlowOutput
-from pitune.policies.network.pi0 import Context
+from pitune.policies.network.context import Context
 
 EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8)
 

@@ -113,11 +113,11 @@ def test_pictures_and_prompts_are_prepared_once_per_observation_and_never_in_an_
     tokenized = steps if family == "pi05" else 1
     assert counts.take() == ((steps, tokenized) if reads else (0, 0))
 
-    # collecting, after one row of zeros for each environment's spec; π0's prompt once per task
+    # collecting, after one row of zeros for the spec; π0's prompt once per task
     experience = rl.Rollouts(envs.make(ENV), algorithm, 4, seed=0)
     collects = algorithm.needs.rollouts
     rollout = experience.collect()
-    num = 4 + (num_observations(rollout, algorithm.needs.whole_episodes) if collects else 0)
+    num = 1 + (num_observations(rollout, algorithm.needs.whole_episodes) if collects else 0)
     assert counts.take() == (num, num if family == "pi05" else 1)
     assert not collects or rollout["next", "done"][:, :-1].any() or name == "grpo"
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, silu
 
 from pitune.policies import GemmaConfig, Pi0, Pi0Config
+from pitune.policies.network.flow_time import flow_time_embedding
 from pitune.policies.network.gemma import Attention
 from pitune.policies.network.layers import RMSNorm, rotary_angles, rotate
-from pitune.policies.network.pi0 import flow_time_embedding
 
 EXPERT = GemmaConfig(width=24, depth=3, mlp_dim=32, num_heads=4, num_kv_heads=2, head_dim=8)
 CONFIG = Pi0Config(state_dim=5, action_dim=3, action_horizon=4, expert=EXPERT)
