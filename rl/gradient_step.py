@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 
 Metrics = dict[str, Tensor]
 """Detached tensors: scalars that are means over rows, or a value per row (B, ...)."""

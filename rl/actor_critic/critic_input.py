@@ -12,7 +12,7 @@ from torch import Tensor
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.flow.ode import integrate
 from pitune.policies.network.context import Context, unpack
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 
 
 def stored_prefix(rows: TensorDictBase) -> Context | None:

@@ -37,9 +37,9 @@ from pitune.rl.config import (
     check_range,
 )
 from pitune.rl.experience.replay import Replay
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
 from pitune.rl.policy_gradient.advantage import chunk_reward
-from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,9 @@ from pitune.rl.config import (
     check_shares,
 )
 from pitune.rl.experience.demonstrations import demonstrations_for
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step
 from pitune.rl.registry import register
-from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,9 +37,9 @@ from pitune.rl.config import (
     check_shares,
 )
 from pitune.rl.experience.demonstrations import demonstrations_for
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import in_parts, normalize_chunk
 from pitune.rl.registry import register
-from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import silu, softplus
 
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step
-from pitune.rl.sub_dict import sub_dict
 
 Shape = Literal["data_guided", "equal_size"]
 MIN_DIAGONAL = 1e-5

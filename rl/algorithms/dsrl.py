@@ -32,10 +32,10 @@ from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor, steered_policy
 from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
 from pitune.rl.registry import register
-from pitune.rl.sub_dict import sub_dict
 
 
 @register(

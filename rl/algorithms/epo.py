@@ -31,6 +31,7 @@ from pitune.rl.algorithms.epo_population import (
 )
 from pitune.rl.algorithms.ppo import critic_loss, policy_loss
 from pitune.rl.experience.keys import select_decisions
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import (
     Loss,
     Metrics,
@@ -44,7 +45,6 @@ from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, a
 from pitune.rl.policy_gradient.loss import clip_notes, log_ratios, policy_metrics
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate
 from pitune.rl.registry import register
-from pitune.rl.sub_dict import sub_dict
 
 
 @register("epo", EPOConfig)

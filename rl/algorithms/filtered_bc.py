@@ -15,8 +15,8 @@ from tensordict import TensorDict, TensorDictBase
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig, ModelInput
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.bc import BCConfig, CloningStep, clone
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.registry import register
-from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)

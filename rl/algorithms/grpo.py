@@ -28,6 +28,7 @@ from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, Likeliho
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.config import check_not_negative, check_positive, check_shares
 from pitune.rl.experience.keys import select_decisions
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs
 from pitune.rl.policy_gradient.advantage import GroupScale, group_relative
 from pitune.rl.policy_gradient.config import ClipConfig, UpdateConfig
@@ -42,7 +43,6 @@ from pitune.rl.policy_gradient.loss import (
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate, trajectory_log_ratio
 from pitune.rl.registry import register
-from pitune.rl.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)

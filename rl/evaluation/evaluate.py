@@ -22,7 +22,7 @@ from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, Split
 from pitune.policies import Actor
 from pitune.rl.evaluation.statistics import wilson_interval
 from pitune.rl.experience.rollouts import check_fit
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 
 
 @dataclass(frozen=True, kw_only=True)

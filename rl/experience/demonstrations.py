@@ -19,8 +19,8 @@ from torch import Tensor
 from pitune.envs import CheckedEnv, EpisodeSeeds
 from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.rl.experience.sub_dict import Entry
 from pitune.rl.experience.transitions import in_parts
-from pitune.rl.sub_dict import Entry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torchrl.envs import ExplorationType
 from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds
 from pitune.policies import FlowPolicy
 from pitune.rl.algorithm import Algorithm
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 
 
 def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
-from pitune.rl.sub_dict import Entry, sub_dict
+from pitune.rl.experience.sub_dict import Entry, sub_dict
 
 
 def transitions(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from pitune.rl.config import TimeLimit
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 
 GroupScale = Literal["group", "batch", "none"]
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput
 from pitune.rl.experience.keys import select_decisions
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
 from pitune.rl.policy_gradient.config import AdvantageConfig
 from pitune.rl.policy_gradient.value import ValueCritic, explained_variance
-from pitune.rl.sub_dict import sub_dict
 
 
 @torch.no_grad()

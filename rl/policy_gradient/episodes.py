@@ -13,8 +13,8 @@ from einops import rearrange
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.advantage import chunk_reward
-from pitune.rl.sub_dict import sub_dict
 
 
 class Episodes(NamedTuple):

@@ -15,8 +15,8 @@ from pitune.experiments.evaluate import EvaluateConfig, evaluate
 from pitune.experiments.train import TrainConfig, train
 from pitune.policies import FinetuneConfig, LoadConfig, LoRAConfig, ModelInput
 from pitune.policies.network.config import Family
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.batch import add_next_features
-from pitune.rl.sub_dict import sub_dict
 from vision_policies import ENV, SLOTS, TOKENIZER, vision_policy
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pitune import envs, rl
 from pitune.policies import FlowPolicy, likelihood_config
 from pitune.rl.actor_critic.learner import FlowActorCritic
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import gradient_step, merge_metrics, split_rows
-from pitune.rl.sub_dict import sub_dict
 from settings import changed
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -22,7 +22,7 @@ from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FlowSDEConfig, LikelihoodActor
 from pitune.policies.network.config import Family
 from pitune.policies.preprocessing import preprocessor
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import ENV, vision_policy
 
 FAMILIES: tuple[Family, ...] = ("pi0", "pi05")

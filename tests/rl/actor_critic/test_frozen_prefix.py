@@ -15,7 +15,7 @@ from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FinetuneConfig, LoRAConfig, ModelInput, Pi0
 from pitune.policies.network.config import Family
 from pitune.rl.actor_critic.critic_input import encode_rows, stored_prefix
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import ENV, vision_policy
 
 LEARNERS = pytest.mark.parametrize("name", ["wsrl", "dgn"])

@@ -12,8 +12,8 @@ from pitune.envs import ChunkEnv, EpisodeSeeds
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.mock.reach import Script
 from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import encode_next, transitions
-from pitune.rl.sub_dict import sub_dict
 
 DISCOUNT = 0.9
 CONFIG = OffPolicyConfig(

@@ -18,7 +18,7 @@ from pitune.envs.checked import CheckedEnv
 from pitune.envs.mock.reach import Reach
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
 from pitune.rl.algorithms.dsrl import steered_policy
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 
 NAMES = sorted(rl.presets())
 every_algorithm = pytest.mark.parametrize("name", NAMES)

@@ -18,7 +18,7 @@ from pitune import envs, rl
 from pitune.policies import ModelInput, SteeringConfig
 from pitune.rl import DSRL, DSRLConfig, OffPolicyConfig
 from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 
 VARIANTS = ("sac", "noise_aliased")
 both_variants = pytest.mark.parametrize("variant", VARIANTS)

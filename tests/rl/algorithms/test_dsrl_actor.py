@@ -27,7 +27,7 @@ from pitune.policies import (
 from pitune.policies.network.context import pack, unpack
 from pitune.rl.algorithms.dsrl import steered_policy
 from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 
 LAYOUTS = ("repeat", "per_step", "full")
 

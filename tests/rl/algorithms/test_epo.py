@@ -25,8 +25,8 @@ from pitune.policies import (
 )
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import Population
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.loss import log_ratios
-from pitune.rl.sub_dict import sub_dict
 from settings import changed
 
 LEARNING: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}

@@ -18,11 +18,11 @@ from pitune import envs, policies, rl
 from pitune.policies import FlowPolicy, LikelihoodActor, likelihood_config
 from pitune.policies.flow.kernels import FlowSDE, Transition, kl_divergence, log_prob
 from pitune.policies.flow.path import FlowOutput, TimeGrid
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.advantage import group_relative
 from pitune.rl.policy_gradient.episodes import episodes, grouped, ungrouped
 from pitune.rl.policy_gradient.loss import log_ratios
 from pitune.rl.policy_gradient.reference import Reference
-from pitune.rl.sub_dict import sub_dict
 from settings import changed, stand_still
 
 SETTINGS: dict[str, Any] = {"group_size": 3, "minibatch_size": 8, "num_epochs": 2}

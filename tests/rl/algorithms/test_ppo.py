@@ -21,10 +21,10 @@ from pitune.policies import (
     ModelInput,
     likelihood_config,
 )
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import minibatches
 from pitune.rl.policy_gradient.advantage import generalized_advantage
 from pitune.rl.policy_gradient.loss import with_one_step
-from pitune.rl.sub_dict import sub_dict
 from settings import changed, stand_still
 
 MODES = {

@@ -20,11 +20,11 @@ from pitune.policies import (
     likelihood_config,
 )
 from pitune.rl.algorithms.ppo import critic_loss
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.loss import log_ratios
 from pitune.rl.policy_gradient.reference import Reference, frozen_copy
 from pitune.rl.policy_gradient.surrogate import implied_clip
 from pitune.rl.policy_gradient.value import ValueCritic
-from pitune.rl.sub_dict import sub_dict
 from settings import changed
 
 SETTINGS: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 2}

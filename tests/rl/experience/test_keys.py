@@ -25,8 +25,8 @@ from pitune.rl.actor_critic import learner
 from pitune.rl.actor_critic.td import OffPolicy
 from pitune.rl.algorithms import bc, epo, grpo, ppo
 from pitune.rl.experience.keys import KEYS, Place, declared, select_decisions
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient import batch as decisions
-from pitune.rl.sub_dict import sub_dict
 from settings import changed
 from vision_policies import ENV, vision_policy
 

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 
 from pitune.rl.experience.replay import Replay
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 
 
 def rows(start: int, num: int) -> TensorDict:

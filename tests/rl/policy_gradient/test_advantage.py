@@ -12,13 +12,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.advantage import (
     TimeLimit,
     chunk_reward,
     generalized_advantage,
     standardize,
 )
-from pitune.rl.sub_dict import sub_dict
 
 TERMINATED, TRUNCATED, RUNNING = "terminated", "truncated", "running"
 

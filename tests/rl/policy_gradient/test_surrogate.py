@@ -14,6 +14,7 @@ from torchrl.objectives import ClipPPOLoss
 
 from observations import observed
 from pitune.policies import FlowPolicy, LikelihoodActor, likelihood_config
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import gradient_step, minibatches
 from pitune.rl.policy_gradient.config import ClipConfig
 from pitune.rl.policy_gradient.loss import PolicyLoss, policy_metrics
@@ -24,7 +25,6 @@ from pitune.rl.policy_gradient.surrogate import (
     trajectory_log_ratio,
     value_loss,
 )
-from pitune.rl.sub_dict import sub_dict
 
 LOG_RATIO = torch.tensor([[-1.0, -0.1, 0.0, 0.1, 1.0, 4.0]]).T
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from pitune.rl.sub_dict import sub_dict
+from pitune.rl.experience.sub_dict import sub_dict
 
 
 @pytest.fixture
