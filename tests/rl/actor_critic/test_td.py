@@ -35,7 +35,7 @@ def rollout() -> TensorDictBase:
         td, following = env.step_and_maybe_reset(td)
         columns.append(td)
         td = following
-    return torch.stack(columns, 1)  # type: ignore[return-value]
+    return TensorDict.stack(columns, 1)
 
 
 def booked(rollout: TensorDictBase) -> TensorDictBase:

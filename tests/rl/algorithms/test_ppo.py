@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -253,7 +253,7 @@ def test_learning_rate_zero_changes_nothing(
 
 def repeated_batch(algorithm: rl.PPO, times: int) -> TensorDictBase:
     batch, _ = algorithm.prepare(gather(algorithm))
-    return torch.cat([batch] * times)  # type: ignore[return-value]
+    return TensorDict.cat([batch] * times)
 
 
 def test_scoring_one_step_has_the_mean_gradient_of_scoring_all(tiny_policy: Callable) -> None:
