@@ -170,6 +170,17 @@ def test_mistakes_end_in_one_sentence(
     assert err.count("\n") == 1
 
 
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = (
+        f"{sys.executable} -u -m pitune.experiments.command_line.main list algorithms | head -1"
+    )
+    shown = subprocess.run(
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.count("\n") == 1
+    assert shown.stderr == ""
+
+
 # Modules from outside
 
 OUTSIDE = '''
