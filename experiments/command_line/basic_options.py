@@ -18,7 +18,7 @@ BASIC: Mapping[str, tuple[str, ...]] = {
     ),
     "EvaluateConfig": ("checkpoint", "episodes", "seed", "stochastic", "out", "device"),
     "PretrainConfig": ("out", "num_demonstrations", "gradient_steps", "action_horizon", "seed"),
-    "EnvConfig": ("id", "num_envs", "num_workers", "cameras"),
+    "EnvConfig": ("id", "num_envs", "num_workers"),
     "LoadConfig": ("pipeline",),
     "FinetuneConfig": (),
     "SamplerConfig": ("flow_steps", "execution_horizon"),

@@ -48,7 +48,8 @@ def command(*words: str | Path) -> str:
 def evaluate_command(config: Mapping[str, Any], checkpoint: Path) -> str:
     """Return the command that evaluates a checkpoint as the run with this config does."""
     env = {key: value for key, value in config["env"].items() if key != "id"}
-    words = ["--env.id", config["env"]["id"], *options(env, plain(envs.EnvConfig()), "env")]
+    env_id = config["env"]["id"]
+    words = ["--env.id", env_id, *options(env, plain(envs.config_for(env_id)), "env")]
     episodes = options({"episodes": config["eval_episodes"]}, {"episodes": 200})
     return command("evaluate", "--checkpoint", checkpoint, *words, *episodes)
 
