@@ -89,7 +89,8 @@ class ObservationPreprocessor(TensorDictModuleBase):
         tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
 
     Raises:
-        ValueError: the policy has a prompt, but there is no tokenizer.
+        ValueError: the policy has a prompt, but there is no tokenizer. When called: a `task_id` is
+            not an index into the tasks, or it is missing and there are several tasks.
 
     Example:
         >>> from tensordict import TensorDict
@@ -139,16 +140,8 @@ class ObservationPreprocessor(TensorDictModuleBase):
 
     def _prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the tokens of observations (N, L) and their mask (N, L)."""
-        # task of each row, 0 if the observations have none
         device = self._preprocessor.state_offset.device
-        task_id = obs.get("task_id", None)
-        task_id = torch.zeros(len(obs), dtype=torch.int64) if task_id is None else task_id
-        highest = int(task_id.max()) if len(obs) else 0
-        if highest >= len(self._tasks):
-            raise ValueError(
-                f"an observation has task_id={highest}, but the tasks are {self._tasks}; pass the "
-                "environment's table of tasks, or give the policy a default prompt"
-            )
+        task_id = self._task_ids(obs)
         if self._table is not None:  # (tasks, L) -> (N, L)
             tokens, mask = (column.to(device) for column in self._table)
             return tokens[task_id.to(device)], mask[task_id.to(device)]
@@ -159,3 +152,20 @@ class ObservationPreprocessor(TensorDictModuleBase):
         words = [self._tasks[task] for task in task_id.tolist()]
         state = obs["state"].to(device)
         return self._preprocessor.tokens(words, state, self._tokenizer)
+
+    def _task_ids(self, obs: TensorDictBase) -> Tensor:
+        """Return the task of each row (N,). Without a `task_id` it is the only task."""
+        task_id = obs.get("task_id", None)
+        if task_id is None and len(self._tasks) > 1:
+            raise ValueError(
+                f"the observations have no task_id, but there are {len(self._tasks)} tasks, "
+                f"{self._tasks}; add the index of each row's task, or pass one task"
+            )
+        task_id = torch.zeros(len(obs), dtype=torch.int64) if task_id is None else task_id
+        for extreme in task_id.aminmax() if len(obs) else ():
+            if not 0 <= int(extreme) < len(self._tasks):
+                raise ValueError(
+                    f"an observation has task_id={int(extreme)}, but the tasks are {self._tasks}; "
+                    "pass the environment's table of tasks, or give the policy a default prompt"
+                )
+        return task_id

@@ -197,8 +197,9 @@ class Preprocessor(nn.Module):
         values = {"state": self.normalize_state(state), "robot_state": state.float()}
         if self.config.pictures is not None:
             cameras = self.config.pictures.cameras.values()
-            images = [obs[f"image/{camera}"].to(device) for camera in cameras]
-            values["images"] = resized_pictures(images, self.config.pictures)
+            # Pillow runs on the host, so only the resized pictures move to the device
+            images = [obs[f"image/{camera}"] for camera in cameras]
+            values["images"] = resized_pictures(images, self.config.pictures).to(device)
         return values
 
     def tokens(
