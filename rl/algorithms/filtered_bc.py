@@ -53,7 +53,7 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
         self.optimizers["policy"] = self.step.optimizer
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
-        chunks = self.successes(rollout)
+        chunks = self.successes(rollout.to(self.actor.policy.device))
         self.num_updates += 1
         metrics = {"cloned_chunks": float(len(chunks))}
         if len(chunks):

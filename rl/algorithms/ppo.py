@@ -176,7 +176,7 @@ class PPO(Algorithm[PPOConfig]):
         """Take one gradient step on the policy and return its metrics."""
         config = self.config
         # random draws of the whole minibatch
-        if config.scored_steps == "one" and "stochastic_step" not in batch.keys():
+        if config.scored_steps == "one":
             batch = with_one_step(batch, self.actor.policy.grid.flow_steps)
         batch = self.loss.with_draws(batch)
 

@@ -68,8 +68,9 @@ class Demonstrations:
         """
         preprocessor = policy.observation_preprocessor(self.tasks)
         obs = TensorDict({key: self.obs[key] for key in policy.obs_keys}, [len(self.action)])
-        rows = in_parts(obs, lambda part: preprocessor(part).select(MODEL_INPUT))
-        return replace(self, obs={MODEL_INPUT: rows[MODEL_INPUT].cpu()})
+        # each part leaves the policy's device at once, because all pictures may not fit there
+        rows = in_parts(obs, lambda part: preprocessor(part).select(MODEL_INPUT).cpu())
+        return replace(self, obs={MODEL_INPUT: rows[MODEL_INPUT]})
 
     def chunks(self, action_horizon: int) -> TensorDict:
         """Return a training example per step (N): its observation and the next H actions.
