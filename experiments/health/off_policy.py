@@ -1,6 +1,6 @@
 """Health of the off-policy learners: `dsrl`, `wsrl`, `dgn`.
 
-Sources: docs/dsrl.md, docs/wsrl.md, docs/dgn.md.
+Sources: dsrl.md, wsrl.md and dgn.md in docs/algorithms/.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Health of the policy gradients: `ppo`, `grpo`, `epo`, `fpo`.
 
-Sources: docs/ppo.md, docs/grpo.md, docs/epo.md, docs/fpo.md.
+Sources: ppo.md, grpo.md, epo.md and fpo.md in docs/algorithms/.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ switched off.
 
 Letters: N rows, E envs, T chunk decisions, h executed actions, d robot action dim, D width of a
 critic's input.
-Source: Dong, Lessing, Chen, Finn 2025. Differs: docs/dgn.md.
+Source: Dong, Lessing, Chen, Finn 2025. Differs: docs/algorithms/dgn.md.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ All noises that give the same action then share its value.
 
 Letters: N rows, B minibatch rows, E envs, T chunk decisions, Q critics, h executed actions, d robot
 action dim, W latent width, D width of a critic's input.
-Source: Wagenmaker et al. 2025. Differs: docs/dsrl.md.
+Source: Wagenmaker et al. 2025. Differs: docs/algorithms/dsrl.md.
 """
 
 from __future__ import annotations

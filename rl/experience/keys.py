@@ -24,7 +24,7 @@ Place = Literal["rollout", "next", "batch", "replay", "sample", "cloning"]
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One declared entry; a name with a dot is an entry of a nested one.
+    """One declared entry. A name with a dot is an entry of a nested one.
 
     Example:
         >>> KEYS["advantage"].shape
@@ -34,14 +34,14 @@ class Key:
     meaning: str
     """One line."""
     shape: str
-    """Shape after the batch dimensions, in letters, separated by commas; `scalar`, or `*` for a
+    """Shape after the batch dimensions, in letters, separated by commas, `scalar`, or `*` for a
     nested entry. Where a name has two shapes, they are joined by ` or `."""
     writer: str
     """Module that writes it, below `pitune`."""
     readers: tuple[str, ...]
     """Modules that read it."""
     places: tuple[Place, ...]
-    """Tables that may hold it; a replay row and a sample hold some of them under `obs` and `next`
+    """Tables that may hold it. A replay row and a sample hold some of them under `obs` and `next`
     too."""
     unit: str = "-"
     """Unit of its numbers."""
@@ -127,7 +127,7 @@ KEYS: dict[str, Key] = {
         "prompt", "L", "policies.preprocessing.model_input", _POLICY, _INPUT
     ),
     "model_input.token_mask": _key(
-        "which tokens are no padding",
+        "mask of the tokens, False in padding",
         "L",
         "policies.preprocessing.model_input",
         _POLICY,
@@ -230,7 +230,7 @@ KEYS: dict[str, Key] = {
         "flow time of their flow matching", "scalar", _REFERENCE, _REFERENCE, "batch"
     ),
     # off-policy learners and cloning
-    "obs": _key("what is kept of an observation", "*", _LEARNER, _LEARNER, _ROWS),
+    "obs": _key("stored part of an observation", "*", _LEARNER, _LEARNER, _ROWS),
     "chunk": _key(
         "executed actions, flat", "h*d", _LEARNER, f"{_LEARNER} {_DSRL}", _ROWS, "normalized"
     ),
@@ -238,7 +238,7 @@ KEYS: dict[str, Key] = {
         "discounted reward of the chunk", "scalar", _TD, _TD, "sample", "reward"
     ),
     "discount": _key("discount to the power of the duration", "scalar", _TD, _TD, "sample"),
-    "ended": _key("whether nothing follows", "scalar", _TD, _TD, "sample", "bool"),
+    "ended": _key("whether the next value counts as 0", "scalar", _TD, _TD, "sample", "bool"),
     "cloned": _key("demonstrated chunks to clone", "*", _LEARNER, _LEARNER, "sample"),
     "flow_time": _key(
         "flow time of flow matching", "scalar", _LEARNER, f"{_LEARNER} {_BC}", "cloning"
@@ -262,7 +262,7 @@ def select_decisions(rollout: TensorDictBase, *groups: Iterable[str]) -> TensorD
 
     Args:
         rollout: Decisions (E, T).
-        groups: Names such as an actor's `in_keys` and `out_keys`; those that no batch holds, like
+        groups: Names such as an actor's `in_keys` and `out_keys`. Those that no batch holds, like
             the executed `action`, are left out.
 
     Raises:
