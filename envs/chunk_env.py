@@ -1,9 +1,9 @@
 """TorchRL environment in which one step is one action chunk.
 
-The bookkeeping is exact: an environment that ends inside a chunk stops there, the rest of its chunk
-is neither executed nor rewarded, its last observation is the true last one, and it is reset before
+The record is exact. An environment that ends inside a chunk stops there, and the rest of its chunk
+is neither executed nor rewarded. Its last observation is the true last one, and it is reset before
 the next decision. A chunk is a step of a semi-Markov process, so its `duration` is recorded for the
-discount, and its rewards are kept one by one: discounting them belongs to the algorithm.
+discount. The rewards of its steps are recorded one by one, because the algorithm discounts them.
 
 Letters: E envs, h executed actions, d robot action dim.
 """
@@ -28,19 +28,30 @@ from pitune.envs.vector_env import Observation
 class ChunkEnv(EnvBase):
     """E simulators that execute chunks (E, h, d) [robot units].
 
-    Besides the observation, a step writes under `next`: `reward` (E, 1), the plain sum;
-    `reward_steps` and `live` (E, h), the reward of each executed step and whether it was executed;
-    `duration` (E, 1), how many were; `success` and `invalid` (E, 1); `terminated`, `truncated`,
-    `done` (E, 1). `elapsed` (E, 1) is the used fraction of the episode's time.
+    Besides the observation, a step writes these entries under `next`: `reward_steps` (E, h), the
+    reward of each executed step, `live` (E, h), whether the step was executed, `duration` (E, 1),
+    the number of executed steps, and `reward` (E, 1), the sum of their rewards. The flags
+    `success`, `invalid`, `terminated`, `truncated` and `done` are (E, 1). `elapsed` (E, 1) is the
+    used share of the episode's time.
 
     Args:
         env: The checked simulator.
         execution_horizon: h.
-        seeds: Which seed starts which episode; also the place to ask for groups.
-        num_episodes: Episodes per environment after which it waits until all are reset: nothing
-            is executed then, and `duration` is 0. None plays on for ever.
-        preprocess: Adds entries to observations (N), such as a policy's `model_input`; it sees each
-            observation once. The pictures are not passed on then.
+        seeds: Seeds of the episodes, which are equal within a group.
+        num_episodes: Episodes per environment, or None for no limit. After them the environment
+            waits until all are reset. It executes no step, and `duration` is 0.
+        preprocess: Adds entries to observations (N), such as a policy's `model_input`. It is called
+            once per observation, and the results replace the pictures.
+
+    Raises:
+        ValueError: when stepped, an action chunk has the wrong shape.
+
+    Example:
+        >>> from pitune import envs
+        >>> env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=4))
+        >>> chunk_env = ChunkEnv(env, 2, EpisodeSeeds(4, seed=0, split="train"))
+        >>> chunk_env.rollout(8).batch_size
+        torch.Size([4, 8])
     """
 
     done_spec: TensorSpec
@@ -60,7 +71,7 @@ class ChunkEnv(EnvBase):
         self.num_env_steps = 0
         """Simulator steps executed so far, over all environments."""
         self.simulator_seconds = 0.0
-        """Time spent inside the simulator so far [s]; on a GPU, only until its work is queued."""
+        """Time inside the simulator so far [s]. On a GPU it ends when the work is queued."""
         # state of the episodes (E,)
         self._steps = torch.zeros(spec.num_envs, dtype=torch.int64, device=spec.device)
         self._num_episodes = num_episodes
@@ -132,14 +143,14 @@ class ChunkEnv(EnvBase):
 
         # entries of a decision, before the first one is taken
         n, h = self.batch_size[0], self.execution_horizon
-        nothing = {
+        steps = {
             "reward_steps": torch.zeros(n, h, device=self.device),
             "live": torch.zeros(n, h, dtype=torch.bool, device=self.device),
             "duration": torch.zeros(n, 1, dtype=torch.int64, device=self.device),
         }
-        flags = ("success", "invalid", "terminated", "truncated", "done")
-        no = {key: torch.zeros(n, 1, dtype=torch.bool, device=self.device) for key in flags}
-        return self._tensordict({**self._observation(), **nothing, **no})
+        names = ("success", "invalid", "terminated", "truncated", "done")
+        flags = {key: torch.zeros(n, 1, dtype=torch.bool, device=self.device) for key in names}
+        return self._tensordict({**self._observation(), **steps, **flags})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         chunk = tensordict["action"]
@@ -177,10 +188,10 @@ class ChunkEnv(EnvBase):
         # observations after the chunk, preprocessed once
         self._preprocess_rows(executed.nonzero().flatten())
         # h x (E,) -> (E, h)
-        return self._booked(torch.stack(rewards, 1), torch.stack(live, 1), {**ended, **marks})
+        return self._outcome(torch.stack(rewards, 1), torch.stack(live, 1), {**ended, **marks})
 
     def _preprocess_rows(self, env_idx: Tensor) -> None:
-        """Preprocess the present observations of some environments (N,); the others keep theirs."""
+        """Preprocess the present observations of some environments (N,), and keep the others."""
         if self._preprocess[0] is None or not len(env_idx):
             return
         everything = self._preprocessed is None or len(env_idx) == self.batch_size[0]
@@ -202,8 +213,8 @@ class ChunkEnv(EnvBase):
             return td.select()
         return preprocess(td).exclude(*values)
 
-    def _booked(self, reward_steps: Tensor, live: Tensor, flags: dict[str, Tensor]) -> TensorDict:
-        """Return what a step writes, from per-step rewards and live mask (E, h) and flags (E,)."""
+    def _outcome(self, reward_steps: Tensor, live: Tensor, flags: dict[str, Tensor]) -> TensorDict:
+        """Return the entries of a step from rewards and live mask (E, h) and flags (E,)."""
         self.num_env_steps += int(live.sum())
         done = flags["terminated"] | flags["truncated"]
         self._played += done
@@ -220,12 +231,13 @@ class ChunkEnv(EnvBase):
         )
 
     def _playing(self) -> Tensor:
-        """Return which environments have episodes left to play (E,)."""
+        """Return the mask (E,) of the environments that have episodes left."""
         if self._num_episodes is None:
             return torch.ones_like(self._played, dtype=torch.bool)
         return self._played < self._num_episodes
 
     def _observation(self) -> dict[str, Tensor]:
+        """Return the entries of the present observations (E)."""
         elapsed = self._steps[:, None].float() / self.env.spec.max_episode_steps
         if self._preprocessed is None:
             return {**self._obs, "elapsed": elapsed}

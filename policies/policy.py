@@ -190,7 +190,10 @@ class FlowPolicy(nn.Module):
         return self.network.encode_prefix(images, None, inputs.tokens, inputs.token_mask)
 
     def critic_input(self, inputs: ModelInput, context: Context | None) -> Tensor:
-        """Return the input (N, D) of critics and noise models. See `critic_input`."""
+        """Return the input (N, D) of critics and noise models: the state and the context's features.
+
+        For a policy with the state alone the features are those of its state token.
+        """
         features = None if context is None else context.features
         return critic_input(inputs.state.to(self.device), features)
 

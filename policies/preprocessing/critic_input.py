@@ -20,8 +20,7 @@ def critic_input(
 
     Args:
         state: Normalized states (N, S), clamped to `LARGEST_STATE`.
-        features: Pooled features of the encoded observation (N, F), for a policy with pictures or
-            a prompt.
+        features: Pooled features of the encoded observation (N, F).
         elapsed: Used share of the episode's time (N, 1), for a critic whose task includes the time
             limit.
     """

@@ -121,7 +121,8 @@ class CloningStep:
 
     Example:
         >>> step = CloningStep(policy, BCConfig())  # doctest: +SKIP
-        >>> loss = step(demonstrations.chunks(8)[:32])  # doctest: +SKIP
+        >>> chunks = demonstrations_for(policy, file).chunks(8)  # doctest: +SKIP
+        >>> loss = step(chunks[:32])  # doctest: +SKIP
     """
 
     def __init__(self, policy: FlowPolicy, config: BCConfig) -> None:

@@ -223,7 +223,7 @@ def collect_demonstrations(
         RuntimeError: the expert fails too often.
 
     Example:
-        >>> env = envs.make("mock/Reach", num_envs=4)  # doctest: +SKIP
+        >>> env = envs.make(envs.EnvConfig(id="mock/Reach"))  # doctest: +SKIP
         >>> collect_demonstrations(env, num_episodes=10, seed=0).num_episodes  # doctest: +SKIP
         10
     """

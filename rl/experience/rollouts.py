@@ -83,10 +83,10 @@ class Rollouts:
             whole episode.
 
     Example:
-        >>> env = envs.make("mock/Reach", num_envs=4)  # doctest: +SKIP
+        >>> env = envs.make(envs.EnvConfig(id="mock/Reach"))  # doctest: +SKIP
         >>> rollouts = Rollouts(env, algorithm, num_chunks=16, seed=0)  # doctest: +SKIP
         >>> rollouts.collect().batch_size  # doctest: +SKIP
-        torch.Size([4, 16])
+        torch.Size([100, 16])
     """
 
     def __init__(

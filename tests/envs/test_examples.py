@@ -12,6 +12,7 @@ from pitune.envs import registry
 MODULES = (
     "",
     ".checked",
+    ".chunk_env",
     ".config",
     ".gym.registration",
     ".gym.vector",
