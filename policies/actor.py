@@ -59,6 +59,7 @@ class Actor(TensorDictModuleBase):
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         noise = td.get("noise", None)
+        noise = None if noise is None else noise.to(self.policy.device)
         if interaction_type() == InteractionType.DETERMINISTIC:
             with torch.no_grad():
                 return td.set("action", self.deployed_actions(ModelInput.of(td), noise))

@@ -190,7 +190,7 @@ class FlowPolicy(nn.Module):
         return self.network.encode_prefix(images, None, inputs.tokens, inputs.token_mask)
 
     def critic_input(self, inputs: ModelInput, context: Context | None) -> Tensor:
-        """Return the input (N, D) of critics and noise models: the state and the context's features.
+        """Return the input (N, D) of critics and noise models: state and pooled features.
 
         For a policy with the state alone the features are those of its state token.
         """

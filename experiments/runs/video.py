@@ -69,7 +69,8 @@ def _frames(
     with torch.random.fork_rng(devices), set_exploration_type(ExplorationType.DETERMINISTIC):
         torch.manual_seed(seed)
         while active.any():
-            td = preprocess(TensorDict(dict(obs), batch_size=[num_envs]))
+            # with the device of the environment, to which the actor's actions return
+            td = preprocess(TensorDict(dict(obs), batch_size=[num_envs], device=device))
             for action in actor(td)["action"].unbind(1):  # H actions (E, d)
                 if not active.any():
                     break
