@@ -39,6 +39,8 @@ class CheckedEnv:
         self.spec: EnvSpec = env.spec
         self.low = torch.tensor(env.spec.action_low, device=env.spec.device)
         self.high = torch.tensor(env.spec.action_high, device=env.spec.device)
+        self.num_resets = 0
+        """Calls of `reset` so far. An owner of running episodes compares it with its own."""
         self.num_entries = 0
         """Action entries of active environments so far."""
         self.num_clipped = 0
@@ -51,6 +53,7 @@ class CheckedEnv:
                 f"seed of shape {tuple(seed.shape)} must be ({num_rows},): one seed per "
                 "environment that is reset"
             )
+        self.num_resets += 1
         return self._check_obs(self.env.reset(seed, env_idx), "reset")
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:

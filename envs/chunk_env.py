@@ -45,6 +45,7 @@ class ChunkEnv(EnvBase):
 
     Raises:
         ValueError: when stepped, an action chunk has the wrong shape.
+        RuntimeError: when stepped, `env` was reset elsewhere since.
 
     Example:
         >>> from pitune import envs
@@ -77,6 +78,7 @@ class ChunkEnv(EnvBase):
         self._num_episodes = num_episodes
         self._played = torch.zeros_like(self._steps)
         self._obs: Observation = {}
+        self._num_resets = 0
         # bound in a tuple, because a module as an attribute would become a part of this one
         self._preprocess = (preprocess,)
         self._preprocessed: TensorDict | None = None
@@ -137,6 +139,7 @@ class ChunkEnv(EnvBase):
             seeds = self.seeds.next(env_idx).to(env_idx.device)
             start = time.perf_counter()
             self._obs = self.env.reset(seeds, env_idx)
+            self._num_resets = self.env.num_resets
             self.simulator_seconds += time.perf_counter() - start
             self._steps[env_idx] = 0
             self._preprocess_rows(env_idx)
@@ -159,6 +162,13 @@ class ChunkEnv(EnvBase):
             raise ValueError(
                 f"action chunk of shape {tuple(chunk.shape)} must be "
                 f"{(n, h, self.env.spec.action_dim)}: environments, execution_horizon, action dim"
+            )
+
+        if self.env.num_resets != self._num_resets:
+            raise RuntimeError(
+                f"{self.env.spec.id} was reset elsewhere, for example by an evaluation, so the "
+                "episodes of this rollout are gone; call `Rollouts.restart(iteration)` afterwards, "
+                "or evaluate in another environment"
             )
 
         # running episodes, and their outcome so far (E,)

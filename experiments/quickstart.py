@@ -129,9 +129,8 @@ def make_clone(config: QuickstartConfig, settings: Recipe) -> None:
 def make_guidance(config: QuickstartConfig, settings: Recipe) -> None:
     """Collect demonstrations that the clone has not seen, if the algorithm is guided by such."""
     file = config.folder / GUIDANCE
-    if file.is_file() or not isinstance(
-        rl.preset(config.algorithm.partition(":")[0]), rl.DGNConfig
-    ):
+    entry = rl.registry.entry(config.algorithm.partition(":")[0])
+    if file.is_file() or not entry.unseen_demonstrations:
         return
     env = envs.make(recipe(config.env.id).env)
     cloned = settings.num_demonstrations

@@ -1,7 +1,8 @@
 """Time per environment step of the off-policy algorithms, by update-to-data ratio.
 
-    pitune bench update --checkpoint runs/quickstart/pretrained \
-        --demonstrations runs/quickstart/demonstrations.safetensors --ratios 0.1 0.25 0.5
+    pitune bench update --checkpoint runs/quickstart/mujoco-PickCube/seed_0/pretrained \
+        --demonstrations runs/quickstart/mujoco-PickCube/seed_0/demonstrations.safetensors \
+        --ratios 0.1 0.25 0.5
 
 The table has the time of the policy, the simulator and the update, for each algorithm and ratio.
 """
@@ -37,9 +38,9 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
 class BenchmarkConfig:
     """Measure the time of off-policy learning per environment step."""
 
-    checkpoint: Path = Path("runs/quickstart/pretrained")
+    checkpoint: Path = Path("runs/quickstart/mujoco-PickCube/seed_0/pretrained")
     """Folder of the policy."""
-    demonstrations: Path = Path("runs/quickstart/demonstrations.safetensors")
+    demonstrations: Path = Path("runs/quickstart/mujoco-PickCube/seed_0/demonstrations.safetensors")
     """File of `pitune pretrain`, for `dgn`."""
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     ratios: tuple[float, ...] = (0.1, 0.25, 0.5)

@@ -411,3 +411,16 @@ def test_what_is_preprocessed_belongs_to_its_own_observation_and_is_computed_onc
         td = following
     assert sum(seen) == num
     assert differ > 0  # some but not all were reset
+
+
+def test_an_environment_that_was_reset_elsewhere_is_refused() -> None:
+    """An evaluation between two rollouts would end their episodes unseen."""
+    chunk_env = chunked(Reach(2), horizon=5)
+    chunk_env.reset()
+    zeros = torch.zeros(2, 5, 2)
+    step_with(chunk_env, zeros)
+    chunk_env.env.reset(torch.arange(2))
+    with pytest.raises(RuntimeError, match=r"mock/Reach was reset elsewhere, .*restart\(iteration"):
+        step_with(chunk_env, zeros)
+    chunk_env.reset()
+    step_with(chunk_env, zeros)
