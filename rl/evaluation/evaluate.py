@@ -113,7 +113,8 @@ def evaluate(
     """Play `num_episodes` episodes, equally many in every environment, and count successes.
 
     Args:
-        env: The checked simulator. New episodes begin in all its environments.
+        env: The checked simulator. New episodes begin in all its environments, so `Rollouts` in the
+            same environment must `restart` before they go on.
         actor: Acts as deployed (by the ODE), or as in training if `stochastic`.
         num_episodes: A multiple of the number of environments.
         seed: Seed of the starts and of the policy's noise.
