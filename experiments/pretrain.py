@@ -180,7 +180,7 @@ def _save(step: CloningStep, file: Path) -> None:
 
 def _restore(step: CloningStep, file: Path) -> None:
     """Load the state that `_save` wrote, random numbers included."""
-    state = torch.load(file, weights_only=True)
+    state = torch.load(file, map_location="cpu", weights_only=True)
     step.policy.load_state_dict(state["policy"])
     step.optimizer.load_state_dict(state["optimizer"])
     step.num_steps = state["num_steps"]

@@ -24,8 +24,8 @@ from pitune.policies.flow.path import (
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
 from pitune.policies.network.pi0 import Pi0
-from pitune.policies.noise_source import NoiseSource
-from pitune.policies.policy_config import PolicyInfo, SamplerConfig
+from pitune.policies.noise_source import NoiseSource, SteeringConfig
+from pitune.policies.policy_config import PolicyInfo, SamplerConfig, check_parts
 from pitune.policies.preprocessing.critic_input import critic_input
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
@@ -69,25 +69,7 @@ class FlowPolicy(nn.Module):
             preprocessor = _preprocessor(preprocessor, self.network.config)
         self.preprocessor, self.sampler = preprocessor, sampler
         self.noise_source, self.info = noise_source, info or PolicyInfo()
-        self._check()
-
-    def _check(self) -> None:
-        """Raise ValueError if the parts do not fit each other."""
-        network, config = self.network.config, self.preprocessor.config
-        for name, prepared, used in (
-            ("pictures", config.pictures is not None, network.vision is not None),
-            ("prompt", config.prompt is not None, network.vocab_size > 0),
-        ):
-            if prepared != used:
-                raise ValueError(
-                    f"the preprocessor has {'a' if prepared else 'no'} {name} config, but the "
-                    f"network {'uses' if used else 'does not use'} it"
-                )
-        if not 1 <= self.sampler.execution_horizon <= network.action_horizon:
-            raise ValueError(
-                f"execution_horizon={self.sampler.execution_horizon} must be between 1 and "
-                f"action_horizon={network.action_horizon}"
-            )
+        check_parts(self.network.config, self.preprocessor.config, sampler)
 
     def replace(self, **changes: Any) -> FlowPolicy:
         """Return a policy with some parts replaced and the others shared.
@@ -103,6 +85,25 @@ class FlowPolicy(nn.Module):
             "info": self.info,
         }
         return FlowPolicy(**{**parts, **changes})
+
+    def with_noise_source(self, config: SteeringConfig) -> FlowPolicy:
+        """Return this policy with a new noise source; the modules that they share stop learning.
+
+        The noise actor reads the state and the features of the encoded observation. A policy that
+        has no pictures and no prompt has features too, those of its state token.
+
+        Raises:
+            ValueError: the policy has a noise source already.
+        """
+        if self.noise_source is not None:
+            raise ValueError(
+                "the policy is steered already; steer the checkpoint that it was made from"
+            )
+        self.requires_grad_(False)
+        width = self.preprocessor.model_state_dim + self.network.config.feature_dim
+        horizon = self.sampler.execution_horizon
+        source = NoiseSource(config, self.chunk_shape, horizon, width).to(self.device)
+        return self.replace(noise_source=source)
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pitune.policies.flow.ode import Solver
+from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig
+from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.prompt import Encoder
 
 
@@ -51,3 +53,28 @@ class PolicyInfo:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PolicyInfo:
         return self
+
+
+def check_parts(
+    network: Pi0Config, preprocessor: PreprocessorConfig, sampler: SamplerConfig
+) -> None:
+    """Check that the parts of a policy fit each other.
+
+    Raises:
+        ValueError: more actions would be executed than are predicted, or none; the network and
+            the preprocessor differ in whether there are cameras or a prompt.
+    """
+    for name, prepared, used in (
+        ("pictures", preprocessor.pictures is not None, network.vision is not None),
+        ("prompt", preprocessor.prompt is not None, network.vocab_size > 0),
+    ):
+        if prepared != used:
+            raise ValueError(
+                f"the preprocessor has {'a' if prepared else 'no'} {name} config, but the "
+                f"network {'uses' if used else 'does not use'} it"
+            )
+    if not 1 <= sampler.execution_horizon <= network.action_horizon:
+        raise ValueError(
+            f"execution_horizon={sampler.execution_horizon} must be between 1 and "
+            f"action_horizon={network.action_horizon}"
+        )

@@ -183,7 +183,7 @@ class Run:
         # policy, training state and random numbers
         folder = checkpoints[-1]
         algorithm.actor.policy.load_state_dict(load_policy(folder).state_dict())
-        state = torch.load(folder / "training.pt", weights_only=True)
+        state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
         algorithm.load_training_state(state["training"])
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available() and "random_cuda" in state:

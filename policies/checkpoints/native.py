@@ -27,7 +27,7 @@ from pitune.policies.checkpoints.pipelines import Pipeline
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig, add_lora
 from pitune.policies.network.pi0 import Pi0
-from pitune.policies.noise_source import NoiseSource, SteeringConfig
+from pitune.policies.noise_source import SteeringConfig
 from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.tokenizer import Tokenizer
@@ -101,7 +101,8 @@ def load_policy(folder: Path) -> FlowPolicy:
         sampler = SamplerConfig(**description["sampler"])
         policy = FlowPolicy(network, preprocessor, sampler, info=info)
         if "steering" in description:
-            policy = _with_noise_source(policy, description)
+            config = SteeringConfig.from_dict(description["steering"])
+            policy = policy.with_noise_source(config)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / DESCRIPTION} does not describe a policy ({error!r}); it was damaged or "
@@ -126,16 +127,6 @@ def load_policy(folder: Path) -> FlowPolicy:
         tokenizer = Tokenizer.load(folder / TOKENIZER)
         policy = policy.replace(info=replace(policy.info, tokenizer=tokenizer))
     return policy
-
-
-def _with_noise_source(policy: FlowPolicy, description: dict[str, Any]) -> FlowPolicy:
-    """Return the policy, frozen, with the noise source of a checkpoint's description."""
-    config = SteeringConfig.from_dict(description["steering"])
-    width = policy.preprocessor.model_state_dim + policy.network.config.feature_dim
-    horizon = policy.sampler.execution_horizon
-    source = NoiseSource(config, policy.chunk_shape, horizon, width)
-    policy.requires_grad_(False)
-    return policy.replace(noise_source=source)
 
 
 def _renamed(key: str) -> str:

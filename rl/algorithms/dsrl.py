@@ -28,7 +28,7 @@ from pitune.rl.actor_critic.q_ensemble import QEnsemble, reduce_ensemble
 from pitune.rl.actor_critic.td import OffPolicy, means, regression_loss
 from pitune.rl.actor_critic.temperature import Temperature
 from pitune.rl.algorithm import Algorithm
-from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor, steered_policy
+from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
 from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.replay import Replay
@@ -57,7 +57,7 @@ class DSRL(Algorithm[DSRLConfig]):
     def __init__(self, config: DSRLConfig, policy: FlowPolicy) -> None:
         # actor
         self.aliased = config.variant == "noise_aliased"
-        self.policy = steered_policy(policy, config.steering)
+        self.policy = policy.with_noise_source(config.steering)
         actor = NoiseSourceActor(self.policy, self.aliased and config.keep_context)
         super().__init__(config, actor)
         self.source, device = actor.source, policy.device

@@ -10,26 +10,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pitune.policies import Actor, FlowPolicy, ModelInput, NoiseSource, SteeringConfig
+from pitune.policies import Actor, FlowPolicy, ModelInput, NoiseSource
 from pitune.policies.flow.ode import integrate
 from pitune.policies.network.context import Context, pack
-
-
-def steered_policy(policy: FlowPolicy, config: SteeringConfig) -> FlowPolicy:
-    """Return the policy with a new noise source, and freeze its modules.
-
-    Raises:
-        ValueError: the policy has a noise source already.
-    """
-    if policy.noise_source is not None:
-        raise ValueError(
-            "the policy is steered already; steer the checkpoint that it was made from"
-        )
-    policy.requires_grad_(False)
-    width = policy.preprocessor.model_state_dim + policy.network.config.feature_dim
-    horizon = policy.sampler.execution_horizon
-    source = NoiseSource(config, policy.chunk_shape, horizon, width).to(policy.device)
-    return policy.replace(noise_source=source)
 
 
 class NoiseSourceActor(Actor):
@@ -46,7 +29,7 @@ class NoiseSourceActor(Actor):
         ValueError: the policy has no noise source.
 
     Example:
-        >>> policy = steered_policy(policy, SteeringConfig())  # doctest: +SKIP
+        >>> policy = policy.with_noise_source(SteeringConfig())  # doctest: +SKIP
         >>> NoiseSourceActor(policy, keep_context=False)(td)["latent"].shape  # doctest: +SKIP
         torch.Size([3, 2])
     """

@@ -268,8 +268,9 @@ class GRPO(Algorithm[GRPOConfig]):
         return {"pending": pending, "num_pending_groups": self.num_pending_groups}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
+        device = self.actor.policy.device
         self.pending = [
-            TensorDict(part, batch_size=[len(part["chain"])]).unflatten_keys(".")
+            TensorDict(part, batch_size=[len(part["chain"])]).unflatten_keys(".").to(device)
             for part in state["pending"]
         ]
         self.num_pending_groups = state["num_pending_groups"]

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from pitune.policies import FlowPolicy, ModelInput, SteeringConfig
 from pitune.policies.preprocessing.critic_input import LARGEST_STATE, critic_input
 from pitune.rl.actor_critic import critic_input as actor_critic
-from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor, steered_policy
+from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
 from pitune.rl.policy_gradient.value import ValueCritic
 
 FAR = torch.tensor([[3707.0, -80.0, 4.9, 0.0]])
@@ -43,5 +43,5 @@ def test_a_far_state_is_cut_for_every_critic_and_for_the_noise_actor(
     # critics and noise model of wsrl and dgn
     assert torch.equal(actor_critic.critic_input(policy, rows(FAR)), CUT)
     # critics and noise actor of dsrl
-    actor = NoiseSourceActor(steered_policy(policy, SteeringConfig()), keep_context=False)
+    actor = NoiseSourceActor(policy.with_noise_source(SteeringConfig()), keep_context=False)
     assert torch.equal(actor.encode(rows(FAR))["critic_input"][:, :4], CUT)

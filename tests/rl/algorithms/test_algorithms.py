@@ -17,7 +17,6 @@ from pitune import envs, policies, rl
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.mock.reach import Reach
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor
-from pitune.rl.algorithms.dsrl import steered_policy
 from pitune.rl.experience.sub_dict import sub_dict
 
 NAMES = sorted(rl.presets())
@@ -221,7 +220,7 @@ def new_steered() -> FlowPolicy:
     state, action = torch.rand(64, 4), torch.rand(64, 2)
     sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=2)
     base = policies.small_policy(state, action, action_horizon=2, sampler=sampler)
-    return steered_policy(base, policies.SteeringConfig())
+    return base.with_noise_source(policies.SteeringConfig())
 
 
 def test_missing_cameras_are_named(tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,6 @@ from pitune.policies import (
     SteeringConfig,
 )
 from pitune.policies.network.context import pack, unpack
-from pitune.rl.algorithms.dsrl import steered_policy
 from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -50,7 +49,7 @@ def steer(tiny_policy: Callable) -> Callable[..., NoiseSourceActor]:
     def make(steered: bool = True, keep: bool = False, **settings: object) -> NoiseSourceActor:
         torch.manual_seed(1)
         base = tiny_policy(horizon=3, executed=2)
-        policy = steered_policy(base, SteeringConfig(hidden=(8,), **settings))  # type: ignore[arg-type]
+        policy = base.with_noise_source(SteeringConfig(hidden=(8,), **settings))  # type: ignore[arg-type]
         actor = NoiseSourceActor(policy, keep)
         actor.source.steered.fill_(steered)
         torch.nn.init.normal_(
@@ -132,14 +131,14 @@ def test_the_base_is_frozen_and_only_the_noise_actor_learns(steer: Callable) -> 
     assert all(name.startswith("noise_source.actor.") for name in learning)
     assert len(learning) == len(list(actor.source.actor.parameters()))
     with pytest.raises(ValueError, match="steered already; steer the checkpoint that it was made"):
-        steered_policy(actor.policy, SteeringConfig())
+        actor.policy.with_noise_source(SteeringConfig())
     with pytest.raises(ValueError, match="magnitude=0 must be above 0"):
         SteeringConfig(magnitude=0)
 
 
 def test_steering_leaves_the_given_policy_without_a_source(tiny_policy: Callable) -> None:
     base = tiny_policy()
-    policy = steered_policy(base, SteeringConfig())
+    policy = base.with_noise_source(SteeringConfig())
     assert base.noise_source is None
     assert policy.network is base.network
     with pytest.raises(ValueError, match="the policy has no noise source"):
