@@ -22,7 +22,18 @@ EnvFactory = Callable[[str, EnvConfig], VectorEnv]
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """One row of the table."""
+    """One row of the table.
+
+    Example:
+        >>> from pitune.envs.mock.reach import Reach
+        >>> adapter = Adapter(
+        ...     factory=lambda name, config: Reach(config.num_envs),
+        ...     options=EnvOptions,
+        ...     tasks=lambda: ("Reach",),
+        ... )
+        >>> adapter.factory("Reach", EnvConfig(num_envs=2)).spec.num_envs
+        2
+    """
 
     factory: EnvFactory
     """Makes an environment."""

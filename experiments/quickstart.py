@@ -36,7 +36,12 @@ from pitune.experiments.train import TrainConfig, train
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartEnv:
-    """The environment, whose other settings are in its recipe."""
+    """The environment, whose other settings are in its recipe.
+
+    Example:
+        >>> QuickstartEnv(id="maniskill/PickCube-v1").id
+        'maniskill/PickCube-v1'
+    """
 
     id: str = "mujoco/PickCube"
     """`mujoco/<task>`, `maniskill/<task>`, `metaworld/<task>`, ..."""

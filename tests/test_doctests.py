@@ -68,12 +68,13 @@ def public_classes(tree: ast.Module) -> Iterator[ast.ClassDef]:
             yield node
 
 
-@pytest.mark.parametrize(
-    "files",
-    ["policies/*.py", "policies/likelihood/*.py", "policies/preprocessing/*.py", "rl/**/*.py"],
-)
-def test_every_public_class_has_an_example(files: str) -> None:
-    for file in sorted(ROOT.glob(files)):
-        for node in public_classes(ast.parse(file.read_text())):
-            docstring = ast.get_docstring(node) or ""
-            assert ">>>" in docstring, f"{file.relative_to(ROOT)}: {node.name}"
+@pytest.mark.parametrize("folder", [*FOLDERS, "envs"])
+def test_every_public_class_has_an_example(folder: str) -> None:
+    classes = [
+        (f"{file.relative_to(ROOT)}: {node.name}", ast.get_docstring(node) or "")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for node in public_classes(ast.parse(file.read_text()))
+    ]
+    assert classes
+    for name, docstring in classes:
+        assert ">>>" in docstring.partition("Example:")[2], name

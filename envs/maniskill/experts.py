@@ -29,7 +29,14 @@ ON_TABLE = 0.02
 
 @dataclass(frozen=True)
 class PhaseInput:
-    """The quantities that a phase depends on."""
+    """The quantities that a phase depends on.
+
+    Example:
+        >>> origin = torch.zeros(2, 3)
+        >>> inputs = PhaseInput(origin, shift(origin, z=0.02), origin, torch.zeros(2))
+        >>> carry(inputs).shape  # (E, 3)
+        torch.Size([2, 3])
+    """
 
     tool: Tensor
     """Tool center point (E, 3) [m]."""
@@ -43,7 +50,15 @@ class PhaseInput:
 
 @dataclass(frozen=True)
 class Phase:
-    """One part of a task."""
+    """One part of a task.
+
+    Example:
+        >>> close = Phase(lambda v: v.cube, CLOSED, lambda v, target: v.num_steps >= 4)
+        >>> origin = torch.zeros(2, 3)
+        >>> inputs = PhaseInput(origin, origin, origin, num_steps=torch.tensor([3, 4]))
+        >>> close.is_finished(inputs, close.target(inputs)).tolist()
+        [False, True]
+    """
 
     target: Callable[[PhaseInput], Tensor]
     """Target of the tool (E, 3) [m]."""

@@ -112,6 +112,14 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
 class ManiSkillWorkers(WorkerEnv):
     """ManiSkill environments in worker processes. `make_maniskill` makes one.
 
+    Example:
+        >>> from pitune import envs
+        >>> config = envs.config_for("maniskill/PickCube-v1", num_envs=2)
+        >>> env = envs.make(config)  # doctest: +SKIP
+        >>> obs = env.reset(torch.tensor([0, 1]))  # doctest: +SKIP
+        >>> env.expert().act().shape  # doctest: +SKIP
+        torch.Size([2, 4])
+
     Args:
         task: ManiSkill's name.
         control_mode: ManiSkill's name for the meaning of the actions.

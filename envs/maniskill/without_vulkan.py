@@ -45,7 +45,12 @@ class InertMaterial:
 
 
 class InertTexture:
-    """Replaces `sapien.render.RenderTexture2D`."""
+    """Replaces `sapien.render.RenderTexture2D`.
+
+    Example:
+        >>> isinstance(InertTexture("wood.png", srgb=True), InertTexture)
+        True
+    """
 
     def __init__(self, *_: Any, **__: Any) -> None:
         """Accept a file name or an array, and ignore it."""

@@ -28,7 +28,13 @@ STEP_SIZE = 0.06
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Targets of the expert in E environments."""
+    """Targets of the expert in E environments.
+
+    Example:
+        >>> target, phase = np.zeros((2, 3)), np.array([0, 3])
+        >>> Plan(target=target, opened=phase < 2, phase=phase).opened.tolist()
+        [True, False]
+    """
 
     target: Array
     """Target of the tool (E, 3) [m]."""
@@ -39,7 +45,14 @@ class Plan:
 
 
 class SceneSource(Protocol):
-    """The interface of the environment that an expert needs."""
+    """The interface of the environment that an expert needs.
+
+    Example:
+        >>> from pitune.envs.tabletop.env import Tabletop
+        >>> source: SceneSource = Tabletop("PickCube", 2)
+        >>> source.scene.tool.shape, source.step_counts.shape  # (E, 3), (E,)
+        ((2, 3), (2,))
+    """
 
     @property
     def scene(self) -> Scene:

@@ -53,7 +53,13 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The start of one episode."""
+    """The start of one episode.
+
+    Example:
+        >>> start = draw_start(TASKS["PickCube"], np.random.default_rng(0))
+        >>> start.tool.shape, start.cubes.shape, start.goal.shape
+        ((2,), (1, 3), (3,))
+    """
 
     tool: Array
     """Position of the open gripper (2,) [m], at its home height."""

@@ -248,6 +248,23 @@ class WorkerEnv:
 class WorkerExpert:
     """The `expert_action` of all sub-environments.
 
+    Example:
+        >>> import gymnasium
+        >>> class Coasting(gymnasium.Wrapper):
+        ...     def expert_action(self):
+        ...         return np.zeros(1, np.float32)
+        >>> env = WorkerEnv(
+        ...     lambda: Coasting(gymnasium.make("Pendulum-v1")),
+        ...     id="pendulum",
+        ...     num_envs=2,
+        ...     num_workers=0,
+        ...     max_episode_steps=200,
+        ...     simulator="gymnasium",
+        ... )
+        >>> obs = env.reset(torch.tensor([0, 1]))
+        >>> WorkerExpert(env).act().shape  # (E, d)
+        torch.Size([2, 1])
+
     Args:
         env: The environment to act in.
     """

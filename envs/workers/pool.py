@@ -20,6 +20,20 @@ logger = logging.getLogger(__name__)
 class WorkerPool:
     """E sub-environments, spread evenly over workers.
 
+    Example:
+        >>> import functools, gymnasium
+        >>> pool = WorkerPool(
+        ...     functools.partial(gymnasium.make, "Pendulum-v1"),
+        ...     "pendulum",
+        ...     num_envs=2,
+        ...     num_workers=0,
+        ...     start_timeout=180.0,
+        ...     step_timeout=120.0,
+        ... )
+        >>> seeds = np.array([7, 8])
+        >>> pool.exchange("reset", rows=np.arange(2), values=seeds).obs["state"].shape  # (E, s)
+        (2, 3)
+
     Args:
         factory: Makes one sub-environment and is picklable.
         env_id: Name for messages.

@@ -23,12 +23,28 @@ from pitune.envs.workers.sub_envs import Factory, SubEnvs
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker process ended, or sent no reply in time."""
+    """A worker process ended, or sent no reply in time.
+
+    Example:
+        >>> raise WorkerDiedError("ended with exit code 1")
+        Traceback (most recent call last):
+            ...
+        pitune.envs.workers.process.WorkerDiedError: ended with exit code 1
+    """
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The result of a request that raised."""
+    """The result of a request that raised.
+
+    Example:
+        >>> try:
+        ...     raise ValueError("speed=-1 must be at least 0; raise it")
+        ... except ValueError as error:
+        ...     failure = Failure.of(error)
+        >>> failure.message, failure.wrong_value
+        ('speed=-1 must be at least 0; raise it', True)
+    """
 
     message: str
     """Text of the exception."""
@@ -45,6 +61,13 @@ class Failure:
 
 class LocalWorker:
     """The interface of `Worker` without a process, for debugging and for fast simulators.
+
+    Example:
+        >>> import functools, gymnasium
+        >>> factory = functools.partial(gymnasium.make, "Pendulum-v1")
+        >>> worker = LocalWorker(range(2), factory, "pendulum")
+        >>> worker.receive(timeout=180.0).state_dim  # of the spec
+        3
 
     Args:
         rows: Which of the E environments it holds.
@@ -78,6 +101,14 @@ class LocalWorker:
 
 class Worker:
     """One process with several sub-environments.
+
+    Example:
+        >>> import functools, gymnasium
+        >>> factory = functools.partial(gymnasium.make, "Pendulum-v1")
+        >>> worker = Worker(range(2), factory, "pendulum")  # doctest: +SKIP
+        >>> worker.receive(timeout=180.0).state_dim  # doctest: +SKIP
+        3
+        >>> worker.stop()  # doctest: +SKIP
 
     Args:
         rows: Which of the E environments it holds.

@@ -21,7 +21,22 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class SubEnvSpec:
-    """The description of one sub-environment."""
+    """The description of one sub-environment.
+
+    Example:
+        >>> spec = SubEnvSpec(
+        ...     state_dim=3,
+        ...     cameras={"top": (3, 64, 64)},
+        ...     action_low=(-2.0,),
+        ...     action_high=(2.0,),
+        ...     max_episode_steps=200,
+        ...     control_hz=20.0,
+        ...     success_signal=False,
+        ...     expert=False,
+        ... )
+        >>> empty_obs(spec.state_dim, spec.cameras, num_rows=2)["image/top"].shape  # (N, C, Y, X)
+        (2, 3, 64, 64)
+    """
 
     state_dim: int
     """s."""

@@ -35,7 +35,14 @@ Factory = Callable[[], gymnasium.Env]
 
 @dataclass
 class Rows:
-    """The results of N rows. In a row of `failed` all other fields are meaningless."""
+    """The results of N rows. In a row of `failed` all other fields are meaningless.
+
+    Example:
+        >>> envs = SubEnvs(lambda: gymnasium.make("Pendulum-v1"), "gym/Pendulum-v1", num_envs=2)
+        >>> rows = Rows.empty(envs.spec, num_rows=2)
+        >>> rows.obs["state"].shape, rows.reward.tolist(), rows.failed
+        ((2, 3), [0.0, 0.0], {})
+    """
 
     obs: Arrays
     reward: np.ndarray

@@ -38,7 +38,12 @@ from pitune.policies.network.pi0 import Pi0
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """Time the parts of a π0 network."""
+    """Time the parts of a π0 network.
+
+    Example:
+        >>> BenchmarkConfig(preset="tiny05", training=False).flow_steps
+        10
+    """
 
     preset: Literal["tiny", "tiny05", "pi0", "pi05"] = "tiny"
     """Sizes of the network."""

@@ -30,7 +30,12 @@ from pitune.experiments.runs.run import provenance
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """Compare chunked collection with the bare simulator."""
+    """Compare chunked collection with the bare simulator.
+
+    Example:
+        >>> BenchmarkConfig(env=envs.EnvConfig(id="mock/Reach"), repeats=1).num_chunks
+        30
+    """
 
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     execution_horizon: int = 4
@@ -43,6 +48,12 @@ class BenchmarkConfig:
 
 class DoNothing(TensorDictModuleBase):
     """A policy whose every action is zero.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> policy = DoNothing((2, 4, 3), torch.device("cpu"))
+        >>> policy(TensorDict({"state": torch.zeros(2, 5)}, [2]))["action"].shape  # (E, h, d)
+        torch.Size([2, 4, 3])
 
     Args:
         shape: (E, h, d).

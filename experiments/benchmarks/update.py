@@ -36,7 +36,12 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """Measure the time of off-policy learning per environment step."""
+    """Measure the time of off-policy learning per environment step.
+
+    Example:
+        >>> BenchmarkConfig(checkpoint=Path("runs/a/pretrained"), ratios=(1.0,)).num_rollouts
+        3
+    """
 
     checkpoint: Path = Path("runs/quickstart/mujoco-PickCube/seed_0/pretrained")
     """Folder of the policy."""

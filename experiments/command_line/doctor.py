@@ -37,7 +37,12 @@ env.render()
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the report."""
+    """A line of the report.
+
+    Example:
+        >>> Finding("python", "3.9, but 3.11 or later is needed", ok=False).line()
+        '  BAD  python             3.9, but 3.11 or later is needed'
+    """
 
     name: str
     text: str

@@ -27,7 +27,12 @@ options, before or after the command:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of `pitune`, whose module is imported when it runs."""
+    """A command of `pitune`, whose module is imported when it runs.
+
+    Example:
+        >>> Command("train", "fine-tune a policy in simulation").module
+        'train'
+    """
 
     module: str
     """Name inside `pitune.experiments`; its `main` takes the arguments."""

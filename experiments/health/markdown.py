@@ -29,7 +29,12 @@ BLOCK = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class MarkdownConfig:
-    """Write the health tables of the documentation anew."""
+    """Write the health tables of the documentation anew.
+
+    Example:
+        >>> MarkdownConfig(folder=Path("docs/algorithms")).folder.name
+        'algorithms'
+    """
 
     folder: Annotated[Path, tyro.conf.Positional] = Path("docs")
     """Folder of the Markdown files."""

@@ -73,7 +73,18 @@ class Metric:
 
 
 class Verdict(NamedTuple):
-    """A metric of a run, judged."""
+    """A metric of a run, judged.
+
+    Example:
+        >>> metric = Metric(
+        ...     name="clip_fraction", meaning="share of clipped ratios", healthy="below 0.5",
+        ...     advice="Lower the learning rate.", high=0.5,
+        ... )
+        >>> rows = [{"iteration": 1, "clip_fraction": 0.6}]
+        >>> verdict = judge("clip_fraction", rows, metric, config={})
+        >>> verdict.value, verdict.healthy
+        (0.6, False)
+    """
 
     column: str
     value: float

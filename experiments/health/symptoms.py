@@ -9,7 +9,13 @@ from pitune.experiments.health.table import METRICS
 
 
 class Symptom(NamedTuple):
-    """A symptom of a run, and the metrics to look at, the likeliest cause first."""
+    """A symptom of a run, and the metrics to look at, the likeliest cause first.
+
+    Example:
+        >>> symptom = Symptom("The run is slow", ("env_steps_per_second",))
+        >>> [metric.name for metric in symptom.entries()]
+        ['env_steps_per_second']
+    """
 
     title: str
     metrics: tuple[str, ...]

@@ -26,7 +26,13 @@ FILES = {
 
 
 class Step(NamedTuple):
-    """A purpose, and the path or the command for it."""
+    """A purpose, and the path or the command for it.
+
+    Example:
+        >>> step = Step("state of the run", command("inspect", "runs/a"))
+        >>> step.text
+        'pitune inspect runs/a'
+    """
 
     purpose: str
     text: str

@@ -33,6 +33,13 @@ MIN_SECONDS_BETWEEN_LINES = 60.0
 class Task:
     """One piece of long work. Made by `Screen.task`.
 
+    Example:
+        >>> import io
+        >>> screen = Screen(Console(file=io.StringIO()))
+        >>> with screen.task("cloning", total=200, done=50) as task:
+        ...     task.line("loss 0.5")
+        'cloning: 50/200, loss 0.5'
+
     Args:
         screen: Shows it.
         description: A word or two, for example "cloning".

@@ -12,7 +12,22 @@ from pitune.experiments.runs.run import parse_rows, with_current_names
 
 
 class RunRecord(NamedTuple):
-    """The readable part of a run's folder."""
+    """The readable part of a run's folder.
+
+    Example:
+        >>> record = RunRecord(
+        ...     folder=Path("runs/a"),
+        ...     config={},
+        ...     limits={},
+        ...     provenance={},
+        ...     rows=[],
+        ...     summary=None,
+        ...     checkpoints={},
+        ...     problems=["config.json is missing"],
+        ... )
+        >>> record.before
+        {}
+    """
 
     folder: Path
     config: dict[str, Any]

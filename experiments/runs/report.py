@@ -20,6 +20,14 @@ NAMES = {"deployed": "deployed (ODE)", "exploring": "exploring (as in training)"
 class TrainingProgress:
     """Shows success rate, speed and time left of a run.
 
+    Example:
+        >>> from pitune import envs
+        >>> spec = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2)).spec
+        >>> with screen.task("training", total=10) as task:
+        ...     TrainingProgress(task, spec).update(1, {"train/success_rate": 0.5}, 800)
+        ...     task.done
+        1
+
     Args:
         task: The iterations.
         spec: The environment.

@@ -26,7 +26,12 @@ HEADER = (
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig:
-    """Print finished runs as a Markdown table."""
+    """Print finished runs as a Markdown table.
+
+    Example:
+        >>> len(TableConfig(runs=(Path("runs/a"), Path("runs/b"))).runs)
+        2
+    """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders with a summary.json."""

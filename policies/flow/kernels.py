@@ -38,7 +38,14 @@ class Transition(NamedTuple):
 
 
 class Kernel(Protocol):
-    """`(x, output, step, grid) -> Transition`; `step` (B, M) int64 counts from the noise end."""
+    """`(x, output, step, grid) -> Transition`; `step` (B, M) int64 counts from the noise end.
+
+    Example:
+        >>> kernel: Kernel = ode_step
+        >>> x = torch.ones(1, 1, 1, 1)
+        >>> kernel(x, FlowOutput(x), torch.tensor([[0]]), TimeGrid(2)).mean.item()
+        0.5
+    """
 
     def __call__(
         self, x: Tensor, output: FlowOutput, step: Tensor, grid: TimeGrid

@@ -15,7 +15,14 @@ from pitune.policies.network.gemma import Cache
 
 
 class Context(NamedTuple):
-    """An encoded observation, read by the flow steps and by the critics."""
+    """An encoded observation, read by the flow steps and by the critics.
+
+    Example:
+        >>> keys = values = torch.zeros(2, 1, 5, 4)  # (B, kv heads, prefix, head dim)
+        >>> context = Context(cache=[(keys, values)], features=torch.zeros(2, 8))
+        >>> len(context.cache), context.features.shape
+        (1, torch.Size([2, 8]))
+    """
 
     cache: Cache
     """Keys and values of the blocks before the actions."""

@@ -71,7 +71,17 @@ class GemmaConfig:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions, over a cache and this block."""
+    """Grouped-query attention with rotary positions, over a cache and this block.
+
+    Example:
+        >>> sizes = GemmaConfig(
+        ...     width=8, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=4
+        ... )
+        >>> x, rotation = torch.zeros(1, 3, 8), rotary_angles(torch.arange(3)[None], 4)
+        >>> y, (keys, values) = Attention(sizes)(x, rotation, mask=None, before=None)
+        >>> y.shape, keys.shape  # (B, L, D), (B, kv heads, prefix + L, head dim)
+        (torch.Size([1, 3, 8]), torch.Size([1, 1, 3, 4]))
+    """
 
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
@@ -104,7 +114,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Gated feed-forward part with the tanh form of gelu."""
+    """Gated feed-forward part with the tanh form of gelu.
+
+    Example:
+        >>> sizes = GemmaConfig(
+        ...     width=8, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=4
+        ... )
+        >>> MLP(sizes)(torch.zeros(1, 3, 8)).shape  # (B, L, D)
+        torch.Size([1, 3, 8])
+    """
 
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
@@ -117,7 +135,17 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer layer with pre-normalization."""
+    """One transformer layer with pre-normalization.
+
+    Example:
+        >>> sizes = GemmaConfig(
+        ...     width=8, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=4
+        ... )
+        >>> x, rotation = torch.zeros(1, 3, 8), rotary_angles(torch.arange(3)[None], 4)
+        >>> y, after = Layer(sizes)(x, rotation, mask=None, before=None, condition=None)
+        >>> y.shape  # (B, L, D)
+        torch.Size([1, 3, 8])
+    """
 
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()

@@ -44,7 +44,13 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm. As in Gemma, a weight of 0 scales by 1."""
+    """Root-mean-square norm. As in Gemma, a weight of 0 scales by 1.
+
+    Example:
+        >>> tokens, gate = RMSNorm(2)(torch.tensor([[[3.0, 3.0]]]))
+        >>> tokens.round(decimals=3).tolist(), gate
+        ([[[1.0, 1.0]]], None)
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -59,6 +65,12 @@ class AdaptiveRMSNorm(nn.Module):
     """Root-mean-square norm with scale, shift and gate from a condition (π0.5's flow time).
 
     At initialization the scale is 1, the shift 0 and the gate 1.
+
+    Example:
+        >>> norm = AdaptiveRMSNorm(4)
+        >>> tokens, gate = norm(torch.zeros(2, 6, 4), condition=torch.zeros(2, 3, 4))
+        >>> tokens.shape, gate.shape  # (B, L, D)
+        (torch.Size([2, 6, 4]), torch.Size([2, 6, 4]))
     """
 
     def __init__(self, width: int) -> None:

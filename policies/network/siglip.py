@@ -61,7 +61,12 @@ class SiglipConfig:
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm with float32 statistics, whatever the precision of the tokens."""
+    """Layer norm with float32 statistics, whatever the precision of the tokens.
+
+    Example:
+        >>> LayerNorm(8)(torch.zeros(1, 4, 8, dtype=torch.bfloat16)).dtype
+        torch.bfloat16
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.float(), self.bias.float()
@@ -69,7 +74,13 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Embeddings(nn.Module):
-    """Patches of a picture plus their learned positions, in float32."""
+    """Patches of a picture plus their learned positions, in float32.
+
+    Example:
+        >>> sizes = SiglipConfig(width=8, depth=1, mlp_dim=16, num_heads=2, image_size=28)
+        >>> Embeddings(sizes)(torch.zeros(1, 3, 28, 28)).shape  # (B, L, D)
+        torch.Size([1, 4, 8])
+    """
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -88,7 +99,13 @@ class Embeddings(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Attention of each patch to all patches of its picture."""
+    """Attention of each patch to all patches of its picture.
+
+    Example:
+        >>> sizes = SiglipConfig(width=8, depth=1, mlp_dim=16, num_heads=2, image_size=28)
+        >>> VisionAttention(sizes)(torch.zeros(1, 4, 8)).shape  # (B, L, D)
+        torch.Size([1, 4, 8])
+    """
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -110,7 +127,13 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """Feed-forward part with the tanh form of gelu."""
+    """Feed-forward part with the tanh form of gelu.
+
+    Example:
+        >>> sizes = SiglipConfig(width=8, depth=1, mlp_dim=16, num_heads=2, image_size=28)
+        >>> VisionMLP(sizes)(torch.zeros(1, 4, 8)).shape  # (B, L, D)
+        torch.Size([1, 4, 8])
+    """
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
@@ -122,7 +145,13 @@ class VisionMLP(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    """One transformer layer with pre-normalization."""
+    """One transformer layer with pre-normalization.
+
+    Example:
+        >>> sizes = SiglipConfig(width=8, depth=1, mlp_dim=16, num_heads=2, image_size=28)
+        >>> VisionLayer(sizes)(torch.zeros(1, 4, 8)).shape  # (B, L, D)
+        torch.Size([1, 4, 8])
+    """
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()

@@ -11,7 +11,14 @@ from pitune.policies.network.siglip import Siglip
 
 
 class VisionLanguageModel(nn.Module):
-    """PaliGemma under openpi's names: a vision tower, a projector and a language model."""
+    """PaliGemma under openpi's names: a vision tower, a projector and a language model.
+
+    Example:
+        >>> from pitune.policies.network.config import tiny
+        >>> sizes = tiny(image_size=28)
+        >>> [name for name, _ in VisionLanguageModel(sizes, sizes.vlm).named_children()]
+        ['vision_tower', 'multi_modal_projector', 'language_model']
+    """
 
     def __init__(self, config: Pi0Config, vlm: GemmaConfig) -> None:
         super().__init__()
@@ -23,7 +30,13 @@ class VisionLanguageModel(nn.Module):
 
 
 class Experts(nn.Module):
-    """Language model and action expert, under openpi's parameter names."""
+    """Language model and action expert, under openpi's parameter names.
+
+    Example:
+        >>> from pitune.policies.network.config import tiny
+        >>> [name for name, _ in Experts(tiny(image_size=28)).named_children()]
+        ['paligemma', 'gemma_expert']
+    """
 
     def __init__(self, config: Pi0Config) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ MODULES = (
     ".config",
     ".gym.registration",
     ".gym.vector",
+    ".maniskill.experts",
     ".maniskill.registration",
     ".maniskill.tasks",
     ".maniskill.without_vulkan",
@@ -33,6 +34,9 @@ MODULES = (
     ".tabletop.tasks",
     ".vector_env",
     ".workers.env",
+    ".workers.pool",
+    ".workers.process",
+    ".workers.spaces",
     ".workers.sub_envs",
 )
 
