@@ -219,7 +219,7 @@ def test_what_comes_after_an_end_inside_a_chunk_does_not_happen() -> None:
     assert after["elapsed"].flatten().tolist() == pytest.approx([3 / 20, 5 / 20])
 
 
-def test_what_a_simulator_says_of_waiting_environments_is_not_counted() -> None:
+def test_results_of_waiting_environments_are_not_counted() -> None:
     class Careless(Script):
         def step(self, action: Tensor, active: Tensor) -> Any:
             result = super().step(action, active)

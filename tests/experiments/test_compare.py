@@ -117,7 +117,7 @@ def test_what_is_finished_is_not_run_again_and_longer_lists_extend_it(
     assert [r.name for r in runs] == ["ppo", "fpo"]
 
 
-def test_guidance_is_what_the_clone_has_not_seen(tmp_path: Path) -> None:
+def test_guidance_holds_demonstrations_that_the_clone_has_not_seen(tmp_path: Path) -> None:
     settings = small_recipe("mock/Reach")
     job = QuickstartConfig(algorithm="ppo", env=QuickstartEnv(id="mock/Reach"), out=tmp_path)
     make_clone(job, settings)

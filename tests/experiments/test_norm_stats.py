@@ -60,7 +60,7 @@ def test_an_existing_file_is_not_overwritten(config: NormStatsConfig) -> None:
     assert config.out.read_text() == "mine"
 
 
-def test_floors_leave_what_moves_as_it_is() -> None:
+def test_floors_do_not_change_dimensions_that_move() -> None:
     stats = NormStats(mean=(0.0, 1.0), std=(0.5, 0.001), q01=(-1.0, 1.0), q99=(1.0, 1.001))
     floored = stats.floored(0.01)
     assert (floored.std[0], floored.q01[0], floored.q99[0]) == (0.5, -1.0, 1.0)

@@ -234,7 +234,7 @@ def test_a_pretrained_policy_kept_for_comparison_knows_the_tasks_too(
     assert {"reference_kl", "reference_bc", "anchor_distance"} & metrics.keys()
 
 
-def test_critics_read_the_features_of_each_observation_and_of_what_followed(
+def test_critics_read_the_features_of_each_observation_and_of_the_next_one(
     small: Callable,
 ) -> None:
     policy = vision_policy()

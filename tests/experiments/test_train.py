@@ -180,7 +180,7 @@ def test_two_iterations_and_two_resumed_are_four(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_killed_between_checkpoints_repeats_what_came_after_the_last(
+def test_a_run_killed_between_checkpoints_repeats_the_iterations_after_the_last(
     name: str, whole: Callable, config_of: Callable, tmp_path: Path
 ) -> None:
     train_until_killed(config_of(name, tmp_path), Trainer, "_iterate", 4)
@@ -335,7 +335,7 @@ def test_time_that_is_up_ends_the_run_with_a_checkpoint(
     assert rows(tmp_path)[0]["success_rate"] != ""
 
 
-def test_evaluations_do_not_change_what_is_learned_from_the_same_rollouts(
+def test_evaluations_do_not_change_the_policy_learned_from_the_same_rollouts(
     config_of: Callable, tmp_path: Path
 ) -> None:
     """More episodes per evaluation give the same run."""

@@ -95,7 +95,7 @@ def log_ratio(actor: LikelihoodActor, td: TensorDict, micro_batch: int) -> Tenso
 
 
 @pytest.mark.parametrize("steps", ["one", "all"])
-def test_the_actor_writes_what_it_says(steps: str) -> None:
+def test_the_actor_writes_its_declared_keys(steps: str) -> None:
     actor = make_actor(stochastic_steps=steps)
     assert actor.in_keys == ["model_input"]
     assert actor.log_prob_keys == ["action_log_prob"]

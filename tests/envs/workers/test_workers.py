@@ -318,7 +318,7 @@ def test_a_closed_environment_raises() -> None:
         step(env, GO)
 
 
-def test_processes_return_what_this_process_returns() -> None:
+def test_worker_processes_return_the_same_results_as_this_process() -> None:
     env = make(3, num_workers=2)
     assert trace(env) == EXPECTED_TRACE
     assert env.expert().act().shape == (3, 1)

@@ -104,7 +104,7 @@ def test_the_full_help_has_at_least_the_options_of_the_short_one(
     assert short or args in (["bench"], ["doctor"], ["inspect"], ["list"])
 
 
-def test_only_the_full_help_lists_what_is_not_basic(capsys: pytest.CaptureFixture) -> None:
+def test_only_the_full_help_lists_options_that_are_not_basic(capsys: pytest.CaptureFixture) -> None:
     short, full = (run(capsys, "train", "ppo", flag)[1] for flag in ("--help", "--help-all"))
     for option in ("--algorithm.advantage.gae-lambda", "--torch-threads", "--load.norm-stats"):
         assert option not in short

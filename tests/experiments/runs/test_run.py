@@ -97,7 +97,7 @@ def test_configs_become_json_values() -> None:
     assert json.loads(json.dumps(values, allow_nan=False)) == expected
 
 
-def test_provenance_names_what_made_the_numbers() -> None:
+def test_provenance_lists_the_versions_of_python_and_packages() -> None:
     found = provenance()
     assert {"torch", "torchrl", "tensordict", "numpy"} <= found["packages"].keys()
     assert found["python"].startswith("3.")

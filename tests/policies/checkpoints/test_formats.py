@@ -359,7 +359,7 @@ def test_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
         load(folder, LoadConfig(pipeline="pi0_libero", tokenizer=TOKENIZER))
 
 
-def test_policy_without_a_tokenizer_loads_but_says_what_it_lacks(
+def test_policy_without_a_tokenizer_loads_but_names_it_in_the_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -377,7 +377,7 @@ def test_tokenizer_travels_with_our_checkpoint(tmp_path: Path) -> None:
     assert np.array_equal(infer(again, raw, stored["noise"]), ours)
 
 
-def test_lerobot_pi05_of_unknown_version_must_say_how_its_state_was_padded(
+def test_lerobot_pi05_of_unknown_version_needs_the_padding_of_its_state(
     lerobot: Callable[[str], Path],
 ) -> None:
     folder = lerobot("pi05")

@@ -142,7 +142,7 @@ def test_resuming_continues_bit_for_bit(tmp_path: Path, inside: bool) -> None:
         assert same(weights(other), weights(module))
 
 
-def test_the_state_says_which_is_which() -> None:
+def test_the_state_names_raw_and_average_weights() -> None:
     module = make_module()
     ema = EMA(module)
     train(module, torch.optim.SGD(module[1].parameters(), lr=1.0), ema, 0)

@@ -210,7 +210,7 @@ def test_what_fits_by_a_byte_fits() -> None:
         check_memory(report, 41, other=7)
 
 
-def test_the_table_says_all_of_it() -> None:
+def test_the_table_lists_every_part_of_the_memory() -> None:
     text = report_of(3 * GIB, 2**20, 2**21, 5 * 2**20).text()
     for part in ("vlm", "7", "5", "3.00 GiB", "1.00 MiB", "2.00 MiB", "5.00 MiB", "minibatch 3"):
         assert part in text

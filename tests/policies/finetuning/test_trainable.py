@@ -184,7 +184,7 @@ def saved_bytes(policy: FlowPolicy) -> int:
 
 
 @pytest.mark.parametrize("family", ["pi0", "pi05"])
-def test_bfloat16_keeps_master_weights_and_what_needs_float32(family: Family) -> None:
+def test_bfloat16_keeps_master_weights_and_sensitive_layers_in_float32(family: Family) -> None:
     policy = make_policy(family)
     exact = loss(policy).item()
     apply_finetuning(policy, FinetuneConfig(trainable=("action_expert",), dtype="bfloat16"))

@@ -184,7 +184,7 @@ def test_a_layer_that_two_targets_match_gets_one_adapter() -> None:
 
 
 @pytest.mark.parametrize("target", ["time_mlp_in", "proj", "gemma_expert.*.qproj", "layers", ""])
-def test_a_target_that_matches_nothing_is_named_with_what_there_is(target: str) -> None:
+def test_the_error_for_a_target_without_match_lists_the_layers(target: str) -> None:
     network = make_network()  # π0 has action_time_mlp_in, which is not time_mlp_in
     with pytest.raises(ValueError, match=f"LoRA target '{target.replace('*', '[*]')}' m") as error:
         add_lora(network, LoRAConfig(rank=1, alpha=1, targets=("q_proj", target)))

@@ -143,7 +143,7 @@ def test_a_tokenizer_can_be_sent_to_another_process(path: Path) -> None:
     assert pickle.loads(pickle.dumps(tokenizer)).encode(TEXTS[2]) == tokenizer.encode(TEXTS[2])
 
 
-def test_a_missing_one_names_what_to_fetch_and_where_to_put_it(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_tokenizer_names_the_file_and_its_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error:
         load_tokenizer(tmp_path / "checkpoint", None, 257_152)
     for part in (

@@ -108,7 +108,7 @@ def test_rewards_are_transformed_once_and_only_where_a_step_was_taken(
     assert float(memory.replay.all()["reward_steps"].max()) == 4.0  # raw
 
 
-def test_what_a_broken_simulator_says_is_not_learned(rollout: TensorDictBase) -> None:
+def test_transitions_of_a_broken_simulator_are_not_learned(rollout: TensorDictBase) -> None:
     num = len(booked(rollout))
     assert num == 12
     rollout["next", "invalid"][1, 2] = True
@@ -179,7 +179,7 @@ def test_a_critic_learns_the_value_of_a_chain_of_chunks() -> None:
     assert metrics["q_loss"] < 1e-2
 
 
-def test_no_gradient_reaches_the_targets_or_what_decides(rollout: TensorDictBase) -> None:
+def test_no_gradient_reaches_the_target_critic_or_the_next_value(rollout: TensorDictBase) -> None:
     memory = learner()
     memory.replay.push(booked(rollout))
     batch = memory.sample()

@@ -330,7 +330,7 @@ def test_a_name_and_a_config_are_taken_once() -> None:
     assert sorted(rl.presets()) == NAMES
 
 
-def test_a_config_that_nobody_takes_says_who_is_there(tiny_policy: Callable) -> None:
+def test_the_error_for_an_unknown_config_lists_the_algorithms(tiny_policy: Callable) -> None:
     message = r"no algorithm takes a MyConfig; registered: .*'ppo'.*Import the module"
     with pytest.raises(ValueError, match=message):
         rl.make(MyConfig(), tiny_policy())

@@ -201,7 +201,7 @@ def test_dropout_keeps_the_covariance_right_where_nothing_was_demonstrated() -> 
 # The algorithm
 
 
-def test_a_difference_is_demonstrated_minus_what_zero_noise_does(new: Callable) -> None:
+def test_a_difference_is_the_demonstrated_action_minus_that_of_zero_noise(new: Callable) -> None:
     algorithm = new()
     policy, demonstrated = algorithm.actor.policy, algorithm.demonstrated
     seen, difference = algorithm.differences()

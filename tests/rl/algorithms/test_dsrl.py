@@ -96,7 +96,7 @@ def test_the_frozen_policy_is_bit_identical_after_a_thousand_rounds(
 
 
 @both_variants
-def test_each_step_changes_what_it_is_for_and_nothing_else(variant: str, new: Callable) -> None:
+def test_each_step_changes_its_own_networks_and_nothing_else(variant: str, new: Callable) -> None:
     algorithm = new(variant)
     rollouts = experience(algorithm)
     for _ in range(3):
@@ -113,7 +113,9 @@ def test_each_step_changes_what_it_is_for_and_nothing_else(variant: str, new: Ca
 
 
 @both_variants
-def test_the_warm_up_fills_exactly_what_it_says(variant: str, new: Callable) -> None:
+def test_the_warm_up_collects_exactly_its_number_of_transitions(
+    variant: str, new: Callable
+) -> None:
     """Standard normal noise and no step of learning, for two rollouts of sixteen decisions."""
     algorithm = new(variant)
     rollouts = experience(algorithm)
@@ -238,7 +240,7 @@ def near(action: Tensor) -> Tensor:
     return -(action - BEST).square().sum(-1)
 
 
-def test_with_the_identity_as_flow_noise_is_worth_what_actions_are(new: Callable) -> None:
+def test_with_the_identity_as_flow_noise_and_actions_have_equal_values(new: Callable) -> None:
     _, values = distilled(new, lambda latent: latent, near)
     error = (values(GRID) - near(GRID)).abs().mean()
     assert error < 0.1

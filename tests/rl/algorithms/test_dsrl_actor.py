@@ -63,7 +63,7 @@ def steer(tiny_policy: Callable) -> Callable[..., NoiseSourceActor]:
 # The latent and the flow
 
 
-def test_layouts_say_which_steps_share_a_vector(steer: Callable) -> None:
+def test_the_layout_decides_which_steps_share_a_vector(steer: Callable) -> None:
     repeat = steer(layout="repeat").source.noise_of(torch.tensor([[1.0, 2.0]]))
     assert repeat.tolist() == [[[1, 2], [1, 2], [1, 2]]]
     per_step = steer(layout="per_step").source.noise_of(torch.tensor([[1.0, 2, 3, 4]]))
@@ -72,7 +72,7 @@ def test_layouts_say_which_steps_share_a_vector(steer: Callable) -> None:
     assert full.tolist() == [[[0, 1], [2, 3], [4, 5]]]
 
 
-def test_the_frozen_flow_makes_of_noise_what_the_base_policy_does(
+def test_the_frozen_flow_maps_noise_to_the_actions_of_the_base_policy(
     steer: Callable, tiny_policy: Callable, obs: TensorDict
 ) -> None:
     actor, base = steer(layout="full"), tiny_policy(horizon=3, executed=2)
@@ -208,7 +208,7 @@ def test_a_context_survives_packing(steer: Callable, obs: TensorDict) -> None:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_the_actor_writes_what_a_learner_stores(
+def test_the_actor_writes_the_entries_that_a_learner_stores(
     keep: bool, steer: Callable, obs: TensorDict
 ) -> None:
     actor = steer(keep=keep)

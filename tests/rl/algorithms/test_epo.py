@@ -147,7 +147,9 @@ def test_a_folded_member_is_the_conditioned_one(tiny_policy: Callable) -> None:
         assert folded.state_dict().keys() == tiny_policy().state_dict().keys()
 
 
-def test_a_member_s_data_moves_its_own_gene_and_what_is_shared(tiny_policy: Callable) -> None:
+def test_a_member_s_data_moves_its_own_gene_and_the_shared_parameters(
+    tiny_policy: Callable,
+) -> None:
     """T-D1, the gradients."""
     algorithm = new_epo(tiny_policy())
     tell_apart(algorithm)
@@ -286,7 +288,7 @@ def test_old_episodes_are_forgotten_and_broken_ones_not_counted() -> None:
     assert math.isnan(fitness.rate()[0])
 
 
-def test_only_what_is_worse_beyond_chance_is_replaced() -> None:
+def test_only_members_that_are_worse_beyond_chance_are_replaced() -> None:
     """T-D7: equal, slightly different, unknown and clearly different records."""
     assert with_rates(0.5, 0.5, 0.5, 0.5).significantly_worse(2.0) == []
     assert with_rates(0.0, 0.0, 0.0, 0.0).significantly_worse(2.0) == []

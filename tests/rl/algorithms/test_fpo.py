@@ -151,7 +151,7 @@ def test_losses_are_clamped(tiny_policy: Callable) -> None:
 
 
 @pytest.mark.parametrize("std", [0.0, 0.3])
-def test_exploration_is_the_deployed_flow_and_noise_on_what_is_executed(
+def test_exploration_is_the_deployed_flow_plus_noise_on_executed_actions(
     tiny_policy: Callable, std: float
 ) -> None:
     likelihood = replace(rl.FPOConfig().likelihood, action_noise=std)

@@ -107,7 +107,7 @@ def test_the_divergence_keeps_the_policy_near_the_pretrained_one(tiny_policy: Ca
     assert moved[300.0] < 0.1 * moved[0.0]
 
 
-def test_a_frozen_copy_shares_what_is_frozen_and_keeps_what_was_learned(
+def test_a_frozen_copy_shares_frozen_weights_and_copies_trained_ones(
     tiny_policy: Callable,
 ) -> None:
     policy = tiny_policy()
@@ -249,7 +249,9 @@ def test_implied_clip_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "steps"), [("step", 1), ("joint", 2)])
-def test_a_run_says_what_its_clip_means(ratio: Any, steps: int, tiny_policy: Callable) -> None:
+def test_the_notes_of_a_run_explain_its_clip_range(
+    ratio: Any, steps: int, tiny_policy: Callable
+) -> None:
     algorithm = new_ppo(tiny_policy(horizon=3), likelihood=FlowSDEConfig(ratio=ratio))
     (note,) = algorithm.notes()
     assert f"4 entries x {steps} flow steps" in note

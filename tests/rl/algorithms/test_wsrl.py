@@ -73,7 +73,9 @@ def test_critics_read_states_within_bounds(new: Callable) -> None:
 # The warm-up
 
 
-def test_the_warm_up_fills_exactly_what_it_says_with_the_frozen_policy(new: Callable) -> None:
+def test_the_warm_up_collects_exactly_its_number_of_transitions_with_the_frozen_policy(
+    new: Callable,
+) -> None:
     algorithm = new()
     rollouts = experience(algorithm)
     policy, critic = algorithm.actor.policy, algorithm.learner.off_policy.critic
@@ -195,7 +197,7 @@ def test_rows_of_demonstrations_are_those_of_rollouts(new: Callable) -> None:
 # The policy's steps
 
 
-def test_no_gradient_reaches_what_is_not_stepped(new: Callable) -> None:
+def test_no_gradient_reaches_parameters_that_are_not_stepped(new: Callable) -> None:
     algorithm = new()
     rollouts = experience(algorithm)
     for _ in range(3):

@@ -114,7 +114,7 @@ def test_episodes_in_a_broken_simulator_are_not_counted(script_actor: Likelihood
     assert result.summary()["invalid"] == 2
 
 
-def test_a_watcher_hears_of_every_end(script_actor: LikelihoodActor) -> None:
+def test_the_callback_receives_the_end_of_every_episode(script_actor: LikelihoodActor) -> None:
     heard: list[Tensor] = []
     evaluate(biased_script(), script_actor, 6, on_step=heard.append)
     assert torch.stack(heard).sum(0).tolist() == [6, 1] * 3

@@ -90,7 +90,7 @@ def test_a_file_holds_them_exactly(tmp_path: Path) -> None:
     assert torch.equal(loaded.episode, demonstrations.episode)
 
 
-def test_a_missing_file_says_where_it_would_come_from(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_the_command_that_writes_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no demonstrations at .*nowhere; experiments.pre"):
         Demonstrations.load(tmp_path / "nowhere")
 
@@ -108,7 +108,7 @@ def test_a_file_is_written_whole_or_not_at_all(
     assert not (tmp_path / "demonstrations.safetensors").exists()
 
 
-def test_demonstrations_that_lack_what_the_policy_needs_are_refused(
+def test_demonstrations_that_do_not_fit_the_policy_are_refused(
     tmp_path: Path, tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "demonstrations.safetensors"
@@ -252,7 +252,7 @@ def test_an_expert_that_always_fails_is_given_up() -> None:
         collect_demonstrations(CheckedEnv(env), 2, seed=0)
 
 
-def test_an_environment_without_expert_says_so() -> None:
+def test_an_environment_without_expert_is_an_error() -> None:
     env = Script(1, lengths=(2,), ends=("success",))
     with pytest.raises(ValueError, match="mock/Script has no expert; use mock/Reach"):
         collect_demonstrations(CheckedEnv(env), 1, seed=0)

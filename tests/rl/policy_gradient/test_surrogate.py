@@ -226,7 +226,7 @@ def test_every_row_is_in_one_minibatch_of_each_epoch() -> None:
     assert not torch.equal(rows[0], rows[3])
 
 
-def test_a_decision_weighs_what_its_weight_says(tiny_policy: Callable) -> None:
+def test_each_decision_counts_by_its_weight(tiny_policy: Callable) -> None:
     actor, batch = acted(tiny_policy())
     loss = PolicyLoss(actor, surrogate)
     chosen = torch.zeros(24, 1)
