@@ -114,7 +114,9 @@ class ManiSkillWorkers(WorkerEnv):
 
     Example:
         >>> from pitune import envs
-        >>> config = envs.config_for("maniskill/PickCube-v1", num_envs=2)
+        >>> from pitune.envs.maniskill.registration import ManiSkillOptions
+        >>> options = ManiSkillOptions(backend="cpu")
+        >>> config = envs.config_for("maniskill/PickCube-v1", num_envs=2, options=options)
         >>> env = envs.make(config)  # doctest: +SKIP
         >>> obs = env.reset(torch.tensor([0, 1]))  # doctest: +SKIP
         >>> env.expert().act().shape  # doctest: +SKIP

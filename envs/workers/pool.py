@@ -1,6 +1,6 @@
 """The worker processes of a `WorkerEnv`: which one holds which environment, and their replacement.
 
-Letters: E envs, N rows.
+Letters: E envs, N rows, s robot state dim.
 """
 
 from __future__ import annotations
