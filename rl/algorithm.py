@@ -32,8 +32,8 @@ class AlgorithmConfig:
 
     @property
     def policy_minibatch(self) -> int:
-        """Observations in one gradient step on the policy's weights."""
-        return int(getattr(self, "minibatch_size", 1))
+        """Observations in one gradient step on the policy's weights; 1 where these stay frozen."""
+        return 1
 
 
 @dataclass(frozen=True, kw_only=True)

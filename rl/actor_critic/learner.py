@@ -33,7 +33,6 @@ from pitune.rl.actor_critic.critic_input import (
 from pitune.rl.actor_critic.learner_config import ActorCriticConfig
 from pitune.rl.actor_critic.td import OffPolicy, means
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
-from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
@@ -106,9 +105,7 @@ class FlowActorCritic:
         # demonstrations
         memory = self.off_policy
         if memory.config.offline_share and memory.demonstrations is None:
-            rows = self._demonstration_rows()
-            memory.demonstrations = Replay(len(rows), self.policy.device)
-            memory.demonstrations.push(rows)
+            memory.store_demonstrations(self._demonstration_rows())
 
         # decisions of the rollout
         obs, next_obs = self._stored_obs(rollout), self._stored_obs(sub_dict(rollout, "next"))

@@ -203,6 +203,11 @@ class OffPolicy:
         rows: TensorDictBase = TensorDict.cat(parts)
         return rows
 
+    def store_demonstrations(self, rows: TensorDictBase) -> None:
+        """Keep demonstrations (N), rows like those of the memory, in a memory of their own."""
+        self.demonstrations = Replay(len(rows), self.replay.device)
+        self.demonstrations.push(rows)
+
     def time(self, rows: TensorDictBase) -> Tensor:
         """Return the used share of the episode's time (B, 1), or 0 with `time_limit="bootstrap"`.
 

@@ -108,6 +108,10 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         final = self.final_fraction or 0.0
         return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * fraction)))
 
+    @property
+    def policy_minibatch(self) -> int:
+        return self.minibatch_size
+
     def with_demonstrations(self, file: Path) -> BCConfig:
         return replace(self, demonstrations=file)
 

@@ -31,7 +31,6 @@ from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
 from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
-from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
@@ -103,9 +102,7 @@ class DSRL(Algorithm[DSRLConfig]):
         # experience
         rollout = rollout.to(self.policy.device)
         if self._demonstrations is not None and self.off_policy.demonstrations is None:
-            rows = self.demonstration_rows(self._demonstrations)
-            self.off_policy.demonstrations = Replay(len(rows), self.policy.device)
-            self.off_policy.demonstrations.push(rows)
+            self.off_policy.store_demonstrations(self.demonstration_rows(self._demonstrations))
         self.off_policy.replay.push(self.rows(rollout))
         self.num_updates += 1
 

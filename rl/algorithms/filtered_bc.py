@@ -35,6 +35,10 @@ class FilteredBCConfig(AlgorithmConfig):
     )
     """Step size, minibatch and gradient steps per update. Its demonstrations are not used."""
 
+    @property
+    def policy_minibatch(self) -> int:
+        return self.cloning.policy_minibatch
+
 
 @register("filtered_bc", FilteredBCConfig)
 class FilteredBC(Algorithm[FilteredBCConfig]):

@@ -103,7 +103,7 @@ def test_blocks_keep_the_defaults_of_each_algorithm() -> None:
         "fpo": 512,
         "epo": 512,
         "bc": 512,
-        "filtered_bc": 1,
+        "filtered_bc": 512,
         "dsrl": 1,
         "wsrl": 128,
         "dgn": 128,
