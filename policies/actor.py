@@ -34,7 +34,7 @@ class Actor(TensorDictModuleBase):
 
     It acts as deployed in every exploration type. A subclass overrides `explore`, which is called
     in `ExplorationType.RANDOM`. In DETERMINISTIC every actor acts as deployed. A `noise` entry in
-    the input replaces the fresh starting noise.
+    the input replaces the fresh starting noise, and a trained noise source replaces both.
 
     Args:
         policy: The flow policy. Its parameters are this module's parameters.

@@ -37,7 +37,8 @@ def infer(
         policy: Acts as deployed, by the flow's ODE.
         raw: State, pictures (Y, X, 3) or (3, Y, X), uint8 or floats in [0, 1], and `prompt` (or
             lerobot's `task`), under the keys of openpi's or lerobot's clients.
-        noise: Starting point (H, A). The default is a draw from the standard normal.
+        noise: Starting point (H, A). The default is a draw from the standard normal. A
+            trained noise source replaces it.
 
     Raises:
         ValueError: the state or a picture is missing, or has a wrong shape.

@@ -221,8 +221,8 @@ class FlowPolicy(nn.Module):
 
         Args:
             inputs: Observations (N).
-            noise: Starting points (N, H, A). By default the noise source chooses them, or they are
-                drawn.
+            noise: Starting points (N, H, A), drawn by default. A trained noise source replaces
+                them, given or not.
             state_offset: See `encode`.
         """
         return self.executed(self._integrate(inputs, noise, state_offset), inputs)
@@ -254,6 +254,7 @@ class FlowPolicy(nn.Module):
         noise: Tensor | None = None,
         flow_time: Tensor | None = None,
         prefix: Context | None = None,
+        state_offset: Tensor | None = None,
     ) -> Tensor:
         """Return the flow-matching loss of every entry (N, H, A), or (N, H, d).
 
@@ -267,6 +268,7 @@ class FlowPolicy(nn.Module):
             flow_time: Flow times (N,), drawn from the training distribution by default.
             prefix: The result of `encode_prefix` for the observations. By default they are encoded
                 here.
+            state_offset: See `encode`.
         """
         # target and random draws
         state = inputs.robot_state.to(self.device)
@@ -277,7 +279,7 @@ class FlowPolicy(nn.Module):
 
         # velocity at one point of flow time per row
         x = interpolate(action, noise, flow_time[:, None, None])  # (N, H, A)
-        context = self.encode(inputs, prefix)
+        context = self.encode(inputs, prefix, state_offset=state_offset)
         output = self.network.velocity(context, x[:, None], flow_time[:, None])  # (N, 1, H, A)
 
         # squared error

@@ -113,5 +113,11 @@ class Reference:
 
         # flow matching on them
         action = policy.preprocessor.unnormalize_action(chunk, inputs.robot_state)
-        loss = actor.policy.loss(inputs, action, batch["cloning_noise"], batch["cloning_time"])
+        loss = actor.policy.loss(
+            inputs,
+            action,
+            batch["cloning_noise"],
+            batch["cloning_time"],
+            state_offset=actor.state_offset(batch),
+        )
         return loss.mean((-2, -1))

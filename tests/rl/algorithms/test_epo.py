@@ -441,3 +441,21 @@ def test_a_network_without_a_state_token_is_refused(tiny_policy: Callable) -> No
     del policy.network.state_proj
     with pytest.raises(ValueError, match="epo conditions π0's state token, and this network has n"):
         rl.EPO(rl.EPOConfig(), policy)
+
+
+def test_cloning_the_reference_reads_the_genes_with_which_members_act(
+    tiny_policy: Callable,
+) -> None:
+    algorithm = new_epo(tiny_policy(), {"bc_coefficient": 0.5}, num_members=2)
+    tell_apart(algorithm)
+    reference = algorithm.loss.reference
+    assert reference is not None
+    batch = sub_dict(onto(algorithm, gather(algorithm)), (slice(None), 0))
+    batch.update(reference.cloning_draws(algorithm.actor, len(batch)))
+    losses = [
+        reference.cloning_loss(
+            algorithm.actor, batch.copy().set("member", torch.full((len(batch),), member))
+        )
+        for member in (0, 1)
+    ]
+    assert not torch.allclose(losses[0], losses[1])
