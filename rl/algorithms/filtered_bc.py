@@ -7,7 +7,7 @@ Letters: E envs, T chunk decisions, B minibatch rows, H action horizon.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -33,7 +33,15 @@ class FilteredBCConfig(AlgorithmConfig):
     cloning: BCConfig = field(
         default_factory=lambda: BCConfig(learning_rate=3e-4, decay_steps=0, final_fraction=1.0)
     )
-    """Step size, minibatch and gradient steps per update. Its demonstrations are not used."""
+    """Step size, minibatch and gradient steps per update. Its demonstrations are not used, and
+    weights are not averaged."""
+
+    def __post_init__(self) -> None:
+        if self.cloning.ema_decay:
+            raise ValueError(
+                f"cloning.ema_decay={self.cloning.ema_decay} does not apply to filtered_bc, which "
+                "deploys the weights that it trains; leave it out"
+            )
 
     @property
     def policy_minibatch(self) -> int:
@@ -53,7 +61,7 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
 
     def __init__(self, config: FilteredBCConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
-        self.step = CloningStep(policy, config.cloning)
+        self.step = CloningStep(policy, replace(config.cloning, ema_decay=0.0))
         self.optimizers["policy"] = self.step.optimizer
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:

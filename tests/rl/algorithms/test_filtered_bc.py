@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from tensordict import TensorDict
 
@@ -87,3 +88,9 @@ def test_success_is_cloned(tiny_policy: Callable) -> None:
     rollout = rollout_of([[NO, YES]] * 8, [[NO, YES]] * 8)
     losses = [algorithm.update(rollout)["flow_loss"] for _ in range(4)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_averaged_weights_are_refused_and_none_are_kept(tiny_policy: Callable) -> None:
+    with pytest.raises(ValueError, match=r"cloning\.ema_decay=0\.9 does not apply to filtered_bc"):
+        FilteredBCConfig(cloning=rl.BCConfig(ema_decay=0.9))
+    assert FilteredBC(FilteredBCConfig(), tiny_policy()).step.ema is None
