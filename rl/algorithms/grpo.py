@@ -74,7 +74,7 @@ class GRPOConfig(AlgorithmConfig):
     """Whether all decisions have the same weight, or all episodes of any length."""
     min_kept: float = 0.25
     """Rollouts of the same policy are collected until the groups with unequal outcomes are at least
-    this share of one rollout's groups [-]. 0 updates after every rollout."""
+    this share of one rollout's groups [-]. 0 updates as soon as one group is kept."""
     kl_coefficient: float = 0.0
     """Weight of the divergence from the pretrained policy, per scored flow step [-]."""
     kl_space: KLSpace = "kernel"
@@ -176,7 +176,7 @@ class GRPO(Algorithm[GRPOConfig]):
         metrics = {
             "groups": float(num),
             "kept_groups": num_kept / num,
-            "solved_groups": float((wins == counted.sum(1)).float().mean()),
+            "solved_groups": float(((wins == counted.sum(1)) & (wins > 0)).float().mean()),
             "group_start_spread": _spread(played, size),
         }
         return batch, num_kept, metrics

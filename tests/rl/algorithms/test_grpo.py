@@ -268,6 +268,14 @@ def test_groups_that_ended_alike_are_dropped_before_shaped_rewards_count(
     assert metrics["solved_groups"] == 0.0
 
 
+def test_a_group_without_a_counted_episode_is_not_solved(tiny_policy: Callable) -> None:
+    algorithm = new_grpo(tiny_policy())
+    rollout = mixed(experience(algorithm).collect())
+    rollout["next", "success"][:3] = False
+    rollout["next", "invalid"][:3] = rollout["next", "done"][:3]  # the simulators broke down
+    assert algorithm.prepare(rollout)[2]["solved_groups"] == 0.0
+
+
 def test_what_was_dropped_weighs_nothing(half_trained: Path) -> None:
     """T-E4, T-E5: the loss is that of a rollout from which dropped groups were removed."""
     algorithm = new_grpo(policies.load(half_trained))
