@@ -15,11 +15,12 @@ Letters: B rows, M scored flow steps, H action horizon, D width of the features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from pitune.policies.network.config import Pi0Config
@@ -58,7 +59,7 @@ class Extension(nn.Module):
     """Name of its parameter group. `register_extension` sets it."""
 
     def reset_parameters(self) -> None:
-        """Give every parameter its initial value. Called whenever no checkpoint holds them."""
+        """Give every parameter and buffer its initial value, where no checkpoint holds them."""
         raise NotImplementedError(f"{type(self).__name__} must define reset_parameters")
 
 
@@ -132,23 +133,40 @@ def new_parameters(network: nn.Module) -> dict[str, str]:
     }
 
 
+def _named_tensors(extension: Extension) -> list[tuple[str, Tensor]]:
+    """Return the parameters and buffers that can be marked, which those of bool cannot."""
+    tensors = (*extension.named_parameters(), *extension.named_buffers())
+    return [(name, value) for name, value in tensors if value.dtype != torch.bool]
+
+
+def _mark(value: Tensor) -> float:
+    """Return the entry that marks a tensor of this dtype as without a value."""
+    if value.is_floating_point() or value.is_complex():
+        return math.nan
+    return torch.iinfo(value.dtype).max
+
+
 def initialize_extensions(network: nn.Module, device: torch.device | str = "cpu") -> None:
-    """Allocate the extensions' parameters on a device and give them their initial values.
+    """Allocate the extensions' parameters and buffers on a device and give them their values.
 
     For a network built on the meta device around the weights of a published checkpoint.
 
     Raises:
-        ValueError: `reset_parameters` of an extension left out one of its parameters.
+        ValueError: `reset_parameters` of an extension left out a parameter or a buffer.
     """
     for name, extension in extensions_of(network):
         extension.to_empty(device=device)
         with torch.no_grad():
-            for parameter in extension.parameters():
-                parameter.fill_(torch.nan)  # shows below if nothing replaces it
+            for _, value in _named_tensors(extension):
+                value.fill_(_mark(value))  # shows below if nothing replaces it
         extension.reset_parameters()
-        left_out = [key for key, value in extension.named_parameters() if value.isnan().any()]
+        left_out = [
+            key
+            for key, value in _named_tensors(extension)
+            if (value.isnan() | (value == _mark(value))).any()
+        ]
         if left_out:
             raise ValueError(
                 f"reset_parameters of extension {name} ({type(extension).__name__}) gave no value "
-                f"to {left_out}; initialize every parameter there"
+                f"to {left_out}; initialize every parameter and buffer there"
             )

@@ -236,6 +236,22 @@ def test_a_parameter_that_reset_parameters_forgets_is_named() -> None:
         del extensions._EXTENSIONS["forgetful"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_buffer_that_reset_parameters_forgets_is_named(dtype: torch.dtype) -> None:
+    @register_extension("forgetful_table")
+    class Table(TokenGain):
+        def __init__(self, config: Pi0Config) -> None:
+            super().__init__(config)
+            self.register_buffer("table", torch.ones(3, dtype=dtype))
+
+    try:
+        sizes = replace(load_openpi("pi0").network.config, extensions={"forgetful_table": {}})
+        with pytest.raises(ValueError, match=r"gave no value to \['table'\]"):
+            build(sizes, rename_weights(openpi_weights("pi0")), Path("here"))
+    finally:
+        del extensions._EXTENSIONS["forgetful_table"]
+
+
 def test_an_extension_must_define_its_initialization() -> None:
     with pytest.raises(NotImplementedError, match="Extension must define reset_parameters"):
         Extension().reset_parameters()
