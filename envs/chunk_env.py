@@ -113,8 +113,8 @@ class ChunkEnv(EnvBase):
             # a row of zeros shows which entries preprocessing adds
             zeros = Composite({**observation, **cameras}, shape=(n,)).zero()
             row = self._added({key: zeros[key] for key in zeros.keys()}, slice(0, 1))
-            added = row.expand(n)
-            observation |= {str(key): make_composite_from_td(added)[key] for key in added.keys()}
+            added = make_composite_from_td(row.expand(n))
+            observation |= {str(key): added[key] for key in added.keys()}
 
         # specs, where a chunk of actions is (E, h, d)
         self.observation_spec = Composite(observation, shape=(n,))

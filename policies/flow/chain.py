@@ -56,9 +56,10 @@ def sample_chain(
     """
     x = noise.float()[:, None]  # (B, 1, H, A)
     chain, entries = [x], []
+    times = grid.times(x.device)  # (K + 1,)
     for k in range(grid.flow_steps):
         step = torch.full(x.shape[:2], k, dtype=torch.int64, device=x.device)  # (B, 1)
-        output = _float32(field(x, grid.times(x.device)[step]))
+        output = _float32(field(x, times[step]))
         transition = kernel(x, output, step, grid)
         # the ODE's step in rows whose random step is another one
         if stochastic_step is not None:

@@ -64,7 +64,7 @@ class FlowStepLikelihood(Likelihood[StepConfigType]):
             self.config,
             None if step is None else step.to(policy.device),
             (num, *policy.chunk_shape),
-            num_scored=int(mask.sum()),
+            num_scored=policy.sampler.execution_horizon * policy.preprocessor.action_dim,
             device=policy.device,
         )
 
