@@ -143,9 +143,11 @@ def cuda() -> Finding:
 
 def mujoco_rendering() -> Finding:
     """Return whether a picture can be drawn, in a process of its own, as a driver may crash."""
-    drawn = subprocess.run(
-        [sys.executable, "-c", _RENDER], capture_output=True, text=True, check=False, timeout=120
-    )
+    command = [sys.executable, "-c", _RENDER]
+    try:
+        drawn = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    except subprocess.TimeoutExpired:
+        return Finding("mujoco", "no pictures and no videos: drawing took over 120 s", None)
     if not drawn.returncode:
         return Finding("mujoco", f"renders (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')})")
     last = (drawn.stderr.strip().splitlines() or ["the process crashed"])[-1]

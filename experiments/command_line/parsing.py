@@ -145,12 +145,16 @@ def default_env(args: Sequence[str]) -> envs.EnvConfig:
     return envs.config_for(env_id)
 
 
+_OF_PITUNE = (".command_line.main", ".benchmarks.command")
+"""Modules that take a command as their first word, as `pitune` does."""
+
+
 def program(command: str) -> str:
     """Return how this process was started: `pitune train` or `python -m experiments.train`."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     module = spec.name if spec is not None else ""
-    if ".experiments." in f".{module}" and not module.endswith(".cli"):
+    if ".experiments." in f".{module}" and not module.endswith(_OF_PITUNE):
         return f"python -m {module}"
     return f"pitune {command}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -69,3 +70,13 @@ def test_only_a_fault_makes_the_exit_status_nonzero(
         doctor.main([])
     assert stopped.value.code == status
     assert ("to mend: thing" in capsys.readouterr().out) is bool(status)
+
+
+def test_a_driver_that_hangs_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], **settings: object) -> None:
+        raise subprocess.TimeoutExpired(command, 120)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    finding = doctor.mujoco_rendering()
+    assert finding.ok is None
+    assert "drawing took over 120 s" in finding.text

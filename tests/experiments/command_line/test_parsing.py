@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pitune import envs
 from pitune.experiments.command_line.basic_options import ALL_BASIC, BASIC, is_basic
-from pitune.experiments.command_line.parsing import default_env, default_of, parse
+from pitune.experiments.command_line.parsing import default_env, default_of, parse, program
 from pitune.experiments.evaluate import EvaluateConfig
 from pitune.experiments.train import TrainConfig
 
@@ -93,3 +96,20 @@ def test_every_name_in_the_table_of_basic_options_is_a_field() -> None:
     assert {kind.__name__ for kind in kinds} == BASIC.keys()
     for kind in kinds:
         assert set(BASIC[kind.__name__]) <= kind.__dataclass_fields__.keys()
+
+
+@pytest.mark.parametrize(
+    ("module", "shown"),
+    [
+        ("pitune.experiments.train", "python -m pitune.experiments.train"),
+        ("pitune.experiments.command_line.main", "pitune train"),
+        ("pitune.experiments.benchmarks.command", "pitune train"),
+    ],
+)
+def test_help_names_the_program_with_the_command_in_it(
+    module: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = SimpleNamespace(__spec__=SimpleNamespace(name=module))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert program("train") == shown
+    assert find_spec(module) is not None
