@@ -19,6 +19,7 @@ import torch
 from pitune import envs, policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
+from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import check_same, plain, write_config
 from pitune.experiments.runs.progress import screen
 from pitune.rl.algorithms.bc import CloningStep, clone
@@ -86,7 +87,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     resumed = (config.out / PARTIAL).is_file()
     if resumed:
         check_same(config.out, config.identity(), RECORD)
-        demonstrations = rl.Demonstrations.load(config.out / "demonstrations.safetensors")
+        demonstrations = rl.Demonstrations.load(config.out / DEMONSTRATIONS)
     else:
         demonstrations = _collect(config)
     collected = time.monotonic()
@@ -123,7 +124,7 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
 
     # files, from which an interrupted run continues
     write_config(config.out / RECORD, config.identity(), {})
-    demonstrations.save(config.out / "demonstrations.safetensors")
+    demonstrations.save(config.out / DEMONSTRATIONS)
     screen.note(
         f"{demonstrations.num_episodes} demonstrations, {len(demonstrations.action)} steps of "
         f"{config.env.id} in {time.monotonic() - start:.0f} s"

@@ -21,7 +21,7 @@ from pitune.experiments.command_line.listing import algorithm_lines
 from pitune.experiments.command_line.parsing import arguments, default_env, program, wants_help
 from pitune.experiments.command_line.parsing import parse as parse_config
 from pitune.experiments.health.monitor import HealthMonitor
-from pitune.experiments.recipes import with_variant
+from pitune.experiments.recipes import preset
 from pitune.experiments.runs.evaluations import cut_note, evaluate_both, validate
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import TrainingProgress, closing_table, learning_curve
@@ -238,7 +238,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     """
     name = args[0] if args and not args[0].startswith("-") else ""
     if name:
-        algorithm = with_variant(rl.preset(name.partition(":")[0]), name)
+        algorithm = preset(name)
         description = f"{rl.registry.entry(rl.name_of(algorithm)).description}\n\n{__doc__}"
     elif wants_help(args):
         algorithm = rl.AlgorithmConfig()

@@ -100,7 +100,7 @@ def comparison_table(runs: Sequence[FinishedRun]) -> str:
 
 
 def summary_table(runs: Sequence[FinishedRun]) -> str:
-    """Return the Markdown table of the README: a line for each algorithm, all seeds together.
+    """Return a Markdown table with a line for each algorithm, all seeds together.
 
     The steps to the level are the mean of the seeds, with the lowest and the highest in brackets.
     """
