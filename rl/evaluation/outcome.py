@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -214,7 +215,7 @@ def text_of(summary: dict[str, Any]) -> str:
         mean = summary["mean_return"]
         value = "none" if mean is None else f"{mean:.4g}"
         return f"no success in info: return only, mean {value} ({num} episodes{broken})"
-    if rate is None or rate != rate:  # nan in files of older versions
+    if rate is None or math.isnan(rate):  # nan in files of older versions
         return f"no success rate (0/0{broken})"
     return (
         f"{100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}] "
