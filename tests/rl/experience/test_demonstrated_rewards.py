@@ -34,10 +34,7 @@ def learner(name: str, file: Path, small_preset: Callable, policy: Any, share: f
     config = small_preset(name).with_demonstrations(file)
     part = config if name == "dsrl" else config.learner
     part = replace(part, off_policy=replace(part.off_policy, offline_share=share))
-    if name == "dsrl":
-        config = part
-    else:
-        config = replace(config, learner=part)
+    config = part if name == "dsrl" else replace(config, learner=part)
     return rl.make(config, policy)
 
 
