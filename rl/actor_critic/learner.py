@@ -95,8 +95,7 @@ class FlowActorCritic:
     @property
     def demonstrated_reward(self) -> str | None:
         """Definition of the rewards of demonstrations in the minibatches, None without any."""
-        mixed = self.config.off_policy.offline_share > 0
-        return self._table.reward_definition if mixed else None
+        return self._table.reward_definition if self.config.off_policy.offline_share else None
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks of a checkpoint besides the policy."""

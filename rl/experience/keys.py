@@ -68,6 +68,7 @@ _VALUE, _BATCH, _LOSS = (f"rl.policy_gradient.{module}" for module in ("value", 
 _ADVANTAGE, _EPISODES, _REFERENCE = (
     f"rl.policy_gradient.{module}" for module in ("advantage", "episodes", "reference")
 )
+_SUCCESS = "envs.success"
 _TD, _LEARNER = "rl.actor_critic.td", "rl.actor_critic.learner"
 _TRANSITIONS, _EVALUATE = "rl.experience.transitions", "rl.evaluation.evaluate"
 _GRPO, _EPO, _DSRL, _BC = (f"rl.algorithms.{name}" for name in ("grpo", "epo", "dsrl", "bc"))
@@ -97,16 +98,16 @@ KEYS: dict[str, Key] = {
     "success": _key(
         "success of the episode so far, by the environment's rule",
         "1",
-        _ENV,
+        _SUCCESS,
         f"{_EPISODES} rl.algorithms.filtered_bc",
         _ROLLOUT,
         "bool",
     ),
     "success_once": _key(
-        "solved at any step of the episode so far", "1", _ENV, _EVALUATE, _ROLLOUT, "bool"
+        "solved at any step of the episode so far", "1", _SUCCESS, _EVALUATE, _ROLLOUT, "bool"
     ),
     "success_at_end": _key(
-        "solved at the last executed step", "1", _ENV, _EVALUATE, _ROLLOUT, "bool"
+        "solved at the last executed step", "1", _SUCCESS, _EVALUATE, _ROLLOUT, "bool"
     ),
     "invalid": _key(
         "the simulator broke down", "1", _ENV, f"{_BATCH} {_TRANSITIONS}", _ROLLOUT, "bool"

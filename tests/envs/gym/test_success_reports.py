@@ -48,7 +48,7 @@ def env_of() -> Iterator[Callable]:
         modes = {"disabled": AutoresetMode.DISABLED, "same_step": AutoresetMode.SAME_STEP}
         if kind in modes:
 
-            def vector(num_envs: int, max_episode_steps: int) -> SyncVectorEnv:
+            def vector(num_envs: int, max_episode_steps: int, **_: Any) -> SyncVectorEnv:
                 single = [
                     lambda: gymnasium.wrappers.TimeLimit(Timer(report), max_episode_steps)
                 ] * num_envs
@@ -57,7 +57,7 @@ def env_of() -> Iterator[Callable]:
             gymnasium.register("Timer-v0", vector_entry_point=vector, max_episode_steps=LENGTH)
         else:
             gymnasium.register(
-                "Timer-v0", entry_point=lambda: Timer(report), max_episode_steps=LENGTH
+                "Timer-v0", entry_point=lambda **_: Timer(report), max_episode_steps=LENGTH
             )
         return envs.make(envs.EnvConfig(id="gym/Timer-v0", num_envs=num_envs, num_workers=0))
 
@@ -170,7 +170,7 @@ def test_the_message_survives_a_worker_process() -> None:
 class Late(Timer):
     """Reports a share at the second step."""
 
-    def __init__(self) -> None:
+    def __init__(self, **_: Any) -> None:
         super().__init__(lambda t: {"success": 0.5 if t == 2 else 0})
 
 

@@ -432,6 +432,8 @@ def test_epo_improves_a_half_trained_policy(half_trained: Path) -> None:
     for _ in range(40):
         algorithm.update(experience.collect())
     after = rl.evaluate(env, algorithm.actor, 208)
+    assert before.interval is not None
+    assert after.interval is not None
     assert before.interval[1] < 0.7
     assert after.interval[0] > 0.8
 

@@ -201,6 +201,8 @@ def test_fpo_improves_a_half_trained_policy(mode: Callable, half_trained: Path) 
     for _ in range(40):
         algorithm.update(rollouts.collect())
     after = rl.evaluate(env, algorithm.actor, 200)
+    assert before.interval is not None
+    assert after.interval is not None
     assert after.interval[0] > before.interval[1]
 
 

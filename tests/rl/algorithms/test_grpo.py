@@ -495,5 +495,8 @@ def test_grpo_improves_a_half_trained_policy(half_trained: Path) -> None:
     for _ in range(40):
         algorithm.update(rollouts.collect())
     after = rl.evaluate(env, algorithm.actor, 240)
+    assert before.success_rate is not None
+    assert before.interval is not None
+    assert after.interval is not None
     assert before.success_rate < 0.75  # or there is little left to learn
     assert after.interval[0] > max(0.8, before.interval[1])

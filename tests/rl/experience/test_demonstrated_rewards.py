@@ -44,7 +44,7 @@ def old_file(file: Path, folder: Path) -> Path:
     old = folder / "old.safetensors"
     tensors = {f"obs.{key}": value for key, value in demonstrations.obs.items()}
     tensors |= {"action": demonstrations.action, "episode": demonstrations.episode}
-    save_file(tensors, old, {"tasks": "[]"})  # type: ignore[arg-type]
+    save_file(tensors, old, {"tasks": "[]"})
     return old
 
 

@@ -20,8 +20,8 @@ from pitune.rl.experience.sub_dict import sub_dict
 NUM_ENVS, NUM_CHUNKS = 4, 5
 
 
-def make_env(**options: int) -> CheckedEnv:
-    return CheckedEnv(Reach(NUM_ENVS, **{"max_episode_steps": 9, **options}))
+def make_env() -> CheckedEnv:
+    return CheckedEnv(Reach(NUM_ENVS, max_episode_steps=9))
 
 
 def new(name: str, policy: object) -> rl.Algorithm:
