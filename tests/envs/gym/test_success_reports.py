@@ -54,7 +54,8 @@ def env_of() -> Iterator[Callable]:
                 ] * num_envs
                 return SyncVectorEnv(single, autoreset_mode=modes[kind])
 
-            gymnasium.register("Timer-v0", vector_entry_point=vector, max_episode_steps=LENGTH)
+            entry: Any = vector
+            gymnasium.register("Timer-v0", vector_entry_point=entry, max_episode_steps=LENGTH)
         else:
             gymnasium.register(
                 "Timer-v0", entry_point=lambda **_: Timer(report), max_episode_steps=LENGTH
