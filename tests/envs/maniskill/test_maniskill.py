@@ -452,6 +452,27 @@ def test_running_environments_cannot_be_left_out_nor_waiting_ones_stepped() -> N
     assert not batch.step(STAY, ~ALL).obs["state"][:, 1].any()
 
 
+def test_running_environments_that_were_given_up_may_wait() -> None:
+    _, batch = make_fake()
+    batch.reset(torch.tensor([1, 2, 3]))
+    batch.abandon()
+    batch.reset(torch.tensor([4]), torch.tensor([1]))
+    result = batch.step(STAY, torch.tensor([False, True, False]))
+    assert result.obs["state"][:, 1].tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("value", [0.3, -1.0, torch.nan, 2.0])
+def test_a_success_that_is_no_flag_is_refused(value: float) -> None:
+    simulation, batch = make_fake()
+    simulation.success = torch.zeros(3)  # a user's task may report numbers
+    batch.reset(torch.tensor([1, 2, 3]))
+    assert batch.step(SOLVE_FIRST, ALL).info["success"].tolist() == [True, False, False]
+    batch.reset(torch.tensor([1, 2, 3]))
+    simulation.get_info = lambda: {"success": torch.tensor([0.0, value, 1.0])}
+    with pytest.raises(ValueError, match=r"maniskill/Fake-v1: info\['success\[1\]'\]=.* is not a "):
+        batch.step(STAY, ALL)
+
+
 def test_numbers_that_are_not_finite_end_an_episode_as_invalid() -> None:
     simulation, batch = make_fake()
     batch.reset(torch.tensor([1, 2, 3]))
