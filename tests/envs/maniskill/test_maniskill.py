@@ -462,13 +462,16 @@ def test_running_environments_that_were_given_up_may_wait() -> None:
 
 
 @pytest.mark.parametrize("value", [0.3, -1.0, torch.nan, 2.0])
-def test_a_success_that_is_no_flag_is_refused(value: float) -> None:
+def test_a_success_that_is_no_flag_is_refused(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     simulation, batch = make_fake()
     simulation.success = torch.zeros(3)  # a user's task may report numbers
     batch.reset(torch.tensor([1, 2, 3]))
     assert batch.step(SOLVE_FIRST, ALL).info["success"].tolist() == [True, False, False]
     batch.reset(torch.tensor([1, 2, 3]))
-    simulation.get_info = lambda: {"success": torch.tensor([0.0, value, 1.0])}
+    info = {"success": torch.tensor([0.0, value, 1.0])}
+    monkeypatch.setattr(simulation, "get_info", lambda: info)
     with pytest.raises(ValueError, match=r"maniskill/Fake-v1: info\['success\[1\]'\]=.* is not a "):
         batch.step(STAY, ALL)
 
