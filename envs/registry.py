@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, is_dataclass, replace
 from difflib import get_close_matches
+from math import isclose
 from typing import Any
 
 from pitune.envs.checked import CheckedEnv
@@ -151,7 +152,31 @@ def make(config: EnvConfig) -> CheckedEnv:
         raise ValueError(f"num_envs={config.num_envs} must be at least 1")
     adapter = _adapter(config.id)
     config = replace(config, options=config.typed_options(adapter.options))
-    return CheckedEnv(adapter.factory(config.task, config))
+    return CheckedEnv(_with_settings(adapter.factory(config.task, config), config))
+
+
+def _with_settings(env: VectorEnv, config: EnvConfig) -> VectorEnv:
+    """Return an environment with the settings that are the same for all adapters.
+
+    Raises:
+        ValueError: it cannot honor one of them.
+    """
+    spec = env.spec
+    if config.control_hz is not None and not isclose(config.control_hz, spec.control_hz):
+        env.close()
+        raise ValueError(
+            f"control_hz={config.control_hz:g} is not supported by {config.id}, which takes "
+            f"{spec.control_hz:g} control steps per second; leave it out"
+        )
+    if config.instruction is not None and spec.tasks != (config.instruction,):
+        if len(spec.tasks) > 1:
+            env.close()
+            raise ValueError(
+                f"instruction={config.instruction!r} cannot replace the {len(spec.tasks)} "
+                f"instructions of {config.id}, {list(spec.tasks)[:5]}; leave it out"
+            )
+        env.spec = replace(spec, tasks=(config.instruction,))
+    return env
 
 
 def _adapter(env_id: str) -> Adapter:

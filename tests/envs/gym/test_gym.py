@@ -104,6 +104,7 @@ def make_gymnasium(
         num_envs=num_envs,
         num_workers=0,
         max_episode_steps=max_episode_steps,
+        reward="dense",
         options=envs.GymOptions(kwargs=kwargs),
     )
     return envs.make(config).env
