@@ -6,6 +6,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from math import isfinite
 from typing import Any, Literal, TypeVar
 
+from pitune.envs.success import SuccessRule
+
 Reward = Literal["sparse", "dense"]
 
 
@@ -48,6 +50,9 @@ class EnvConfig:
     environment of Gymnasium) has no use for workers."""
     reward: Reward = "sparse"
     """`sparse` is 1 on success and else 0, `dense` is the simulator's own reward."""
+    success: SuccessRule = "once"
+    """Success of an episode: solved `once` at any of its steps, or solved `at_end`, at its last
+    step. They differ where success does not end an episode."""
     max_episode_steps: int | None = None
     """Time limit [environment steps]. The task's own by default."""
     cameras: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ from pitune.experiments.command_line.parsing import arguments, default_env, prog
 from pitune.experiments.command_line.parsing import parse as parse_config
 from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.recipes import preset
-from pitune.experiments.runs.evaluations import cut_note, evaluate_both, validate
+from pitune.experiments.runs.evaluations import cut_note, evaluate_both, rank_of, validate
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import TrainingProgress, closing_table, learning_curve
 from pitune.experiments.runs.run import Run
@@ -54,11 +54,6 @@ class Trainer:
         self.env = envs.make(config.env)
         rl.check_fit(policy, self.env.spec)
         rl.check_needs(self.algorithm, self.env.spec)
-        if config.eval_episodes % config.env.num_envs:
-            raise ValueError(
-                f"eval_episodes={config.eval_episodes} must be a multiple of "
-                f"num_envs={config.env.num_envs}"
-            )
 
         # run, written only after all checks
         self.run = open_run(config.out, config.identity(), config.wandb, config.limits())
@@ -100,7 +95,7 @@ class Trainer:
                     metrics |= self._evaluate()
                 self.run.log(self.iteration, metrics)
                 if evaluated:  # after its row: a kill in between writes both again
-                    self._checkpoint(metrics["success_rate"])
+                    self._checkpoint(metrics)
                 progress.update(self.iteration, metrics, self.rollouts.num_env_steps)
                 for warning in monitor.warnings(self.run.rows):
                     screen.note(f"warning: {warning}")
@@ -164,12 +159,12 @@ class Trainer:
         self.seconds["evaluation"] += time.perf_counter() - start
         return result
 
-    def _checkpoint(self, success_rate: float | None = None) -> None:
+    def _checkpoint(self, metrics: dict[str, float] | None = None) -> None:
         """Save, and begin new episodes as a resumed run would."""
-        if success_rate is None:
-            success_rate = self.before["deployed"]["success_rate"]
+        evaluation = self.before["deployed"] if metrics is None else metrics
         progress = {
-            "success_rate": success_rate,
+            "success_rate": evaluation.get("success_rate"),
+            "rank": rank_of(evaluation),
             "env_steps": self.rollouts.num_env_steps,
             "seconds": self.seconds,
             "before": self.before,

@@ -235,6 +235,7 @@ class WorkerPool:
             result.obs[key][rows[valid]] = value[valid]
         for name in ("reward", "terminated", "truncated", "success"):
             getattr(result, name)[rows[valid]] = getattr(part, name)[valid]
+        result.reports_success |= part.reports_success
 
         for position, words in part.words.items():
             result.words[int(rows[position])] = words

@@ -8,6 +8,7 @@ fixes the start. And it collects the instructions of several episodes.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -15,16 +16,15 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
+from pitune.envs.success import MAX_PROBE_STEPS, read_success
 from pitune.envs.workers.observation import Arrays, ObsReader
-from pitune.envs.workers.spaces import SubEnvSpec, control_rate, read_actions, read_success
+from pitune.envs.workers.spaces import SubEnvSpec, control_rate, read_actions
 from pitune.envs.workers.surroundings import BreakdownError
 
 BREAKDOWNS = (BreakdownError, FloatingPointError)
 """Errors of one episode. All others concern every episode."""
 SEEDS = 5
 """Seeds that are tried until an episode begins."""
-MAX_STEPS = 1000
-"""Steps after which the search for a success signal ends."""
 MAX_SECONDS = 20.0
 """Time after which the search for a success signal, and that for instructions, ends [s]."""
 SAME_WORDS = 8
@@ -50,7 +50,10 @@ class Episodes(Protocol):
         """Return the instruction of the episode that `begin` has started, or None."""
 
     def env(self, row: int) -> gymnasium.Env:
-        """Return the environment of a row."""
+        """Return the environment of a row, made again if it was discarded."""
+
+    def discard(self, row: int) -> None:
+        """Close and forget an environment."""
 
 
 def describe(episodes: Episodes, env_id: str, *, verify: bool) -> SubEnvSpec:
@@ -74,14 +77,14 @@ def describe(episodes: Episodes, env_id: str, *, verify: bool) -> SubEnvSpec:
     for seed in range(SEEDS):
         try:
             raw, info = episodes.begin(0, seed)
-            first = _start(reader, raw)
-            has_success = _plays_with_success(episodes, middle, verify)
+            first, words = _start(reader, raw), episodes.words(0, raw, info)
+            has_success = _plays_with_success(episodes, env_id, info, middle, verify)
             break
         except BREAKDOWNS:
+            episodes.discard(0)
             if seed == SEEDS - 1:
                 raise
 
-    words = episodes.words(0, raw, info)
     seeded = not verify or _is_repeated(episodes, seed, first, words)
     env = episodes.env(0)  # a breakdown may have replaced it
     return SubEnvSpec(
@@ -106,17 +109,29 @@ def _start(reader: ObsReader, raw: Any) -> Arrays:
     return obs
 
 
-def _plays_with_success(episodes: Episodes, action: np.ndarray, whole: bool) -> bool:
-    """Play one step, or until the end or a success signal, and return whether there was one."""
-    begun = time.monotonic()
-    for _ in range(MAX_STEPS):
-        raw, _, terminated, truncated, info = episodes.advance(0, action)
-        episodes.reader.read(raw)
-        if read_success(info) is not None:
-            return True
-        if not whole or terminated or truncated or time.monotonic() - begun > MAX_SECONDS:
+def _plays_with_success(
+    episodes: Episodes, env_id: str, info: Mapping[str, Any], action: np.ndarray, whole: bool
+) -> bool:
+    """Play one step, or until the end or a success report, and return whether there was one.
+
+    A breakdown in the first step is raised. A later one is reported when an episode breaks down so.
+    """
+    begun, found = time.monotonic(), read_success(info, env_id) is not None
+    for step in range(MAX_PROBE_STEPS):
+        try:
+            raw, _, terminated, truncated, info = episodes.advance(0, action)
+        except BREAKDOWNS:
+            if step == 0:
+                raise
+            episodes.discard(0)
             break
-    return False
+        with contextlib.suppress(FloatingPointError):
+            episodes.reader.read(raw)
+        found |= read_success(info, env_id) is not None
+        late = time.monotonic() - begun > MAX_SECONDS
+        if found or not whole or terminated or truncated or late:
+            break
+    return found
 
 
 def _is_repeated(episodes: Episodes, seed: int, first: Arrays, words: str | None) -> bool:
@@ -147,6 +162,7 @@ def _instructions(episodes: Episodes, words: str) -> tuple[str, ...]:
             raw, info = episodes.begin(0, seed)
             found = episodes.words(0, raw, info)
         except BREAKDOWNS:  # such a start has no instruction
+            episodes.discard(0)
             continue
         quiet = 0 if found and found not in known else quiet + 1
         known |= {found} if found else set()

@@ -37,6 +37,9 @@ class Rows:
     words: dict[int, str]
     """Position within the N rows -> instruction of the episode that begins, where it has one."""
 
+    reports_success: bool = False
+    """Whether any `info` reported success, be it True or False."""
+
     @classmethod
     def empty(
         cls, state_dim: int, cameras: Mapping[str, tuple[int, int, int]], num_rows: int

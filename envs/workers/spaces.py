@@ -48,7 +48,7 @@ class SubEnvSpec:
     control_hz: float | None
     """Steps per simulated second [Hz]. None if it is unknown."""
     success_signal: bool
-    """Whether `info` holds `success` or `is_success`."""
+    """Whether `info` reports success, see `pitune.envs.success`."""
     expert: bool
     """Whether there is a method `expert_action`."""
     num_tasks: int = 1
@@ -124,18 +124,6 @@ def to_number(value: Any, name: str, env_id: str) -> float:
             "one number"
         )
     return float(array.reshape(())[()])
-
-
-def read_success(info: Mapping[str, Any]) -> Any:
-    """Return the success entry of `info` under either of its two usual names, or None."""
-    return info.get("success", info.get("is_success"))
-
-
-def as_flags(value: Any, num_rows: int) -> np.ndarray:
-    """Return an entry of a vector environment's `info` as (E,) bool. A missing one is False."""
-    if value is None:
-        return np.zeros(num_rows, bool)
-    return np.array([bool(item) for item in value])
 
 
 def batch_action(values: np.ndarray, env: GymnasiumVectorEnv) -> np.ndarray:

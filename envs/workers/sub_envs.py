@@ -18,11 +18,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from pitune.envs.success import read_success
 from pitune.envs.workers.observation import Arrays, ObsReader
 from pitune.envs.workers.pictures import picture_of
 from pitune.envs.workers.probe import BREAKDOWNS, describe
 from pitune.envs.workers.rows import Rows
-from pitune.envs.workers.spaces import SubEnvSpec, read_actions, read_success, to_number
+from pitune.envs.workers.spaces import SubEnvSpec, read_actions, to_number
 from pitune.envs.workers.surroundings import BreakdownError, Surroundings, user_code
 from pitune.envs.workers.tasks import find_instruction
 
@@ -95,7 +96,7 @@ class SubEnvs:
                     words = self.words(row, raw, info)
                 except BREAKDOWNS as error:
                     # the next use of this row makes a new one
-                    self._discard(row)
+                    self.discard(row)
                     results.failed[position] = _reason(error)
                     continue
                 self.started[row] = True
@@ -117,12 +118,14 @@ class SubEnvs:
                     self._write(results.obs, position, raw)
                     self._check_reward(reward)
                 except BREAKDOWNS as error:
-                    self._discard(row)
+                    self.discard(row)
                     results.failed[position] = _reason(error)
                     continue
                 results.reward[position] = reward
                 results.terminated[position], results.truncated[position] = terminated, truncated
-                results.success[position] = bool(read_success(info))
+                success = read_success(info, self.env_id)
+                results.success[position] = bool(success)
+                results.reports_success |= success is not None
         return results
 
     def begin(self, row: int, seed: int) -> tuple[Any, Mapping[str, Any]]:
@@ -196,14 +199,7 @@ class SubEnvs:
                 raise BreakdownError(traceback.format_exc()) from error
         return env
 
-    def _empty(self, num_rows: int) -> Rows:
-        return Rows.empty(self.reader.state_dim, self.reader.cameras, num_rows)
-
-    def _to_space(self, env: gymnasium.Env, action: np.ndarray) -> np.ndarray:
-        """Return one action (d,) in the shape and the dtype of the environment's action space."""
-        return action.reshape(env.action_space.shape or ()).astype(env.action_space.dtype)
-
-    def _discard(self, row: int) -> None:
+    def discard(self, row: int) -> None:
         """Close and forget an environment. A broken one may raise when it is closed."""
         env, self.envs[row], self.started[row] = self.envs[row], None, False
         if env is not None:
@@ -211,9 +207,16 @@ class SubEnvs:
             with contextlib.suppress(BreakdownError), user_code():
                 env.close()
 
+    def _empty(self, num_rows: int) -> Rows:
+        return Rows.empty(self.reader.state_dim, self.reader.cameras, num_rows)
+
+    def _to_space(self, env: gymnasium.Env, action: np.ndarray) -> np.ndarray:
+        """Return one action (d,) in the shape and the dtype of the environment's action space."""
+        return action.reshape(env.action_space.shape or ()).astype(env.action_space.dtype)
+
     def _discard_all(self) -> None:
         for row in range(len(self.envs)):
-            self._discard(row)
+            self.discard(row)
 
     def _write(self, obs: Arrays, position: int, raw: Any) -> None:
         """Copy one raw observation into its row."""

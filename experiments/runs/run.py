@@ -131,12 +131,12 @@ class Run:
         return self._rows
 
     def save(self, iteration: int, algorithm: Algorithm[Any], progress: dict[str, Any]) -> None:
-        """Write a checkpoint, and keep only the latest and the best by `success_rate`.
+        """Write a checkpoint, and keep only the latest and the best by `rank`.
 
         Args:
             iteration: Iterations so far, which name the folder.
             algorithm: Its policy and training state are saved.
-            progress: Numbers that the loop needs to go on (JSON), `success_rate` among them.
+            progress: Numbers that the loop needs to go on (JSON), `rank` among them.
         """
         name = f"checkpoint_{iteration:06d}"
         if (self.folder / name).exists():
@@ -156,14 +156,15 @@ class Run:
         return sorted(self.folder.glob("checkpoint_*"))
 
     def best_checkpoint(self) -> Path:
-        """Return the checkpoint with the highest success rate in its own evaluation."""
+        """Return the checkpoint with the highest rank in its own evaluation."""
 
-        def rate(folder: Path) -> float:
+        def rank(folder: Path) -> float:
             progress = json.loads((folder / "progress.json").read_text())
-            success_rate = float(progress["success_rate"])
-            return -1.0 if math.isnan(success_rate) else success_rate  # all episodes invalid
+            # older versions stored the success rate alone, nan if all episodes were invalid
+            value = float(progress.get("rank", progress["success_rate"]))
+            return -1.0 if math.isnan(value) else value
 
-        return max(self.checkpoints(), key=rate)
+        return max(self.checkpoints(), key=rank)
 
     def load_latest(self, algorithm: Algorithm[Any]) -> dict[str, Any]:
         """Restore policy, training state and random numbers from the latest checkpoint.
