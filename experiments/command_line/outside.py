@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+
+from pitune.envs.user_modules import reach_user_module
 
 
 def import_outside_modules(argv: Sequence[str]) -> list[str]:
@@ -47,7 +48,7 @@ def import_outside(name: str) -> None:
     if file.suffix == ".py":
         _import_file(file)
         return
-    _append_to_path(Path.cwd())
+    reach_user_module(name, Path.cwd())
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         raise ImportError(
             f"there is no module --import={name}; pass a module that Python finds, or the path of "
@@ -59,7 +60,7 @@ def import_outside(name: str) -> None:
 def _import_file(file: Path) -> None:
     if not file.is_file():
         raise ImportError(f"there is no file --import={file}; pass the path of a .py file")
-    _append_to_path(file.resolve().parent)
+    reach_user_module(file.stem, file.resolve().parent)
     # the name must not belong to another module
     spec = importlib.util.find_spec(file.stem)
     if spec is None or spec.origin is None or not Path(spec.origin).exists():
@@ -72,9 +73,3 @@ def _import_file(file: Path) -> None:
     raise ValueError(
         f"--import={file} has the name of {origin}, which Python finds first; rename the file"
     )
-
-
-def _append_to_path(folder: Path) -> None:
-    """Let Python find the modules of a folder, after all others."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
