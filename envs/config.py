@@ -86,7 +86,9 @@ class EnvConfig:
             if value is not None and not (value > 0 and isfinite(value)):
                 raise ValueError(f"{name}={value} must be a finite number above 0")
         if self.instruction is not None and not self.instruction.strip():
-            raise ValueError("instruction='' has no words; pass some, or leave it out")
+            raise ValueError(
+                f"instruction={self.instruction!r} has no words; pass some, or leave it out"
+            )
 
     @property
     def prefix(self) -> str:

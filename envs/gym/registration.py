@@ -34,7 +34,11 @@ class GymOptions(EnvOptions):
         >>> from pitune import envs
         >>> options = GymOptions(kwargs={"g": 1.62})  # on the moon
         >>> config = envs.EnvConfig(
-        ...     id="gym/Pendulum-v1", num_envs=1, num_workers=0, options=options
+        ...     id="gym/Pendulum-v1",
+        ...     num_envs=1,
+        ...     num_workers=0,
+        ...     reward="dense",
+        ...     options=options,
         ... )
         >>> envs.make(config).spec.state_dim
         3

@@ -61,7 +61,7 @@ class GymnasiumVector:
         id: Name for records and messages.
         max_episode_steps: Time limit, in addition to the environment's own, which is the default.
         tasks: Instructions in words. Empty for those that the environment gives.
-        control_hz: Steps per simulated second [Hz]. The environment's own by default.
+        control_hz: Steps per simulated second [Hz], for an environment that states none.
         simulator: Package and version of the simulator.
         reward: `sparse` is 1 on success and else 0. Otherwise it is that of the environment.
         max_failures: Episodes in a row that one environment may fail.

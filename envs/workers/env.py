@@ -67,7 +67,7 @@ class WorkerEnv:
         num_workers: Processes, at most E. 0 runs the sub-environments in this process.
         max_episode_steps: Time limit, applied here. None for that of the sub-environment.
         tasks: Instructions in words. Empty for those that the sub-environment gives.
-        control_hz: Steps per simulated second [Hz]. None for that of the sub-environment.
+        control_hz: Steps per simulated second [Hz], for a sub-environment that states none.
         simulator: Package and version of the simulator.
         deterministic_reset: Whether the seed alone fixes the initial state. A probe verifies it.
         reward: `sparse` is 1 on success and else 0. Otherwise it is that of the sub-environment.
@@ -128,7 +128,7 @@ class WorkerEnv:
             action_low=sub_env.action_low,
             action_high=sub_env.action_high,
             max_episode_steps=limit,
-            control_hz=control_hz or sub_env.control_hz or DEFAULT_CONTROL_HZ,
+            control_hz=sub_env.control_hz or control_hz or DEFAULT_CONTROL_HZ,
             tasks=self._tasks.tasks,
             cameras=sub_env.cameras,
             simulator=simulator,

@@ -137,6 +137,7 @@ class Surroundings:
     def __init__(self, num_envs: int, *, shared: bool) -> None:
         self._own: list[Generators | None] = [None] * num_envs
         self._loaded: int | None = None
+        self._folder = os.getcwd()
         self._settings = Settings() if shared else None
         self._shared = shared
 
@@ -165,6 +166,7 @@ class Surroundings:
         if own is None:
             # bits of its own, so that seeding them does not touch those of another
             np.random.set_bit_generator(np.random.MT19937(0))
+            os.chdir(self._folder)
         else:
             own.load()
         self._loaded = row

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from pitune.envs.user_modules import reach_user_module
-
 
 def import_outside_modules(argv: Sequence[str]) -> list[str]:
     """Import the module of every `--import MODULE` and return the other arguments.
@@ -48,7 +46,7 @@ def import_outside(name: str) -> None:
     if file.suffix == ".py":
         _import_file(file)
         return
-    reach_user_module(name, Path.cwd())
+    _reach(name, Path.cwd())
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         raise ImportError(
             f"there is no module --import={name}; pass a module that Python finds, or the path of "
@@ -60,7 +58,7 @@ def import_outside(name: str) -> None:
 def _import_file(file: Path) -> None:
     if not file.is_file():
         raise ImportError(f"there is no file --import={file}; pass the path of a .py file")
-    reach_user_module(file.stem, file.resolve().parent)
+    _reach(file.stem, file.resolve().parent)
     # the name must not belong to another module
     spec = importlib.util.find_spec(file.stem)
     if spec is None or spec.origin is None or not Path(spec.origin).exists():
@@ -73,3 +71,11 @@ def _import_file(file: Path) -> None:
     raise ValueError(
         f"--import={file} has the name of {origin}, which Python finds first; rename the file"
     )
+
+
+def _reach(name: str, folder: Path) -> None:
+    """Let Python find the modules of a folder. See `reach_user_module`."""
+    # imported here, because the help needs no torch
+    from pitune.envs.user_modules import reach_user_module
+
+    reach_user_module(name, folder)
