@@ -126,7 +126,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
         # a policy with one prompt needs no table of tasks
         if not self._tasks and prompt.default is not None:
             self._tasks = (prompt.default,)
-        self._tasks = _with_words(self._tasks, prompt.default)
+        self._tasks = with_words(self._tasks, prompt.default)
         # prompts without the state are tokenized once per task
         if self._tasks and not prompt.discrete_state:
             states = torch.zeros(len(self._tasks), preprocessor.state_dim)
@@ -173,7 +173,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
         return task_id
 
 
-def _with_words(tasks: Sequence[str], default: str | None) -> tuple[str, ...]:
+def with_words(tasks: Sequence[str], default: str | None) -> tuple[str, ...]:
     """Return instructions in which the default replaces those without words.
 
     Raises:

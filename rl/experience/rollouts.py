@@ -14,6 +14,7 @@ from torchrl.envs import ExplorationType
 
 from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds
 from pitune.policies import FlowPolicy
+from pitune.policies.preprocessing.model_input import with_words
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -47,7 +48,9 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
         )
 
     # instructions
-    policy.observation_preprocessor(spec.tasks)
+    prompt = policy.preprocessor.config.prompt
+    if prompt is not None:
+        with_words(spec.tasks, prompt.default)
 
 
 def _camera_advice(env_id: str) -> str:
