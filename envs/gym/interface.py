@@ -35,7 +35,7 @@ class TodaysInterface(gymnasium.Wrapper):
         self._arguments = [name for name in ("seed", "options") if takes_argument(env.reset, name)]
 
     @property
-    def spec(self) -> Any:
+    def spec(self) -> Any:  # type: ignore[override]
         """The spec of the environment: this wrapper is no part of it."""
         return self.env.spec
 
@@ -56,7 +56,7 @@ class TodaysInterface(gymnasium.Wrapper):
         """Take a step. The one flag of four results is split by `TimeLimit.truncated`."""
         returned: Any = self.env.step(action)
         if not isinstance(returned, tuple) or len(returned) != 4:
-            return returned  # type: ignore[no-any-return]
+            return returned
         obs, reward, done, info = returned
         cut = isinstance(info, Mapping) and bool(info.get("TimeLimit.truncated", False))
         return obs, reward, bool(done) and not cut, bool(done) and cut, info

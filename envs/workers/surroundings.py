@@ -70,7 +70,8 @@ class Generators:
     python: Any
     numpy: Any
     """The bit generator, which is exchanged as an object: its state is expensive to copy."""
-    torch: torch.Tensor
+    cpu: torch.Tensor
+    """Of torch."""
     cuda: list[torch.Tensor]
     """One state per device, empty before CUDA is used."""
     folder: str | None
@@ -84,7 +85,7 @@ class Generators:
             folder = os.getcwd()
         return cls(
             random.getstate(),
-            np.random.get_bit_generator(),
+            np.random.get_bit_generator(),  # type: ignore[attr-defined]
             torch.get_rng_state(),
             torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
             folder,
@@ -93,8 +94,8 @@ class Generators:
     def load(self) -> None:
         """Make this state the present one. Numpy's cached normal draw is dropped."""
         random.setstate(self.python)
-        np.random.set_bit_generator(self.numpy)
-        torch.set_rng_state(self.torch)
+        np.random.set_bit_generator(self.numpy)  # type: ignore[attr-defined]
+        torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
         if self.folder is not None:
@@ -165,7 +166,8 @@ class Surroundings:
         own = self._own[row]
         if own is None:
             # bits of its own, so that seeding them does not touch those of another
-            np.random.set_bit_generator(np.random.MT19937(0))
+            bits = np.random.MT19937(0)
+            np.random.set_bit_generator(bits)  # type: ignore[attr-defined]
             os.chdir(self._folder)
         else:
             own.load()

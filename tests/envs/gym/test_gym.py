@@ -277,7 +277,7 @@ class Blank(Clock):
 
 
 class Faulty(Clock):
-    """Starts with an even seed are not finite, and action 2 exits."""
+    """Starts with an even seed are not finite, and action 4 exits."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
         obs, info = super().reset(seed=seed)
@@ -287,7 +287,7 @@ class Faulty(Clock):
         return obs, {"instruction": f"wait until {seed % 3}"} if seed is not None else info
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
-        if action[0] == 2:
+        if action[0] == 4:
             raise SystemExit(0)
         return super().step(action)
 
@@ -320,7 +320,7 @@ def test_a_vector_environment_that_exits_raises() -> None:
     env = faulty()
     env.reset(seeds(11, 13))
     with pytest.raises(RuntimeError, match=r"toy: step\(\) of the vector env(.|\n)*SystemExit: 0"):
-        step(env, [0, 1], action=2.0)
+        step(env, [0, 1], action=4.0)
 
 
 def test_a_vector_environment_does_not_change_the_trainers_random_numbers() -> None:
