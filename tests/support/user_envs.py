@@ -228,7 +228,8 @@ class Parent(Point):
         else:
             import multiprocessing
 
-            process = multiprocessing.get_context(kind).Process(target=time.sleep, args=(600,))
+            context: Any = multiprocessing.get_context(kind)
+            process = context.Process(target=time.sleep, args=(600,))
             process.start()
             self.pid = process.pid or 0
 

@@ -114,7 +114,7 @@ def test_pictures_unlike_their_space_are_refused_at_any_time(kind: str, later: b
         play(seen(camera(space), *(values if later else values[1:])), 3)
 
 
-STATES = {
+STATES: dict[str, tuple[spaces.Space, Any]] = {
     "float64": (spaces.Box(-9, 9, (4,), np.float64), STATE.astype(np.float64)),
     "integers": (spaces.Box(-9, 9, (4,), np.int64), STATE.astype(int)),
     "bytes": (bytes_of(4), STATE.astype(np.uint8)),
