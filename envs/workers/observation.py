@@ -137,8 +137,10 @@ class ObsReader:
         for path, box in self.state.items():
             value = self._numeric(path, self._part(raw, path))
             self._check_shape(path, value, (*rows, *box.shape))
-            with np.errstate(over="ignore"):  # infinity is reported as a breakdown
-                columns.append(value.astype(np.float32).reshape(*rows, -1))
+            if value.dtype != np.float32:
+                with np.errstate(over="ignore"):  # infinity is reported as a breakdown
+                    value = value.astype(np.float32)
+            columns.append(value.reshape(*rows, -1))
         obs: Arrays = {"state": np.concatenate(columns, axis=-1)}
         for name, picture in self.pictures.items():
             path = f"image/{name}"

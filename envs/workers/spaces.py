@@ -114,6 +114,8 @@ def to_number(value: Any, name: str, env_id: str) -> float:
     Raises:
         ValueError: the value is something else.
     """
+    if isinstance(value, float | int | np.floating | np.bool_):  # bool is an int
+        return float(value)
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError):

@@ -30,6 +30,9 @@ from pitune.envs.workers.tasks import find_instruction
 Factory = Callable[[], gymnasium.Env]
 """Makes one sub-environment. It must be picklable, because it is called inside the worker."""
 
+MAX_REWARD = float(np.finfo(np.float32).max)
+"""Greatest reward that float32 holds."""
+
 
 class SubEnvs:
     """Several environments of one kind, stepped one after the other.
@@ -230,11 +233,10 @@ class SubEnvs:
             )
 
     def _check_reward(self, reward: float) -> None:
-        with np.errstate(over="ignore"):
-            if not np.isfinite(np.float32(reward)):
-                raise FloatingPointError(
-                    f"{self.env_id} returned reward={reward}, which is not finite in float32"
-                )
+        if not abs(reward) <= MAX_REWARD:  # also for nan
+            raise FloatingPointError(
+                f"{self.env_id} returned reward={reward}, which is not finite in float32"
+            )
 
 
 def construction_seed(number: int) -> int:

@@ -268,3 +268,9 @@ def test_the_advice_for_infinite_bounds_works() -> None:
         simulator="none",
     )
     assert env.spec.action_high == (1.0, 2.0)
+
+
+def test_a_float_becomes_the_nearest_byte() -> None:
+    picture = np.full((10, 12, 3), 0.999, np.float32)
+    env = seen(camera(floats_of(10, 12, 3)), {"state": STATE, "image/cam": picture})
+    assert (env.reset(torch.tensor([1, 2]))["image/cam"] == 255).all()
