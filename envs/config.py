@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
+from math import isfinite
 from typing import Any, Literal, TypeVar
 
 from pitune.envs.success import SuccessRule
@@ -48,7 +49,7 @@ class EnvConfig:
     A simulator that steps all environments in one call (`mock/`, ManiSkill on a GPU, a vector
     environment of Gymnasium) has no use for workers."""
     reward: Reward = "sparse"
-    """1 on success only, or the simulator's shaped reward."""
+    """`sparse` is 1 on success and else 0, `dense` is the simulator's own reward."""
     success: SuccessRule = "once"
     """Success of an episode: solved `once` at any of its steps, or solved `at_end`, at its last
     step. They differ where success does not end an episode."""
@@ -58,8 +59,36 @@ class EnvConfig:
     """Cameras whose pictures enter the observation."""
     image_size: int = 64
     """Height and width of the pictures [pixels]."""
+    instruction: str | None = None
+    """Instruction in words for all episodes, in place of the environment's own."""
+    control_hz: float | None = None
+    """Control steps per simulated second [Hz]. The environment's own by default; another one is
+    rejected where it cannot be chosen."""
+    start_timeout: float = 180.0
+    """Longest time for a worker to make its environments [s]."""
+    reset_timeout: float = 120.0
+    """Longest time for a worker to begin the episodes of its environments [s]."""
+    step_timeout: float = 120.0
+    """Longest time for a worker to step its environments [s]."""
+    max_failures: int = 10
+    """Episodes in a row that one environment may lose to its own faults: a start that cannot be
+    made, numbers that are not finite, an exception, a time-out. The run ends at this number."""
     options: EnvOptions = field(default_factory=EnvOptions)
     """Options of the adapter. The plain `EnvOptions` stands for the adapter's defaults."""
+
+    def __post_init__(self) -> None:
+        positive = ("control_hz", "start_timeout", "reset_timeout", "step_timeout")
+        for name in ("max_failures", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and isfinite(value)):
+                raise ValueError(f"{name}={value} must be a finite number above 0")
+        if self.instruction is not None and not self.instruction.strip():
+            raise ValueError(
+                f"instruction={self.instruction!r} has no words; pass some, or leave it out"
+            )
 
     @property
     def prefix(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, is_dataclass, replace
 from difflib import get_close_matches
+from math import isclose
 from typing import Any
 
 from pitune.envs.checked import CheckedEnv
@@ -46,7 +47,7 @@ class Adapter:
 
 SPARSE_REWARD = "1 on success"
 """Definition of the reward `sparse`."""
-SPARSE_PREFIXES = ("maniskill", "metaworld", "mock", "mujoco")
+SPARSE_PREFIXES = ("gym", "maniskill", "metaworld", "mock", "mujoco")
 """Adapters whose reward `sparse` is defined so. Other environments have a reward of their own."""
 OTHER_OPTIONS = (
     "backend",
@@ -168,7 +169,7 @@ def make(config: EnvConfig) -> CheckedEnv:
     adapter = _adapter(config.id)
     config = replace(config, options=config.typed_options(adapter.options))
     check_rule(config.success)
-    env = adapter.factory(config.task, config)
+    env = _with_settings(adapter.factory(config.task, config), config)
     return CheckedEnv(env, config.success, _reward_of(config, env.spec))
 
 
@@ -181,6 +182,30 @@ def _reward_of(config: EnvConfig, spec: EnvSpec) -> str:
     options = {key: value for key, value in vars(config.options).items() if value}
     given = {key: value for key, value in options.items() if key not in OTHER_OPTIONS}
     return f"{config.reward} reward of {config.id}, {spec.max_episode_steps} steps, {given}"
+
+
+def _with_settings(env: VectorEnv, config: EnvConfig) -> VectorEnv:
+    """Return an environment with the settings that are the same for all adapters.
+
+    Raises:
+        ValueError: it cannot honor one of them.
+    """
+    spec = env.spec
+    if config.control_hz is not None and not isclose(config.control_hz, spec.control_hz):
+        env.close()
+        raise ValueError(
+            f"control_hz={config.control_hz:g} is not supported by {config.id}, which takes "
+            f"{spec.control_hz:g} control steps per second; leave it out"
+        )
+    if config.instruction is not None and spec.tasks != (config.instruction,):
+        if len(spec.tasks) > 1:
+            env.close()
+            raise ValueError(
+                f"instruction={config.instruction!r} cannot replace the {len(spec.tasks)} "
+                f"instructions of {config.id}, {list(spec.tasks)[:5]}; leave it out"
+            )
+        env.spec = replace(spec, tasks=(config.instruction,))
+    return env
 
 
 def _adapter(env_id: str) -> Adapter:

@@ -70,7 +70,8 @@ class EnvSpec:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Device of the observations and of all other tensors."""
     deterministic_reset: bool = True
-    """Whether a seed alone fixes the initial state. Group resets and exact resumption need it."""
+    """Whether a seed alone fixes the initial state. Group resets and exact resumption need it. For
+    environments of users it is verified once, by two resets with one seed."""
     success_signal: bool = True
     """Whether `info["success"]` is meaningful. Without it there is no success rate."""
     success_rule: SuccessRule = "once"

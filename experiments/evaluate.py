@@ -85,6 +85,7 @@ def evaluate(config: EvaluateConfig) -> rl.Evaluation:
             console.print(f"  {env.spec.tasks[task]}: {successes}/{episodes}")
     if config.out is not None:
         record: dict[str, Any] = {"config": plain(config), "provenance": provenance()}
+        record["seeded_starts"] = env.spec.deterministic_reset
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(json.dumps({**record, "result": result.summary()}, indent=2) + "\n")
     env.close()

@@ -201,6 +201,7 @@ class Trainer:
             "seed": self.config.seed,
             "iterations": self.iteration,
             "env_steps": self.rollouts.num_env_steps,
+            "seeded_starts": self.env.spec.deterministic_reset,
             "train_seconds": sum(self.seconds.values()),
             "before": self.before,
             "after": after,

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-import importlib
 import importlib.metadata
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -21,10 +21,15 @@ from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.envs.registration import load_env_creator
 
 from pitune.envs.config import EnvConfig
+from pitune.envs.gym.interface import make_with_interface, takes_argument
 from pitune.envs.gym.registration import GymOptions
 from pitune.envs.gym.vector import GymnasiumVector
+from pitune.envs.user_modules import import_user_module
 from pitune.envs.vector_env import VectorEnv
 from pitune.envs.workers.env import WorkerEnv
+from pitune.envs.workers.pool import Timeouts
+from pitune.envs.workers.sub_envs import construction_seed
+from pitune.envs.workers.surroundings import Surroundings
 
 
 def make_gymnasium(name: str, config: EnvConfig) -> VectorEnv:
@@ -38,8 +43,8 @@ def make_gymnasium(name: str, config: EnvConfig) -> VectorEnv:
         ValueError: the id is not registered, its spaces are not usable, it rejects a keyword
             argument, or it has no time limit.
     """
-    spec = find_spec(name)
-    kwargs: dict[str, Any] = dict(config.typed_options(GymOptions).kwargs)
+    spec, options = find_spec(name), config.typed_options(GymOptions)
+    kwargs: dict[str, Any] = dict(options.kwargs)
     # the time limit belongs to the config
     if "max_episode_steps" in kwargs:
         raise ValueError(
@@ -51,12 +56,17 @@ def make_gymnasium(name: str, config: EnvConfig) -> VectorEnv:
         kwargs["max_episode_steps"] = limit
 
     # a vector environment with its own implementation, or workers
+    tasks = options.instructions if config.instruction is None else (config.instruction,)
     if spec.entry_point is None:
         return GymnasiumVector(
             make_vector(spec, config.num_envs, kwargs),
             id=config.id,
             max_episode_steps=limit,
+            tasks=tasks,
+            control_hz=config.control_hz,
             simulator=simulator_version(spec),
+            reward=config.reward,
+            max_failures=config.max_failures,
         )
     return WorkerEnv(
         # The spec travels with the factory, because an id may be registered in this process only.
@@ -65,8 +75,13 @@ def make_gymnasium(name: str, config: EnvConfig) -> VectorEnv:
         num_envs=config.num_envs,
         num_workers=config.num_workers,
         max_episode_steps=limit,
+        tasks=tasks,
+        control_hz=config.control_hz,
         simulator=simulator_version(spec),
         deterministic_reset=not spec.nondeterministic,
+        reward=config.reward,
+        timeouts=Timeouts.of_config(config),
+        max_failures=config.max_failures,
     )
 
 
@@ -79,7 +94,7 @@ def find_spec(name: str) -> GymnasiumSpec:
     # importing a package registers its environments
     package, _, name_in_package = name.rpartition(":")
     if package:
-        importlib.import_module(package)
+        import_user_module(package)
     spec = gymnasium.registry.get(name_in_package)
     if spec is None:
         near = difflib.get_close_matches(name_in_package, gymnasium.registry, n=3, cutoff=0.4)
@@ -94,31 +109,26 @@ def make_vector(
     spec: GymnasiumSpec, num_envs: int, kwargs: Mapping[str, Any]
 ) -> gymnasium.vector.VectorEnv:
     """Return a vector environment of Gymnasium, made by its own entry point."""
-    with _named_kwargs(spec, kwargs):
+    surroundings = Surroundings(1, shared=True)
+    with surroundings.borrowed(), _named_kwargs(spec, kwargs):
+        surroundings.enter(0, construction_seed(0))
         return gymnasium.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
 
 
 def make_sub_env(spec: GymnasiumSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env:
-    """Return one environment that can render.
-
-    A Dict observation is flattened if it has no key of `WorkerEnv`.
-    """
+    """Return one environment with Gymnasium's interface of today, that can render if possible."""
     entry_point = spec.entry_point
-    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    creator: Any = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     metadata = getattr(creator, "metadata", None)
     # The render mode is fixed when the environment is made. It costs nothing before the first
     # picture.
     can_draw = isinstance(metadata, Mapping) and "rgb_array" in metadata.get("render_modes", ())
-    drawing = {"render_mode": "rgb_array"} if can_draw else {}
+    takes_mode = can_draw and takes_argument(creator, "render_mode")
+    drawing = {"render_mode": "rgb_array"} if takes_mode else {}
+    # the wrapper is the innermost one, because Gymnasium's own wrappers expect its interface
+    made = replace(spec, entry_point=functools.partial(make_with_interface, creator))
     with _named_kwargs(spec, kwargs):
-        env = gymnasium.make(spec, disable_env_checker=True, **{**drawing, **kwargs})
-
-    # a Dict without our keys becomes one vector
-    parts = getattr(env.observation_space, "spaces", {})
-    if not isinstance(parts, Mapping) or not parts:
-        return env
-    has_known_key = any(key == "state" or key.startswith("image/") for key in parts)
-    return env if has_known_key else gymnasium.wrappers.FlattenObservation(env)
+        return gymnasium.make(made, disable_env_checker=True, **{**drawing, **kwargs})
 
 
 def simulator_version(spec: GymnasiumSpec) -> str:

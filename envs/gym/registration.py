@@ -34,7 +34,11 @@ class GymOptions(EnvOptions):
         >>> from pitune import envs
         >>> options = GymOptions(kwargs={"g": 1.62})  # on the moon
         >>> config = envs.EnvConfig(
-        ...     id="gym/Pendulum-v1", num_envs=1, num_workers=0, options=options
+        ...     id="gym/Pendulum-v1",
+        ...     num_envs=1,
+        ...     num_workers=0,
+        ...     reward="dense",
+        ...     options=options,
         ... )
         >>> envs.make(config).spec.state_dim
         3
@@ -43,6 +47,9 @@ class GymOptions(EnvOptions):
     kwargs: dict[str, int | float | bool | str] = field(default_factory=dict)
     """Keyword arguments of the environment. On the command line pairs, as in
     `--env.options.kwargs g 1.62 render_mode rgb_array`."""
+    instructions: tuple[str, ...] = ()
+    """All instructions that the environment may give, for one that gives too many to find them
+    in its first episodes, or one for each value of `task_id`."""
 
 
 def make_gym(name: str, config: EnvConfig) -> VectorEnv:
@@ -61,7 +68,9 @@ def make_gym(name: str, config: EnvConfig) -> VectorEnv:
         "use a mujoco/, maniskill/ or mock/ environment; a gym/ environment shows the cameras "
         "that its Dict observation holds under image/<camera>",
     )
-    require_default(config, "reward", config.id, "use another environment: this one has one reward")
+    require_default(
+        config, "image_size", config.id, "let the environment return pictures of this size"
+    )
     return make_gymnasium(name, config)
 
 

@@ -19,27 +19,25 @@ Letters: E envs, d robot action dim, Y, X image pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from torch import Tensor
 
-from pitune.envs.success import MAX_PROBE_STEPS, read_successes
+from pitune.envs.config import Reward
+from pitune.envs.gym.simulator import VectorSimulator
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult
-from pitune.envs.workers.env import DEFAULT_CONTROL_HZ
-from pitune.envs.workers.spaces import (
-    Arrays,
-    batch_action,
-    copy_batch,
-    empty_obs,
-    read_spaces,
-    write_row,
-)
+from pitune.envs.workers.env import DEFAULT_CONTROL_HZ, MAX_FAILURES
+from pitune.envs.workers.observation import empty_obs
+from pitune.envs.workers.spaces import control_rate
+from pitune.envs.workers.tasks import TaskTable, check_reward
+
+logger = logging.getLogger(__name__)
 
 
 class GymnasiumVector:
@@ -62,13 +60,15 @@ class GymnasiumVector:
         env: Made with `AutoresetMode.DISABLED` or `SAME_STEP`.
         id: Name for records and messages.
         max_episode_steps: Time limit, in addition to the environment's own, which is the default.
-        tasks: Instructions in words.
-        control_hz: Steps per simulated second [Hz]. The environment's frame rate by default.
+        tasks: Instructions in words. Empty for those that the environment gives.
+        control_hz: Steps per simulated second [Hz], for an environment that states none.
         simulator: Package and version of the simulator.
+        reward: `sparse` is 1 on success and else 0. Otherwise it is that of the environment.
+        max_failures: Episodes in a row that one environment may fail.
 
     Raises:
-        ValueError: its autoreset mode is not usable, it has no time limit, or its spaces are not
-            usable.
+        ValueError: its autoreset mode is not usable, it has no time limit, its spaces are not
+            usable, or the reward is sparse and there is no success signal.
     """
 
     def __init__(
@@ -77,46 +77,52 @@ class GymnasiumVector:
         *,
         id: str,
         max_episode_steps: int | None = None,
-        tasks: tuple[str, ...] = ("",),
+        tasks: tuple[str, ...] = (),
         control_hz: float | None = None,
         simulator: str = "",
+        reward: Reward = "dense",
+        max_failures: int = MAX_FAILURES,
     ) -> None:
-        self._mode = env.metadata.get("autoreset_mode")
-        if self._mode not in (AutoresetMode.DISABLED, AutoresetMode.SAME_STEP):
+        mode = env.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.DISABLED, AutoresetMode.SAME_STEP):
             raise ValueError(
-                f"{id}: autoreset_mode={self._mode} is not usable, because the step after an end "
+                f"{id}: autoreset_mode={mode} is not usable, because the step after an end "
                 "ignores its action; make the vector environment with "
                 "autoreset_mode=AutoresetMode.DISABLED, which gymnasium.make_vec takes in "
                 "vector_kwargs"
             )
-
-        # time limit and spaces
         limit = max_episode_steps or (env.spec.max_episode_steps if env.spec else None)
         if limit is None:
             raise ValueError(f"{id} has no time limit of its own; pass max_episode_steps")
-        space_fields = read_spaces(id, env.single_observation_space, env.single_action_space)
-        low, high = np.array(space_fields["action_low"]), np.array(space_fields["action_high"])
 
-        # buffers and state of the episodes (E, ...)
-        self._env, self._num_envs = env, env.num_envs
-        self._takes_seeds = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
-        self._middle = (low + high) / 2
-        self._obs = empty_obs(space_fields["state_dim"], space_fields["cameras"], env.num_envs)
-        self._running = np.zeros(env.num_envs, bool)
-        self._num_steps = np.zeros(env.num_envs, np.int64)
-        # Ended according to the vector environment, which would raise if they were stepped.
-        self._stale = np.zeros(env.num_envs, bool)
+        # signals, found out by playing
+        self._simulator = simulation = VectorSimulator(env, id)
+        has_success = simulation.plays_with_success(limit)
+        check_reward(id, reward, has_success)
+        self._tasks = TaskTable(id, tasks, simulation.instructions(), simulation.num_tasks)
+        seeded = simulation.takes_seeds and simulation.is_repeated()
         self.spec = EnvSpec(
             id=id,
             num_envs=env.num_envs,
+            state_dim=simulation.reader.state_dim,
+            action_low=simulation.bounds["action_low"],
+            action_high=simulation.bounds["action_high"],
             max_episode_steps=limit,
-            control_hz=control_hz or env.metadata.get("render_fps") or DEFAULT_CONTROL_HZ,
-            tasks=tasks,
+            control_hz=control_rate(env) or control_hz or DEFAULT_CONTROL_HZ,
+            tasks=self._tasks.tasks,
+            cameras=simulation.reader.cameras,
             simulator=simulator,
-            deterministic_reset=self._takes_seeds,
-            success_signal=self._has_success(id, limit),
-            **space_fields,
+            deterministic_reset=seeded,
+            success_signal=has_success,
         )
+
+        # state of the episodes (E, ...)
+        self._obs = empty_obs(self.spec.state_dim, self.spec.cameras, env.num_envs)
+        self._running = np.zeros(env.num_envs, bool)
+        self._lost = np.zeros(env.num_envs, bool)  # with a start that is not finite
+        self._num_steps = np.zeros(env.num_envs, np.int64)
+        self._num_failures = np.zeros(env.num_envs, np.int64)
+        self._max_failures, self._is_sparse = max_failures, reward == "sparse"
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         """Start new episodes and return the observation of all E environments.
@@ -126,14 +132,15 @@ class GymnasiumVector:
             env_idx: Environments to reset (N,) int64. All E by default.
 
         Raises:
-            RuntimeError: the vector environment changed others as well.
+            RuntimeError: the vector environment raised, or changed others as well.
+            ValueError: an observation or an instruction is not one that it has declared.
         """
-        rows = np.arange(self._num_envs) if env_idx is None else env_idx.numpy()
-        mask = np.zeros(self._num_envs, bool)
+        rows = np.arange(self.spec.num_envs) if env_idx is None else env_idx.numpy()
+        mask = np.zeros(self.spec.num_envs, bool)
         mask[rows] = True
 
         # new observations, which must not change those of running episodes
-        new_obs = self._reset(mask, dict(zip(rows.tolist(), seed.tolist(), strict=True)))
+        new_obs = self._simulator.reset(mask, dict(zip(rows.tolist(), seed.tolist(), strict=True)))
         others = self._running & ~mask
         for key, value in new_obs.items():
             if (value[others] != self._obs[key][others]).any():
@@ -141,7 +148,12 @@ class GymnasiumVector:
                     f"{self.spec.id}: a reset of environments {rows.tolist()} changed others too; "
                     "a vector environment is needed that honors options['reset_mask']"
                 )
-            self._obs[key][mask] = value[mask]
+        finite = np.isfinite(new_obs["state"]).all(1)
+        for key, value in new_obs.items():
+            self._obs[key][mask & finite] = value[mask & finite]
+        for row in rows.tolist() if not self._tasks.is_observed else ():
+            self._obs["task_id"][row] = self._tasks.index(self._simulator.words[row])
+        self._lost = np.where(mask, ~finite, self._lost)
         self._running |= mask
         self._num_steps[mask] = 0
         return self._copy_obs()
@@ -165,13 +177,15 @@ class GymnasiumVector:
             )
 
         # step (E, d), with the middle of the bounds where no episode runs
-        if self._stale.any():
-            self._reset(self._stale.copy(), {})
-        values = np.where(mask[:, None], action.numpy(), self._middle)
-        new_obs, reward, terminated, truncated, success = self._step(values)
+        values = np.where(mask[:, None], action.numpy(), self._simulator.middle)
+        new_obs, reward, terminated, truncated, solved = self._simulator.step(values)
+        success = np.zeros_like(mask) if solved is None else solved
+        if solved is not None and not self.spec.success_signal:
+            self.spec = replace(self.spec, success_signal=True)
 
         # an environment that breaks down keeps its last observation
-        invalid = ~(np.isfinite(new_obs["state"]).all(1) & np.isfinite(reward))
+        invalid = ~(np.isfinite(new_obs["state"]).all(1) & np.isfinite(reward)) | self._lost
+        self._lost &= ~mask
         valid = mask & ~invalid
         for key, value in new_obs.items():
             self._obs[key][valid] = value[valid]
@@ -182,6 +196,8 @@ class GymnasiumVector:
         timed_out = self._num_steps >= self.spec.max_episode_steps
         truncated |= (timed_out & ~terminated) | invalid
         self._running[terminated | truncated] = False
+        self._count_failures(invalid & mask, (terminated | truncated) & mask)
+        reward = success if self._is_sparse else reward
         return StepResult(
             self._copy_obs(),
             torch.from_numpy(np.where(mask, reward, 0.0).astype(np.float32)),
@@ -199,16 +215,12 @@ class GymnasiumVector:
         Raises:
             RuntimeError: the vector environment returns no pictures.
         """
-        pictures = self._env.render()
+        pictures: Any = self._simulator.call("render")
         if pictures is None or any(picture is None for picture in pictures):
             raise RuntimeError(
                 f"{self.spec.id} returned no pictures; make it with render_mode='rgb_array'"
             )
         return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-
-    def abandon(self) -> None:
-        """Give up all running episodes, so that none of them must be stepped."""
-        self._running[:] = False
 
     def expert(self) -> Expert:
         """Raise, because a vector environment has no expert.
@@ -220,70 +232,26 @@ class GymnasiumVector:
 
     def close(self) -> None:
         """Close the vector environment."""
-        self._env.close()
+        self._simulator.call("close")
 
-    def _has_success(self, id: str, limit: int) -> bool:
-        """Return whether `info` reports success in an episode. Some do only at its last step."""
-        self._env.reset(seed=0)
-        for _ in range(min(limit, MAX_PROBE_STEPS)):
-            step = self._env.step(batch_action(self._middle, self._env))
-            ended = np.asarray(step[2]) | np.asarray(step[3])
-            self._mark_stale(ended)
-            if read_successes(step[4], self._num_envs, id) is not None:
-                return True
-            if ended.any():
-                break
-        return False
+    def abandon(self) -> None:
+        """Give up all running episodes, so that none of them must be stepped."""
+        self._running[:] = False
 
-    def _reset(self, mask: np.ndarray, seeds: dict[int, int]) -> Arrays:
-        """Reset the environments in `mask` (E,) and return the observation of all E.
-
-        Args:
-            mask: (E,) bool.
-            seeds: Environment -> its seed. An environment without one starts anywhere.
-        """
-        options = None if mask.all() else {"reset_mask": mask.copy()}
-        seed: Any
-        if self._takes_seeds:
-            seed = [seeds.get(row) for row in range(self._num_envs)]
-        else:
-            seed = next(iter(seeds.values()), None) if mask.all() else None
-        raw, _ = self._env.reset(seed=seed, options=options)
-        self._stale[mask] = False
-        return copy_batch(raw, self._obs)
-
-    def _step(
-        self, values: np.ndarray
-    ) -> tuple[Arrays, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Step all E environments with `values` (E, d) [robot units].
-
-        Returns:
-            Observation, reward, terminated, truncated and success (E,) of this step, before any
-            reset that follows within it.
-        """
-        raw, reward, terminated, truncated, info = self._env.step(batch_action(values, self._env))
-        ended = np.asarray(terminated) | np.asarray(truncated)
-        self._mark_stale(ended)
-        obs = copy_batch(raw, self._obs)
-        reported = read_successes(info, self._num_envs, self.spec.id)
-        success = np.zeros(self._num_envs, bool) if reported is None else reported
-        if reported is not None and not self.spec.success_signal:
-            self.spec = replace(self.spec, success_signal=True)
-
-        # in this mode `obs` belongs to the next episode, and the last one is in `info`
-        if self._mode is AutoresetMode.SAME_STEP and ended.any():
-            final_obs = info["final_obs"]
-            for row in np.flatnonzero(ended).tolist():
-                if isinstance(final_obs, Mapping):
-                    write_row(obs, row, {key: value[row] for key, value in final_obs.items()})
-                else:
-                    write_row(obs, row, final_obs[row])
-        return obs, np.array(reward), np.array(terminated), np.array(truncated), success
-
-    def _mark_stale(self, ended: np.ndarray) -> None:
-        """Remember the environments that must be reset before the next step (E,) bool."""
-        if self._mode is AutoresetMode.DISABLED:
-            self._stale = np.array(ended)
+    def _count_failures(self, invalid: np.ndarray, ended: np.ndarray) -> None:
+        """Count invalid episodes in a row (E,), and raise when an environment has too many."""
+        self._num_failures[ended & ~invalid] = 0
+        self._num_failures[invalid] += 1
+        for row in np.flatnonzero(invalid):
+            logger.warning(
+                "%s: environment %d returned numbers that are not finite", self.spec.id, row
+            )
+        if (self._num_failures >= self._max_failures).any():
+            worst = int(self._num_failures.argmax())
+            raise RuntimeError(
+                f"{self.spec.id}: environment {worst} returned numbers that are not finite in "
+                f"{self._max_failures} episodes in a row (max_failures)"
+            )
 
     def _copy_obs(self) -> Observation:
         """Return the last observation of all E environments in tensors of its own."""

@@ -37,6 +37,7 @@ from pitune.envs.maniskill.sub_env import ManiSkillSubEnv, ManiSkillWorkers
 from pitune.envs.maniskill.tasks import UNSEEDED, instruction
 from pitune.envs.maniskill.without_vulkan import DRIVER_NEEDED, can_render
 from pitune.envs.vector_env import VectorEnv
+from pitune.envs.workers.pool import Timeouts
 
 
 def make_maniskill(task: str, config: EnvConfig) -> VectorEnv:
@@ -78,6 +79,9 @@ def make_maniskill(task: str, config: EnvConfig) -> VectorEnv:
         tasks=(instruction(task),),
         simulator=simulator_version(),
         deterministic_reset=not task.startswith(UNSEEDED),
+        probe=False,  # its own tests hold what a probe would find out in 10 s
+        timeouts=Timeouts.of_config(config),
+        max_failures=config.max_failures,
     )
 
 
@@ -109,6 +113,7 @@ def make_maniskill_batch(
         dense_reward=config.reward == "dense",
         exact_seeds=device == "cpu" or config.typed_options(ManiSkillOptions).exact_seeds,
         deterministic_reset=not (task.startswith(UNSEEDED) or draws_shapes_once),
+        max_failures=config.max_failures,
     )
 
 

@@ -31,6 +31,7 @@ from pitune.envs.maniskill.observation import check_cameras, mask_contacts, pict
 from pitune.envs.maniskill.without_vulkan import DRIVER_NEEDED
 from pitune.envs.success import read_successes
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
+from pitune.envs.workers.env import MAX_FAILURES
 
 
 class ManiSkillBatch:
@@ -51,6 +52,7 @@ class ManiSkillBatch:
         exact_seeds: Reset one environment after the other, each with its seed. Otherwise a reset is
             one call, its first seed determines all starts, and equal seeds are not equal starts.
         deterministic_reset: Whether the seed alone fixes an initial state, apart from this.
+        max_failures: Episodes in a row that may have numbers that are not finite.
 
     Raises:
         ValueError: a camera is unknown, the action space is not a Box, or the reward is sparse and
@@ -68,7 +70,9 @@ class ManiSkillBatch:
         dense_reward: bool = False,
         exact_seeds: bool = True,
         deterministic_reset: bool = True,
+        max_failures: int = MAX_FAILURES,
     ) -> None:
+        self._max_failures = max_failures
         self._simulation, self._task = simulation, task
         self._dense_reward, self._exact_seeds = dense_reward, exact_seeds
         # action space and success signal
@@ -110,6 +114,8 @@ class ManiSkillBatch:
         # state of the episodes (E,)
         self._running = torch.zeros(len(state), dtype=torch.bool, device=state.device)
         self._num_steps = torch.zeros(len(state), dtype=torch.int64, device=state.device)
+        self._lost = torch.zeros_like(self._running)  # with a start that is not finite
+        self._num_failures = torch.zeros_like(self._num_steps)
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         """Start new episodes and return the observation of all E environments.
@@ -139,7 +145,10 @@ class ManiSkillBatch:
         started[rows] = True
         self._running = self._running | started
         self._num_steps = torch.where(started, 0, self._num_steps)
-        self._update_obs(read_obs(raw, self._cameras), started)
+        obs = read_obs(raw, self._cameras)
+        is_finite = obs["state"].isfinite().all(dim=-1)
+        self._lost = torch.where(started, ~is_finite, self._lost)
+        self._update_obs(obs, started & is_finite)
         return self._copy_obs()
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
@@ -167,7 +176,8 @@ class ManiSkillBatch:
         reward = (reward if self._dense_reward else success).float()
 
         # rows with numbers that are not finite keep their last observation
-        is_finite = obs["state"].isfinite().all(dim=-1) & reward.isfinite()
+        is_finite = obs["state"].isfinite().all(dim=-1) & reward.isfinite() & ~self._lost
+        self._lost = self._lost & ~active
         valid, invalid = active & is_finite, active & ~is_finite
         self._update_obs(obs, valid)
         self._num_steps = self._num_steps + active
@@ -177,6 +187,7 @@ class ManiSkillBatch:
         timed_out = self._num_steps >= self.spec.max_episode_steps
         truncated = active & ~terminated & (timed_out | invalid)
         self._running = self._running & ~(terminated | truncated)
+        self._count_failures(invalid, (terminated | truncated) & valid)
         reward = torch.where(valid, reward, torch.zeros_like(reward))
         flags = {"success": success & valid, "invalid": invalid}
         return StepResult(self._copy_obs(), reward, terminated, truncated, flags)
@@ -224,6 +235,15 @@ class ManiSkillBatch:
             simulation.scene.step()
             raw, _ = simulation.reset(seed=seeds, options=options)
         return raw
+
+    def _count_failures(self, invalid: Tensor, ended: Tensor) -> None:
+        """Count invalid episodes in a row (E,), and raise where there are too many."""
+        self._num_failures = torch.where(ended, 0, self._num_failures + invalid.long())
+        if (self._num_failures >= self._max_failures).any():
+            raise RuntimeError(
+                f"{self.spec.id}: environment {int(self._num_failures.argmax())} returned numbers "
+                f"that are not finite in {self._max_failures} episodes in a row (max_failures)"
+            )
 
     def _success(self, value: Any) -> Tensor:
         """Return the simulator's success flags (E,) bool, after a check unless they are bool."""

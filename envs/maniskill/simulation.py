@@ -48,8 +48,13 @@ def build_simulation(
         "render_mode": "rgb_array" if has_driver else None,
         "sensor_configs": {"width": config.image_size, "height": config.image_size},
     }
+    settings: dict[str, Any] = {}
     if device == "cpu":
-        arguments["sim_config"] = {"scene_config": {"sleep_threshold": 0.0}}
+        settings["scene_config"] = {"sleep_threshold": 0.0}
+    if config.control_hz is not None:
+        settings["control_freq"] = _whole_rate(config)
+    if settings:
+        arguments["sim_config"] = settings
 
     # errors of ManiSkill, with a remedy
     try:
@@ -62,8 +67,8 @@ def build_simulation(
         ) from error
     except (AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"maniskill/{task} cannot be made with control_mode={options.control_mode!r} and "
-            f"cameras={config.cameras}: {error}"
+            f"maniskill/{task} cannot be made with control_mode={options.control_mode!r}, "
+            f"cameras={config.cameras} and control_hz={config.control_hz}: {error}"
         ) from error
     except AttributeError as error:
         if has_driver:
@@ -71,6 +76,18 @@ def build_simulation(
         raise RuntimeError(
             f"maniskill/{task} reads the shapes that it would draw, and {DRIVER_NEEDED}"
         ) from error
+
+
+def _whole_rate(config: EnvConfig) -> int:
+    """Return the control steps per second, of which ManiSkill takes whole numbers.
+
+    Raises:
+        ValueError: `control_hz` is not one.
+    """
+    rate = config.control_hz or 0.0
+    if rate != int(rate):
+        raise ValueError(f"control_hz={rate} of {config.id} must be a whole number")
+    return int(rate)
 
 
 def resolve_obs_mode(config: EnvConfig) -> str:

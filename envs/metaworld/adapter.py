@@ -31,6 +31,7 @@ from pitune.envs.config import EnvConfig, Reward
 from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.success import parse_success
 from pitune.envs.workers.env import WorkerEnv
+from pitune.envs.workers.pool import Timeouts
 
 STATE_DIM = 39
 
@@ -161,4 +162,7 @@ def make_metaworld(task: str, config: EnvConfig) -> WorkerEnv:
         max_episode_steps=limit,
         tasks=(task.removesuffix("-v3").replace("-", " "),),
         simulator=", ".join(versions),
+        probe=False,  # its own tests hold what a probe would find out
+        timeouts=Timeouts.of_config(config),
+        max_failures=config.max_failures,
     )

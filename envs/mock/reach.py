@@ -180,6 +180,8 @@ class Script:
         lengths: Number of steps of each environment's episodes (E).
         ends: Kind of their end: "success", "failure" (terminated without success) or "time" (E).
         reuse_buffer: Return the same tensor from every step, as some simulators do.
+        pays_time: The reward is the time, so that tests recognize the steps in a sum. Otherwise it
+            is 1 on success.
 
     Raises:
         ValueError: the lengths or the ends are not E.
@@ -192,6 +194,7 @@ class Script:
         lengths: tuple[int, ...],
         ends: tuple[str, ...],
         reuse_buffer: bool = False,
+        pays_time: bool = True,
     ) -> None:
         if not len(lengths) == len(ends) == num_envs:
             raise ValueError(
@@ -213,7 +216,7 @@ class Script:
         # length and kind of end of each episode (E,)
         self.lengths = torch.tensor(lengths)
         self.ends = {kind: torch.tensor([end == kind for end in ends]) for kind in set(ends)}
-        self.reuse_buffer = reuse_buffer
+        self.reuse_buffer, self.pays_time = reuse_buffer, pays_time
         # the first entry of a state is the number of its environment
         self.state = torch.zeros(num_envs, 3)
         self.state[:, 0] = torch.arange(num_envs)
@@ -230,7 +233,7 @@ class Script:
         none = torch.zeros_like(ended)
         success = ended & self.ends.get("success", none)
         terminated = success | (ended & self.ends.get("failure", none))
-        reward = self.state[:, 2] * active  # the time, so that tests recognize the steps in a sum
+        reward = self.state[:, 2] * active if self.pays_time else success.float()
         info = {"success": success, "invalid": none}
         return StepResult(self._obs(), reward, terminated, ended & ~terminated, info)
 

@@ -58,7 +58,7 @@ def make_mock(name: str, config: EnvConfig) -> VectorEnv:
         require_default(settings, setting, config.id, "use mock/Reach")
     if name == "Script":
         lengths = (config.time_limit(5),) * num_envs
-        return Script(num_envs, lengths=lengths, ends=("time",) * num_envs)
+        return Script(num_envs, lengths=lengths, ends=("time",) * num_envs, pays_time=False)
     return TwoGoals(num_envs, max_episode_steps=config.time_limit(4))
 
 

@@ -6,28 +6,35 @@ that it affects and no others:
 - A sub-environment that raises, or returns numbers that are not finite, is discarded. Its episode
   is reported as `truncated` and `invalid`, and the next reset makes it again.
 - A worker that is killed, or sends no reply in time, is replaced, and all its episodes end so.
+- A start that fails twice costs its episode too: the first step reports it as invalid. The reset
+  after it comes with another seed.
 
-Both are logged as warnings. An environment that breaks down `MAX_BREAKDOWNS` times without a
-regular end of an episode in between has a bug: then `step` raises with the simulator's traceback.
-A sub-environment that cannot be made, and a reset that fails twice, raise at once.
+All are logged as warnings. An environment that fails `max_failures` times without a regular end of
+an episode in between has a bug: then `step` raises with the simulator's traceback. Results that do
+not have the form of the spaces, and a sub-environment that cannot be made, raise at once.
 
 Letters: E envs, N rows, s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pitune.envs.config import Reward
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
-from pitune.envs.workers.pool import WorkerPool
+from pitune.envs.workers.expert import WorkerExpert
+from pitune.envs.workers.pool import Timeouts, WorkerPool
 from pitune.envs.workers.sub_envs import Factory
+from pitune.envs.workers.tasks import TaskTable, check_reward
 
-MAX_BREAKDOWNS = 3
-"""Breakdowns in a row of one environment that end the run."""
+MAX_FAILURES = 10
+"""Episodes in a row that one environment may fail, by default."""
+logger = logging.getLogger(__name__)
 DEFAULT_CONTROL_HZ = 20.0
 """Used if the duration of an environment's step is unknown [Hz]."""
 
@@ -59,15 +66,18 @@ class WorkerEnv:
         num_envs: E.
         num_workers: Processes, at most E. 0 runs the sub-environments in this process.
         max_episode_steps: Time limit, applied here. None for that of the sub-environment.
-        tasks: Instructions in words.
-        control_hz: Steps per simulated second [Hz]. None for that of the sub-environment.
+        tasks: Instructions in words. Empty for those that the sub-environment gives.
+        control_hz: Steps per simulated second [Hz], for a sub-environment that states none.
         simulator: Package and version of the simulator.
-        deterministic_reset: Whether the seed alone fixes the initial state.
-        start_timeout: Longest time for a worker to make its sub-environments [s].
-        step_timeout: Longest time for any other reply of a worker [s].
+        deterministic_reset: Whether the seed alone fixes the initial state. A probe verifies it.
+        reward: `sparse` is 1 on success and else 0. Otherwise it is that of the sub-environment.
+        probe: Whether a further sub-environment is played with for the spec. See `WorkerPool`.
+        timeouts: The longest times to wait for a worker.
+        max_failures: Episodes in a row that one environment may fail.
 
     Raises:
-        ValueError: a number or a space is not usable, or the factory cannot be pickled.
+        ValueError: a number or a space is not usable, the factory cannot be pickled, or the reward
+            is sparse and there is no success signal.
         RuntimeError: a sub-environment could not be made.
     """
 
@@ -79,29 +89,38 @@ class WorkerEnv:
         num_envs: int,
         num_workers: int,
         max_episode_steps: int | None,
-        tasks: tuple[str, ...] = ("",),
+        tasks: tuple[str, ...] = (),
         control_hz: float | None = None,
         simulator: str,
         deterministic_reset: bool = True,
-        start_timeout: float = 180.0,
-        step_timeout: float = 120.0,
+        reward: Reward = "dense",
+        probe: bool = True,
+        timeouts: Timeouts | None = None,
+        max_failures: int = MAX_FAILURES,
     ) -> None:
         if num_envs < 1 or num_workers < 0:
             raise ValueError(f"{num_envs=} must be at least 1 and {num_workers=} at least 0")
+        if max_failures < 1:
+            raise ValueError(f"{max_failures=} must be at least 1")
 
         # workers
         num_workers = min(num_workers, num_envs)
-        self._pool = WorkerPool(factory, id, num_envs, num_workers, start_timeout, step_timeout)
+        self._pool = WorkerPool(factory, id, num_envs, num_workers, timeouts, probe=probe)
         sub_env = self._pool.spec
-
-        # time limit
-        limit = sub_env.max_episode_steps if max_episode_steps is None else max_episode_steps
-        if limit is None or limit < 1:
+        try:
+            limit = self._time_limit(id, max_episode_steps)
+            self._tasks = TaskTable(id, tasks, sub_env.instructions, sub_env.num_tasks)
+            check_reward(id, reward, sub_env.success_signal)
+        except ValueError:
             self.close()
-            raise ValueError(
-                f"{id}: {max_episode_steps=} must be at least 1, and may be None only for an "
-                "environment with a time limit of its own; pass max_episode_steps"
+            raise
+        if deterministic_reset and not sub_env.seeded_starts:
+            logger.warning(
+                "%s: two resets with one seed gave different starts, so evaluations of it do not "
+                "share their starts; draw every start from the seed of reset()",
+                id,
             )
+        self._is_sparse, self._max_failures = reward == "sparse", max_failures
         self.spec = EnvSpec(
             id=id,
             num_envs=num_envs,
@@ -109,18 +128,19 @@ class WorkerEnv:
             action_low=sub_env.action_low,
             action_high=sub_env.action_high,
             max_episode_steps=limit,
-            control_hz=control_hz or sub_env.control_hz or DEFAULT_CONTROL_HZ,
-            tasks=tasks,
+            control_hz=sub_env.control_hz or control_hz or DEFAULT_CONTROL_HZ,
+            tasks=self._tasks.tasks,
             cameras=sub_env.cameras,
             simulator=simulator,
-            deterministic_reset=deterministic_reset,
+            deterministic_reset=deterministic_reset and sub_env.seeded_starts,
             success_signal=sub_env.success_signal,
         )
 
         # state of the episodes (E,)
         self._running = np.zeros(num_envs, bool)
         self._num_steps = np.zeros(num_envs, np.int64)
-        self._num_breakdowns = np.zeros(num_envs, np.int64)
+        self._task_id = np.zeros(num_envs, np.int64)
+        self._num_failures = np.zeros(num_envs, np.int64)
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         """Start new episodes and return the observation of all E environments.
@@ -131,20 +151,26 @@ class WorkerEnv:
             seed: One seed in [0, 2^31) per environment that is reset (N,) int64.
             env_idx: Environments to reset (N,) int64. All E by default.
 
+        A start that fails twice shows the last observation of its environment, and its first step
+        reports an invalid episode.
+
         Raises:
-            RuntimeError: an environment failed to reset twice.
+            ValueError: an instruction is not in the table, or an observation has a wrong form.
         """
         rows = np.arange(self.spec.num_envs) if env_idx is None else env_idx.numpy()
         seeds = seed.numpy()
-        # an environment that fails to reset is not running
+        # until they are reset, which may raise
         self._running[rows] = False
-        failed = self._pool.exchange("reset", rows, seeds).failed
+        result = self._pool.exchange("reset", rows, seeds)
+        failed, words = result.failed, result.words
         if failed:
             # The second try uses new sub-environments.
             retried = np.isin(rows, list(failed))
-            failed = self._pool.exchange("reset", rows[retried], seeds[retried]).failed
-        for row, reason in failed.items():
-            raise RuntimeError(f"{self.spec.id}: environment {row} failed to reset twice: {reason}")
+            result = self._pool.exchange("reset", rows[retried], seeds[retried])
+            failed, words = result.failed, words | result.words
+        for row in rows.tolist():
+            if row not in failed:
+                self._task_id[row] = self._tasks.index(words.get(row))
 
         # new episodes
         self._running[rows] = True
@@ -152,6 +178,7 @@ class WorkerEnv:
         # an earlier breakdown concerns the old episode
         for row in rows.tolist():
             self._pool.lost.pop(row, None)
+        self._pool.lost |= failed
         return self._copy_obs()
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
@@ -194,11 +221,12 @@ class WorkerEnv:
         result.truncated |= (timed_out & ~result.terminated) | invalid
         ended = result.terminated | result.truncated
         self._running[ended] = False
-        self._num_breakdowns[ended & ~invalid] = 0
-        self._count_breakdowns(result.failed)
+        self._num_failures[ended & ~invalid] = 0
+        self._count_failures(result.failed)
+        reward = result.success.astype(np.float32) if self._is_sparse else result.reward
         return StepResult(
             self._copy_obs(),
-            torch.from_numpy(result.reward),
+            torch.from_numpy(reward),
             torch.from_numpy(result.terminated),
             torch.from_numpy(result.truncated),
             {"success": torch.from_numpy(result.success), "invalid": torch.from_numpy(invalid)},
@@ -229,55 +257,33 @@ class WorkerEnv:
                 f"{self.spec.id} has no expert; give the environment a method "
                 "expert_action() -> (d,), or use an environment that has one"
             )
-        return WorkerExpert(self)
+        return WorkerExpert(self._pool)
 
     def close(self) -> None:
         """End the worker processes. Closing twice is the same as closing once."""
         self._pool.close()
 
-    def _count_breakdowns(self, failed: dict[int, str]) -> None:
-        """Raise when an environment breaks down too often in a row."""
+    def _count_failures(self, failed: dict[int, str]) -> None:
+        """Raise when an environment fails too often in a row."""
         for row, reason in failed.items():
-            self._num_breakdowns[row] += 1
-            if self._num_breakdowns[row] >= MAX_BREAKDOWNS:
+            self._num_failures[row] += 1
+            if self._num_failures[row] >= self._max_failures:
                 raise RuntimeError(
-                    f"{self.spec.id}: environment {row} broke down {MAX_BREAKDOWNS} times in a "
-                    f"row, the last time because: {reason}"
+                    f"{self.spec.id}: environment {row} broke down {self._max_failures} times in a "
+                    f"row (max_failures), the last time because: {reason}"
                 )
+
+    def _time_limit(self, env_id: str, limit: int | None) -> int:
+        """Return the time limit, that of the sub-environment by default."""
+        chosen = self._pool.spec.max_episode_steps if limit is None else limit
+        if chosen is None or chosen < 1:
+            raise ValueError(
+                f"{env_id}: max_episode_steps={limit} must be at least 1, and may be None only for "
+                "an environment with a time limit of its own; pass max_episode_steps"
+            )
+        return chosen
 
     def _copy_obs(self) -> Observation:
         """Return the last observation of all E environments in tensors of its own."""
-        return {key: torch.from_numpy(value.copy()) for key, value in self._pool.obs.items()}
-
-
-class WorkerExpert:
-    """The `expert_action` of all sub-environments.
-
-    Example:
-        >>> import gymnasium
-        >>> class Coasting(gymnasium.Wrapper):
-        ...     def expert_action(self):
-        ...         return np.zeros(1, np.float32)
-        >>> env = WorkerEnv(
-        ...     lambda: Coasting(gymnasium.make("Pendulum-v1")),
-        ...     id="pendulum",
-        ...     num_envs=2,
-        ...     num_workers=0,
-        ...     max_episode_steps=200,
-        ...     simulator="gymnasium",
-        ... )
-        >>> obs = env.reset(torch.tensor([0, 1]))
-        >>> WorkerExpert(env).act().shape  # (E, d)
-        torch.Size([2, 1])
-
-    Args:
-        env: The environment to act in.
-    """
-
-    def __init__(self, env: WorkerEnv) -> None:
-        self._env = env
-
-    def act(self) -> Tensor:
-        """Return the expert's action (E, d) [robot units], zeros before the first reset."""
-        action = np.concatenate(self._env._pool.call_all("expert"))
-        return torch.from_numpy(action)
+        obs = {key: torch.from_numpy(value.copy()) for key, value in self._pool.obs.items()}
+        return obs if self._tasks.is_observed else obs | {"task_id": torch.tensor(self._task_id)}

@@ -6,15 +6,48 @@ Letters: E envs, N rows, s robot state dim.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pitune.envs.workers.process import Failure, LocalWorker, Worker, WorkerDiedError
-from pitune.envs.workers.spaces import SubEnvSpec, empty_obs
-from pitune.envs.workers.sub_envs import Factory, Rows
+from pitune.envs.config import EnvConfig
+from pitune.envs.workers.observation import empty_obs
+from pitune.envs.workers.process import LocalWorker, Worker, WorkerDiedError
+from pitune.envs.workers.rows import Rows
+from pitune.envs.workers.serve import Failure
+from pitune.envs.workers.spaces import SubEnvSpec
+from pitune.envs.workers.sub_envs import Factory
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    """The longest times to wait for one worker [s].
+
+    Example:
+        >>> Timeouts(step=5.0).of("step")
+        5.0
+    """
+
+    start: float = 180.0
+    """For all its sub-environments to be made."""
+    reset: float = 120.0
+    """For all its sub-environments to begin an episode."""
+    step: float = 120.0
+    """For any other reply."""
+
+    @classmethod
+    def of_config(cls, config: EnvConfig) -> Timeouts:
+        """Return the times of a config."""
+        return cls(start=config.start_timeout, reset=config.reset_timeout, step=config.step_timeout)
+
+    def of(self, method: str) -> float:
+        """Return the longest time for a method of `SubEnvs`."""
+        return {"start": self.start, "describe": self.start, "reset": self.reset}.get(
+            method, self.step
+        )
 
 
 class WorkerPool:
@@ -27,8 +60,6 @@ class WorkerPool:
         ...     "pendulum",
         ...     num_envs=2,
         ...     num_workers=0,
-        ...     start_timeout=180.0,
-        ...     step_timeout=120.0,
         ... )
         >>> seeds = np.array([7, 8])
         >>> pool.exchange("reset", rows=np.arange(2), values=seeds).obs["state"].shape  # (E, s)
@@ -39,8 +70,9 @@ class WorkerPool:
         env_id: Name for messages.
         num_envs: E.
         num_workers: Processes, at most E. 0 for none.
-        start_timeout: Longest time for a worker to make its sub-environments [s].
-        step_timeout: Longest time for any other reply of a worker [s].
+        timeouts: The longest times to wait for a worker.
+        probe: Whether an instance of its own is played with for the spec, and its starts compared.
+            Otherwise the first sub-environment takes a step.
 
     Raises:
         ValueError: the factory cannot be pickled, or the spaces are not usable.
@@ -53,22 +85,31 @@ class WorkerPool:
         env_id: str,
         num_envs: int,
         num_workers: int,
-        start_timeout: float,
-        step_timeout: float,
+        timeouts: Timeouts | None = None,
+        *,
+        probe: bool = True,
     ) -> None:
         self._env_id, self._num_envs = env_id, num_envs
-        self._start_timeout, self._step_timeout = start_timeout, step_timeout
+        self.timeouts = timeouts or Timeouts()
         self.workers: list[Worker | LocalWorker] = []
+        self._probe: Worker | LocalWorker | None = None
         kind = Worker if num_workers else LocalWorker
         try:
             for rows in np.array_split(np.arange(num_envs), max(num_workers, 1)):
                 self.workers.append(kind(range(rows[0], rows[-1] + 1), factory, env_id))
+            if probe:
+                # after the others, which are then the same with a probe in this process
+                self._probe = kind(range(1), factory, env_id)
             # Wait only after all have started, so that they make their environments in parallel.
             for worker in self.workers:
-                self.spec = self._receive_spec(worker)
+                self._wait_until_made(worker)
+            self.spec = self._describe()
         except BaseException:
             self.close()
             raise
+        finally:
+            if self._probe is not None:
+                self._probe.stop()
         self.obs = empty_obs(self.spec.state_dim, self.spec.cameras, num_envs)
         """The last observation of every environment (E, ...)."""
         self.lost: dict[int, str] = {}
@@ -81,10 +122,13 @@ class WorkerPool:
         has its other rows.
 
         Returns:
-            E rows, zero outside `rows`. `obs` is the last one of all environments, and `failed` has
-            environments as keys.
+            E rows, zero outside `rows`. `obs` is the last one of all environments, and `failed` and
+            `words` have environments as keys.
+
+        Raises:
+            ValueError: an environment returned something that does not have the promised form.
         """
-        result = Rows.empty(self.spec, self._num_envs)
+        result = Rows.empty(self.spec.state_dim, self.spec.cameras, self._num_envs)
         result.obs = self.obs
         # all requests before the first answer, so that the workers run in parallel
         pending = []
@@ -97,7 +141,7 @@ class WorkerPool:
         # answers
         for worker, worker_rows in pending:
             try:
-                self._merge(result, worker_rows, worker.receive(self._step_timeout))
+                self._merge(result, worker_rows, worker.receive(self.timeouts.of(method)))
             except WorkerDiedError as error:
                 reason = self._replace(worker, error)
                 result.failed |= dict.fromkeys(worker_rows.tolist(), reason)
@@ -113,7 +157,7 @@ class WorkerPool:
         for worker in self._open_workers():
             worker.send(method)
         try:
-            results = [worker.receive(self._step_timeout) for worker in self.workers]
+            results = [worker.receive(self.timeouts.of(method)) for worker in self.workers]
         except WorkerDiedError as error:
             raise RuntimeError(f"{self._env_id}: a worker {error} in {method}()") from error
         for result in results:
@@ -132,29 +176,55 @@ class WorkerPool:
             raise RuntimeError(f"{self._env_id} is closed; make a new one")
         return self.workers
 
-    def _receive_spec(self, worker: Worker | LocalWorker) -> SubEnvSpec:
-        """Return the spec that a new worker sends when its sub-environments are made."""
+    def _wait_until_made(self, worker: Worker | LocalWorker) -> None:
+        """Wait until a new worker has made its sub-environments."""
+        self._receive(worker, "while it made its environments", "no sub-environment could be made")
+
+    def _describe(self) -> SubEnvSpec:
+        """Return the spec, of an instance of its own if one can be made."""
+        if self._probe is None:
+            return self._description(self.workers[0], verify=False)
         try:
-            result = worker.receive(self._start_timeout)
+            self._wait_until_made(self._probe)
+        except (RuntimeError, ValueError) as error:
+            # some simulators exist only once in a process or on a machine
+            logger.info("%s: no instance for a probe: %s", self._env_id, error)
+            return self._description(self.workers[0], verify=True)
+        return self._description(self._probe, verify=True)
+
+    def _description(self, worker: Worker | LocalWorker, *, verify: bool) -> SubEnvSpec:
+        worker.send("describe", verify=verify)
+        spec: SubEnvSpec = self._receive(
+            worker, "in its first episodes", "no episode could be begun", "describe"
+        )
+        return spec
+
+    def _receive(
+        self, worker: Worker | LocalWorker, when: str, problem: str, method: str = "start"
+    ) -> Any:
+        """Return a worker's reply to one of the first two requests.
+
+        Raises:
+            ValueError: a setting or a space is not usable.
+            RuntimeError: the worker or its environments failed.
+        """
+        try:
+            result = worker.receive(self.timeouts.of(method))
         except WorkerDiedError as error:
             raise RuntimeError(
-                f"{self._env_id}: a worker {error} while it made its environments; read the "
-                "output above, guard the script with `if __name__ == '__main__':`, or raise "
-                "start_timeout"
+                f"{self._env_id}: a worker {error} {when}; read the output above, guard the script "
+                "with `if __name__ == '__main__':`, or raise start_timeout"
             ) from error
         if isinstance(result, Failure):
             if result.wrong_value:
                 raise ValueError(result.message) from RuntimeError(result.traceback)
-            raise RuntimeError(
-                f"{self._env_id}: no sub-environment could be made: {result.traceback}"
-            )
-        spec: SubEnvSpec = result
-        return spec
+            raise RuntimeError(f"{self._env_id}: {problem}: {result.traceback}")
+        return result
 
     def _merge(self, result: Rows, rows: np.ndarray, part: Rows | Failure) -> None:
         """Write a worker's results for `rows` into the result of all E."""
-        if isinstance(part, Failure):  # not the fault of a sub-environment: a bug of this package
-            if part.wrong_value:
+        if isinstance(part, Failure):
+            if part.wrong_value:  # the environment does not keep its promises
                 raise ValueError(part.message) from RuntimeError(part.traceback)
             raise RuntimeError(f"{self._env_id}: a worker failed: {part.traceback}")
 
@@ -166,6 +236,9 @@ class WorkerPool:
         for name in ("reward", "terminated", "truncated", "success"):
             getattr(result, name)[rows[valid]] = getattr(part, name)[valid]
         result.reports_success |= part.reports_success
+
+        for position, words in part.words.items():
+            result.words[int(rows[position])] = words
 
         # rows that broke down keep their last observation
         for position, reason in part.failed.items():
@@ -180,5 +253,5 @@ class WorkerPool:
         reason = f"the worker of environments {first} to {last} {error}"
         logger.warning("%s: %s; it is replaced, and their episodes end", self._env_id, reason)
         worker.restart()
-        self._receive_spec(worker)
+        self._wait_until_made(worker)
         return reason

@@ -1,24 +1,20 @@
 """A worker process, the pipe to it, and a worker with the same interface in this process.
 
-A request is `(number, method of SubEnvs, arguments)` and a reply is `(number, result)`. The first
-request to a process carries the arguments of `SubEnvs`, and the result is the `SubEnvSpec`.
+See `serve` for the requests and the replies.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import signal
-import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+import time
+import weakref
+from multiprocessing.connection import wait
 from pickle import PicklingError
 from typing import Any
 
-import torch
-
+from pitune.envs.workers.launch import fork_server, kill_group, limit_to_one_thread
+from pitune.envs.workers.serve import Failure, serve
 from pitune.envs.workers.sub_envs import Factory, SubEnvs
 
 
@@ -33,32 +29,6 @@ class WorkerDiedError(RuntimeError):
     """
 
 
-@dataclass(frozen=True)
-class Failure:
-    """The result of a request that raised.
-
-    Example:
-        >>> try:
-        ...     raise ValueError("speed=-1 must be at least 0; raise it")
-        ... except ValueError as error:
-        ...     failure = Failure.of(error)
-        >>> failure.message, failure.wrong_value
-        ('speed=-1 must be at least 0; raise it', True)
-    """
-
-    message: str
-    """Text of the exception."""
-    traceback: str
-    """Traceback of the exception."""
-    wrong_value: bool
-    """Whether it was a ValueError, whose message is meant for the caller who passed the value."""
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """Return the exception that is being handled as text, because not every one pickles."""
-        return cls(str(error), traceback.format_exc(), isinstance(error, ValueError))
-
-
 class LocalWorker:
     """The interface of `Worker` without a process, for debugging and for fast simulators.
 
@@ -66,8 +36,10 @@ class LocalWorker:
         >>> import functools, gymnasium
         >>> factory = functools.partial(gymnasium.make, "Pendulum-v1")
         >>> worker = LocalWorker(range(2), factory, "pendulum")
-        >>> worker.receive(timeout=180.0).state_dim  # of the spec
-        3
+        >>> worker.receive(timeout=180.0)  # the environments are made
+        >>> worker.send("reset", [0], [7])
+        >>> worker.receive(timeout=120.0).obs["state"].shape
+        (1, 3)
 
     Args:
         rows: Which of the E environments it holds.
@@ -77,13 +49,19 @@ class LocalWorker:
 
     def __init__(self, rows: range, factory: Factory, env_id: str) -> None:
         self.rows = rows
-        self._sub_envs = SubEnvs(factory, env_id, len(rows))
-        self._result: Any = self._sub_envs.spec
-
-    def send(self, method: str, *arguments: Any) -> None:
-        """Handle the request at once."""
+        self._sub_envs: SubEnvs | None = None
+        self._result: Any = None
         try:
-            self._result = getattr(self._sub_envs, method)(*arguments)
+            self._sub_envs = SubEnvs(factory, env_id, len(rows), rows.start, shared=True)
+        except Exception as error:
+            self._result = Failure.of(error)
+
+    def send(self, method: str, *arguments: Any, **settings: Any) -> None:
+        """Handle the request at once."""
+        if self._sub_envs is None:
+            return  # the failure to make them stays the answer
+        try:
+            self._result = getattr(self._sub_envs, method)(*arguments, **settings)
         except Exception as error:
             self._result = Failure.of(error)
 
@@ -96,7 +74,8 @@ class LocalWorker:
 
     def stop(self) -> None:
         """Close the sub-environments."""
-        self._sub_envs.close()
+        if self._sub_envs is not None:
+            self._sub_envs.close()
 
 
 class Worker:
@@ -106,8 +85,7 @@ class Worker:
         >>> import functools, gymnasium
         >>> factory = functools.partial(gymnasium.make, "Pendulum-v1")
         >>> worker = Worker(range(2), factory, "pendulum")  # doctest: +SKIP
-        >>> worker.receive(timeout=180.0).state_dim  # doctest: +SKIP
-        3
+        >>> worker.receive(timeout=180.0)  # doctest: +SKIP
         >>> worker.stop()  # doctest: +SKIP
 
     Args:
@@ -121,11 +99,11 @@ class Worker:
 
     def __init__(self, rows: range, factory: Factory, env_id: str) -> None:
         self.rows = rows
-        self._arguments = (factory, env_id, len(rows))
+        self._arguments = (factory, env_id, len(rows), rows.start)
         self._number = 0
         self._start()
         try:
-            self.send("start", *self._arguments)
+            self.send("start", *self._arguments, shared=False)
         except (PicklingError, AttributeError, TypeError) as error:
             self.stop()
             raise ValueError(
@@ -135,25 +113,24 @@ class Worker:
 
     def _start(self) -> None:
         """Start the process."""
-        # A fork server imports torch once for all workers, and it is never forked from a parent
-        # that has threads or a GPU.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pitune.envs.workers.process"])
+        context = fork_server()
         self._connection, connection = context.Pipe()
         self._process = context.Process(
             target=serve, args=(connection, dict(os.environ)), daemon=True
         )
         with limit_to_one_thread():
             self._process.start()
+        # also at the end of a trainer that does not close its environments
+        self._kill_group = weakref.finalize(self, kill_group, self._process)
         # If this end stayed open here, a dead worker would look like a slow one.
         connection.close()
 
-    def send(self, method: str, *arguments: Any) -> None:
+    def send(self, method: str, *arguments: Any, **settings: Any) -> None:
         """Send one request."""
         self._number += 1
         # Sending to a dead worker fails silently. `receive` raises.
         with contextlib.suppress(OSError):
-            self._connection.send((self._number, method, arguments))
+            self._connection.send((self._number, method, arguments, settings))
 
     def receive(self, timeout: float) -> Any:
         """Return the result of the last request.
@@ -164,8 +141,9 @@ class Worker:
         Raises:
             WorkerDiedError: there is no reply, and there will be none.
         """
+        deadline = time.monotonic() + timeout
         try:
-            while self._connection.poll(timeout):
+            while self._wait(deadline - time.monotonic()):
                 number, result = self._connection.recv()
                 # A lower number belongs to a request that was interrupted, e.g. by Ctrl-C.
                 if number == self._number:
@@ -175,11 +153,22 @@ class Worker:
             raise WorkerDiedError(f"ended with exit code {self._process.exitcode}") from None
         raise WorkerDiedError(f"gave no answer within {timeout:g} s")
 
+    def _wait(self, timeout: float) -> bool:
+        """Return whether there is a reply within a time [s].
+
+        Raises:
+            EOFError: the process has ended without one. Its own children may hold the pipe open.
+        """
+        ready = wait([self._connection, self._process.sentinel], max(0.0, timeout))
+        if ready and self._connection not in ready and not self._connection.poll():
+            raise EOFError
+        return bool(ready)
+
     def restart(self) -> None:
-        """Replace the process by a new one, whose first reply is the spec again."""
+        """Replace the process by a new one, which makes its environments again."""
         self._kill()
         self._start()
-        self.send("start", *self._arguments)
+        self.send("start", *self._arguments, shared=False)
 
     def stop(self) -> None:
         """End the process, by force if it does not end by itself."""
@@ -188,55 +177,6 @@ class Worker:
         self._kill()
 
     def _kill(self) -> None:
-        """Kill the process if it is alive, and close the pipe."""
-        self._process.kill()
-        self._process.join()
+        """Kill the process and its children, and close the pipe."""
+        self._kill_group()
         self._connection.close()
-
-
-@contextlib.contextmanager
-def limit_to_one_thread() -> Iterator[None]:
-    """Make a process that starts inside load its libraries with one thread each.
-
-    A worker has work for one core, and more threads would compete with the other workers.
-    """
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-def serve(connection: Connection, environment: Mapping[str, str]) -> None:
-    """Handle requests until one asks to close or until the parent is gone.
-
-    Args:
-        connection: To the parent.
-        environment: The parent's environment variables. Those of the fork server may be older.
-    """
-    # one thread, because the workers share the cores
-    os.environ.update(environment, OMP_NUM_THREADS="1")
-    torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group, but only the parent decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sub_envs: SubEnvs | None = None
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            number, method, arguments = connection.recv()
-            result: Any
-            try:
-                # the first request makes the sub-environments
-                if sub_envs is None:
-                    sub_envs = SubEnvs(*arguments)
-                    result = sub_envs.spec
-                else:
-                    result = getattr(sub_envs, method)(*arguments)
-            except Exception as error:
-                result = Failure.of(error)
-            connection.send((number, result))
-            if method == "close":
-                break

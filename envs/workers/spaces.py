@@ -1,4 +1,4 @@
-"""The spaces and the observations of Gymnasium environments, translated into this package's form.
+"""The description of a sub-environment, and the translation of actions and of success.
 
 Letters: E envs, N rows, s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+import gymnasium
 import numpy as np
-from einops import rearrange
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
-
-Arrays = dict[str, np.ndarray]
-"""An observation of N rows: `state` (N, s) float32, `image/<camera>` (N, C, Y, X) uint8, `task_id`
-(N,) int64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +31,8 @@ class SubEnvSpec:
         ...     success_signal=False,
         ...     expert=False,
         ... )
-        >>> empty_obs(spec.state_dim, spec.cameras, num_rows=2)["image/top"].shape  # (N, C, Y, X)
-        (2, 3, 64, 64)
+        >>> spec.instructions, spec.seeded_starts
+        ((), True)
     """
 
     state_dim: int
@@ -54,80 +51,81 @@ class SubEnvSpec:
     """Whether `info` reports success, see `pitune.envs.success`."""
     expert: bool
     """Whether there is a method `expert_action`."""
+    num_tasks: int = 1
+    """Number of values of `task_id` in the observation."""
+    instructions: tuple[str, ...] = ()
+    """Instructions that the sub-environment gave in several episodes."""
+    seeded_starts: bool = True
+    """Whether two resets with one seed gave the same observation."""
 
 
-def empty_obs(state_dim: int, cameras: Mapping[str, tuple[int, int, int]], num_rows: int) -> Arrays:
-    """Return an observation of zeros for N rows."""
-    images = {f"image/{name}": (num_rows, *shape) for name, shape in cameras.items()}
-    return {
-        "state": np.zeros((num_rows, state_dim), np.float32),
-        **{key: np.zeros(shape, np.uint8) for key, shape in images.items()},
-        "task_id": np.zeros(num_rows, np.int64),
-    }
-
-
-def read_spaces(
-    env_id: str, observation: spaces.Space[Any], action: spaces.Space[Any]
-) -> dict[str, Any]:
-    """Return the `SubEnvSpec` fields that follow from the spaces of one environment.
+def read_actions(env_id: str, action: spaces.Space[Any]) -> dict[str, tuple[float, ...]]:
+    """Return the bounds of the actions, `action_low` and `action_high`.
 
     Raises:
-        ValueError: a policy cannot use the observation space or the action space.
+        ValueError: a policy cannot use the action space.
     """
-    parts = observation.spaces if isinstance(observation, spaces.Dict) else {"state": observation}
-    cameras: dict[str, tuple[int, int, int]] = {}
-    for key, part in parts.items():
-        if key.startswith("image/") and isinstance(part, spaces.Box) and len(part.shape) == 3:
-            # Gymnasium has (Y, X, C), an observation has (C, Y, X)
-            height, width, channels = part.shape
-            cameras[key.removeprefix("image/")] = (channels, height, width)
-            is_usable = part.dtype == np.uint8
-        else:
-            is_usable = key == "task_id" or (key == "state" and isinstance(part, spaces.Box))
-        if not is_usable:
-            raise ValueError(
-                f"{env_id}: observation {key!r} is {part}, but a Box, or a Dict of `state` (Box) "
-                "and `image/<camera>` (uint8 Box Y,X,C) is needed; wrap the environment with "
-                "gymnasium.wrappers.FlattenObservation or TransformObservation"
-            )
-
-    # actions
     if not isinstance(action, spaces.Box):
         raise ValueError(
             f"{env_id}: action_space={action} is not continuous; only a bounded Box is supported, "
             "choose a continuous variant of the environment"
         )
+    if np.dtype(action.dtype).kind != "f":
+        raise ValueError(
+            f"{env_id}: action_space={action} has integers, to which an action would be cut; make "
+            "it a Box of floats, and round inside the environment where that is meant"
+        )
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
         raise ValueError(
-            f"{env_id}: action_space={action} has infinite bounds; finite ones are needed, "
-            "wrap the environment with gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)"
+            f"{env_id}: action_space={action} has infinite bounds; finite ones are needed: wrap "
+            "the environment with gymnasium.wrappers.TransformAction(env, lambda action: action, "
+            "gymnasium.spaces.Box(low, high)), with the bounds of the robot"
         )
     return {
-        "state_dim": int(np.prod(parts["state"].shape or (1,))) if "state" in parts else 0,
-        "cameras": cameras,
         "action_low": tuple(float(bound) for bound in action.low.ravel()),
         "action_high": tuple(float(bound) for bound in action.high.ravel()),
     }
 
 
-def write_row(obs: Arrays, position: int, raw: Any) -> None:
-    """Copy one raw observation into its row, because many environments reuse their buffer."""
-    parts = raw if isinstance(raw, Mapping) else {"state": raw}
-    for key in obs.keys() & parts.keys():
-        part = np.asarray(parts[key])
-        row = rearrange(part, "Y X C -> C Y X") if key.startswith("image/") else part
-        obs[key][position] = row.reshape(obs[key].shape[1:])
+def control_rate(env: gymnasium.Env | GymnasiumVectorEnv) -> float | None:
+    """Return the control steps per simulated second [Hz] that an environment states, or None.
+
+    MuJoCo environments state the duration of a step as `dt`, others a frame rate.
+    """
+    duration = getattr(env.unwrapped, "dt", None)
+    if isinstance(duration, Real) and 0 < float(duration) < np.inf:
+        return 1 / float(duration)
+    rate = (env.metadata or {}).get("render_fps")
+    return float(rate) if isinstance(rate, Real) and 0 < float(rate) < np.inf else None
 
 
-def copy_batch(raw: Any, target: Arrays) -> Arrays:
-    """Return copies of a vector environment's observation, in the shapes and dtypes of `target`."""
-    parts = raw if isinstance(raw, Mapping) else {"state": raw}
-    batch: Arrays = {}
-    for key in target.keys() & parts.keys():
-        value = np.asarray(parts[key])
-        value = rearrange(value, "E Y X C -> E C Y X") if key.startswith("image/") else value
-        batch[key] = np.array(value, dtype=target[key].dtype).reshape(target[key].shape)
-    return batch
+def to_number(value: Any, name: str, env_id: str) -> float:
+    """Return a reward or a flag of one environment as a number.
+
+    Example:
+        >>> to_number(np.array([0.5]), "reward", "gym/x")
+        0.5
+
+    Args:
+        value: A number, or an array that holds one.
+        name: `reward`, `terminated` or `truncated`, for the message.
+        env_id: The environment, for the message.
+
+    Raises:
+        ValueError: the value is something else.
+    """
+    if isinstance(value, float | int | np.floating | np.bool_):  # bool is an int
+        return float(value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError):
+        array = np.array(None, dtype=object)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{env_id}: step() returned {name}={value!r} of type {type(value).__name__}; return "
+            "one number"
+        )
+    return float(array.reshape(())[()])
 
 
 def batch_action(values: np.ndarray, env: GymnasiumVectorEnv) -> np.ndarray:

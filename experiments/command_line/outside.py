@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -47,7 +46,7 @@ def import_outside(name: str) -> None:
     if file.suffix == ".py":
         _import_file(file)
         return
-    _append_to_path(Path.cwd())
+    _reach(name, Path.cwd())
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         raise ImportError(
             f"there is no module --import={name}; pass a module that Python finds, or the path of "
@@ -59,7 +58,7 @@ def import_outside(name: str) -> None:
 def _import_file(file: Path) -> None:
     if not file.is_file():
         raise ImportError(f"there is no file --import={file}; pass the path of a .py file")
-    _append_to_path(file.resolve().parent)
+    _reach(file.stem, file.resolve().parent)
     # the name must not belong to another module
     spec = importlib.util.find_spec(file.stem)
     if spec is None or spec.origin is None or not Path(spec.origin).exists():
@@ -74,7 +73,9 @@ def _import_file(file: Path) -> None:
     )
 
 
-def _append_to_path(folder: Path) -> None:
-    """Let Python find the modules of a folder, after all others."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+def _reach(name: str, folder: Path) -> None:
+    """Let Python find the modules of a folder. See `reach_user_module`."""
+    # imported here, because the help needs no torch
+    from pitune.envs.user_modules import reach_user_module
+
+    reach_user_module(name, folder)

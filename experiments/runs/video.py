@@ -35,7 +35,11 @@ def record_video(config: envs.EnvConfig, actor: Actor, file: Path, seed: int) ->
     A green border marks success. The same seed shows the same starts, so two policies can be
     compared. On a machine that cannot render a note is printed instead.
     """
-    env = envs.make(replace(config, num_envs=4, num_workers=0))
+    try:
+        env = envs.make(replace(config, num_envs=4, num_workers=_film_workers(config)))
+    except RuntimeError as error:
+        screen.note(f"no film {file.name}: {error}")
+        return False
     try:
         with screen.task("film", env.spec.max_episode_steps) as task:
             frames = _frames(env, actor, seed, task)
@@ -48,6 +52,14 @@ def record_video(config: envs.EnvConfig, actor: Actor, file: Path, seed: int) ->
 
     imageio.mimwrite(file, frames, fps=env.spec.control_hz, macro_block_size=8)
     return True
+
+
+def _film_workers(config: envs.EnvConfig) -> int:
+    """Return the processes of a film: none only if the environments of the run have none.
+
+    A simulator that can exist once in a process has a process for each environment, also here.
+    """
+    return 4 if config.num_workers >= config.num_envs else min(4, config.num_workers)
 
 
 def _frames(

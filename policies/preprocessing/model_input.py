@@ -89,8 +89,9 @@ class ObservationPreprocessor(TensorDictModuleBase):
         tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
 
     Raises:
-        ValueError: the policy has a prompt, but there is no tokenizer. When called: a `task_id` is
-            not an index into the tasks, or it is missing and there are several tasks.
+        ValueError: the policy has a prompt, but there is no tokenizer, or an instruction has no
+            words. When called: a `task_id` is not an index into the tasks, or it is missing and
+            there are several tasks.
 
     Example:
         >>> from tensordict import TensorDict
@@ -125,6 +126,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
         # a policy with one prompt needs no table of tasks
         if not self._tasks and prompt.default is not None:
             self._tasks = (prompt.default,)
+        self._tasks = with_words(self._tasks, prompt.default)
         # prompts without the state are tokenized once per task
         if self._tasks and not prompt.discrete_state:
             states = torch.zeros(len(self._tasks), preprocessor.state_dim)
@@ -169,3 +171,18 @@ class ObservationPreprocessor(TensorDictModuleBase):
                     "pass the environment's table of tasks, or give the policy a default prompt"
                 )
         return task_id
+
+
+def with_words(tasks: Sequence[str], default: str | None) -> tuple[str, ...]:
+    """Return instructions in which the default replaces those without words.
+
+    Raises:
+        ValueError: an instruction has no words, and there is no default.
+    """
+    if default is None and not all(words.strip() for words in tasks):
+        raise ValueError(
+            f"this policy needs a prompt, but the instructions are {list(tasks)[:5]}; name the "
+            "task in words: with --env.instruction, in the environment's info of reset() as "
+            "`instruction`, or in the `prompt` of a robot's observation"
+        )
+    return tuple(words if words.strip() else default or "" for words in tasks)

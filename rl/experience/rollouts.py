@@ -14,6 +14,7 @@ from torchrl.envs import ExplorationType
 
 from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds
 from pitune.policies import FlowPolicy
+from pitune.policies.preprocessing.model_input import with_words
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -22,8 +23,8 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
     """Reject a policy that does not fit an environment.
 
     Raises:
-        ValueError: their state or action dims differ, or the environment lacks cameras of the
-            policy.
+        ValueError: their state or action dims differ, or the environment lacks cameras or the
+            instructions of the policy.
     """
     # widths of state and action
     pairs = (
@@ -43,8 +44,23 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
     if missing:
         raise ValueError(
             f"the checkpoint needs cameras {missing}, {spec.id} was made with "
-            f"{list(spec.cameras)}; pass --env.cameras"
+            f"{list(spec.cameras)}; {_camera_advice(spec.id)}"
         )
+
+    # instructions
+    prompt = policy.preprocessor.config.prompt
+    if prompt is not None:
+        with_words(spec.tasks, prompt.default)
+
+
+def _camera_advice(env_id: str) -> str:
+    """Return the way to get further cameras in an environment."""
+    prefix = env_id.partition("/")[0]
+    if prefix == "gym":
+        return "let the environment return them as image/<camera> in a Dict observation"
+    if prefix == "metaworld":
+        return "use another environment: this one has no pictures"
+    return "pass --env.cameras"
 
 
 def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:

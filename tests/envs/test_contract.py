@@ -55,7 +55,7 @@ ENVIRONMENTS = [
     pytest.param(maker("mujoco/PushCube"), id="mujoco/PushCube"),
     pytest.param(maker("mujoco/PickCube", reward="dense"), id="mujoco/PickCube"),
     pytest.param(maker("mujoco/StackCube"), id="mujoco/StackCube"),
-    pytest.param(maker("gym/Pendulum-v1"), id="gym/Pendulum-v1"),
+    pytest.param(maker("gym/Pendulum-v1", reward="dense"), id="gym/Pendulum-v1"),
     with_simulator("mani_skill", "maniskill/PickCube-v1"),
     with_simulator("metaworld", "metaworld/peg-insert-side-v3"),
 ]

@@ -112,7 +112,9 @@ def test_keyword_arguments_reach_gymnasium() -> None:
     def speed(**kwargs: Any) -> float:
         """Return the pendulum's speed after one step without torque."""
         options = envs.GymOptions(kwargs=kwargs)
-        config = EnvConfig(id="gym/Pendulum-v1", num_envs=1, num_workers=0, options=options)
+        config = EnvConfig(
+            id="gym/Pendulum-v1", num_envs=1, num_workers=0, reward="dense", options=options
+        )
         env = envs.make(config)
         env.reset(torch.tensor([3]))
         return env.step(torch.zeros(1, 1), torch.tensor([True])).obs["state"][0, 2].item()
@@ -143,8 +145,26 @@ def test_threads_of_the_embedded_simulator_are_an_option_or_the_workers() -> Non
             r"cameras=\('top',\) is not supported by gym/Pendulum-v1; leave cameras at \(\), or",
         ),
         (
-            EnvConfig(id="gym/Pendulum-v1", reward="dense"),
-            r"reward='dense' is not supported by gym/Pendulum-v1; leave reward at 'sparse', or use",
+            EnvConfig(id="gym/Pendulum-v1", num_workers=0),
+            r"reward='sparse' of gym/Pendulum-v1 is 1 on success .* pass --env.reward dense",
+        ),
+        (
+            EnvConfig(id="gym/Pendulum-v1", image_size=32),
+            r"image_size=32 is not supported by gym/Pendulum-v1; .* pictures of this size",
+        ),
+        *(
+            (EnvConfig(id=id, control_hz=7), rf"control_hz=7 is not supported by {id}, which takes")
+            for id in ("mock/Reach", "mock/Script", "mock/TwoGoals", "mujoco/PickCube")
+        ),
+        (
+            EnvConfig(id="gym/Pendulum-v1", num_workers=0, reward="dense", control_hz=7),
+            "control_hz=7 is not supported by gym/Pendulum-v1, which takes 20 control steps",
+        ),
+        (
+            EnvConfig(
+                id="mock/Reach", options=envs.MockOptions(num_tasks=2), instruction="go there"
+            ),
+            r"instruction='go there' cannot replace the 2 instructions of mock/Reach",
         ),
         (
             EnvConfig(id="metaworld/peg-insert-side-v3", cameras=("top",)),
@@ -187,6 +207,32 @@ def test_a_setting_that_the_adapter_cannot_honor_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         envs.make(config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"control_hz": 0.0}, "control_hz=0.0 must be a finite number above 0"),
+        ({"start_timeout": -1.0}, "start_timeout=-1.0 must be a finite number above 0"),
+        ({"reset_timeout": float("inf")}, "reset_timeout=inf must be a finite number above 0"),
+        ({"step_timeout": float("nan")}, "step_timeout=nan must be a finite number above 0"),
+        ({"max_failures": 0}, "max_failures=0 must be at least 1"),
+        ({"image_size": 0}, "image_size=0 must be at least 1"),
+        ({"instruction": " "}, "instruction=' ' has no words"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EnvConfig(**setting)
+
+
+@pytest.mark.parametrize("id", ["mock/Reach", "mujoco/PickCube"])
+def test_settings_of_all_adapters_are_honored(id: str) -> None:
+    spec = envs.make(EnvConfig(id=id, num_envs=1, num_workers=0)).spec
+    config = EnvConfig(
+        id=id, num_envs=1, num_workers=0, control_hz=spec.control_hz, instruction="do it"
+    )
+    assert envs.make(config).spec.tasks == ("do it",)
 
 
 def test_options_without_their_simulator_need_no_import() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -79,8 +80,12 @@ def test_fewer_than_one_environment_is_refused(num_envs: int) -> None:
     ],
 )
 def test_the_time_limit_is_the_tasks_own_by_default(id: str, default: int) -> None:
+    reward: Literal["sparse", "dense"] = "dense" if id.startswith("gym/") else "sparse"
     for requested, expected in ((None, default), (3, 3)):
-        env = make(EnvConfig(id=id, num_envs=2, num_workers=0, max_episode_steps=requested))
+        config = EnvConfig(
+            id=id, num_envs=2, num_workers=0, max_episode_steps=requested, reward=reward
+        )
+        env = make(config)
         assert isinstance(env, CheckedEnv)
         assert env.spec.max_episode_steps == expected
         assert (env.spec.id, env.spec.num_envs) == (id, 2)
@@ -184,7 +189,9 @@ def test_the_listed_ids_of_gymnasium_are_registered() -> None:
     import gymnasium
 
     assert set(envs.known_tasks("gym")) <= set(gymnasium.registry)
-    env = make(EnvConfig(id="gym/MountainCarContinuous-v0", num_envs=1, num_workers=0))
+    env = make(
+        EnvConfig(id="gym/MountainCarContinuous-v0", num_envs=1, num_workers=0, reward="dense")
+    )
     assert env.spec.action_dim == 1
 
 

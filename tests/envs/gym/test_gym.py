@@ -104,6 +104,7 @@ def make_gymnasium(
         num_envs=num_envs,
         num_workers=0,
         max_episode_steps=max_episode_steps,
+        reward="dense",
         options=envs.GymOptions(kwargs=kwargs),
     )
     return envs.make(config).env
@@ -273,3 +274,91 @@ class Blank(Clock):
 
     def render(self) -> None:  # type: ignore[override]
         return None
+
+
+class Faulty(Clock):
+    """Starts with an even seed are not finite, and action 4 exits."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        obs, info = super().reset(seed=seed)
+        if seed is not None and seed > 10 and seed % 2 == 0:
+            obs[1] = np.nan
+        np.random.seed(0)  # noqa: NPY002
+        return obs, {"instruction": f"wait until {seed % 3}"} if seed is not None else info
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        if action[0] == 4:
+            raise SystemExit(0)
+        return super().step(action)
+
+
+def faulty(num_envs: int = 2, **settings: Any) -> GymnasiumVector:
+    env = SyncVectorEnv([Faulty] * num_envs, autoreset_mode=DISABLED)
+    return GymnasiumVector(env, id="toy", max_episode_steps=20, **settings)
+
+
+def test_a_start_that_is_not_finite_costs_its_episode() -> None:
+    env = faulty()
+    env.reset(seeds(15, 12))
+    result = step(env, [0, 1])
+    assert result.info["invalid"].tolist() == [False, True]
+    assert result.truncated.tolist() == [False, True]
+    assert env.reset(seeds(17), seeds(1))["state"].tolist() == [[15, 1], [17, 0]]
+    assert not step(env, [0, 1]).info["invalid"].any()
+
+
+def test_failures_of_a_vector_environment_in_a_row_are_limited() -> None:
+    env = faulty(max_failures=2)
+    env.reset(seeds(15, 12))
+    step(env, [0, 1])
+    env.reset(seeds(14), seeds(1))
+    with pytest.raises(RuntimeError, match=r"toy: environment 1 .* in 2 episodes in a row"):
+        step(env, [0, 1])
+
+
+def test_a_vector_environment_that_exits_raises() -> None:
+    env = faulty()
+    env.reset(seeds(11, 13))
+    with pytest.raises(RuntimeError, match=r"toy: step\(\) of the vector env(.|\n)*SystemExit: 0"):
+        step(env, [0, 1], action=4.0)
+
+
+def test_a_vector_environment_does_not_change_the_trainers_random_numbers() -> None:
+    draws = []
+    for with_env in (False, True):
+        np.random.seed(3)  # noqa: NPY002
+        if with_env:
+            env = faulty()
+            env.reset(seeds(11, 13))
+            step(env, [0, 1])
+        draws.append(np.random.random())  # noqa: NPY002
+    assert draws[0] == draws[1]
+
+
+def test_a_vector_environment_gives_its_instructions() -> None:
+    env = faulty()
+    assert env.spec.tasks == ("wait until 0", "wait until 1", "wait until 2")
+    assert env.reset(seeds(11, 13))["task_id"].tolist() == [2, 1]
+    assert step(env, [0, 1]).obs["task_id"].tolist() == [2, 1]
+    chosen = faulty(tasks=("do it",))
+    assert chosen.reset(seeds(11, 13))["task_id"].tolist() == [0, 0]
+
+
+def test_a_sparse_reward_of_a_vector_environment_is_one_on_success() -> None:
+    env = SyncVectorEnv([Clock] * 2, autoreset_mode=DISABLED)
+    sparse = GymnasiumVector(env, id="toy", max_episode_steps=20, reward="sparse")
+    sparse.reset(seeds(1, 5))
+    assert step(sparse, [0, 1]).reward.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="reward='sparse' of toy is 1 on success"):
+        GymnasiumVector(Endless(1), id="toy", max_episode_steps=9, reward="sparse")
+
+
+def test_a_vector_environment_with_an_unseeded_start_is_recorded() -> None:
+    class Unseeded(Clock):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+            super().reset(seed=seed)
+            self.state[1] = np.random.default_rng().uniform()
+            return self.obs(), {}
+
+    env = SyncVectorEnv([Unseeded] * 2, autoreset_mode=DISABLED)
+    assert not GymnasiumVector(env, id="toy", max_episode_steps=9).spec.deterministic_reset

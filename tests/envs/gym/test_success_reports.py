@@ -60,7 +60,9 @@ def env_of() -> Iterator[Callable]:
             gymnasium.register(
                 "Timer-v0", entry_point=lambda **_: Timer(report), max_episode_steps=LENGTH
             )
-        return envs.make(envs.EnvConfig(id="gym/Timer-v0", num_envs=num_envs, num_workers=0))
+        return envs.make(
+            envs.EnvConfig(id="gym/Timer-v0", num_envs=num_envs, num_workers=0, reward="dense")
+        )
 
     yield make
     gymnasium.registry.pop("Timer-v0", None)

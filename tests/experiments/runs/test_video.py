@@ -131,3 +131,25 @@ def test_a_machine_that_cannot_render_gets_a_note(
     assert not record_video(CONFIG, actor, tmp_path / "film.mp4", seed=0)
     assert "no film film.mp4: no display" in capsys.readouterr().err
     assert not (tmp_path / "film.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "num_workers", "expected"), [(8, 0, 0), (8, 2, 2), (8, 7, 4), (2, 2, 4), (9, 9, 4)]
+)
+def test_a_film_runs_in_processes_if_the_environments_do(
+    num_envs: int, num_workers: int, expected: int
+) -> None:
+    config = envs.EnvConfig(id="mock/Reach", num_envs=num_envs, num_workers=num_workers)
+    assert video._film_workers(config) == expected
+
+
+@pytest.mark.parametrize("when", ["make", "reset", "step", "render"])
+def test_an_environment_that_exits_costs_the_film_only(
+    when: str, tiny_policy: Callable, tmp_path: Path
+) -> None:
+    options = envs.GymOptions(kwargs={"how": "sys.exit", "when": when})
+    config = envs.EnvConfig(
+        id="gym/user_envs:Leaver-v0", num_envs=4, num_workers=0, max_failures=1, options=options
+    )
+    actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
+    assert not record_video(config, actor, tmp_path / "film.mp4", seed=0)

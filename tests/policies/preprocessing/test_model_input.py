@@ -19,13 +19,15 @@ class Letters:
         return [2] * bos + [ord(letter) for letter in text]
 
 
-def new_preprocessor(*tasks: str, discrete_state: bool = False) -> ObservationPreprocessor:
+def new_preprocessor(
+    *tasks: str, discrete_state: bool = False, default: str | None = None
+) -> ObservationPreprocessor:
     stats = NormStats.identity(2)
     config = PreprocessorConfig(
         state=stats,
         action=stats,
         normalization="none",
-        prompt=PromptConfig(max_tokens=4, discrete_state=discrete_state),
+        prompt=PromptConfig(max_tokens=4, discrete_state=discrete_state, default=default),
     )
     return ObservationPreprocessor(Preprocessor(config, 2, 2), Letters(), tasks)
 
@@ -57,3 +59,17 @@ def test_rows_without_a_task_take_the_only_one_and_never_the_first_of_several() 
     assert tokens.tolist() == [[2, ord("a"), ord("\n"), 0]]
     with pytest.raises(ValueError, match=r"no task_id, but there are 2 tasks, \('a', 'b'\); add"):
         new_preprocessor("a", "b")(unnumbered)
+
+
+@pytest.mark.parametrize("discrete_state", [False, True])
+@pytest.mark.parametrize("words", ["", "  "])
+def test_an_instruction_without_words_is_refused_or_the_default(
+    words: str, discrete_state: bool
+) -> None:
+    with pytest.raises(ValueError, match=r"needs a prompt, but the instructions are .*instruction"):
+        new_preprocessor("a", words, discrete_state=discrete_state)
+    with_default = new_preprocessor("a", words, default="b")(rows(0, 1))
+    assert torch.equal(
+        with_default["model_input", "tokens"],
+        new_preprocessor("a", "b")(rows(0, 1))["model_input", "tokens"],
+    )
