@@ -36,6 +36,7 @@ from pitune.experiments.runs.comparison import (
 )
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.run import WandbMode
+from pitune.experiments.runs.signals import exit_on_signal
 from pitune.experiments.train import TrainConfig
 
 
@@ -133,7 +134,7 @@ def _report(runs: list[FinishedRun], out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
-    with exit_with_message():
+    with exit_with_message(), exit_on_signal():
         config = parse(CompareConfig, arguments(argv), prog=program("compare"), description=__doc__)
         runs = compare(config)
         Console(soft_wrap=True).print(comparison_table(runs), markup=False, highlight=False)

@@ -25,7 +25,7 @@ from pitune.experiments.health.metric import Verdict, entry, judge
 from pitune.experiments.health.monitor import drop_sentence, success_dropped
 from pitune.experiments.health.table import METRICS
 from pitune.experiments.recipes import preset
-from pitune.experiments.runs.config_file import differences
+from pitune.experiments.runs.folder.same_config import differences
 from pitune.experiments.runs.next_steps import files_of, next_steps
 from pitune.experiments.runs.record import RunRecord, read_record
 from pitune.experiments.runs.report import percent, print_steps

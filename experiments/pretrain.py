@@ -20,8 +20,10 @@ from pitune import envs, policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.recipes import DEMONSTRATIONS
-from pitune.experiments.runs.config_file import check_same, plain, write_config
+from pitune.experiments.runs.config_file import plain, write_config
+from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
+from pitune.experiments.runs.signals import exit_on_signal
 from pitune.rl.algorithms.bc import CloningStep, clone
 
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
@@ -190,7 +192,7 @@ def _restore(step: CloningStep, file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
-    with exit_with_message():
+    with exit_with_message(), exit_on_signal():
         config = parse(
             PretrainConfig, arguments(argv), prog=program("pretrain"), description=__doc__
         )

@@ -24,12 +24,14 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.pretrain import RECORD, PretrainConfig, pretrain
 from pitune.experiments.recipes import GUIDANCE, Recipe, recipe
-from pitune.experiments.runs.config_file import check_same, plain
+from pitune.experiments.runs.config_file import plain
+from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.next_steps import Step, command, next_steps, other_algorithm
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import closing_table
 from pitune.experiments.runs.resume import finished_summary, train_or_resume
 from pitune.experiments.runs.run import WandbMode
+from pitune.experiments.runs.signals import exit_on_signal
 from pitune.experiments.runs.train_config import options
 from pitune.experiments.train import TrainConfig, train
 
@@ -175,7 +177,7 @@ def _next_steps(config: QuickstartConfig, folder: Path) -> list[Step]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
-    with exit_with_message():
+    with exit_with_message(), exit_on_signal():
         config = parse(
             QuickstartConfig, arguments(argv), prog=program("quickstart"), description=__doc__
         )

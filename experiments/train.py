@@ -4,11 +4,16 @@
         --seed 1 --num-iterations 100 --out runs/pick/ppo
     pitune train filtered_bc --help
 
-The first argument names the algorithm. `--resume` continues the run in `--out`.
+The first argument names the algorithm.
+
+    pitune train --resume runs/pick/ppo
+
+continues a run with its own settings. SIGTERM, SIGHUP and Ctrl-C end it with a checkpoint.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -23,12 +28,24 @@ from pitune.experiments.command_line.parsing import parse as parse_config
 from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.recipes import preset
 from pitune.experiments.runs.evaluations import cut_note, evaluate_both, validate
+from pitune.experiments.runs.folder.base import kept_policy, load_and_keep
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import TrainingProgress, closing_table, learning_curve
+from pitune.experiments.runs.resume import with_saved_options
 from pitune.experiments.runs.run import Run
+from pitune.experiments.runs.signals import (
+    StoppedBySignal,
+    StopRequest,
+    exit_on_signal,
+    stop_note,
+    stop_request,
+)
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.runs.video import before_after, record_video
 from pitune.policies.finetuning.memory import available_bytes, check_memory, parameter_report
+
+NEEDED = ("success_rate", "env_steps", "seconds", "before", "clipped")
+"""Entries of a checkpoint's progress without which it cannot be resumed from."""
 
 
 class Trainer:
@@ -41,11 +58,29 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        # policy and algorithm
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.torch_threads)
-        open_run = Run.resume if config.resume else Run.create
-        policy = policies.load(config.checkpoint, config.load).to(config.device)
+        self.run = self._open_run()
+        try:
+            self._prepare()
+        except BaseException:
+            self.run.abandon()  # so that the same command can be given again
+            raise
+
+    def _open_run(self) -> Run:
+        """Return the run, whose folder this process then holds."""
+        config = self.config
+        settings = config.identity(), config.wandb, {**config.limits(), **config.reports()}
+        if config.resume:
+            return Run.resume(config.out, *settings, config.defaults())
+        return Run.create(config.out, *settings)
+
+    def _prepare(self) -> None:
+        """Make policy, algorithm and environment, and check that they fit."""
+        config = self.config
+        # policy and algorithm
+        load = kept_policy if config.resume else load_and_keep
+        policy = load(config.out, config.checkpoint, config.load).to(config.device)
         policies.apply_finetuning(policy, config.finetune)
         self.algorithm = rl.make(config.algorithm, policy)
         self._check_memory()
@@ -60,14 +95,17 @@ class Trainer:
                 f"num_envs={config.env.num_envs}"
             )
 
-        # run, written only after all checks
-        self.run = open_run(config.out, config.identity(), config.wandb, config.limits())
+        # state of the run
         self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
         self.iteration = 0
         self.seconds = dict.fromkeys(("simulator", "policy", "update", "evaluation"), 0.0)
         self.before: dict[str, Any] = {}
+        self.ended_by = ""
+        self.restarts: list[int] = []
+        self._pending_evaluation = False
         if config.resume:
             self._restore()
+        self.run.connect()
 
     def _check_memory(self) -> None:
         """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
@@ -78,35 +116,93 @@ class Trainer:
         check_memory(report, available_bytes(policy.device))
 
     def train(self) -> dict[str, Any]:
-        """Run to the end and return the summary, which is also in summary.json."""
-        config, start = self.config, time.monotonic()
-        if not self.before:
-            self._begin()
+        """Run to the end and return the summary, which is also in summary.json.
 
+        Raises:
+            StoppedBySignal: SIGTERM, SIGHUP or Ctrl-C arrived. A checkpoint is written before.
+        """
+        with stop_request() as request:
+            try:
+                with request.raising():
+                    if not self.before:
+                        self._begin()
+                self._iterations(request)
+                with request.raising():
+                    return self._finish()
+            except BaseException:
+                self.run.abandon()
+                raise
+
+    def _iterations(self, request: StopRequest) -> None:
+        """Collect and learn until a limit is reached."""
+        config, start = self.config, time.monotonic()
         # warnings, which continue those of a resumed run
         identity, rows = config.identity(), self.run.rows
         name, before = rl.name_of(self.config.algorithm), self.before["deployed"]
         monitor = HealthMonitor(name, identity, before, rows)
+        if self._pending_evaluation:
+            with request.raising():
+                self.run.amend(self._evaluate())
+            self._checkpoint(self.run.rows[-1]["success_rate"])
 
         # iterations
         with screen.task("training", config.num_iterations, self.iteration) as task:
             progress = TrainingProgress(task, self.env.spec)
-            while self.iteration < config.num_iterations:
-                metrics = self._iterate()
+            self.ended_by = self._reached_limit()
+            while not self.ended_by:
+                metrics = self._iterate_or_stop(request)
                 out_of_time = time.monotonic() - start > 60 * config.max_minutes
-                last = self.iteration == config.num_iterations or out_of_time
-                evaluated = last or self.iteration % config.eval_every == 0
-                if evaluated:
-                    metrics |= self._evaluate()
-                self.run.log(self.iteration, metrics)
-                if evaluated:  # after its row: a kill in between writes both again
-                    self._checkpoint(metrics["success_rate"])
-                progress.update(self.iteration, metrics, self.rollouts.num_env_steps)
+                last = self.iteration >= config.num_iterations or out_of_time
+                due = last or self.iteration % config.eval_every == 0
+                evaluation = self._evaluate_unless_stopped(request) if due else {}
+                self.run.log(self.iteration, metrics | evaluation)
+                # after its row: a kill in between writes both again
+                if evaluation or request.stopped is not None:
+                    self._checkpoint(evaluation.get("success_rate"), pending=due and not evaluation)
+                progress.update(self.iteration, metrics | evaluation, self.rollouts.num_env_steps)
                 for warning in monitor.warnings(self.run.rows):
                     screen.note(f"warning: {warning}")
-                if last or metrics.get("success_rate_low", 0.0) >= config.stop_at:
-                    break
-        return self._finish()
+                if request.stopped is not None:
+                    screen.note(stop_note(self.config.out, self.iteration, exact=due))
+                    raise request.stopped
+                self.ended_by = self._reached_limit(out_of_time)
+
+    def _reached_limit(self, out_of_time: bool = False) -> str:
+        """Return the limit that ends the run, in words, or nothing."""
+        config, row = self.config, [{}, *self.run.rows][-1]
+        if row.get("success_rate_low", -math.inf) >= config.stop_at:
+            return (
+                f"the interval of the validation episodes is above stop_at={config.stop_at:g} "
+                f"since iteration {self.iteration}"
+            )
+        if self.iteration >= config.num_iterations:
+            return f"all num_iterations={config.num_iterations} are done"
+        return f"max_minutes={config.max_minutes:g} are over" if out_of_time else ""
+
+    def _iterate_or_stop(self, request: StopRequest) -> dict[str, float]:
+        """Iterate, and end in order if a signal has stopped the environment's processes too.
+
+        Raises:
+            StoppedBySignal: that is so. The iteration is repeated when the run is resumed.
+        """
+        try:
+            return self._iterate()
+        except Exception as error:
+            if request.stopped is None:
+                raise
+            screen.note(f"iteration {self.iteration + 1} is lost ({error})")
+            screen.note(stop_note(self.config.out, self.run.saved_iteration(), exact=True))
+            raise request.stopped from error
+
+    def _evaluate_unless_stopped(self, request: StopRequest) -> dict[str, float]:
+        """Evaluate, or return nothing if a signal has arrived or arrives meanwhile."""
+        clipped = self.env.num_clipped, self.env.num_entries
+        try:
+            with request.raising():
+                return self._evaluate()
+        except StoppedBySignal:
+            self.env.num_clipped, self.env.num_entries = clipped
+            return {}
 
     def _begin(self) -> None:
         """Evaluate and film the policy as it is, print the notes, and save the start."""
@@ -114,7 +210,7 @@ class Trainer:
         self._film("before")
         for note in (*self.algorithm.notes(), *self._cut_episodes()):
             screen.note(note)
-        self._checkpoint()
+        self._checkpoint(self.before["deployed"]["success_rate"])
 
     def _cut_episodes(self) -> list[str]:
         """Return a note if evaluations cut every episode short before it can end."""
@@ -164,26 +260,39 @@ class Trainer:
         self.seconds["evaluation"] += time.perf_counter() - start
         return result
 
-    def _checkpoint(self, success_rate: float | None = None) -> None:
-        """Save, and begin new episodes as a resumed run would."""
-        if success_rate is None:
-            success_rate = self.before["deployed"]["success_rate"]
+    def _checkpoint(self, success_rate: float | None, pending: bool = False) -> None:
+        """Save, and begin new episodes as a resumed run would.
+
+        Args:
+            success_rate: Of the evaluation at this iteration, or None without one.
+            pending: Whether a signal has postponed that evaluation.
+        """
         progress = {
             "success_rate": success_rate,
             "env_steps": self.rollouts.num_env_steps,
             "seconds": self.seconds,
             "before": self.before,
             "clipped": [self.env.num_clipped, self.env.num_entries],
+            "restarts": self.restarts,
+            "pending_evaluation": pending,
         }
         self.run.save(self.iteration, self.algorithm, progress)
         self.rollouts.restart(self.iteration)
 
     def _restore(self) -> None:
-        progress = self.run.load_latest(self.algorithm)
+        progress = self.run.load_latest(self.algorithm, NEEDED)
         self.iteration, self.seconds = progress["iteration"], progress["seconds"]
         self.before = progress["before"]
         self.env.num_clipped, self.env.num_entries = progress["clipped"]
         self.rollouts.num_env_steps = progress["env_steps"]
+        self.restarts = progress.get("restarts", [])  # absent from runs of pitune 0.2 and before
+        self._pending_evaluation = progress.get("pending_evaluation", False)
+        if self.iteration % self.config.eval_every and self.iteration < self.config.num_iterations:
+            self.restarts = [*self.restarts, self.iteration]
+            screen.note(
+                f"the run continues between two evaluations, at iteration {self.iteration}, with "
+                "new episodes: later numbers are not those of an uninterrupted run"
+            )
         self.rollouts.restart(self.iteration)
 
     def _film(self, name: str) -> None:
@@ -205,6 +314,8 @@ class Trainer:
             "env": self.config.env.id,
             "seed": self.config.seed,
             "iterations": self.iteration,
+            "ended_by": self.ended_by,
+            "restarts": self.restarts,
             "env_steps": self.rollouts.num_env_steps,
             "train_seconds": sum(self.seconds.values()),
             "before": self.before,
@@ -236,6 +347,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     Raises:
         ValueError: no algorithm has this name, or an option is unknown or has no valid value.
     """
+    args = args if wants_help(args) else with_saved_options(args)
     name = args[0] if args and not args[0].startswith("-") else ""
     if name:
         algorithm = preset(name)
@@ -260,7 +372,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
-    with exit_with_message():
+    with exit_with_message(), exit_on_signal():
         closing_table(train(parse(arguments(argv))))
 
 

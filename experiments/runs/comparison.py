@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pitune.experiments.runs.folder.metrics_file import read_rows
 from pitune.experiments.runs.report import percent
 from pitune.experiments.runs.results_table import read_run
-from pitune.experiments.runs.run import read_rows
 from pitune.rl.evaluation.statistics import fisher_p_value
 
 LEVEL = 0.8

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pitune import envs
 from pitune.experiments.runs.config_file import plain, read_config
+from pitune.experiments.runs.folder.checkpoints import own_checkpoints
 from pitune.experiments.runs.train_config import options, train_options
 
 FILES = {
@@ -42,7 +43,7 @@ def files_of(folder: Path) -> list[Step]:
     """Return the files of a run that exist, and its latest checkpoint."""
     steps = [Step(purpose, str(folder / name)) for name, purpose in FILES.items()]
     steps = [step for step in steps if Path(step.text).exists()]
-    latest = sorted(folder.glob("checkpoint_*"))[-1:]
+    latest = own_checkpoints(folder)[-1:]
     return steps + [Step("fine-tuned policy", str(checkpoint)) for checkpoint in latest]
 
 
@@ -77,7 +78,7 @@ def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
         ValueError: its config is damaged, or its algorithm is not registered.
     """
     config = read_config(folder / "config.json")["config"]
-    checkpoints = sorted(folder.glob("checkpoint_*"))
+    checkpoints = own_checkpoints(folder)
     if not checkpoints:
         return []
 

@@ -65,7 +65,8 @@ class TrainConfig:
     """Threads of PyTorch on the CPU. A fixed number makes results independent of the number of
     cores, and a small policy gains nothing from more. Raise it for large networks."""
     resume: bool = False
-    """Continue the run in --out from its latest checkpoint."""
+    """Continue the run in --out from its latest checkpoint. On the command line the run's own
+    settings are the defaults, and its folder may follow: `--resume runs/pick/ppo`."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -87,9 +88,21 @@ class TrainConfig:
             values.pop(name)
         return {"algorithm_name": algorithm_word(self.algorithm), **values}
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the identity of a run with the same algorithm and environment, all else default.
+
+        They stand for settings that a run of an older version lacks.
+        """
+        algorithm = preset(algorithm_word(self.algorithm))
+        return TrainConfig(algorithm=algorithm, env=envs.config_for(self.env.id)).identity()
+
     def limits(self) -> dict[str, Any]:
         """Return the settings that only end a run."""
         return {name: plain(getattr(self, name)) for name in LIMITS}
+
+    def reports(self) -> dict[str, Any]:
+        """Return the settings of a run's reports, which a resumed run finds in its folder."""
+        return {"wandb": self.wandb, "video": self.video}
 
 
 def options(settings: Any, default: Any, name: str = "") -> list[str]:
@@ -143,5 +156,6 @@ def train_options(config: Mapping[str, Any]) -> list[str]:
     added = [word for word in words if word in SUBCOMMANDS.values()]
     if added:
         # An option of its own before the word, or a list option would take it as its last value.
-        words.insert(words.index(added[0]), f"--torch-threads={config['torch_threads']}")
+        threads = config.get("torch_threads", default["torch_threads"])
+        words.insert(words.index(added[0]), f"--torch-threads={threads}")
     return words
