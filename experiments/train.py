@@ -26,11 +26,13 @@ from pitune.experiments.command_line.listing import algorithm_lines
 from pitune.experiments.command_line.parsing import arguments, default_env, program, wants_help
 from pitune.experiments.command_line.parsing import parse as parse_config
 from pitune.experiments.health.monitor import HealthMonitor
+from pitune.experiments.health.outcome import reasons
 from pitune.experiments.recipes import preset
 from pitune.experiments.runs.evaluations import cut_note, evaluate_both, validate
 from pitune.experiments.runs.folder.base import kept_policy, load_and_keep
+from pitune.experiments.runs.learning_curve import learning_curve
 from pitune.experiments.runs.progress import screen
-from pitune.experiments.runs.report import TrainingProgress, closing_table, learning_curve
+from pitune.experiments.runs.report import TrainingProgress, closing_table
 from pitune.experiments.runs.resume import with_saved_options
 from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.signals import (
@@ -316,6 +318,9 @@ class Trainer:
             "iterations": self.iteration,
             "ended_by": self.ended_by,
             "restarts": self.restarts,
+            "learned_nothing": reasons(
+                self.run.rows, self.config.identity(), self.run.has_changed()
+            ),
             "env_steps": self.rollouts.num_env_steps,
             "train_seconds": sum(self.seconds.values()),
             "before": self.before,
@@ -326,8 +331,7 @@ class Trainer:
         }
 
         # files
-        start = self.before["deployed"]
-        learning_curve(self.run.rows, start, self.config.out / "learning_curve.png")
+        learning_curve(self.run.rows, summary, self.config.out / "learning_curve.png")
         self.run.finish(summary)
         self.env.close()
         return summary

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from pitune.experiments.runs.folder.checkpoints import own_checkpoints
+
 PACKAGES = (
     "torch",
     "torchrl",
@@ -102,6 +104,8 @@ def read_config(file: Path) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     if not file.is_file():
+        if own_checkpoints(file.parent):
+            raise FileNotFoundError(f"{file} of the run is missing; restore it")
         raise FileNotFoundError(f"no run in {file.parent} to resume; start it without --resume")
     try:
         record = json.loads(file.read_text())

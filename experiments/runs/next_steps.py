@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 
 from pitune import envs
 from pitune.experiments.runs.config_file import plain, read_config
-from pitune.experiments.runs.folder.checkpoints import own_checkpoints
+from pitune.experiments.runs.folder.checkpoints import (
+    DamagedCheckpointError,
+    own_checkpoints,
+    read_progress,
+)
 from pitune.experiments.runs.train_config import options, train_options
 
 FILES = {
@@ -43,8 +47,14 @@ def files_of(folder: Path) -> list[Step]:
     """Return the files of a run that exist, and its latest checkpoint."""
     steps = [Step(purpose, str(folder / name)) for name, purpose in FILES.items()]
     steps = [step for step in steps if Path(step.text).exists()]
-    latest = own_checkpoints(folder)[-1:]
-    return steps + [Step("fine-tuned policy", str(checkpoint)) for checkpoint in latest]
+    for checkpoint in own_checkpoints(folder)[-1:]:
+        try:
+            changed = read_progress(checkpoint).get("changed", True)
+        except DamagedCheckpointError:
+            changed = True
+        purpose = "fine-tuned policy" if changed else "policy, unchanged by this run"
+        steps.append(Step(purpose, str(checkpoint)))
+    return steps
 
 
 def command(*words: str | Path) -> str:
@@ -84,7 +94,6 @@ def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
 
     # the same run with twice the iterations
     name, latest = config["algorithm_name"], checkpoints[-1]
-    again = train_options(config)
     more = ["--num-iterations", str(2 * max(1, int(latest.name.rpartition("_")[2])))]
     # Our own checkpoints need no load options, and reject most.
     loaded = {key: value for key, value in config.items() if key != "load"}
@@ -104,5 +113,5 @@ def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
             "start from a checkpoint: this one, or a folder of your own",
             command("train", name, "--out", continued, *from_latest),
         ),
-        Step("train longer", command("train", name, "--out", folder, "--resume", *more, *again)),
+        Step("train longer", command("train", "--resume", folder, *more)),
     ]

@@ -207,6 +207,11 @@ class Run:
         """Return the checkpoints of the run, oldest first."""
         return folders.own_checkpoints(self.folder)
 
+    def has_changed(self) -> bool:
+        """Return whether the weights of the latest checkpoint differ from those before training."""
+        # absent from checkpoints of pitune 0.2 and before
+        return bool(folders.read_progress(self.checkpoints()[-1]).get("changed", True))
+
     def saved_iteration(self) -> int:
         """Return the iteration of the latest checkpoint."""
         return int(self.checkpoints()[-1].name.rpartition("_")[2])
@@ -234,7 +239,8 @@ class Run:
         checkpoints = self.checkpoints()
         if not checkpoints:
             raise FileNotFoundError(
-                f"{self.folder} has no checkpoint to resume from; start it without --resume"
+                f"{self.folder} has no checkpoint to resume from; pass another --out, or remove "
+                "the folder and start without --resume"
             )
         folder, (policy, state, progress), faults = latest_whole(checkpoints, needed)
 

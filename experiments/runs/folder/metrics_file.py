@@ -81,7 +81,7 @@ def parse(file: Path) -> MetricsFile:
         in_order = in_order and iteration >= max(rows, default=iteration)
         if iteration not in rows:
             rows[iteration] = (number, row)
-        elif _same(rows[iteration][1], row):
+        elif same_row(rows[iteration][1], row):
             repairs.append(f"line {number} repeats line {rows[iteration][0]}")
         else:
             first = rows[iteration][0]
@@ -195,7 +195,7 @@ def _number(cell: str, column: str, separator: str) -> float:
         raise ValueError(f"{column}={cell!r} is no number") from None
 
 
-def _same(first: Row, second: Row) -> bool:
+def same_row(first: Row, second: Row) -> bool:
     """Return whether two rows have the same cells, where nan equals nan."""
     return first.keys() == second.keys() and all(
         first[key] == second[key] or (first[key] != first[key] and second[key] != second[key])

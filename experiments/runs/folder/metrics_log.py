@@ -9,6 +9,7 @@ from pitune.experiments.runs.folder.metrics_file import (
     append_row,
     parse,
     read_rows,
+    same_row,
     write_rows,
 )
 from pitune.experiments.runs.progress import screen
@@ -71,7 +72,7 @@ class MetricsLog:
         found = parse(self.file)
         self.columns, self.rows = found.columns, found.rows
         for fault in (*found.repairs, *found.damage):
-            screen.note(f"{self.file}: {fault}; repaired from the copy in the checkpoint")
+            screen.note(f"{self.file}: {fault}")
 
     def restore(self, iteration: int, copy: Path) -> None:
         """Go back to the rows of a checkpoint.
@@ -81,7 +82,10 @@ class MetricsLog:
             copy: Its copy of the rows, absent from checkpoints of pitune 0.2 and before.
         """
         if copy.is_file():
+            read = [row for row in self.rows if row["iteration"] <= iteration]
             self.columns, self.rows = read_rows(copy)
+            if len(read) != len(self.rows) or not all(map(same_row, read, self.rows)):
+                screen.note(f"{self.file} was not as written; its rows are those of {copy}")
         self.rows = [row for row in self.rows if row["iteration"] <= iteration]
         missing = sorted(set(range(1, iteration + 1)) - {row["iteration"] for row in self.rows})
         if missing:
