@@ -24,7 +24,8 @@ from pitune.envs.maniskill.registration import ManiSkillOptions
 from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.mock.registration import MockOptions
 from pitune.envs.registry import EnvFactory, config_for, known_tasks, make, prefixes, register
-from pitune.envs.seeding import EpisodeSeeds, Split, episode_seed
+from pitune.envs.seeding import EpisodeSeeds, EvaluationSeeds, Split, episode_seed
+from pitune.envs.success import SuccessRule
 from pitune.envs.tabletop.registration import TabletopOptions
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
 
@@ -36,6 +37,7 @@ __all__ = [
     "EnvOptions",
     "EnvSpec",
     "EpisodeSeeds",
+    "EvaluationSeeds",
     "Expert",
     "GymOptions",
     "ManiSkillOptions",
@@ -44,6 +46,7 @@ __all__ = [
     "Observation",
     "Split",
     "StepResult",
+    "SuccessRule",
     "TabletopOptions",
     "VectorEnv",
     "config_for",

@@ -5,9 +5,12 @@ Letters: E envs, N rows, d robot action dim.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from pitune.envs.success import SuccessRule, check_rule
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
 
 
@@ -28,19 +31,26 @@ class CheckedEnv:
 
     Args:
         env: The environment to check.
+        success: The definition of an episode's success, for all that use this environment.
+        reward: Definition of the reward in words. The adapter's own by default.
 
     Raises:
+        ValueError: the definition of success is unknown.
         ValueError: (from `reset` and `step`) an argument has the wrong shape, or a number is not
             finite.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
+    def __init__(self, env: VectorEnv, success: SuccessRule = "once", reward: str = "") -> None:
+        check_rule(success)
         self.env = env
-        self.spec: EnvSpec = env.spec
+        self.spec: EnvSpec = replace(
+            env.spec, success_rule=success, reward=reward or env.spec.reward
+        )
         self.low = torch.tensor(env.spec.action_low, device=env.spec.device)
         self.high = torch.tensor(env.spec.action_high, device=env.spec.device)
-        self.num_resets = 0
-        """Calls of `reset` so far. An owner of running episodes compares it with its own."""
+        self.num_calls = 0
+        """Calls of `reset` and `step` so far. An owner of running episodes compares it with its
+        own count, because the calls of others change these episodes."""
         self.num_entries = 0
         """Action entries of active environments so far."""
         self.num_clipped = 0
@@ -53,7 +63,7 @@ class CheckedEnv:
                 f"seed of shape {tuple(seed.shape)} must be ({num_rows},): one seed per "
                 "environment that is reset"
             )
-        self.num_resets += 1
+        self.num_calls += 1
         return self._check_obs(self.env.reset(seed, env_idx), "reset")
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
@@ -71,10 +81,14 @@ class CheckedEnv:
             )
 
         # actions inside the bounds
+        self.num_calls += 1
         clipped = torch.maximum(torch.minimum(action, self.high), self.low)
         self.num_entries += int(active.sum()) * self.spec.action_dim
         self.num_clipped += int((clipped != action)[active].sum())
         obs, reward, terminated, truncated, info = self.env.step(clipped, active)
+        if self.env.spec.success_signal and not self.spec.success_signal:
+            # some environments report success only where there is one
+            self.spec = replace(self.spec, success_signal=True)
         if not torch.isfinite(reward).all():
             rows = (~torch.isfinite(reward)).nonzero().flatten().tolist()
             raise ValueError(
@@ -89,6 +103,15 @@ class CheckedEnv:
             truncated.clone(),
             {key: value.clone() for key, value in info.items()},
         )
+
+    def abandon(self) -> None:
+        """Give up all running episodes, so that those that are not reset next can wait.
+
+        Only an adapter that cannot hold a running environment still has a method for it.
+        """
+        abandon = getattr(self.env, "abandon", None)
+        if abandon is not None:
+            abandon()
 
     def render(self) -> Tensor:
         return self.env.render()

@@ -22,6 +22,7 @@ from torchrl.envs.utils import make_composite_from_td
 
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.seeding import EpisodeSeeds
+from pitune.envs.success import EpisodeSuccess
 from pitune.envs.vector_env import Observation
 
 
@@ -31,21 +32,30 @@ class ChunkEnv(EnvBase):
     Besides the observation, a step writes these entries under `next`: `reward_steps` (E, h), the
     reward of each executed step, `live` (E, h), whether the step was executed, `duration` (E, 1),
     the number of executed steps, and `reward` (E, 1), the sum of their rewards. The flags
-    `success`, `invalid`, `terminated`, `truncated` and `done` are (E, 1). `elapsed` (E, 1) is the
-    used share of the episode's time.
+    `invalid`, `terminated`, `truncated` and `done` are (E, 1). `elapsed` (E, 1) is the used share
+    of the episode's time.
+
+    If the environment reports success, there are three more flags (E, 1): `success_once`, solved at
+    any executed step of the episode so far, `success_at_end`, solved at its last executed step, and
+    `success`, which equals one of them by the environment's definition (`EnvSpec.success_rule`).
+    Those of the decision that ends an episode are the episode's.
 
     Args:
         env: The checked simulator.
         execution_horizon: h.
-        seeds: Seeds of the episodes, which are equal within a group.
-        num_episodes: Episodes per environment, or None for no limit. After them the environment
-            waits until all are reset. It executes no step, and `duration` is 0.
+        seeds: Seeds of the episodes: `EpisodeSeeds`, or `EvaluationSeeds` with their
+            `num_episodes`.
+        num_episodes: Episodes of every environment, or of each (E,), or None for no limit. After
+            them the environment waits until all are reset. It executes no step, and `duration` is
+            0.
         preprocess: Adds entries to observations (N), such as a policy's `model_input`. It is called
             once per observation, and the results replace the pictures.
+        record_success: Whether to write the flags of success. By default that depends on whether
+            the environment is known to report it.
 
     Raises:
         ValueError: when stepped, an action chunk has the wrong shape.
-        RuntimeError: when stepped, `env` was reset elsewhere since.
+        RuntimeError: when stepped, `env` was reset or stepped elsewhere since.
 
     Example:
         >>> from pitune import envs
@@ -63,8 +73,9 @@ class ChunkEnv(EnvBase):
         env: CheckedEnv,
         execution_horizon: int,
         seeds: EpisodeSeeds,
-        num_episodes: int | None = None,
+        num_episodes: int | Tensor | None = None,
         preprocess: Callable[[TensorDictBase], TensorDictBase] | None = None,
+        record_success: bool | None = None,
     ) -> None:
         spec = env.spec
         super().__init__(device=spec.device, batch_size=torch.Size([spec.num_envs]))
@@ -77,8 +88,10 @@ class ChunkEnv(EnvBase):
         self._steps = torch.zeros(spec.num_envs, dtype=torch.int64, device=spec.device)
         self._num_episodes = num_episodes
         self._played = torch.zeros_like(self._steps)
+        recorded = spec.success_signal if record_success is None else record_success
+        self._success = EpisodeSuccess(spec.num_envs, spec.device) if recorded else None
         self._obs: Observation = {}
-        self._num_resets = 0
+        self._num_calls = 0
         # bound in a tuple, because a module as an attribute would become a part of this one
         self._preprocess = (preprocess,)
         self._preprocessed: TensorDict | None = None
@@ -98,8 +111,8 @@ class ChunkEnv(EnvBase):
             "reward_steps": Unbounded(steps, device=device),
             "live": Categorical(2, shape=steps, dtype=torch.bool, device=device),
             "duration": Unbounded(one, dtype=torch.int64, device=device),
-            "success": flag.clone(),
             "invalid": flag.clone(),
+            **{key: flag.clone() for key in self._success_flags()},
         }
 
         # pictures, or the entries of the preprocessing instead
@@ -129,9 +142,11 @@ class ChunkEnv(EnvBase):
         # all environments, or those that ended and have episodes left
         mask = None if tensordict is None else tensordict.get("_reset", None)
         if mask is None:
-            env_idx = torch.arange(self.batch_size[0], device=self.device)
             self._played[:] = 0
+            self.env.abandon()
+            env_idx = self._playing().nonzero().flatten()
         else:
+            self._check_unchanged()
             env_idx = (mask.flatten() & self._playing()).nonzero().flatten()
 
         # new episodes
@@ -139,9 +154,11 @@ class ChunkEnv(EnvBase):
             seeds = self.seeds.next(env_idx).to(env_idx.device)
             start = time.perf_counter()
             self._obs = self.env.reset(seeds, env_idx)
-            self._num_resets = self.env.num_resets
+            self._num_calls = self.env.num_calls
             self.simulator_seconds += time.perf_counter() - start
             self._steps[env_idx] = 0
+            if self._success is not None:
+                self._success.start(env_idx)
             self._preprocess_rows(env_idx)
 
         # entries of a decision, before the first one is taken
@@ -151,7 +168,7 @@ class ChunkEnv(EnvBase):
             "live": torch.zeros(n, h, dtype=torch.bool, device=self.device),
             "duration": torch.zeros(n, 1, dtype=torch.int64, device=self.device),
         }
-        names = ("success", "invalid", "terminated", "truncated", "done")
+        names = (*self._success_flags(), "invalid", "terminated", "truncated", "done")
         flags = {key: torch.zeros(n, 1, dtype=torch.bool, device=self.device) for key in names}
         return self._tensordict({**self._observation(), **steps, **flags})
 
@@ -164,17 +181,10 @@ class ChunkEnv(EnvBase):
                 f"{(n, h, self.env.spec.action_dim)}: environments, execution_horizon, action dim"
             )
 
-        if self.env.num_resets != self._num_resets:
-            raise RuntimeError(
-                f"{self.env.spec.id} was reset elsewhere, for example by an evaluation, so the "
-                "episodes of this rollout are gone; call `Rollouts.restart(iteration)` afterwards, "
-                "or evaluate in another environment"
-            )
-
         # running episodes, and their outcome so far (E,)
+        self._check_unchanged()
         active = executed = self._playing()
-        ended = {key: torch.zeros_like(active) for key in ("terminated", "truncated")}
-        marks = {key: torch.zeros_like(active) for key in ("success", "invalid")}
+        flags = {key: torch.zeros_like(active) for key in ("terminated", "truncated", "invalid")}
         rewards, live = [], []
 
         # steps of the chunk (E, d), without the episodes that have ended
@@ -184,13 +194,13 @@ class ChunkEnv(EnvBase):
                 start = time.perf_counter()
                 obs, reward, terminated, truncated, info = self.env.step(chunk[:, j], active)
                 self.simulator_seconds += time.perf_counter() - start
-                self._obs = obs
+                self._obs, self._num_calls = obs, self.env.num_calls
                 self._steps += active
                 rewards.append(torch.where(active, reward, torch.zeros_like(reward)))
-                ended["terminated"] = ended["terminated"] | (terminated & active)
-                ended["truncated"] = ended["truncated"] | (truncated & active)
-                for key in marks:
-                    marks[key] = marks[key] | (info[key] & active)
+                now = {"terminated": terminated, "truncated": truncated, **info}
+                flags = {key: flag | (now[key] & active) for key, flag in flags.items()}
+                if self._success is not None:
+                    self._success.add(info["success"], active)
                 active = active & ~(terminated | truncated)
             else:
                 rewards.append(torch.zeros(n, device=self.device))
@@ -198,7 +208,7 @@ class ChunkEnv(EnvBase):
         # observations after the chunk, preprocessed once
         self._preprocess_rows(executed.nonzero().flatten())
         # h x (E,) -> (E, h)
-        return self._outcome(torch.stack(rewards, 1), torch.stack(live, 1), {**ended, **marks})
+        return self._outcome(torch.stack(rewards, 1), torch.stack(live, 1), flags)
 
     def _preprocess_rows(self, env_idx: Tensor) -> None:
         """Preprocess the present observations of some environments (N,), and keep the others."""
@@ -228,6 +238,7 @@ class ChunkEnv(EnvBase):
         self.num_env_steps += int(live.sum())
         done = flags["terminated"] | flags["truncated"]
         self._played += done
+        flags |= {key: flag & live[:, 0] for key, flag in self._success_flags().items()}
         return self._tensordict(
             {
                 **self._observation(),
@@ -239,6 +250,25 @@ class ChunkEnv(EnvBase):
                 **{key: flag[:, None] for key, flag in flags.items()},
             }
         )
+
+    def _check_unchanged(self) -> None:
+        """Raise RuntimeError if another owner of the environment has reset or stepped it."""
+        if self.env.num_calls != self._num_calls:
+            raise RuntimeError(
+                f"{self.env.spec.id} was reset elsewhere, or stepped, for example by an "
+                "evaluation, so the episodes of this rollout are gone; call "
+                "`Rollouts.restart(iteration)` or reset the whole ChunkEnv afterwards, or use "
+                "another environment there"
+            )
+
+    @property
+    def stale(self) -> bool:
+        """Whether another owner has changed the environment since this one's last call."""
+        return bool(self._num_calls) and self.env.num_calls != self._num_calls
+
+    def _success_flags(self) -> dict[str, Tensor]:
+        """Return the flags of success (E,) to write, if the environment reports any."""
+        return {} if self._success is None else self._success.flags(self.env.spec.success_rule)
 
     def _playing(self) -> Tensor:
         """Return the mask (E,) of the environments that have episodes left."""
@@ -260,8 +290,7 @@ class ChunkEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         """Start the seed stream anew, for TorchRL's `set_seed`."""
         if seed is not None:
-            old = self.seeds
-            self.seeds = EpisodeSeeds(self.batch_size[0], seed, old.split, old.group_size)
+            self.seeds = self.seeds.with_seed(seed)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         self.env.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+from pitune.envs.success import SuccessRule
+
 Reward = Literal["sparse", "dense"]
 
 
@@ -47,6 +49,9 @@ class EnvConfig:
     environment of Gymnasium) has no use for workers."""
     reward: Reward = "sparse"
     """1 on success only, or the simulator's shaped reward."""
+    success: SuccessRule = "once"
+    """Success of an episode: solved `once` at any of its steps, or solved `at_end`, at its last
+    step. They differ where success does not end an episode."""
     max_episode_steps: int | None = None
     """Time limit [environment steps]. The task's own by default."""
     cameras: tuple[str, ...] = ()

@@ -14,7 +14,8 @@ from typing import Any
 
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.config import EnvConfig, EnvOptions
-from pitune.envs.vector_env import VectorEnv
+from pitune.envs.success import check_rule
+from pitune.envs.vector_env import EnvSpec, VectorEnv
 
 EnvFactory = Callable[[str, EnvConfig], VectorEnv]
 """Makes the environment `name` of one prefix. `config.options` is of the registered class."""
@@ -42,6 +43,11 @@ class Adapter:
     tasks: Callable[[], Iterable[str]]
     """Lists known names without the prefix."""
 
+
+SPARSE_REWARD = "1 on success"
+"""Definition of the reward `sparse`."""
+SPARSE_PREFIXES = ("maniskill", "metaworld", "mock", "mujoco")
+"""Adapters whose reward `sparse` is defined so. Other environments have a reward of their own."""
 
 _ADAPTERS: dict[str, Adapter] = {}
 
@@ -151,7 +157,19 @@ def make(config: EnvConfig) -> CheckedEnv:
         raise ValueError(f"num_envs={config.num_envs} must be at least 1")
     adapter = _adapter(config.id)
     config = replace(config, options=config.typed_options(adapter.options))
-    return CheckedEnv(adapter.factory(config.task, config))
+    check_rule(config.success)
+    env = adapter.factory(config.task, config)
+    return CheckedEnv(env, config.success, _reward_of(config, env.spec))
+
+
+def _reward_of(config: EnvConfig, spec: EnvSpec) -> str:
+    """Return the definition of an environment's reward, equal for equal rewards."""
+    if spec.reward:
+        return spec.reward
+    if config.reward == "sparse" and config.prefix in SPARSE_PREFIXES:
+        return SPARSE_REWARD
+    given = {key: value for key, value in vars(config.options).items() if value}
+    return f"{config.reward} reward of {config.id}, {spec.max_episode_steps} steps, {given}"
 
 
 def _adapter(env_id: str) -> Adapter:

@@ -3,7 +3,8 @@
 The seed of an episode is a function of the run's seed, the split, the environment and the number of
 the episode. It does not depend on the length of earlier episodes or on other environments. So a run
 is repeatable, evaluation and training never share a start, two policies can be compared on the same
-starts, and a group of environments can share every start.
+starts, and a group of environments can share every start. The starts of an evaluation do not even
+depend on the number of environments.
 
 Letters: E envs, N rows.
 """
@@ -66,9 +67,71 @@ class EpisodeSeeds:
 
     def next(self, env_idx: Tensor) -> Tensor:
         """Return the seed of the next episode of each environment in `env_idx` (N,) int64."""
-        seeds = [
-            episode_seed(self.seed, self.split, env // self.group_size, int(self.episodes[env]))
-            for env in env_idx.tolist()
-        ]
+        seeds = [self._seed_of(env, int(self.episodes[env])) for env in env_idx.tolist()]
         self.episodes[env_idx.cpu()] += 1
         return torch.tensor(seeds, dtype=torch.int64)
+
+    def with_seed(self, seed: int) -> EpisodeSeeds:
+        """Return the same kind of sequence from its beginning, with another seed."""
+        return EpisodeSeeds(len(self.episodes), seed, self.split, self.group_size)
+
+    def _seed_of(self, env: int, episode: int) -> int:
+        return episode_seed(self.seed, self.split, env // self.group_size, episode)
+
+
+class EvaluationSeeds(EpisodeSeeds):
+    """The seeds of a list of episodes that is dealt to any number of environments.
+
+    Episode i of the list has a seed of its own, and environment i mod E plays it. Each episode is
+    played once, so there is no bias towards short ones, and the share of an environment does not
+    depend on the length of its episodes.
+
+    Example:
+        >>> few, many = EvaluationSeeds(2, 5, seed=0, split="test"), EvaluationSeeds(8, 5, seed=0)
+        >>> (few.num_episodes.tolist(), many.num_episodes.tolist())
+        ([3, 2], [1, 1, 1, 1, 1, 0, 0, 0])
+        >>> first = few.next(torch.arange(2)).tolist() + few.next(torch.arange(2)).tolist()
+        >>> first == many.next(torch.arange(4)).tolist()
+        True
+
+    Args:
+        num_envs: E.
+        num_episodes: Length of the list.
+        seed: Seed of the evaluation, at least 0.
+        split: Purpose of the episodes.
+
+    Raises:
+        ValueError: there is no episode, or the seed is negative.
+    """
+
+    def __init__(self, num_envs: int, num_episodes: int, seed: int, split: Split = "test") -> None:
+        super().__init__(num_envs, seed, split)
+        if num_episodes < 1:
+            raise ValueError(f"num_episodes={num_episodes} must be at least 1")
+        env = torch.arange(num_envs)
+        self.total = num_episodes
+        self.num_episodes = (num_episodes - env + num_envs - 1).div(num_envs, rounding_mode="floor")
+        """Episodes of each environment (E,)."""
+
+    @property
+    def index(self) -> Tensor:
+        """Place in the list (E,) of the episode that each environment plays or played last.
+
+        It is -1 before the first one.
+        """
+        num_envs = len(self.episodes)
+        return (torch.arange(num_envs) + (self.episodes - 1) * num_envs).clamp(min=-1)
+
+    def with_seed(self, seed: int) -> EvaluationSeeds:
+        return EvaluationSeeds(len(self.episodes), self.total, seed, self.split)
+
+    def seed_of(self, index: int) -> int:
+        """Return the seed of the start of episode `index` of the list."""
+        return episode_seed(self.seed, self.split, index, 0)
+
+    def noise_seed_of(self, index: int) -> int:
+        """Return a seed for the random numbers of a policy in episode `index` of the list."""
+        return episode_seed(self.seed, self.split, index, 1)
+
+    def _seed_of(self, env: int, episode: int) -> int:
+        return self.seed_of(env + episode * len(self.episodes))

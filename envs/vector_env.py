@@ -21,6 +21,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pitune.envs.success import SuccessRule
+
 Observation = dict[str, Tensor]
 """`state` (E, s) float32 [robot units]. `image/<camera>` (E, C, Y, X) uint8. `task_id` (E,)."""
 
@@ -71,6 +73,10 @@ class EnvSpec:
     """Whether a seed alone fixes the initial state. Group resets and exact resumption need it."""
     success_signal: bool = True
     """Whether `info["success"]` is meaningful. Without it there is no success rate."""
+    success_rule: SuccessRule = "once"
+    """The definition of an episode's success, see `pitune.envs.success`."""
+    reward: str = ""
+    """Definition of the reward in words, which demonstrations store. Empty if it is unknown."""
 
     @property
     def action_dim(self) -> int:

@@ -36,7 +36,7 @@ class EvaluateConfig:
     """Settings that a checkpoint of another format lacks."""
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     episodes: int = 200
-    """Episodes, a multiple of the number of environments."""
+    """Episodes."""
     seed: int = 0
     """Seed of the starts and of the policy's noise."""
     stochastic: bool = False
@@ -73,7 +73,13 @@ def evaluate(config: EvaluateConfig) -> rl.Evaluation:
     console = Console()
     mode = "exploring" if config.stochastic else f"deployed (ODE, {policy.sampler.solver})"
     sampler = f"{mode}, {policy.sampler.flow_steps} flow steps"
-    console.print(f"{config.env.id} ({env.spec.simulator}), {sampler}: success {result}")
+    measure = "success " if result.success_rule else ""
+    console.print(f"{config.env.id} ({env.spec.simulator}), {sampler}: {measure}{result}")
+    if result.success_rate is not None and result.rate("once") != result.rate("at_end"):
+        once, at_end = result.rate("once"), result.rate("at_end")
+        console.print(f"  solved once: {once:.1%}, solved at the end: {at_end:.1%}")
+    if (warning := result.warning()) is not None:
+        console.print(f"  warning: {warning}")
     for task, (successes, episodes) in result.by_task().items():
         if len(env.spec.tasks) > 1:
             console.print(f"  {env.spec.tasks[task]}: {successes}/{episodes}")

@@ -196,9 +196,8 @@ def _checkpoints(record: RunRecord) -> list[str]:
     lines = []
     for name, progress in record.checkpoints.items():
         rate = progress.get("success_rate")
-        known = "damaged" if not progress else "not evaluated"
-        if rate is not None:
-            known = f"success {rate:.1%} when it was saved"
+        known = "no success rate" if rate is None else f"success {rate:.1%} when it was saved"
+        known = known if progress else "damaged"
         lines.append(f"{record.folder / name}: {known}")
     return lines or ["none yet; the first is written after the evaluation before training"]
 

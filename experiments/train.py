@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from pitune.experiments.command_line.parsing import parse as parse_config
 from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.health.outcome import reasons
 from pitune.experiments.recipes import preset
-from pitune.experiments.runs.evaluations import cut_note, evaluate_both, validate
+from pitune.experiments.runs.evaluations import cut_note, evaluate_both, rank_of, validate
 from pitune.experiments.runs.folder.base import kept_policy, load_and_keep
 from pitune.experiments.runs.learning_curve import learning_curve
 from pitune.experiments.runs.progress import screen
@@ -91,11 +91,6 @@ class Trainer:
         self.env = envs.make(config.env)
         rl.check_fit(policy, self.env.spec)
         rl.check_needs(self.algorithm, self.env.spec)
-        if config.eval_episodes % config.env.num_envs:
-            raise ValueError(
-                f"eval_episodes={config.eval_episodes} must be a multiple of "
-                f"num_envs={config.env.num_envs}"
-            )
 
         # state of the run
         self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
@@ -144,8 +139,9 @@ class Trainer:
         monitor = HealthMonitor(name, identity, before, rows)
         if self._pending_evaluation:
             with request.raising():
-                self.run.amend(self._evaluate())
-            self._checkpoint(self.run.rows[-1]["success_rate"])
+                evaluation = self._evaluate()
+            self.run.amend(evaluation)
+            self._checkpoint(evaluation)
 
         # iterations
         with screen.task("training", config.num_iterations, self.iteration) as task:
@@ -160,7 +156,7 @@ class Trainer:
                 self.run.log(self.iteration, metrics | evaluation)
                 # after its row: a kill in between writes both again
                 if evaluation or request.stopped is not None:
-                    self._checkpoint(evaluation.get("success_rate"), pending=due and not evaluation)
+                    self._checkpoint(evaluation, pending=due and not evaluation)
                 progress.update(self.iteration, metrics | evaluation, self.rollouts.num_env_steps)
                 for warning in monitor.warnings(self.run.rows):
                     screen.note(f"warning: {warning}")
@@ -212,7 +208,7 @@ class Trainer:
         self._film("before")
         for note in (*self.algorithm.notes(), *self._cut_episodes()):
             screen.note(note)
-        self._checkpoint(self.before["deployed"]["success_rate"])
+        self._checkpoint(self.before["deployed"])
 
     def _cut_episodes(self) -> list[str]:
         """Return a note if evaluations cut every episode short before it can end."""
@@ -262,15 +258,16 @@ class Trainer:
         self.seconds["evaluation"] += time.perf_counter() - start
         return result
 
-    def _checkpoint(self, success_rate: float | None, pending: bool = False) -> None:
+    def _checkpoint(self, evaluation: Mapping[str, Any], pending: bool = False) -> None:
         """Save, and begin new episodes as a resumed run would.
 
         Args:
-            success_rate: Of the evaluation at this iteration, or None without one.
+            evaluation: At this iteration, empty without one.
             pending: Whether a signal has postponed that evaluation.
         """
         progress = {
-            "success_rate": success_rate,
+            "success_rate": evaluation.get("success_rate"),
+            "rank": rank_of(evaluation) if evaluation else None,
             "env_steps": self.rollouts.num_env_steps,
             "seconds": self.seconds,
             "before": self.before,
@@ -300,7 +297,8 @@ class Trainer:
     def _film(self, name: str) -> None:
         if self.config.video:
             file = self.config.out / f"{name}.mp4"
-            record_video(self.config.env, self.algorithm.actor, file, self.config.seed)
+            config = self.config
+            record_video(config.env, self.algorithm.actor, file, config.seed, config.eval_episodes)
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate, report, close, and return the summary."""

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.grpo import GRPO, GRPOConfig
     from pitune.rl.algorithms.ppo import PPO, PPOConfig
     from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
-    from pitune.rl.evaluation.evaluate import Evaluation, evaluate
-    from pitune.rl.experience.demonstrations import Demonstrations, collect_demonstrations
+    from pitune.rl.evaluation.evaluate import evaluate
+    from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
+    from pitune.rl.evaluation.paired import PairedTest, paired_test
+    from pitune.rl.experience.collect import collect_demonstrations
+    from pitune.rl.experience.demonstrations import Demonstrations
     from pitune.rl.experience.rollouts import Rollouts, check_fit, check_needs, rollout_metrics
     from pitune.rl.policy_gradient.config import (
         AdvantageConfig,
@@ -56,6 +59,7 @@ __all__ = [
     "DSRLConfig",
     "Demonstrations",
     "EPOConfig",
+    "EpisodeOutcome",
     "Evaluation",
     "FPOConfig",
     "FilteredBC",
@@ -65,6 +69,7 @@ __all__ = [
     "OffPolicyConfig",
     "PPOClipConfig",
     "PPOConfig",
+    "PairedTest",
     "Rollouts",
     "UpdateConfig",
     "WSRLConfig",
@@ -74,6 +79,7 @@ __all__ = [
     "evaluate",
     "make",
     "name_of",
+    "paired_test",
     "preset",
     "presets",
     "register",
@@ -94,8 +100,11 @@ _MODULES = {
     "algorithms.grpo": ("GRPO", "GRPOConfig"),
     "algorithms.ppo": ("PPO", "PPOConfig"),
     "algorithms.wsrl": ("WSRL", "WSRLConfig"),
-    "evaluation.evaluate": ("Evaluation", "evaluate"),
-    "experience.demonstrations": ("Demonstrations", "collect_demonstrations"),
+    "evaluation.evaluate": ("evaluate",),
+    "evaluation.outcome": ("EpisodeOutcome", "Evaluation"),
+    "evaluation.paired": ("PairedTest", "paired_test"),
+    "experience.collect": ("collect_demonstrations",),
+    "experience.demonstrations": ("Demonstrations",),
     "experience.rollouts": ("Rollouts", "check_fit", "check_needs", "rollout_metrics"),
     "policy_gradient.config": ("AdvantageConfig", "ClipConfig", "PPOClipConfig", "UpdateConfig"),
     "registry": ("make", "name_of", "preset", "presets", "register"),

@@ -95,6 +95,14 @@ class Algorithm(ABC, Generic[ConfigType]):
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         """Learn from a rollout (E, T) and return metrics. The rollout is not modified."""
 
+    @property
+    def demonstrated_reward(self) -> str | None:
+        """Definition of the rewards of demonstrations that are mixed with those of rollouts.
+
+        None if there are none. `Rollouts` compares it with that of the environment.
+        """
+        return None
+
     def notes(self) -> list[str]:
         """Return notes on the settings, which a script prints at a run's start."""
         return []

@@ -20,6 +20,7 @@ Letters: E envs, d robot action dim, Y, X image pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,15 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 from torch import Tensor
 
+from pitune.envs.success import MAX_PROBE_STEPS, read_successes
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult
 from pitune.envs.workers.env import DEFAULT_CONTROL_HZ
 from pitune.envs.workers.spaces import (
     Arrays,
-    as_flags,
     batch_action,
     copy_batch,
     empty_obs,
     read_spaces,
-    read_success,
     write_row,
 )
 
@@ -114,7 +114,7 @@ class GymnasiumVector:
             tasks=tasks,
             simulator=simulator,
             deterministic_reset=self._takes_seeds,
-            success_signal=self._has_success(),
+            success_signal=self._has_success(id, limit),
             **space_fields,
         )
 
@@ -206,6 +206,10 @@ class GymnasiumVector:
             )
         return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
 
+    def abandon(self) -> None:
+        """Give up all running episodes, so that none of them must be stepped."""
+        self._running[:] = False
+
     def expert(self) -> Expert:
         """Raise, because a vector environment has no expert.
 
@@ -218,13 +222,18 @@ class GymnasiumVector:
         """Close the vector environment."""
         self._env.close()
 
-    def _has_success(self) -> bool:
-        """Return whether `info` has a success entry. It takes a step to find out."""
+    def _has_success(self, id: str, limit: int) -> bool:
+        """Return whether `info` reports success in an episode. Some do only at its last step."""
         self._env.reset(seed=0)
-        _, _, terminated, truncated, info = self._env.step(batch_action(self._middle, self._env))
-        self._mark_stale(np.asarray(terminated) | np.asarray(truncated))
-        final_info = info.get("final_info", {})
-        return read_success(info) is not None or read_success(final_info) is not None
+        for _ in range(min(limit, MAX_PROBE_STEPS)):
+            step = self._env.step(batch_action(self._middle, self._env))
+            ended = np.asarray(step[2]) | np.asarray(step[3])
+            self._mark_stale(ended)
+            if read_successes(step[4], self._num_envs, id) is not None:
+                return True
+            if ended.any():
+                break
+        return False
 
     def _reset(self, mask: np.ndarray, seeds: dict[int, int]) -> Arrays:
         """Reset the environments in `mask` (E,) and return the observation of all E.
@@ -255,7 +264,11 @@ class GymnasiumVector:
         raw, reward, terminated, truncated, info = self._env.step(batch_action(values, self._env))
         ended = np.asarray(terminated) | np.asarray(truncated)
         self._mark_stale(ended)
-        obs, success = copy_batch(raw, self._obs), as_flags(read_success(info), self._num_envs)
+        obs = copy_batch(raw, self._obs)
+        reported = read_successes(info, self._num_envs, self.spec.id)
+        success = np.zeros(self._num_envs, bool) if reported is None else reported
+        if reported is not None and not self.spec.success_signal:
+            self.spec = replace(self.spec, success_signal=True)
 
         # in this mode `obs` belongs to the next episode, and the last one is in `info`
         if self._mode is AutoresetMode.SAME_STEP and ended.any():
@@ -265,8 +278,6 @@ class GymnasiumVector:
                     write_row(obs, row, {key: value[row] for key, value in final_obs.items()})
                 else:
                     write_row(obs, row, final_obs[row])
-            final_success = read_success(info.get("final_info", {}))
-            success[ended] = as_flags(final_success, self._num_envs)[ended]
         return obs, np.array(reward), np.array(terminated), np.array(truncated), success
 
     def _mark_stale(self, ended: np.ndarray) -> None:

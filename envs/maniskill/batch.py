@@ -29,6 +29,7 @@ from torch import Tensor
 from pitune.envs.maniskill.experts import ManiSkillExpert
 from pitune.envs.maniskill.observation import check_cameras, mask_contacts, picture_shape, read_obs
 from pitune.envs.maniskill.without_vulkan import DRIVER_NEEDED
+from pitune.envs.success import read_successes
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
 
 
@@ -162,7 +163,7 @@ class ManiSkillBatch:
 
         # observation, success and reward (E,)
         obs = read_obs(raw, self._cameras)
-        success = info["success"].bool() if self.spec.success_signal else ~active
+        success = self._success(info["success"]) if self.spec.success_signal else ~active
         reward = (reward if self._dense_reward else success).float()
 
         # rows with numbers that are not finite keep their last observation
@@ -179,6 +180,10 @@ class ManiSkillBatch:
         reward = torch.where(valid, reward, torch.zeros_like(reward))
         flags = {"success": success & valid, "invalid": invalid}
         return StepResult(self._copy_obs(), reward, terminated, truncated, flags)
+
+    def abandon(self) -> None:
+        """Give up all running episodes, so that none of them must be stepped."""
+        self._running = torch.zeros_like(self._running)
 
     def render(self) -> Tensor:
         """Return one picture of every environment (E, Y, X, 3) uint8.
@@ -219,6 +224,13 @@ class ManiSkillBatch:
             simulation.scene.step()
             raw, _ = simulation.reset(seed=seeds, options=options)
         return raw
+
+    def _success(self, value: Any) -> Tensor:
+        """Return the simulator's success flags (E,) bool, after a check unless they are bool."""
+        if isinstance(value, Tensor) and value.dtype == torch.bool:
+            return value
+        flags = read_successes({"success": value}, self.spec.num_envs, self.spec.id)
+        return torch.as_tensor(flags, device=self.spec.device)
 
     def _check_active(self, active: Tensor) -> None:
         """Raise unless exactly the running environments are active."""

@@ -29,6 +29,7 @@ import numpy as np
 
 from pitune.envs.config import EnvConfig, Reward
 from pitune.envs.metaworld.registration import MetaWorldOptions
+from pitune.envs.success import parse_success
 from pitune.envs.workers.env import WorkerEnv
 
 STATE_DIM = 39
@@ -100,7 +101,7 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one step of 12.5 ms."""
         self._obs, dense, _, _, info = self._sawyer.step(action)
-        success = bool(info["success"])
+        success = parse_success(info["success"], "success", "metaworld")
         reward = float(dense) if self._reward == "dense" else float(success)
         return self._obs.astype(np.float32), reward, success, False, {"success": success}
 

@@ -16,6 +16,8 @@ Letters: E envs, N rows, s robot state dim, d robot action dim, C, Y, X image ch
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -176,6 +178,9 @@ class WorkerEnv:
         rows = np.array([row for row in active_rows if row not in self._pool.lost], np.int64)
         result = self._pool.exchange("step", rows, action.numpy()[rows])
         self._num_steps[rows] += 1
+
+        if result.reports_success and not self.spec.success_signal:
+            self.spec = replace(self.spec, success_signal=True)
 
         # breakdowns, including those of workers that were replaced since the last step
         for row in active_rows.tolist():

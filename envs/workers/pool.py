@@ -154,6 +154,8 @@ class WorkerPool:
     def _merge(self, result: Rows, rows: np.ndarray, part: Rows | Failure) -> None:
         """Write a worker's results for `rows` into the result of all E."""
         if isinstance(part, Failure):  # not the fault of a sub-environment: a bug of this package
+            if part.wrong_value:
+                raise ValueError(part.message) from RuntimeError(part.traceback)
             raise RuntimeError(f"{self._env_id}: a worker failed: {part.traceback}")
 
         # rows that worked
@@ -163,6 +165,7 @@ class WorkerPool:
             result.obs[key][rows[valid]] = value[valid]
         for name in ("reward", "terminated", "truncated", "success"):
             getattr(result, name)[rows[valid]] = getattr(part, name)[valid]
+        result.reports_success |= part.reports_success
 
         # rows that broke down keep their last observation
         for position, reason in part.failed.items():

@@ -51,7 +51,7 @@ class SubEnvSpec:
     control_hz: float | None
     """Steps per simulated second [Hz]. None if it is unknown."""
     success_signal: bool
-    """Whether `info` holds `success` or `is_success`."""
+    """Whether `info` reports success, see `pitune.envs.success`."""
     expert: bool
     """Whether there is a method `expert_action`."""
 
@@ -110,11 +110,6 @@ def read_spaces(
     }
 
 
-def read_success(info: Mapping[str, Any]) -> Any:
-    """Return the success entry of `info` under either of its two usual names, or None."""
-    return info.get("success", info.get("is_success"))
-
-
 def write_row(obs: Arrays, position: int, raw: Any) -> None:
     """Copy one raw observation into its row, because many environments reuse their buffer."""
     parts = raw if isinstance(raw, Mapping) else {"state": raw}
@@ -133,13 +128,6 @@ def copy_batch(raw: Any, target: Arrays) -> Arrays:
         value = rearrange(value, "E Y X C -> E C Y X") if key.startswith("image/") else value
         batch[key] = np.array(value, dtype=target[key].dtype).reshape(target[key].shape)
     return batch
-
-
-def as_flags(value: Any, num_rows: int) -> np.ndarray:
-    """Return an entry of a vector environment's `info` as (E,) bool. A missing one is False."""
-    if value is None:
-        return np.zeros(num_rows, bool)
-    return np.array([bool(item) for item in value])
 
 
 def batch_action(values: np.ndarray, env: GymnasiumVectorEnv) -> np.ndarray:

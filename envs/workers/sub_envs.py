@@ -20,12 +20,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from pitune.envs.success import read_success, reports_success
 from pitune.envs.workers.spaces import (
     Arrays,
     SubEnvSpec,
     empty_obs,
     read_spaces,
-    read_success,
     write_row,
 )
 
@@ -55,6 +55,8 @@ class Rows:
     """(N,) bool."""
     failed: dict[int, str]
     """Position within the N rows -> traceback of the sub-environment that broke down."""
+    reports_success: bool = False
+    """Whether any `info` reported success, be it True or False."""
 
     @classmethod
     def empty(cls, spec: SubEnvSpec, num_rows: int) -> Rows:
@@ -86,14 +88,14 @@ class SubEnvs:
         self.spec = self._read_spec()
 
     def _read_spec(self) -> SubEnvSpec:
-        """Describe the first environment, after one step: earlier `info` may be incomplete."""
+        """Describe the first environment, after a step: earlier `info` may be incomplete."""
         env = self._get_or_make(0)
         space_fields = read_spaces(self.env_id, env.observation_space, env.action_space)
 
-        # a step with the middle of the bounds
-        env.reset(seed=0)
+        # steps with the middle of the bounds, until one reports success or the episode ends
         low, high = np.array(space_fields["action_low"]), np.array(space_fields["action_high"])
-        info = env.step(self._to_space(env, (low + high) / 2))[-1]
+        middle = self._to_space(env, (low + high) / 2)
+        success_signal = reports_success(env, middle, self.env_id)
 
         # rate of the control steps
         step_seconds = getattr(env.unwrapped, "dt", None)
@@ -102,7 +104,7 @@ class SubEnvs:
             **space_fields,
             max_episode_steps=env.spec.max_episode_steps if env.spec else None,
             control_hz=1 / step_seconds if isinstance(step_seconds, float) else frame_rate,
-            success_signal=read_success(info) is not None,
+            success_signal=success_signal,
             expert=env.has_wrapper_attr("expert_action"),
         )
 
@@ -124,6 +126,7 @@ class SubEnvs:
         """Step each of `rows` once with its row of `action` (N, d) [robot units]."""
         results = Rows.empty(self.spec, len(rows))
         for position, row in enumerate(rows):
+            info: Any = None
             try:
                 env = self._get_or_make(row)
                 obs, reward, terminated, truncated, info = env.step(
@@ -134,10 +137,13 @@ class SubEnvs:
                     raise FloatingPointError(f"{self.env_id} returned reward={reward}")
                 results.reward[position] = reward
                 results.terminated[position], results.truncated[position] = terminated, truncated
-                results.success[position] = bool(read_success(info))
             except Exception:
                 self._discard(row)
                 results.failed[position] = traceback.format_exc()
+            # outside of the try: a value that is no flag is an error, and no breakdown
+            success = read_success(info, self.env_id)
+            results.reports_success |= success is not None
+            results.success[position] = bool(success)
         return results
 
     def render(self) -> list[np.ndarray | None]:

@@ -70,7 +70,7 @@ def success_dropped(before: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
         before: Evaluation of the deployed policy before training, as in summary.json.
         row: Of metrics.csv. Without an evaluation nothing has dropped.
     """
-    if "success_rate_high" not in row or "wilson_low" not in before:
+    if "success_rate_high" not in row or before.get("wilson_low") is None:
         return False
     return bool(row["success_rate_high"] < before["wilson_low"])
 

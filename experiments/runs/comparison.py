@@ -5,6 +5,7 @@ Only the evaluations, environment steps and times are compared, which every algo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +16,7 @@ import numpy as np
 from pitune.experiments.runs.folder.metrics_file import read_rows
 from pitune.experiments.runs.report import percent
 from pitune.experiments.runs.results_table import read_run
+from pitune.rl.evaluation.paired import paired_test
 from pitune.rl.evaluation.statistics import fisher_p_value
 
 LEVEL = 0.8
@@ -48,7 +50,7 @@ class FinishedRun(NamedTuple):
     @property
     def started_above(self) -> bool:
         """Whether the clone was above `LEVEL` before training, on the test starts."""
-        return bool(self.summary["before"]["deployed"]["success_rate"] >= LEVEL)
+        return _success(self, "before", "deployed") >= LEVEL
 
     @property
     def steps_to_level(self) -> float | None:
@@ -64,7 +66,8 @@ class FinishedRun(NamedTuple):
     @property
     def lowest(self) -> tuple[float, float]:
         """Lowest success rate of the evaluations while training, and its environment steps."""
-        return min(zip(self.success, self.steps, strict=True))
+        evaluations = zip(self.success, self.steps, strict=True)
+        return min(evaluations, default=(math.nan, 0.0))
 
 
 def finished_run(folder: Path, name: str) -> FinishedRun:
@@ -80,6 +83,8 @@ def finished_run(folder: Path, name: str) -> FinishedRun:
     """
     summary, provenance = read_run(folder)
     rows = [row for row in read_rows(folder / "metrics.csv")[1] if "success_rate" in row]
+    if not rows:
+        raise ValueError(f"{folder / 'metrics.csv'} has no evaluation; restore it, or run again")
     return FinishedRun(
         name,
         summary,
@@ -101,8 +106,9 @@ def comparison_table(runs: Sequence[FinishedRun]) -> str:
     commits = ", ".join(sorted({run.commit for run in runs}))
     note = (
         "Deployed policies with 95 % Wilson intervals on the test starts, which training never "
-        "saw; p: exact test (Fisher) of after against before. Lowest and steps to the level: on "
-        f"the validation starts, from clones below the level. Commit {commits}."
+        "saw; p: exact test of after against before, paired on the shared starts (McNemar), or "
+        "Fisher's for runs that stored no episodes. Lowest and steps to the level: on the "
+        f"validation starts, from clones below the level. Commit {commits}."
     )
     return "\n".join([*lines, "", note])
 
@@ -121,7 +127,7 @@ def summary_table(runs: Sequence[FinishedRun]) -> str:
         worst = min(_success(run, "after", "deployed") for run in group)
         lines.append(
             f"| `{env_id}` | `{name}` | {len(group)} | {_mean(group, 'before', 'deployed')} "
-            f"| {_mean(group, 'after', 'deployed')} | {worst:.1%} | {_steps_of_seeds(group)} "
+            f"| {_mean(group, 'after', 'deployed')} | {_percent(worst)} | {_steps_of_seeds(group)} "
             f"| {_env_steps(group)} | {_minutes(group)} |"
         )
     return "\n".join(lines)
@@ -186,12 +192,11 @@ def _grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], list[Finished
 def _line(run: FinishedRun) -> str:
     summary = run.summary
     before, after = summary["before"]["deployed"], summary["after"]["deployed"]
-    counts = [(e["successes"], e["episodes"]) for e in (before, after)]
     reached, (lowest, where) = run.steps_to_level, run.lowest
     return (
         f"| `{summary['env']}` | `{run.name}` | {summary['seed']} | {percent(before)} "
-        f"| {percent(after)} | {fisher_p_value(*counts):.1g} "
-        f"| {percent(summary['after']['exploring'])} | {lowest:.1%} at {where:,.0f} "
+        f"| {percent(after)} | {_p_value(before, after):.1g} "
+        f"| {percent(summary['after']['exploring'])} | {_percent(lowest)} at {where:,.0f} "
         f"| {_never(run) if reached is None else f'{reached:,.0f}'} | {summary['env_steps']:,} "
         f"| {summary['train_seconds'] / 60:.1f} min |"
     )
@@ -212,11 +217,26 @@ def _line_of_seeds(group: Sequence[FinishedRun]) -> str:
 
 
 def _success(run: FinishedRun, when: str, how: str) -> float:
-    return float(run.summary[when][how]["success_rate"])
+    rate = run.summary[when][how]["success_rate"]
+    return math.nan if rate is None else float(rate)
+
+
+def _percent(rate: float) -> str:
+    """Return a rate in percent, or a dash where there is none."""
+    return "-" if math.isnan(rate) else f"{rate:.1%}"
+
+
+def _p_value(before: dict[str, Any], after: dict[str, Any]) -> float:
+    """Return the p-value of two evaluations: paired on shared starts, if episodes are stored."""
+    try:
+        return paired_test(before, after).p_value
+    except ValueError:
+        counts = [(e["successes"], e["episodes"]) for e in (before, after)]
+        return fisher_p_value(*counts)
 
 
 def _mean(group: Sequence[FinishedRun], when: str, how: str) -> str:
-    return f"{fmean(_success(run, when, how) for run in group):.1%}"
+    return _percent(fmean(_success(run, when, how) for run in group))
 
 
 def _env_steps(group: Sequence[FinishedRun]) -> str:

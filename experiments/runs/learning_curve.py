@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import title_of
 
 Rows = Sequence[Mapping[str, Any]]
@@ -39,6 +40,10 @@ def learning_curve(rows: Rows, summary: Mapping[str, Any], file: Path) -> None:
         summary: Of the run.
         file: To write, whole or not at all.
     """
+    line, ends = validation_points(rows), test_points(rows, summary)
+    if not line.rates and not ends.rates:
+        screen.note(f"no {file.name}: there is no success rate to draw")
+        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -47,14 +52,12 @@ def learning_curve(rows: Rows, summary: Mapping[str, Any], file: Path) -> None:
     axes = figure.add_subplot()
 
     # deployed policy on the validation starts, and the exploring one
-    line = validation_points(rows)
     axes.fill_between(line.steps, line.low, line.high, alpha=0.25, linewidth=0)
     axes.plot(line.steps, line.rates, marker="o", markersize=3, label=line.label)
-    line = exploring_points(rows)
-    axes.plot(line.steps, line.rates, linewidth=0.8, color="grey", label=line.label)
+    explored = exploring_points(rows)
+    axes.plot(explored.steps, explored.rates, linewidth=0.8, color="grey", label=explored.label)
 
     # deployed policy on the test starts
-    ends = test_points(rows, summary)
     below = [rate - low for rate, low in zip(ends.rates, ends.low, strict=True)]
     above = [high - rate for rate, high in zip(ends.rates, ends.high, strict=True)]
     axes.errorbar(
@@ -98,9 +101,11 @@ def exploring_points(rows: Rows) -> Points:
 
 def test_points(rows: Rows, summary: Mapping[str, Any]) -> Points:
     """Return the evaluations of the deployed policy before and after training."""
-    ends = [summary[when]["deployed"] for when in ("before", "after")]
+    last = max((row[axis_of(rows)] for row in rows), default=0.0)
+    ends = [(0.0, summary["before"]["deployed"]), (last, summary["after"]["deployed"])]
+    known = [(step, end) for step, end in ends if end["success_rate"] is not None]
     return Points(
         "deployed (ODE), test starts, before and after",
-        [0.0, max((row[axis_of(rows)] for row in rows), default=0.0)],
-        *([end[key] for end in ends] for key in ("success_rate", "wilson_low", "wilson_high")),
+        [step for step, _ in known],
+        *([end[key] for _, end in known] for key in ("success_rate", "wilson_low", "wilson_high")),
     )

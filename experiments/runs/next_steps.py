@@ -20,9 +20,9 @@ from pitune.experiments.runs.folder.checkpoints import (
 from pitune.experiments.runs.train_config import options, train_options
 
 FILES = {
-    "before_after.gif": "the same starts before and after training",
-    "before.mp4": "film before training",
-    "after.mp4": "film after training",
+    "before_after.gif": "the same test starts before and after training, evenly spread",
+    "before.mp4": "film of these starts before training",
+    "after.mp4": "film of these starts after training",
     "learning_curve.png": "learning curve",
     "metrics.csv": "metrics, a row for each iteration",
     "summary.json": "results",

@@ -199,17 +199,15 @@ def count_episodes(
 
     Args:
         task_name: Words before the bar.
-        num_episodes: Episodes of the evaluation, equally many in every environment.
+        num_episodes: Episodes of the evaluation.
         num_envs: E.
     """
     finished = torch.zeros(num_envs, dtype=torch.int64)  # (E,)
-    quota = num_episodes // max(1, num_envs)
     with screen.task(task_name, num_episodes) as task:
 
         def on_step(done: Tensor) -> None:
             finished.add_(done.cpu())
-            # extra episodes of a fast environment do not count
-            task.update(int(finished.clamp(max=quota).sum()))
+            task.update(int(finished.sum()))
 
         yield on_step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pitune import rl
 from pitune.envs import EnvSpec
 from pitune.experiments.runs.next_steps import Step, files_of, next_steps
 from pitune.experiments.runs.progress import Task, screen
+from pitune.rl.evaluation.outcome import text_of
 
 NAMES = {"deployed": "deployed (ODE)", "exploring": "exploring (as in training)"}
 """Titles of the two evaluations."""
@@ -69,12 +72,13 @@ def title_of(summary: Mapping[str, Any]) -> str:
 
 
 def percent(evaluation: dict[str, Any]) -> str:
-    """Return an evaluation's summary as `rate [interval] (successes/episodes)`."""
-    low, high = evaluation["wilson_low"], evaluation["wilson_high"]
-    return (
-        f"{evaluation['success_rate']:.1%} [{low:.1%}, {high:.1%}] "
-        f"({evaluation['successes']}/{evaluation['episodes']})"
-    )
+    """Return an evaluation's summary as `rate [interval] (successes/episodes; broken)`."""
+    rate, low, high = (evaluation[key] for key in ("success_rate", "wilson_low", "wilson_high"))
+    if rate is None or math.isnan(rate):
+        return text_of(evaluation)
+    broken = f"; {evaluation['invalid']} broken" if evaluation.get("invalid") else ""
+    counts = f"{evaluation['successes']}/{evaluation['episodes']}"
+    return f"{rate:.1%} [{low:.1%}, {high:.1%}] ({counts}{broken})"
 
 
 def closing_table(summary: dict[str, Any], console: Console | None = None) -> None:
@@ -96,6 +100,9 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
     for key, name in NAMES.items():
         table.add_row(name, percent(summary["before"][key]), percent(summary["after"][key]))
     console.print(table)
+    sentence = paired_sentence(summary["before"]["deployed"], summary["after"]["deployed"])
+    if sentence is not None:
+        console.print(sentence, highlight=False)
 
     # time of each phase
     spent = sum(summary["seconds"].values())
@@ -119,6 +126,19 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
     # files and next commands
     folder = Path(summary["checkpoint"]).parent
     print_steps(console, files_of(folder), summary.get("next") or next_steps(folder))
+
+
+def paired_sentence(before: dict[str, Any], after: dict[str, Any]) -> str | None:
+    """Return the exact comparison of two summaries on their shared starts, None without such."""
+    try:
+        test = rl.paired_test(before, after)
+    except ValueError:
+        return None
+    broken = f", {test.left_out} left out as broken" if test.left_out else ""
+    return (
+        f"deployed, on the {test.pairs} starts of both: solved by the new policy alone "
+        f"{test.wins}, by the old one alone {test.losses}, exact p = {test.p_value:.2g}{broken}"
+    )
 
 
 def print_steps(console: Console, files: list[Step], commands: list[Step]) -> None:

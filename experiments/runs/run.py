@@ -175,12 +175,12 @@ class Run:
         return self.metrics.rows
 
     def save(self, iteration: int, algorithm: Algorithm[Any], progress: dict[str, Any]) -> None:
-        """Write a checkpoint, and keep only the latest and the best by `success_rate`.
+        """Write a checkpoint, and keep only the latest and the best by `rank`.
 
         Args:
             iteration: Iterations so far, which name the folder.
             algorithm: Its policy and training state are saved.
-            progress: Numbers that the loop needs to go on (JSON), `success_rate` among them.
+            progress: Numbers that the loop needs to go on (JSON), `rank` among them.
         """
         target = self.folder / folders.checkpoint_name(iteration)
         with folders.new_folder(target) as folder:

@@ -50,7 +50,7 @@ class TrainConfig:
     eval_every: int = 20
     """Iterations between evaluations, each of which also saves a checkpoint."""
     eval_episodes: int = 200
-    """Episodes per evaluation, a multiple of the number of environments."""
+    """Episodes per evaluation."""
     max_minutes: float = float("inf")
     """Stop after the iteration that reaches this training time [min]."""
     wandb: WandbMode = "offline"

@@ -92,6 +92,12 @@ class FlowActorCritic:
             raise ValueError("there are no demonstrations")
         return self._demonstrations
 
+    @property
+    def demonstrated_reward(self) -> str | None:
+        """Definition of the rewards of demonstrations in the minibatches, None without any."""
+        mixed = self.config.off_policy.offline_share > 0
+        return self._table.reward_definition if mixed else None
+
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks of a checkpoint besides the policy."""
         return {"critic": self.off_policy.critic, "target_critic": self.off_policy.target}

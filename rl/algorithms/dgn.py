@@ -27,7 +27,7 @@ from pitune.policies import FlowPolicy
 from pitune.rl.actor_critic.actor import ExploringActor
 from pitune.rl.actor_critic.critic_input import critic_input, encode_rows, executed_chunk
 from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
-from pitune.rl.algorithm import Algorithm, AlgorithmConfig
+from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.dgn_noise import DifferenceModel, fit
 from pitune.rl.config import (
     check_counts,
@@ -158,9 +158,15 @@ class DGN(Algorithm[DGNConfig]):
         )
         self.optimizers = {**self.learner.optimizers(), "noise_model": self.noise_optimizer}
 
+        self.needs = Needs(success_signal=config.schedule == "success")
+
         # state of the schedules
         self.since_fit, self.num_fits = 0, 0
         self.outcomes: list[float] = []
+
+    @property
+    def demonstrated_reward(self) -> str | None:
+        return self.learner.demonstrated_reward
 
     @cached_property
     def demonstrated(self) -> TensorDict:
@@ -272,6 +278,8 @@ class DGN(Algorithm[DGNConfig]):
     def _count_successes(self, rollout: TensorDictBase) -> None:
         """Record the outcomes of the latest episodes that ended in a rollout (E, T)."""
         outcome = sub_dict(rollout, "next")
+        if "success" not in outcome.keys():
+            return
         counted = (outcome["done"] & ~outcome["invalid"]).squeeze(-1).T  # (T, E), in order of time
         ended = outcome["success"].squeeze(-1).T[counted].float().tolist()
         self.outcomes = [*self.outcomes, *ended][-self.config.success_window :]

@@ -98,6 +98,10 @@ class DSRL(Algorithm[DSRLConfig]):
         if config.off_policy.offline_share:
             self._demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
 
+    @property
+    def demonstrated_reward(self) -> str | None:
+        return None if self._demonstrations is None else self._demonstrations.reward_definition
+
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # experience
         rollout = rollout.to(self.policy.device)

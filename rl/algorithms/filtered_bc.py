@@ -74,13 +74,16 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
         return metrics
 
     def successes(self, rollout: TensorDictBase) -> TensorDict:
-        """Return the decisions (B) that led to a success inside the rollout (E, T).
+        """Return the decisions (B) of successful episodes that ended in the rollout (E, T).
 
         The target of cloning is the whole sampled chunk of H actions.
         """
-        # decisions before a success
-        done = rollout["next", "done"].squeeze(-1)
-        success = rollout["next", "success"].squeeze(-1)
+        # success of each episode at its end, which a broken simulator takes back
+        outcome = sub_dict(rollout, "next")
+        done = outcome["done"].squeeze(-1)
+        success = outcome["success"].squeeze(-1)
+        if "invalid" in outcome.keys():
+            success = success & ~outcome["invalid"].squeeze(-1)
         good = torch.zeros_like(success)
         succeeds = torch.zeros_like(success[:, 0])  # (E,)
         # backwards, because a success is known only at the end of its episode

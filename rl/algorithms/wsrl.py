@@ -85,6 +85,10 @@ class WSRL(Algorithm[WSRLConfig]):
         self.optimizers = self.learner.optimizers()
         self._explore()
 
+    @property
+    def demonstrated_reward(self) -> str | None:
+        return self.learner.demonstrated_reward
+
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # experience
         rollout = rollout.to(self.actor.policy.device)

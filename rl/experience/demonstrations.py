@@ -1,12 +1,11 @@
 """Demonstrations: recorded episodes, as one flat table of steps.
 
-Letters: N rows, E envs, H action horizon, h executed actions, d robot action dim.
+Letters: N rows, H action horizon, h executed actions, d robot action dim.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor
 
-from pitune.envs import CheckedEnv, EpisodeSeeds
+from pitune.envs.registry import SPARSE_REWARD
 from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.experience.sub_dict import Entry
@@ -47,6 +46,14 @@ class Demonstrations:
     """Episode of each step (N,) int64, in ascending order."""
     tasks: tuple[str, ...] = ()
     """Instructions indexed by the observations' `task_id`."""
+    reward: Tensor | None = None
+    """Reward of each step (N,) float32, as the environment gave it. By default it is 1 at the last
+    step of an episode and 0 before."""
+    terminated: Tensor | None = None
+    """Whether the task ended at each step (N,) bool. By default it ends at the last step of an
+    episode. False there stands for a time limit."""
+    reward_definition: str = SPARSE_REWARD
+    """The environment's definition of the reward, `EnvSpec.reward`."""
 
     @property
     def num_episodes(self) -> int:
@@ -58,7 +65,14 @@ class Demonstrations:
         first = self.episode.unique()[:num_episodes]
         kept = ~torch.isin(self.episode, first)
         obs = {key: value[kept] for key, value in self.obs.items()}
-        return replace(self, obs=obs, action=self.action[kept], episode=self.episode[kept])
+        return replace(
+            self,
+            obs=obs,
+            action=self.action[kept],
+            episode=self.episode[kept],
+            reward=None if self.reward is None else self.reward[kept],
+            terminated=None if self.terminated is None else self.terminated[kept],
+        )
 
     @torch.no_grad()
     def preprocess(self, policy: FlowPolicy) -> Demonstrations:
@@ -86,8 +100,8 @@ class Demonstrations:
     def transitions(self, num_steps: int) -> TensorDict:
         """Return the chunks from each step (N) as transitions of an off-policy learner.
 
-        They have the entries of `envs.ChunkEnv` with a sparse reward of 1 at an episode's last
-        step, which is a success and ends it. The used time is not recorded and is 0 here.
+        They have the entries of `envs.ChunkEnv`, with the recorded rewards and ends. The used time
+        is not recorded and is 0 here.
 
         Args:
             num_steps: h.
@@ -95,22 +109,29 @@ class Demonstrations:
         # chunk, and steps up to the end of the episode
         num = len(self.action)
         chunks = self.chunks(num_steps)
-        left = self._last() - torch.arange(num) + 1  # (N,), with the current step
+        last = self._last()
+        left = last - torch.arange(num) + 1  # (N,), with the current step
         step = torch.arange(num_steps)
+        live = step < left[:, None]  # (N, h)
+
+        # rewards and ends of the steps, by default those of a success at the last one
+        reward = (torch.arange(num) == last).float() if self.reward is None else self.reward
+        ahead = torch.minimum(torch.arange(num)[:, None] + step, last[:, None])  # (N, h)
+        ended = (left <= num_steps)[:, None]
+        solved = ended if self.terminated is None else ended & self.terminated[last][:, None]
 
         # observation after the chunk
         following = self.step_after(num_steps)
-        ended = (left <= num_steps)[:, None]
         elapsed = torch.zeros(num, 1)
         after: dict[str, Entry] = {key: value[following] for key, value in self.obs.items()}
         return chunks.update(
             {
                 "elapsed": elapsed,
-                "reward_steps": (step == left[:, None] - 1).float(),
-                "live": step < left[:, None],
+                "reward_steps": reward[ahead] * live,
+                "live": live,
                 "duration": left.clamp(max=num_steps)[:, None],
-                "terminated": ended,
-                "truncated": torch.zeros_like(ended),
+                "terminated": solved,
+                "truncated": ended & ~solved,
                 "next": TensorDict(after | {"elapsed": elapsed}, batch_size=[num]),
             }
         )
@@ -126,7 +147,9 @@ class Demonstrations:
     def save(self, path: Path) -> None:
         """Write one safetensors file atomically."""
         tensors = {f"obs.{key}": value.contiguous() for key, value in self.obs.items()}
-        metadata = {"tasks": json.dumps(self.tasks)}
+        recorded = {"reward": self.reward, "terminated": self.terminated}
+        tensors |= {key: value for key, value in recorded.items() if value is not None}
+        metadata = {"tasks": json.dumps(self.tasks), "reward": self.reward_definition}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"tmp_{path.name}")
         save_file({**tensors, "action": self.action, "episode": self.episode}, temporary, metadata)
@@ -154,6 +177,10 @@ class Demonstrations:
                 action=tensors["action"],
                 episode=tensors["episode"],
                 tasks=tuple(json.loads(metadata.get("tasks", "[]"))),
+                reward=tensors.get("reward"),
+                terminated=tensors.get("terminated"),
+                # files of older versions hold successes and no rewards
+                reward_definition=metadata.get("reward", SPARSE_REWARD),
             )
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path} does not hold demonstrations ({error!r})") from error
@@ -200,85 +227,3 @@ def _check_demonstrations(demonstrations: Demonstrations, policy: FlowPolicy, pa
             f"{path} holds no instructions, but the policy needs a prompt; collect the "
             "demonstrations again with this version, or give the policy a default prompt"
         )
-
-
-def collect_demonstrations(
-    env: CheckedEnv,
-    num_episodes: int,
-    seed: int,
-    on_step: Callable[[int], None] | None = None,
-) -> Demonstrations:
-    """Collect the first `num_episodes` successes of the environment's expert.
-
-    The order is by round and environment and not by time, because the first episodes to finish are
-    the short ones.
-
-    Args:
-        env: A simulator with an expert.
-        num_episodes: Number of successful episodes.
-        seed: Seed of the starts.
-        on_step: Called after each step with the number of successes so far, to show progress.
-
-    Raises:
-        RuntimeError: the expert fails too often.
-
-    Example:
-        >>> env = envs.make(envs.EnvConfig(id="mock/Reach"))  # doctest: +SKIP
-        >>> collect_demonstrations(env, num_episodes=10, seed=0).num_episodes  # doctest: +SKIP
-        10
-    """
-    # successful episodes
-    seeds = EpisodeSeeds(env.spec.num_envs, seed, "demonstrations")
-    kept: list[TensorDict] = []
-    played = 0
-    while len(kept) < num_episodes:
-        kept += _expert_round(env, seeds, len(kept), on_step)
-        played += env.spec.num_envs
-        if played >= 20 * max(num_episodes, env.spec.num_envs) and len(kept) < num_episodes:
-            raise RuntimeError(
-                f"the expert of {env.spec.id} succeeded in {len(kept)} of {played} episodes; "
-                f"{num_episodes} are needed"
-            )
-
-    # one table
-    kept = kept[:num_episodes]
-    steps: TensorDict = TensorDict.cat(kept)
-    lengths = torch.tensor([len(episode) for episode in kept])
-    return Demonstrations(
-        obs={str(key): steps[key] for key in steps.keys() if key != "action"},
-        action=steps["action"],
-        episode=torch.arange(num_episodes).repeat_interleave(lengths),
-        tasks=env.spec.tasks,
-    )
-
-
-def _expert_round(
-    env: CheckedEnv, seeds: EpisodeSeeds, num_before: int, on_step: Callable[[int], None] | None
-) -> list[TensorDict]:
-    """Play one episode in every environment and return the successful ones, in order."""
-    # new episodes
-    num_envs = env.spec.num_envs
-    env_idx = torch.arange(num_envs, device=env.spec.device)
-    obs = env.reset(seeds.next(env_idx).to(env_idx.device))
-    expert = env.expert()
-    active = torch.ones(num_envs, dtype=torch.bool, device=env.spec.device)
-    solved = torch.zeros_like(active)
-
-    # steps of all environments until the last episode has ended
-    steps: list[TensorDict] = []
-    live: list[Tensor] = []
-    while active.any():
-        action = torch.maximum(torch.minimum(expert.act(), env.high), env.low)
-        entries: dict[str, Entry] = {**obs, "action": action}
-        steps.append(TensorDict(entries, batch_size=[num_envs]).cpu())
-        live.append(active.cpu())
-        result = env.step(action, active)
-        obs = result.obs
-        solved = solved | (result.info["success"] & active)
-        active = active & ~(result.terminated | result.truncated)
-        if on_step is not None:
-            on_step(num_before + int(solved.sum()))
-
-    # steps of each successful environment
-    table, mask = TensorDict.stack(steps), torch.stack(live)  # (steps, E)
-    return [table[mask[:, i], i] for i in range(num_envs) if solved[i]]

@@ -95,7 +95,18 @@ KEYS: dict[str, Key] = {
     "live": _key("whether a step was executed", "h", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "bool"),
     "duration": _key("executed steps", "1", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "steps"),
     "success": _key(
-        "solved in this chunk", "1", _ENV, f"{_EPISODES} {_EVALUATE}", _ROLLOUT, "bool"
+        "success of the episode so far, by the environment's rule",
+        "1",
+        _ENV,
+        f"{_EPISODES} rl.algorithms.filtered_bc",
+        _ROLLOUT,
+        "bool",
+    ),
+    "success_once": _key(
+        "solved at any step of the episode so far", "1", _ENV, _EVALUATE, _ROLLOUT, "bool"
+    ),
+    "success_at_end": _key(
+        "solved at the last executed step", "1", _ENV, _EVALUATE, _ROLLOUT, "bool"
     ),
     "invalid": _key(
         "the simulator broke down", "1", _ENV, f"{_BATCH} {_TRANSITIONS}", _ROLLOUT, "bool"

@@ -55,7 +55,11 @@ def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
     """
     name, needs = type(algorithm).__name__, algorithm.needs
     if needs.success_signal and not spec.success_signal:
-        raise ValueError(f"{name} needs a success signal, {spec.id} has none")
+        raise ValueError(
+            f"{name} needs a success signal, {spec.id} has none; report info['success'], one "
+            "boolean at each step, or use an algorithm that learns from the reward (ppo, fpo)"
+        )
+    check_rewards(algorithm, spec)
     if spec.num_envs % needs.num_shares:
         raise ValueError(
             f"{name} splits the environments into {needs.num_shares} equal shares; "
@@ -68,8 +72,27 @@ def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
         )
 
 
+def check_rewards(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
+    """Reject demonstrations whose rewards are not those of the environment, where they are mixed.
+
+    Raises:
+        ValueError: the rewards differ.
+    """
+    recorded = algorithm.demonstrated_reward
+    if recorded is not None and spec.reward and recorded != spec.reward:
+        raise ValueError(
+            f"{type(algorithm).__name__} learns from the rewards of demonstrations beside those of "
+            f"{spec.id}, but they differ: {recorded!r} in the file, {spec.reward!r} here. Collect "
+            "the demonstrations again in this environment (pitune pretrain with the same --env "
+            "options), or set offline_share to 0"
+        )
+
+
 class Rollouts:
     """Collects rollouts with an algorithm's actor.
+
+    The environment may be used for other things in between, such as an evaluation. That ends the
+    running episodes, so the next rollout begins new ones.
 
     Args:
         env: The checked simulator.
@@ -157,8 +180,10 @@ class Rollouts:
         """Return the next rollout (E, T), or an empty one if the algorithm needs no rollouts."""
         if not self.algorithm.needs.rollouts:
             return TensorDict(batch_size=(self.env.spec.num_envs, 0))
-        if self._begun and self._num_episodes is not None:
+        if self._begun and (self._num_episodes is not None or self._chunk_env.stale):
             self.restart(self._iteration + 1)
+        elif self._chunk_env.stale:  # used by another owner before the first rollout
+            self.restart(self._iteration)
         self._begun = True
         steps, seconds = self._chunk_env.num_env_steps, self._chunk_env.simulator_seconds
         rollout: TensorDictBase = next(self._collector)
@@ -168,14 +193,17 @@ class Rollouts:
 
 
 def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
-    """Return metrics of the episodes that ended in a rollout (E, T)."""
+    """Return metrics of the episodes that ended in a rollout (E, T).
+
+    There is no success rate without such an episode, or if the environment reports no success.
+    """
     if rollout.batch_size.numel() == 0:  # TensorDict.numel() is never below 1
         return {}
     outcome = sub_dict(rollout, "next")
     counted = outcome["done"] & ~outcome["invalid"]
     num = int(counted.sum())
     metrics = {"train/episodes": float(num), "train/invalid": float(outcome["invalid"].sum())}
-    if num:
+    if num and "success" in outcome.keys():
         metrics["train/success_rate"] = float((outcome["success"] & counted).sum()) / num
     metrics["train/reward_per_step"] = float(outcome["reward"].sum() / outcome["duration"].sum())
     return metrics

@@ -29,7 +29,7 @@ class Episodes(NamedTuple):
     score: Tensor
     """Discounted return from the episode's start."""
     success: Tensor
-    """Whether the episode succeeded."""
+    """Whether the episode succeeded, by the environment's definition."""
     counted: Tensor
     """Whether the episode ended inside the rollout, in a working simulator."""
     start: Tensor
@@ -61,16 +61,22 @@ def episodes(rollout: TensorDictBase, discount: float) -> Episodes:
     score = to_go.new_zeros(shape)
     state: Tensor = rollout["state"]
     start = state.new_zeros(*shape, state.shape[-1])
-    flags = {key: torch.zeros(shape, dtype=torch.bool, device=done.device) for key in _FLAGS}
+    written = torch.zeros(shape, dtype=torch.bool, device=done.device)
+    flags = {key: written.clone() for key in _FLAGS}
 
     # one decision of each environment at a time, so that an episode's first one is written last
+    # and its flags are those of its last one
     for t in reversed(range(done.shape[1])):
         row = envs[played[:, t]]
         column = number[row, t]
         score[row, column] = to_go[row, t]
         start[row, column] = state[row, t].to(start)
         for key in _FLAGS:
-            flags[key][row, column] |= outcome[key][row, t, 0]
+            flag = outcome[key][row, t, 0]
+            flags[key][row, column] = torch.where(
+                written[row, column], flags[key][row, column], flag
+            )
+        written[row, column] = True
     counted = flags["done"] & ~flags["invalid"]
     return Episodes(score, flags["success"], counted, start, torch.where(played, number, num))
 

@@ -24,16 +24,18 @@ from pitune.policies.checkpoints.native import load_policy
 
 
 def best_of(checkpoints: Sequence[Path]) -> Path:
-    """Return the checkpoint with the highest success rate in its own evaluation."""
+    """Return the checkpoint with the highest rank in its own evaluation."""
 
-    def rate(folder: Path) -> float:
+    def rank(folder: Path) -> float:
         try:
-            success_rate = float(read_progress(folder)["success_rate"])
+            progress = read_progress(folder)
+            # older versions stored the success rate alone, nan if all episodes were invalid
+            value = float(progress.get("rank", progress["success_rate"]))
         except (DamagedCheckpointError, KeyError, TypeError):  # damaged, or never evaluated
-            return -1.0
-        return -1.0 if math.isnan(success_rate) else success_rate  # all episodes invalid
+            return -math.inf
+        return -math.inf if math.isnan(value) else value
 
-    return max(checkpoints, key=rate)
+    return max(checkpoints, key=rank)
 
 
 def prune(folder: Path) -> None:
