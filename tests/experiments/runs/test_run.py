@@ -262,7 +262,9 @@ def test_a_checkpoint_that_is_cut_short_leaves_nothing(
 
 
 def test_a_run_without_checkpoint_cannot_go_on(tmp_path: Path, algorithm: rl.Algorithm) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from; start it without -"):
+    with pytest.raises(
+        FileNotFoundError, match="no checkpoint to resume from; pass another --out,"
+    ):
         new_run(tmp_path).load_latest(algorithm)
 
 
