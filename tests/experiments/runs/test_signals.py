@@ -18,6 +18,7 @@ import torch
 
 from forks import Child
 from pitune import envs, experiments, rl
+from pitune.experiments.quickstart import main as quickstart_main
 from pitune.experiments.runs.folder.checkpoints import own_checkpoints
 from pitune.experiments.runs.signals import StoppedBySignal, exit_on_signal, stop_request
 from pitune.experiments.train import TrainConfig, Trainer, train
@@ -55,12 +56,12 @@ def stop_in(function: str, call: int, number: int, config: TrainConfig, times: i
     """Train, and get a signal at the n-th call of a method of the trainer."""
     original, count = getattr(Trainer, function), iter(range(1, 1000))
 
-    def signalled(trainer: Trainer, *args: Any) -> Any:
+    def signalled(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
         if next(count) == call:
             for _ in range(times):
                 os.kill(os.getpid(), number)
                 time.sleep(0.01)
-        return original(trainer, *args)
+        return original(trainer, *args, **kwargs)
 
     setattr(Trainer, function, signalled)
     command(config)
@@ -195,10 +196,15 @@ def test_an_iteration_that_fails_because_its_processes_were_stopped_too_is_repea
 
 def test_handlers_are_those_of_before_when_the_work_is_over() -> None:
     before = [signal.getsignal(number) for number in NUMBERS]
-    with pytest.raises(StoppedBySignal), exit_on_signal(), stop_request() as request:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert request.stopped is not None
-        raise request.stopped
+
+    def stopped_work() -> None:
+        with exit_on_signal(), stop_request() as request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.stopped is not None
+            raise request.stopped
+
+    with pytest.raises(StoppedBySignal):
+        stopped_work()
     assert [signal.getsignal(number) for number in NUMBERS] == before
 
 
@@ -222,7 +228,7 @@ def test_a_run_is_stopped_between_the_parts_of_a_job(
     def quickstart() -> None:
         rl.collect_demonstrations = collecting
         words = ["--env.id", "mock/Reach", "--out", str(tmp_path / "job"), "--wandb", "off"]
-        experiments.quickstart.main(words)
+        quickstart_main(words)
 
     stopped = Child(quickstart, tmp_path / "log")
     assert stopped.wait() == 143
