@@ -48,6 +48,16 @@ SPARSE_REWARD = "1 on success"
 """Definition of the reward `sparse`."""
 SPARSE_PREFIXES = ("maniskill", "metaworld", "mock", "mujoco")
 """Adapters whose reward `sparse` is defined so. Other environments have a reward of their own."""
+OTHER_OPTIONS = (
+    "backend",
+    "camera",
+    "exact_seeds",
+    "num_threads",
+    "obs_mode",
+    "render_size",
+    "shadows",
+)
+"""Options of adapters that have no influence on rewards."""
 
 _ADAPTERS: dict[str, Adapter] = {}
 
@@ -168,7 +178,8 @@ def _reward_of(config: EnvConfig, spec: EnvSpec) -> str:
         return spec.reward
     if config.reward == "sparse" and config.prefix in SPARSE_PREFIXES:
         return SPARSE_REWARD
-    given = {key: value for key, value in vars(config.options).items() if value}
+    options = {key: value for key, value in vars(config.options).items() if value}
+    given = {key: value for key, value in options.items() if key not in OTHER_OPTIONS}
     return f"{config.reward} reward of {config.id}, {spec.max_episode_steps} steps, {given}"
 
 

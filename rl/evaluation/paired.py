@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pitune.rl.evaluation.outcome import Evaluation
 from pitune.rl.evaluation.statistics import mcnemar_p_value
-
-Rows = Sequence[Mapping[str, Any]]
-"""The `rows` of a summary."""
 
 
 class PairedTest(NamedTuple):
@@ -47,6 +44,12 @@ def paired_test(
             one of them has no success or no rows.
     """
     a, b = _outcomes(first), _outcomes(second)
+    rules = [_summary(evaluation)["success_rule"] for evaluation in (first, second)]
+    if rules[0] != rules[1]:
+        raise ValueError(
+            f"the evaluations define success as {rules[0]!r} and {rules[1]!r}; evaluate both with "
+            "one definition"
+        )
     if a.keys() != b.keys():
         raise ValueError(
             f"the evaluations share {len(a.keys() & b.keys())} of {len(a)} and {len(b)} starts; a "
@@ -64,9 +67,13 @@ def paired_test(
     )
 
 
+def _summary(evaluation: Evaluation | Mapping[str, Any]) -> Mapping[str, Any]:
+    return evaluation.summary() if isinstance(evaluation, Evaluation) else evaluation
+
+
 def _outcomes(evaluation: Evaluation | Mapping[str, Any]) -> dict[tuple[int, int], bool | None]:
     """Return the success of each start, or None where the simulator broke down."""
-    summary = evaluation.summary() if isinstance(evaluation, Evaluation) else evaluation
+    summary = _summary(evaluation)
     rule, rows = summary.get("success_rule"), summary.get("rows")
     if not rows or rule is None:
         missing = "episodes, which versions before 0.3 did not store" if not rows else "success"

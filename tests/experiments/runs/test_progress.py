@@ -184,14 +184,14 @@ def test_an_error_ends_the_display(terminal: Screen) -> None:
     assert sys.stderr is stream
 
 
-def test_episodes_are_counted_up_to_each_environments_share(
+def test_every_episode_of_an_evaluation_is_counted(
     log: Screen, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of four episodes each; the first environment plays on while the second is slow."""
+    """The first environment plays three of five episodes, the second is slow."""
     monkeypatch.setattr(progress, "screen", log)
-    with count_episodes("evaluation", num_episodes=4, num_envs=2) as on_step:
-        for first, second in ((True, False), (True, False), (True, False), (True, True)):
+    with count_episodes("evaluation", num_episodes=5, num_envs=2) as on_step:
+        for first, second in ((True, False), (True, False), (True, True), (False, True)):
             clock.now += 61
             on_step(torch.tensor([first, second]))
     counts = [line.split(",")[0] for line in lines(log)]
-    assert counts == ["evaluation: 0/4", *(f"evaluation: {n}/4" for n in (1, 2, 2, 3))]
+    assert counts == ["evaluation: 0/5", *(f"evaluation: {n}/5" for n in (1, 2, 4, 5))]
