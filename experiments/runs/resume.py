@@ -16,9 +16,15 @@ from pitune.experiments.runs.folder.checkpoints import own_checkpoints
 from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.results_table import read_run
-from pitune.experiments.runs.train_config import SUBCOMMANDS, TrainConfig, train_options
+from pitune.experiments.runs.train_config import (
+    DEFAULT_OUT,
+    SUBCOMMANDS,
+    TrainConfig,
+    train_options,
+)
 
 RESUME, OUT = "--resume", "--out"
+_BLOCKS = tuple(SUBCOMMANDS.values())
 
 
 def finished_summary(config: TrainConfig) -> dict[str, Any] | None:
@@ -120,10 +126,7 @@ def _resumed_folder(words: list[str]) -> tuple[Path | None, list[str]]:
         raise ValueError(
             f"--resume {folder} and --out {out} are different folders; pass one of them"
         )
-    return folder or out or TrainConfig.__dataclass_fields__["out"].default, kept
-
-
-_BLOCKS = tuple(SUBCOMMANDS.values())
+    return folder or out or DEFAULT_OUT, kept
 
 
 def _before_block(words: list[str]) -> tuple[list[str], list[str]]:

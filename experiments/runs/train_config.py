@@ -14,6 +14,8 @@ from pitune.experiments.recipes import algorithm_word, preset
 from pitune.experiments.runs.config_file import plain
 from pitune.experiments.runs.run import WandbMode
 
+DEFAULT_OUT = Path("runs/latest")
+"""Folder of a run that names none."""
 LIMITS = ("num_iterations", "max_minutes", "stop_at")
 """Settings that only end a run."""
 SUBCOMMANDS = {"finetune.lora": "finetune.lora:lo-ra-config"}
@@ -38,7 +40,7 @@ class TrainConfig:
     """Settings that a checkpoint of another format lacks."""
     finetune: policies.FinetuneConfig = field(default_factory=policies.FinetuneConfig)
     """Which parameters are trained, and how memory is saved."""
-    out: Path = Path("runs/latest")
+    out: Path = DEFAULT_OUT
     """New folder for the config, the metrics and the checkpoints."""
     seed: int = 0
     """Seed of the policy's noise and of the environments' starts."""

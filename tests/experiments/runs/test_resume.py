@@ -240,6 +240,7 @@ def test_a_run_of_an_older_version_gets_the_defaults_of_new_settings(
     check_same(folder, found.identity(), defaults=found.defaults())
     shown = capsys.readouterr().err
     assert "new settings have their defaults: algorithm.entropy_coefficient, torch_threads" in shown
+    assert isinstance(config.algorithm, rl.PPOConfig)
     other = replace(config, algorithm=replace(config.algorithm, entropy_coefficient=0.5))
     with pytest.raises(ValueError, match=r"different: algorithm\.entropy_coefficient: 0\.0 -> 0"):
         check_same(folder, other.identity(), defaults=other.defaults())

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def test_an_iteration_that_fails_because_its_processes_were_stopped_too_is_repea
         return original(trainer)
 
     def failing() -> None:
-        Trainer._iterate = broken  # type: ignore[method-assign]
+        setattr(Trainer, "_iterate", broken)  # noqa: B010
         command(config)
 
     original = Trainer._iterate
@@ -249,7 +250,8 @@ def test_ten_kills_at_random_moments_change_no_number(config: TrainConfig, tmp_p
     kills = 0
     while kills < 10:
         begun = bool(own_checkpoints(config.out))
-        running = Child(lambda b=begun: train(replace(config, resume=b)), tmp_path / "log")
+        again = partial(train, replace(config, resume=begun))
+        running = Child(again, tmp_path / "log")
         time.sleep(float(torch.rand((), generator=generator)) * seconds / 3)
         os.kill(running.pid, signal.SIGKILL)
         kills += running.wait() == -signal.SIGKILL

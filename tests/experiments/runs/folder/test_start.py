@@ -15,6 +15,7 @@ import pytest
 
 from forks import Child
 from pitune import envs, experiments, policies, rl
+from pitune.experiments.runs import run as run_module
 from pitune.experiments.runs.folder import base, start, wandb_run
 from pitune.experiments.runs.run import Run
 from pitune.experiments.train import TrainConfig, Trainer, train
@@ -51,13 +52,13 @@ def without_login(*_: Any) -> Any:
 FAILURES: dict[str, tuple[Any, str, Callable]] = {
     "loading": (policies, "load", full_disk),
     "keeping the policy": (base, "write_policy", full_disk),
-    "writing config.json": (experiments.runs.run, "write_config", full_disk),
+    "writing config.json": (run_module, "write_config", full_disk),
     "a bad setting": (rl, "make", without_login),
     "making the environment": (envs, "make", full_disk),
     "wandb without a login": (wandb_run, "start", without_login),
     "the first evaluation": (Trainer, "_final_evaluation", full_disk),
     "filming": (Trainer, "_film", full_disk),
-    "the first checkpoint": (experiments.runs.run, "write_policy", full_disk),
+    "the first checkpoint": (run_module, "write_policy", full_disk),
 }
 
 
