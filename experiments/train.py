@@ -1,19 +1,7 @@
-"""Fine-tune a pretrained policy in simulation.
-
-    pitune train ppo --env.id mujoco/PickCube --checkpoint runs/pick/pretrained \
-        --seed 1 --num-iterations 100 --out runs/pick/ppo
-    pitune train filtered_bc --help
-
-The first argument names the algorithm.
-
-    pitune train --resume runs/pick/ppo
-
-continues a run with its own settings. SIGTERM, SIGHUP and Ctrl-C end it with a checkpoint.
-"""
+"""Fine-tune a pretrained policy in simulation: the loop of a run, from its start to its summary."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,29 +10,20 @@ import torch
 
 from pitune import envs, policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
-from pitune.experiments.command_line.listing import algorithm_lines
-from pitune.experiments.command_line.parsing import arguments, default_env, program, wants_help
-from pitune.experiments.command_line.parsing import parse as parse_config
+from pitune.experiments.command_line.parsing import arguments
 from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.health.outcome import reasons
-from pitune.experiments.recipes import preset
+from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import cut_note, evaluate_both, rank_of, validate
-from pitune.experiments.runs.folder.base import kept_policy, load_and_keep
+from pitune.experiments.runs.folder.initial_policy import kept_policy, load_and_keep
 from pitune.experiments.runs.learning_curve import learning_curve
 from pitune.experiments.runs.progress import screen
-from pitune.experiments.runs.report import TrainingProgress, closing_table
-from pitune.experiments.runs.resume import with_saved_options
+from pitune.experiments.runs.report import TrainingProgress, closing_table, report_memory
 from pitune.experiments.runs.run import Run
-from pitune.experiments.runs.signals import (
-    StoppedBySignal,
-    StopRequest,
-    exit_on_signal,
-    stop_note,
-    stop_request,
-)
+from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.runs.video import before_after, record_video
-from pitune.policies.finetuning.memory import available_bytes, check_memory, parameter_report
+from pitune.experiments.train_arguments import parse as parse
 
 NEEDED = ("success_rate", "env_steps", "seconds", "before", "clipped")
 """Entries of a checkpoint's progress without which it cannot be resumed from."""
@@ -85,7 +64,7 @@ class Trainer:
         policy = load(config.out, config.checkpoint, config.load).to(config.device)
         policies.apply_finetuning(policy, config.finetune)
         self.algorithm = rl.make(config.algorithm, policy)
-        self._check_memory()
+        report_memory(policy, config.algorithm.policy_minibatch)
 
         # environment
         self.env = envs.make(config.env)
@@ -104,21 +83,13 @@ class Trainer:
             self._restore()
         self.run.connect()
 
-    def _check_memory(self) -> None:
-        """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
-        policy = self.algorithm.actor.policy
-        report = parameter_report(policy, self.config.algorithm.policy_minibatch)
-        if policy.network.vlm is not None:
-            screen.print(report.table())
-        check_memory(report, available_bytes(policy.device))
-
     def train(self) -> dict[str, Any]:
         """Run to the end and return the summary, which is also in summary.json.
 
         Raises:
             StoppedBySignal: SIGTERM, SIGHUP or Ctrl-C arrived. A checkpoint is written before.
         """
-        with stop_request() as request:
+        with signals.stop_request() as request:
             try:
                 with request.raising():
                     if not self.before:
@@ -134,9 +105,8 @@ class Trainer:
         """Collect and learn until a limit is reached."""
         config, start = self.config, time.monotonic()
         # warnings, which continue those of a resumed run
-        identity, rows = config.identity(), self.run.rows
-        name, before = rl.name_of(self.config.algorithm), self.before["deployed"]
-        monitor = HealthMonitor(name, identity, before, rows)
+        name, before = rl.name_of(config.algorithm), self.before["deployed"]
+        monitor = HealthMonitor(name, config.identity(), before, self.run.rows)
         if self._pending_evaluation:
             with request.raising():
                 evaluation = self._evaluate()
@@ -146,7 +116,7 @@ class Trainer:
         # iterations
         with screen.task("training", config.num_iterations, self.iteration) as task:
             progress = TrainingProgress(task, self.env.spec)
-            self.ended_by = self._reached_limit()
+            self.ended_by = config.limit_reached(self.iteration, self.run.rows)
             while not self.ended_by:
                 metrics = self._iterate_or_stop(request)
                 out_of_time = time.monotonic() - start > 60 * config.max_minutes
@@ -161,21 +131,9 @@ class Trainer:
                 for warning in monitor.warnings(self.run.rows):
                     screen.note(f"warning: {warning}")
                 if request.stopped is not None:
-                    screen.note(stop_note(self.config.out, self.iteration, exact=due))
+                    screen.note(signals.stop_note(self.config.out, self.iteration, exact=due))
                     raise request.stopped
-                self.ended_by = self._reached_limit(out_of_time)
-
-    def _reached_limit(self, out_of_time: bool = False) -> str:
-        """Return the limit that ends the run, in words, or nothing."""
-        config, row = self.config, [{}, *self.run.rows][-1]
-        if row.get("success_rate_low", -math.inf) >= config.stop_at:
-            return (
-                f"the interval of the validation episodes is above stop_at={config.stop_at:g} "
-                f"since iteration {self.iteration}"
-            )
-        if self.iteration >= config.num_iterations:
-            return f"all num_iterations={config.num_iterations} are done"
-        return f"max_minutes={config.max_minutes:g} are over" if out_of_time else ""
+                self.ended_by = config.limit_reached(self.iteration, self.run.rows, out_of_time)
 
     def _iterate_or_stop(self, request: StopRequest) -> dict[str, float]:
         """Iterate, and end in order if a signal has stopped the environment's processes too.
@@ -189,7 +147,7 @@ class Trainer:
             if request.stopped is None:
                 raise
             screen.note(f"iteration {self.iteration + 1} is lost ({error})")
-            screen.note(stop_note(self.config.out, self.run.saved_iteration(), exact=True))
+            screen.note(signals.stop_note(self.config.out, self.run.saved_iteration(), exact=True))
             raise request.stopped from error
 
     def _evaluate_unless_stopped(self, request: StopRequest) -> dict[str, float]:
@@ -288,37 +246,30 @@ class Trainer:
         self._pending_evaluation = progress.get("pending_evaluation", False)
         if self.iteration % self.config.eval_every and self.iteration < self.config.num_iterations:
             self.restarts = [*self.restarts, self.iteration]
-            screen.note(
-                f"the run continues between two evaluations, at iteration {self.iteration}, with "
-                "new episodes: later numbers are not those of an uninterrupted run"
-            )
+            screen.note(signals.restart_note(self.iteration))
         self.rollouts.restart(self.iteration)
 
     def _film(self, name: str) -> None:
-        if self.config.video:
-            file = self.config.out / f"{name}.mp4"
-            config = self.config
+        config, file = self.config, self.config.out / f"{name}.mp4"
+        if config.video:
             record_video(config.env, self.algorithm.actor, file, config.seed, config.eval_episodes)
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate, report, close, and return the summary."""
-        # evaluation and film
-        after = self._final_evaluation()
+        config, after = self.config, self._final_evaluation()
         self._film("after")
-        if self.config.video:
-            before_after(self.config.out)
+        if config.video:
+            before_after(config.out)
 
         # summary
         summary = {
-            "algorithm": rl.name_of(self.config.algorithm),
-            "env": self.config.env.id,
-            "seed": self.config.seed,
+            "algorithm": rl.name_of(config.algorithm),
+            "env": config.env.id,
+            "seed": config.seed,
             "iterations": self.iteration,
             "ended_by": self.ended_by,
             "restarts": self.restarts,
-            "learned_nothing": reasons(
-                self.run.rows, self.config.identity(), self.run.has_changed()
-            ),
+            "learned_nothing": reasons(self.run.rows, config.identity(), self.run.has_changed()),
             "env_steps": self.rollouts.num_env_steps,
             "train_seconds": sum(self.seconds.values()),
             "before": self.before,
@@ -328,8 +279,7 @@ class Trainer:
             "best_checkpoint": str(self.run.best_checkpoint()),
         }
 
-        # files
-        learning_curve(self.run.rows, summary, self.config.out / "learning_curve.png")
+        learning_curve(self.run.rows, summary, config.out / "learning_curve.png")
         self.run.finish(summary)
         self.env.close()
         return summary
@@ -340,41 +290,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return Trainer(config).train()
 
 
-def parse(args: Sequence[str]) -> TrainConfig:
-    """Read the config from command line arguments: the algorithm's name, then any options.
-
-    Args:
-        args: The name may be followed by a colon and a variant or likelihood: `ppo:flow_noise`.
-
-    Raises:
-        ValueError: no algorithm has this name, or an option is unknown or has no valid value.
-    """
-    args = args if wants_help(args) else with_saved_options(args)
-    name = args[0] if args and not args[0].startswith("-") else ""
-    if name:
-        algorithm = preset(name)
-        description = f"{rl.registry.entry(rl.name_of(algorithm)).description}\n\n{__doc__}"
-    elif wants_help(args):
-        algorithm = rl.AlgorithmConfig()
-        description = (
-            f"{__doc__}\n\n  ALGORITHM is one of\n{algorithm_lines()}\n\n"
-            f"`{program('train')} ppo --help` lists the options of ppo."
-        )
-    else:
-        names = ", ".join(sorted(rl.presets()))
-        raise ValueError(f"the first argument names the algorithm; registered: {names}")
-    return parse_config(
-        TrainConfig,
-        args[1:] if name else args,
-        prog=f"{program('train')} {name or 'ALGORITHM'}",
-        description=description,
-        default=TrainConfig(algorithm=algorithm, env=default_env(args)),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
-    with exit_with_message(), exit_on_signal():
+    with exit_with_message(), signals.exit_on_signal():
         closing_table(train(parse(arguments(argv))))
 
 

@@ -15,6 +15,8 @@ from pitune import rl
 from pitune.envs import EnvSpec
 from pitune.experiments.runs.next_steps import Step, files_of, next_steps
 from pitune.experiments.runs.progress import Task, screen
+from pitune.policies import FlowPolicy
+from pitune.policies.finetuning.memory import available_bytes, check_memory, parameter_report
 from pitune.rl.evaluation.outcome import text_of
 
 NAMES = {"deployed": "deployed (ODE)", "exploring": "exploring (as in training)"}
@@ -149,3 +151,11 @@ def print_steps(console: Console, files: list[Step], commands: list[Step]) -> No
         for purpose, text in steps:
             console.print(f"  {purpose}:", markup=False, highlight=False)
             console.print(f"    {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def report_memory(policy: FlowPolicy, minibatch: int) -> None:
+    """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
+    report = parameter_report(policy, minibatch)
+    if policy.network.vlm is not None:
+        screen.print(report.table())
+    check_memory(report, available_bytes(policy.device))

@@ -114,6 +114,14 @@ def exit_on_signal() -> Iterator[None]:
             raise
 
 
+def restart_note(iteration: int) -> str:
+    """Return the note of a run that continues where no evaluation has begun new episodes."""
+    return (
+        f"the run continues between two evaluations, at iteration {iteration}, with new episodes: "
+        "later numbers are not those of an uninterrupted run"
+    )
+
+
 def stop_note(folder: Path, iteration: int, exact: bool) -> str:
     """Return the note at the end of a run that a signal has stopped.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,26 @@ class TrainConfig:
     def limits(self) -> dict[str, Any]:
         """Return the settings that only end a run."""
         return {name: plain(getattr(self, name)) for name in LIMITS}
+
+    def limit_reached(
+        self, iteration: int, rows: Sequence[Mapping[str, Any]], out_of_time: bool = False
+    ) -> str:
+        """Return the limit that ends a run, in words, or nothing while it goes on.
+
+        Args:
+            iteration: Iterations so far.
+            rows: Of metrics.csv, up to this iteration.
+            out_of_time: Whether `max_minutes` are over.
+        """
+        low = rows[-1].get("success_rate_low") if rows else None  # no evaluation: nothing to stop
+        if low is not None and low >= self.stop_at:
+            return (
+                f"the interval of the validation episodes is above stop_at={self.stop_at:g} since "
+                f"iteration {iteration}"
+            )
+        if iteration >= self.num_iterations:
+            return f"all num_iterations={self.num_iterations} are done"
+        return f"max_minutes={self.max_minutes:g} are over" if out_of_time else ""
 
     def reports(self) -> dict[str, Any]:
         """Return the settings of a run's reports, which a resumed run finds in its folder."""

@@ -16,7 +16,7 @@ import pytest
 from forks import Child
 from pitune import envs, experiments, policies, rl
 from pitune.experiments.runs import run as run_module
-from pitune.experiments.runs.folder import base, start, wandb_run
+from pitune.experiments.runs.folder import initial_policy, start, wandb_run
 from pitune.experiments.runs.run import Run
 from pitune.experiments.train import TrainConfig, Trainer, train
 
@@ -51,7 +51,7 @@ def without_login(*_: Any) -> Any:
 
 FAILURES: dict[str, tuple[Any, str, Callable]] = {
     "loading": (policies, "load", full_disk),
-    "keeping the policy": (base, "write_policy", full_disk),
+    "keeping the policy": (initial_policy, "write_policy", full_disk),
     "writing config.json": (run_module, "write_config", full_disk),
     "a bad setting": (rl, "make", without_login),
     "making the environment": (envs, "make", full_disk),
