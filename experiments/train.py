@@ -64,7 +64,7 @@ class Trainer:
         policy = load(config.out, config.checkpoint, config.load).to(config.device)
         policies.apply_finetuning(policy, config.finetune)
         self.algorithm = rl.make(config.algorithm, policy)
-        report_memory(policy, config.algorithm.policy_minibatch)
+        report_memory(self.algorithm.actor.policy, config.algorithm.policy_minibatch)
 
         # environment
         self.env = envs.make(config.env)
