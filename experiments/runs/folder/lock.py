@@ -99,10 +99,8 @@ def _open(file: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        raise PermissionError(
-            f"cannot write in {file.parent} ({error.strerror}); make the folder writable, or pass "
-            "another --out"
-        ) from error
+        message = "the folder cannot be written; make it writable, or pass another --out"
+        raise PermissionError(error.errno, message, str(file.parent)) from error
 
 
 def _key(file: int | Path) -> tuple[int, int]:
