@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pitune.settings import PositiveInt, Range, Settings
 
 Reward = Literal["sparse", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvOptions:
+class EnvOptions(Settings):
     """Base class of the options that belong to one adapter.
 
     A subclass is a frozen, keyword-only dataclass whose fields all have defaults. Its fields become
@@ -28,7 +30,7 @@ Options = TypeVar("Options", bound=EnvOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvConfig:
+class EnvConfig(Settings):
     """An environment: its name, the number of parallel environments, and the processes.
 
     Example:
@@ -39,19 +41,19 @@ class EnvConfig:
 
     id: str = "mujoco/PickCube"
     """`mujoco/<task>`, `maniskill/<task>`, `metaworld/<task>`, `gym/<id>` or `mock/<name>`."""
-    num_envs: int = 100
+    num_envs: PositiveInt = 100
     """Environments that step together."""
-    num_workers: int = 2
+    num_workers: Annotated[int, Range(low=0, high=1024)] = 2
     """Processes (or MuJoCo threads) that share the environments. 0 runs them in this process.
     A simulator that steps all environments in one call (`mock/`, ManiSkill on a GPU, a vector
     environment of Gymnasium) has no use for workers."""
     reward: Reward = "sparse"
     """1 on success only, or the simulator's shaped reward."""
-    max_episode_steps: int | None = None
+    max_episode_steps: PositiveInt | None = None
     """Time limit [environment steps]. The task's own by default."""
     cameras: tuple[str, ...] = ()
     """Cameras whose pictures enter the observation."""
-    image_size: int = 64
+    image_size: PositiveInt = 64
     """Height and width of the pictures [pixels]."""
     options: EnvOptions = field(default_factory=EnvOptions)
     """Options of the adapter. The plain `EnvOptions` stands for the adapter's defaults."""

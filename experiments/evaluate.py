@@ -19,10 +19,11 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.config_file import plain, provenance
 from pitune.experiments.runs.progress import count_episodes
+from pitune.settings import DeviceName, PositiveInt, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Measure the success rate of a checkpoint.
 
     Example:
@@ -35,9 +36,9 @@ class EvaluateConfig:
     load: policies.LoadConfig = field(default_factory=policies.LoadConfig)
     """Settings that a checkpoint of another format lacks."""
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
-    episodes: int = 200
+    episodes: PositiveInt = 200
     """Episodes, a multiple of the number of environments."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the starts and of the policy's noise."""
     stochastic: bool = False
     """Explore as in training, with the likelihood below, instead of acting as deployed."""
@@ -45,7 +46,7 @@ class EvaluateConfig:
     """Noise of a policy that explores."""
     out: Path | None = None
     """JSON file for the result."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: DeviceName = "cuda" if torch.cuda.is_available() else "cpu"
     """Device of the policy."""
 
 

@@ -24,10 +24,11 @@ from pitune import policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies import FlowPolicy, NormStats
+from pitune.settings import PositiveFloat, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormStatsConfig:
+class NormStatsConfig(Settings):
     """Compute norm stats of demonstrations.
 
     Example:
@@ -49,7 +50,7 @@ class NormStatsConfig:
     """File from `pitune pretrain` or `rl.Demonstrations.save`."""
     out: Path
     """File to write, such as norm_stats.json."""
-    min_scale: float = 1e-2
+    min_scale: PositiveFloat = 1e-2
     """Smallest standard deviation and half range [robot units]."""
 
 

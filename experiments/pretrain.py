@@ -23,6 +23,7 @@ from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import check_same, plain, write_config
 from pitune.experiments.runs.progress import screen
 from pitune.rl.algorithms.bc import CloningStep, clone
+from pitune.settings import PositiveFloat, PositiveInt, Seed, Settings, Threads
 
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
 """Files in --out: the settings, and the state of a cloning that is not finished."""
@@ -31,7 +32,7 @@ SAVE_EVERY = 250
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(Settings):
     """Collect demonstrations and clone them.
 
     Example:
@@ -43,24 +44,32 @@ class PretrainConfig:
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     out: Path = Path("runs/pretrain")
     """New folder for the demonstrations and the checkpoint."""
-    num_demonstrations: int = 14
+    num_demonstrations: PositiveInt = 14
     """Successful episodes of the expert."""
-    gradient_steps: int = 1500
+    gradient_steps: PositiveInt = 1500
     """Steps of cloning."""
-    minibatch_size: int = 128
+    minibatch_size: PositiveInt = 128
     """Chunks per gradient step."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """AdamW's first step size, which falls by a cosine [-]."""
-    action_horizon: int = 4
+    action_horizon: PositiveInt = 4
     """H, actions that one decision predicts."""
     sampler: policies.SamplerConfig = field(default_factory=policies.SamplerConfig)
     """Flow steps and executed actions of a decision."""
     expert: policies.GemmaConfig = field(default_factory=lambda: policies.LAPTOP_EXPERT)
     """Sizes of the transformer."""
-    torch_threads: int = 1
+    torch_threads: Threads = 1
     """Threads of PyTorch on the CPU, which change the last bits of the results."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the expert's starts, the weights and the minibatches."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler.execution_horizon > self.action_horizon:
+            raise ValueError(
+                f"sampler.execution_horizon={self.sampler.execution_horizon} must be at most "
+                f"action_horizon={self.action_horizon}: only predicted actions can be executed"
+            )
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a clone: all but its folder."""

@@ -40,13 +40,14 @@ from pitune.policies.checkpoints.pipelines import CAMERAS
 from pitune.policies.flow.chain import sample_chain
 from pitune.policies.flow.path import TimeGrid, interpolate, target_velocity
 from pitune.policies.network.pi0 import Pi0
+from pitune.settings import PositiveFloat, Settings
 
 NEEDED = {"state", "actions", "noise", "time", "tokens", "token_mask"}
 """Inputs that every comparison needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(Settings):
     """Compare a checkpoint's outputs with stored ones.
 
     Example:
@@ -66,7 +67,7 @@ class VerifyConfig:
     """Observations, actions, noise and flow times (.safetensors or .npz)."""
     outputs: Path
     """Outputs of the reference for these inputs (.safetensors or .npz)."""
-    tolerance: float | None = None
+    tolerance: PositiveFloat | None = None
     """Largest accepted absolute error. The default is 1e-4 in float32, 2e-4 for a JAX checkpoint
     and 5e-2 in bfloat16. JAX and PyTorch differ by up to 7e-5 in float32."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

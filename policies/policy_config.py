@@ -14,10 +14,11 @@ from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.prompt import Encoder
+from pitune.settings import PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
+class SamplerConfig(Settings):
     """Sampling and execution of a chunk, the same for fine-tuning and deployment.
 
     Example:
@@ -25,9 +26,9 @@ class SamplerConfig:
         4
     """
 
-    flow_steps: int = 4
+    flow_steps: PositiveInt = 4
     """K, steps from noise to action. Evaluate with the number used in training."""
-    execution_horizon: int = 4
+    execution_horizon: PositiveInt = 4
     """h, number of the H predicted actions that are executed before the next decision."""
     solver: Solver = "euler"
     """ODE solver of the deployed policy."""
