@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar
 
-from pitune.settings import PositiveInt, Range, Settings
+from pitune.ranges import PositiveInt, Range, Settings
 
 Reward = Literal["sparse", "dense"]
 

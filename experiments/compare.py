@@ -37,7 +37,7 @@ from pitune.experiments.runs.comparison import (
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.run import WandbMode
 from pitune.experiments.train import TrainConfig
-from pitune.settings import PositiveInt, PositiveOrInfinite, Seed, Settings
+from pitune.ranges import PositiveInt, PositiveOrInfinite, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

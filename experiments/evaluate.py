@@ -19,7 +19,7 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.config_file import plain, provenance
 from pitune.experiments.runs.progress import count_episodes
-from pitune.settings import DeviceName, PositiveInt, Seed, Settings
+from pitune.ranges import DeviceName, PositiveInt, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from pitune import policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies import FlowPolicy, NormStats
-from pitune.settings import PositiveFloat, Settings
+from pitune.ranges import PositiveFloat, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

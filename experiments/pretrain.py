@@ -22,8 +22,8 @@ from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import check_same, plain, write_config
 from pitune.experiments.runs.progress import screen
+from pitune.ranges import PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
-from pitune.settings import PositiveFloat, PositiveInt, Seed, Settings, Threads
 
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
 """Files in --out: the settings, and the state of a cloning that is not finished."""

@@ -32,7 +32,7 @@ from pitune.experiments.runs.resume import finished_summary, train_or_resume
 from pitune.experiments.runs.run import WandbMode
 from pitune.experiments.runs.train_config import options
 from pitune.experiments.train import TrainConfig, train
-from pitune.settings import PositiveOrInfinite, Seed, Settings
+from pitune.ranges import PositiveOrInfinite, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

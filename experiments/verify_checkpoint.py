@@ -40,7 +40,7 @@ from pitune.policies.checkpoints.pipelines import CAMERAS
 from pitune.policies.flow.chain import sample_chain
 from pitune.policies.flow.path import TimeGrid, interpolate, target_velocity
 from pitune.policies.network.pi0 import Pi0
-from pitune.settings import PositiveFloat, Settings
+from pitune.ranges import PositiveFloat, Settings
 
 NEEDED = {"state", "actions", "noise", "time", "tokens", "token_mask"}
 """Inputs that every comparison needs."""

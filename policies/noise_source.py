@@ -21,7 +21,7 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pitune.settings import PositiveFloat, PositiveInt, Settings
+from pitune.ranges import PositiveFloat, PositiveInt, Settings
 
 Layout = Literal["repeat", "per_step", "full"]
 

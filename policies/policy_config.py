@@ -14,7 +14,7 @@ from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.prompt import Encoder
-from pitune.settings import PositiveInt, Settings
+from pitune.ranges import PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

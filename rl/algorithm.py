@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from torch import nn
 
 from pitune.policies import Actor, FlowPolicy, LikelihoodActor
-from pitune.settings import Settings
+from pitune.ranges import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

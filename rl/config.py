@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pitune.settings import DiscountFactor, PositiveInt, Settings
+from pitune.ranges import DiscountFactor, PositiveInt, Settings
 
 TimeLimit = Literal["terminal", "bootstrap"]
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
 from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
-from pitune.settings import PositiveInt
+from pitune.ranges import PositiveInt
 
 Camera = Literal[
     "topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV"

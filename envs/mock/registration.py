@@ -9,7 +9,7 @@ from typing import Annotated
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
 from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
-from pitune.settings import Range
+from pitune.ranges import Range
 
 TASKS = ("Reach", "Script", "TwoGoals")
 """All names after `mock/`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
 from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
-from pitune.settings import Threads
+from pitune.ranges import Threads
 
 TASKS = ("PushCube", "PickCube", "StackCube")
 """All names after `mujoco/`, listed here so that MuJoCo need not be imported."""

@@ -34,7 +34,7 @@ from pitune.policies.flow.path import TimeGrid
 from pitune.policies.network.config import Pi0Config, pi0, pi05, tiny
 from pitune.policies.network.context import Context
 from pitune.policies.network.pi0 import Pi0
-from pitune.settings import DeviceName, PositiveInt, Settings, Threads
+from pitune.ranges import DeviceName, PositiveInt, Settings, Threads
 
 
 @dataclass(frozen=True, kw_only=True)

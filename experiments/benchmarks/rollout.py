@@ -26,7 +26,7 @@ from pitune.envs import EpisodeSeeds
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
-from pitune.settings import PositiveInt, Settings
+from pitune.ranges import PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

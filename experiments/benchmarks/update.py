@@ -23,7 +23,7 @@ from pitune import envs, policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
-from pitune.settings import DeviceName, PositiveFloat, PositiveInt, Settings
+from pitune.ranges import DeviceName, PositiveFloat, PositiveInt, Settings
 
 PHASES = ("policy", "simulator", "update")
 VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {

@@ -17,7 +17,7 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.runs.config_file import read_config
 from pitune.experiments.runs.report import percent
 from pitune.experiments.runs.run import with_current_names
-from pitune.settings import Settings
+from pitune.ranges import Settings
 
 HEADER = (
     "| environment | algorithm | seed | before | after | after, exploring "

@@ -13,7 +13,7 @@ from pitune import envs, policies, rl
 from pitune.experiments.recipes import algorithm_word, preset
 from pitune.experiments.runs.config_file import plain
 from pitune.experiments.runs.run import WandbMode
-from pitune.settings import (
+from pitune.ranges import (
     DeviceName,
     PositiveInt,
     PositiveOrInfinite,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pitune.policies.policy import FlowPolicy, SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
-from pitune.settings import NonNegativeInt, PositiveInt, Settings
+from pitune.ranges import NonNegativeInt, PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from pitune.policies.network.lora import LoRAConfig, add_lora, merge_lora
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.policy import FlowPolicy
-from pitune.settings import Settings
+from pitune.ranges import Settings
 
 PREFIXES = {
     "paligemma_with_expert.gemma_expert.": "action_expert",

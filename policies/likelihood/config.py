@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pitune.settings import (
+from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.siglip import SiglipConfig
-from pitune.settings import NonNegativeInt, PositiveInt, Settings
+from pitune.ranges import NonNegativeInt, PositiveInt, Settings
 
 Family = Literal["pi0", "pi05"]
 

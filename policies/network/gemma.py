@@ -24,7 +24,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from pitune.policies.network.layers import AdaptiveRMSNorm, Linear, RMSNorm, rotary_angles, rotate
-from pitune.settings import PositiveInt, Settings
+from pitune.ranges import PositiveInt, Settings
 
 Cache = list[tuple[Tensor, Tensor]]
 """Per layer: keys and values (B, kv heads, prefix, head dim) of the blocks before."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pitune.policies.network.layers import Linear
-from pitune.settings import PositiveFloat, PositiveInt, Settings
+from pitune.ranges import PositiveFloat, PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

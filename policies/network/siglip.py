@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, gelu, layer_norm, scaled_dot_product_att
 from torch.utils.checkpoint import checkpoint
 
 from pitune.policies.network.layers import Linear
-from pitune.settings import PositiveInt, Settings
+from pitune.ranges import PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

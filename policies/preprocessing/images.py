@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from pitune.settings import PositiveInt, Settings
+from pitune.ranges import PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from pitune.policies.preprocessing import aloha
 from pitune.policies.preprocessing.images import PicturesConfig, resized_pictures
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.prompt import Encoder, PromptConfig, tokenize
-from pitune.settings import NonNegativeFloat, Settings
+from pitune.ranges import NonNegativeFloat, Settings
 
 Normalization = Literal["zscore", "quantile", "none"]
 

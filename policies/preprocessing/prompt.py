@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pitune.settings import NonNegativeInt, PositiveInt, Settings
+from pitune.ranges import NonNegativeInt, PositiveInt, Settings
 
 NUM_BINS = 256
 """Levels of a discretized state between -1 and 1."""

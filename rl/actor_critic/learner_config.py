@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pitune.rl.actor_critic.td import OffPolicyConfig
-from pitune.settings import (
+from pitune.ranges import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     PositiveOrInfinite,
     Settings,
 )
+from pitune.rl.actor_critic.td import OffPolicyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

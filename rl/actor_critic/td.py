@@ -19,6 +19,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.ranges import (
+    Finite,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+)
 from pitune.rl.actor_critic.q_ensemble import (
     Pessimism,
     QEnsemble,
@@ -32,13 +39,6 @@ from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
 from pitune.rl.policy_gradient.advantage import chunk_reward
-from pitune.settings import (
-    Finite,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Range,
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,7 @@ from torch import Tensor
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
-from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from pitune.rl.config import MinibatchConfig
-from pitune.rl.experience.demonstrations import demonstrations_for
-from pitune.rl.experience.sub_dict import sub_dict
-from pitune.rl.gradient_step import Metrics, gradient_step
-from pitune.rl.registry import register
-from pitune.settings import (
+from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -37,6 +31,12 @@ from pitune.settings import (
     Range,
     Share,
 )
+from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from pitune.rl.config import MinibatchConfig
+from pitune.rl.experience.demonstrations import demonstrations_for
+from pitune.rl.experience.sub_dict import sub_dict
+from pitune.rl.gradient_step import Metrics, gradient_step
+from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)

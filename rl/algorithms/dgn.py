@@ -24,6 +24,14 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
+from pitune.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Share,
+)
 from pitune.rl.actor_critic.actor import ExploringActor
 from pitune.rl.actor_critic.critic_input import critic_input, encode_rows, executed_chunk
 from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
@@ -33,14 +41,6 @@ from pitune.rl.experience.demonstrations import demonstrations_for
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import in_parts, normalize_chunk
 from pitune.rl.registry import register
-from pitune.settings import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Range,
-    Share,
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from pitune.policies import SteeringConfig
+from pitune.ranges import Finite, PositiveFloat, PositiveInt
 from pitune.rl.actor_critic.td import OffPolicyConfig
 from pitune.rl.algorithm import AlgorithmConfig
-from pitune.settings import Finite, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)

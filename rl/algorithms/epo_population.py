@@ -20,16 +20,16 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig, ModelInput
-from pitune.rl.algorithm import AlgorithmConfig
-from pitune.rl.algorithms.ppo import PPOConfig
-from pitune.rl.policy_gradient.value import ValueCritic
-from pitune.settings import (
+from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Share,
 )
+from pitune.rl.algorithm import AlgorithmConfig
+from pitune.rl.algorithms.ppo import PPOConfig
+from pitune.rl.policy_gradient.value import ValueCritic
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowMatchingConfig, FlowPolicy, LikelihoodActor
+from pitune.ranges import PositiveFloat
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.ppo import critic_loss
 from pitune.rl.gradient_step import (
@@ -41,7 +42,6 @@ from pitune.rl.policy_gradient.loss import PolicyLoss, policy_metrics
 from pitune.rl.policy_gradient.surrogate import asymmetric_surrogate, clipped_surrogate
 from pitune.rl.policy_gradient.value import ValueCritic
 from pitune.rl.registry import register
-from pitune.settings import PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig
+from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveFloat, Range
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
@@ -42,7 +43,6 @@ from pitune.rl.policy_gradient.loss import (
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate, trajectory_log_ratio
 from pitune.rl.registry import register
-from pitune.settings import DiscountFactor, NonNegativeFloat, PositiveFloat, Range
 
 
 @dataclass(frozen=True, kw_only=True)

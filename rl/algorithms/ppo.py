@@ -29,6 +29,7 @@ from pitune.policies import (
     LikelihoodConfig,
     likelihood_name,
 )
+from pitune.ranges import NonNegativeFloat
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs, to_floats
 from pitune.rl.policy_gradient.batch import advantage_batch, rescore
@@ -44,7 +45,6 @@ from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate, value_loss
 from pitune.rl.policy_gradient.value import ValueCritic
 from pitune.rl.registry import register
-from pitune.settings import NonNegativeFloat
 
 
 @dataclass(frozen=True, kw_only=True)

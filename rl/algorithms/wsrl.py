@@ -22,11 +22,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
+from pitune.ranges import NonNegativeFloat
 from pitune.rl.actor_critic.actor import ExploringActor
 from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
 from pitune.rl.registry import register
-from pitune.settings import NonNegativeFloat
 
 
 @dataclass(frozen=True, kw_only=True)

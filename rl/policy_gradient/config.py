@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pitune.rl.algorithm import AlgorithmConfig
-from pitune.rl.config import MinibatchConfig, ReturnConfig
-from pitune.settings import (
+from pitune.ranges import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -17,6 +15,8 @@ from pitune.settings import (
     Settings,
     Share,
 )
+from pitune.rl.algorithm import AlgorithmConfig
+from pitune.rl.config import MinibatchConfig, ReturnConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from pitune.experiments.quickstart import QuickstartConfig
 from pitune.experiments.runs.results_table import TableConfig
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.verify_checkpoint import VerifyConfig
-from pitune.settings import declared_types
+from pitune.ranges import declared_types
 
 OF_COMMANDS: tuple[type, ...] = (
     CompareConfig,

@@ -15,7 +15,7 @@ import torch
 from configs import all_configs, example
 from pitune import envs, policies, rl
 from pitune.experiments.runs.train_config import TrainConfig
-from pitune.settings import (
+from pitune.ranges import (
     Device,
     DeviceName,
     PositiveInt,
