@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor
 
 from pitune import policies, rl
+from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies import FlowPolicy, NormStats
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = parse(
             NormStatsConfig, arguments(argv), prog=program("norm-stats"), description=__doc__
         )
+        config = replace(config, checkpoint=find_checkpoint(config.checkpoint))
         *_, floored = norm_stats(config)
         console = Console()
         console.print(f"wrote {config.out}")

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from pitune import envs, policies, rl
+from pitune.experiments.command_line.checkpoints import with_environment
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.recipes import DEMONSTRATIONS
@@ -111,7 +112,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     loss = _clone(config, step, demonstrations)
 
     # checkpoint, which replaces the partial one
-    policies.save(step.policy, folder)
+    policies.save(with_environment(step.policy, config.env), folder)
     (config.out / PARTIAL).unlink()
     seconds = time.monotonic() - collected
     screen.note(f"cloned in {config.gradient_steps} steps, {seconds:.0f} s, mean loss {loss:.3f}")

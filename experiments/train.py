@@ -11,11 +11,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pitune import envs, policies, rl
+from pitune.experiments.command_line.checkpoints import (
+    environment_note,
+    find_checkpoint,
+    with_environment,
+)
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.listing import algorithm_lines
 from pitune.experiments.command_line.parsing import arguments, default_env, program, wants_help
@@ -46,6 +52,10 @@ class Trainer:
         torch.set_num_threads(config.torch_threads)
         open_run = Run.resume if config.resume else Run.create
         policy = policies.load(config.checkpoint, config.load).to(config.device)
+        note = environment_note(policy, config.env)
+        if note is not None:
+            screen.note(note)
+        policy = with_environment(policy, config.env)
         policies.apply_finetuning(policy, config.finetune)
         self.algorithm = rl.make(config.algorithm, policy)
         self._check_memory()
@@ -249,13 +259,14 @@ def parse(args: Sequence[str]) -> TrainConfig:
     else:
         names = ", ".join(sorted(rl.presets()))
         raise ValueError(f"the first argument names the algorithm; registered: {names}")
-    return parse_config(
+    config = parse_config(
         TrainConfig,
         args[1:] if name else args,
         prog=f"{program('train')} {name or 'ALGORITHM'}",
         description=description,
         default=TrainConfig(algorithm=algorithm, env=default_env(args)),
     )
+    return replace(config, checkpoint=find_checkpoint(config.checkpoint))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,6 +29,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies.checkpoints import lerobot_read
@@ -230,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
         config = parse(VerifyConfig, arguments(argv), prog=program("verify"), description=__doc__)
+        config = replace(config, checkpoint=find_checkpoint(config.checkpoint))
         errors, tolerance = verify(config)
         passed = all(error <= tolerance for error in errors.values())
         if config.json:

@@ -51,6 +51,8 @@ class PolicyInfo:
     """Tokenizer of a policy with a prompt."""
     lora: LoRAConfig | None = None
     """The network's low-rank updates."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Id and settings of the environment that the policy learned in (JSON values), if known."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PolicyInfo:
         return self

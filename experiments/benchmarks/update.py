@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pitune import envs, policies, rl
+from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
@@ -133,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             prog=program("bench update"),
             description=__doc__ or "",
         )
-        benchmark(config)
+        benchmark(replace(config, checkpoint=find_checkpoint(config.checkpoint)))
 
 
 if __name__ == "__main__":
