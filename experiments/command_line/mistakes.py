@@ -13,6 +13,10 @@ WORDS = (
     (r"^Error parsing ([\w.-]+): (\w+(\[\d+\])?=)", r"\1.\2"),  # a field of a block
     (r"^Error parsing (--[\w.-]+): invalid literal.* base 10: ", r"\1 takes a whole number, not "),
     (r"^Error parsing (--[\w.-]+): could not convert .*: ", r"\1 takes a number, not "),
+    (
+        r"^Error parsing (--[\w.-]+): no type matching \{None\}\|(\w+) .* from (\[.*?\])\. .*",
+        r"\1 takes \2 or None, not \3",
+    ),
     (r"^Error parsing (--[\w.-]+): Failed to parse key-value.*", r"\1 takes pairs: NAME VALUE"),
 )
 """Messages of tyro and Python, and the ones in their place."""

@@ -23,6 +23,7 @@ MISTAKES = {
     "ppo --env.num-envs abc": "--env.num-envs takes a whole number, not 'abc';",
     "ppo --seed 2.5": "--seed takes a whole number, not '2.5';",
     "ppo --max-minutes soon": "--max-minutes takes a number, not 'soon';",
+    "ppo --load.flow-steps true": "--load.flow-steps takes INT or None, not ['true'];",
     "ppo --load.cameras a": "--load.cameras takes pairs: NAME VALUE;",
     "ppo --env.num-envs 0": "env.num_envs=0 must be at least 1;",
     "ppo --algorithm.advantage.discount 2": "algorithm.advantage.discount=2.0 must be above 0 and",
