@@ -143,7 +143,7 @@ DeviceName = Annotated[str, Device()]
 
 
 @cache
-def declared_types(config: type) -> dict[str, Any]:
+def declared_types(config: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields, with their ranges.
 
     Fields whose types cannot be found at runtime are left out.

@@ -12,7 +12,6 @@ from typing import Any
 from pitune import envs, policies
 from pitune.experiments.runs.config_file import plain
 from pitune.experiments.runs.progress import screen
-from pitune.policies.checkpoints.formats import recognize
 
 NAME = re.compile(r"checkpoint_[0-9]{6,}")
 PRETRAINED = "pretrained"
@@ -32,7 +31,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         ValueError: the folder holds several runs, or a clone and runs.
     """
-    if not path.is_dir() or _is_checkpoint(path):
+    if not path.is_dir() or (path / WEIGHTS[0]).is_file():
         return path
     found = _of_run(path)
     if found is not None:
@@ -40,26 +39,22 @@ def find_checkpoint(path: Path) -> Path:
         screen.note(f"{path} is a run; --checkpoint is {reason}: {checkpoint}")
         return checkpoint
 
-    # a folder of the quickstart or of `pretrain`
-    inside = [run for run in sorted(path.iterdir()) if run.is_dir()]
-    candidates = [run for run in inside if _is_checkpoint(run) or _of_run(run) is not None]
+    # a folder of the quickstart or of `pretrain`; one of another package holds neither
+    inside = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
+    candidates = [folder for folder in inside if _is_clone(folder) or _of_run(folder) is not None]
     if len(candidates) > 1:
         raise ValueError(
             f"checkpoint={path} holds several checkpoints and runs; pass one of "
             f"{', '.join(map(str, candidates))}"
         )
-    if candidates and candidates[0].name == PRETRAINED:
+    if candidates and _is_clone(candidates[0]):
         screen.note(f"{path} holds a clone; --checkpoint is {candidates[0]}")
         return candidates[0]
     return path
 
 
-def _is_checkpoint(path: Path) -> bool:
-    try:
-        recognize(path)
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
+def _is_clone(folder: Path) -> bool:
+    return folder.name == PRETRAINED and any((folder / name).is_file() for name in WEIGHTS)
 
 
 def _of_run(run: Path) -> tuple[Path, str] | None:

@@ -108,7 +108,7 @@ def load_policy(folder: Path) -> FlowPolicy:
         if "steering" in description:
             config = SteeringConfig.from_dict(description["steering"])
             policy = policy.with_noise_source(config)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder / DESCRIPTION} does not describe a policy ({error!r}); it was damaged or "
             "written by another version, take a complete checkpoint"

@@ -277,12 +277,10 @@ def _lost_by_resume(before: dict[str, str], after: dict[str, str], ending: Endin
     lost = [name for name, code in weights.items() if code not in kept]
     own = [name for name in lost if _is_own(name)]
     faults = [f"{name} was removed, which is the user's" for name in lost if not _is_own(name)]
-    if ending.status:
-        return faults + [f"{name} was removed by a failed resume" for name in own]
-    # a run that went on keeps its best and its last
-    if not any(_is_weights(name) and _is_own(name) for name in after):
-        faults.append("no checkpoint is left")
-    return faults
+    newest = max((name for name in after if _is_weights(name) and _is_own(name)), default="")
+    # a run prunes what is older than its last checkpoint, also if it fails later
+    faults += [f"{name} was removed by a failed resume" for name in own if name >= newest]
+    return faults if newest or ending.status else [*faults, "no checkpoint is left"]
 
 
 def _is_weights(name: str) -> bool:

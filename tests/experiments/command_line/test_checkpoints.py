@@ -69,6 +69,8 @@ def test_the_folder_of_a_clone_gives_the_clone_and_refuses_a_choice(
 ) -> None:
     seed = tmp_path / "seed_0"
     shutil.copytree(half_trained, seed / "pretrained")
+    # beside the clone, as a file of weights would be
+    shutil.copy(half_trained / "policy.safetensors", seed / "demonstrations.safetensors")
     assert find_checkpoint(seed) == seed / "pretrained"
     make_run(seed / "ppo", half_trained, {0: 0.1})
     with pytest.raises(ValueError, match=r"seed_0 holds several .*; pass one of .*ppo, .*trained$"):
