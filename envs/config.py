@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pitune.envs.success import SuccessRule
+from pitune.ranges import PositiveInt, Range, Settings
 
 Reward = Literal["sparse", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvOptions:
+class EnvOptions(Settings):
     """Base class of the options that belong to one adapter.
 
     A subclass is a frozen, keyword-only dataclass whose fields all have defaults. Its fields become
@@ -30,7 +31,7 @@ Options = TypeVar("Options", bound=EnvOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvConfig:
+class EnvConfig(Settings):
     """An environment: its name, the number of parallel environments, and the processes.
 
     Example:
@@ -41,9 +42,9 @@ class EnvConfig:
 
     id: str = "mujoco/PickCube"
     """`mujoco/<task>`, `maniskill/<task>`, `metaworld/<task>`, `gym/<id>` or `mock/<name>`."""
-    num_envs: int = 100
+    num_envs: PositiveInt = 100
     """Environments that step together."""
-    num_workers: int = 2
+    num_workers: Annotated[int, Range(low=0, high=1024)] = 2
     """Processes (or MuJoCo threads) that share the environments. 0 runs them in this process.
     A simulator that steps all environments in one call (`mock/`, ManiSkill on a GPU, a vector
     environment of Gymnasium) has no use for workers."""
@@ -52,11 +53,11 @@ class EnvConfig:
     success: SuccessRule = "once"
     """Success of an episode: solved `once` at any of its steps, or solved `at_end`, at its last
     step. They differ where success does not end an episode."""
-    max_episode_steps: int | None = None
+    max_episode_steps: PositiveInt | None = None
     """Time limit [environment steps]. The task's own by default."""
     cameras: tuple[str, ...] = ()
     """Cameras whose pictures enter the observation."""
-    image_size: int = 64
+    image_size: PositiveInt = 64
     """Height and width of the pictures [pixels]."""
     options: EnvOptions = field(default_factory=EnvOptions)
     """Options of the adapter. The plain `EnvOptions` stands for the adapter's defaults."""

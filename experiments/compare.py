@@ -38,10 +38,11 @@ from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.run import WandbMode
 from pitune.experiments.runs.signals import exit_on_signal
 from pitune.experiments.train import TrainConfig
+from pitune.ranges import PositiveInt, PositiveOrInfinite, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(Settings):
     """Fine-tune the same clones with several algorithms and compare.
 
     Example:
@@ -53,13 +54,13 @@ class CompareConfig:
     """Registered names, each with a likelihood or variant after a colon if not the default."""
     env_ids: tuple[str, ...] = ("mujoco/PickCube",)
     """Environments."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of clone and fine-tuning."""
     out: Path = Path("runs/compare")
     """Folder for the clones, the runs and the comparison."""
-    num_iterations: int | None = None
+    num_iterations: PositiveInt | None = None
     """Iterations of each run, those of the environment's recipe by default."""
-    max_minutes: float = float("inf")
+    max_minutes: PositiveOrInfinite = float("inf")
     """Longest time for each run [min]."""
     fast: bool = False
     """Few steps, to see that everything runs, in folders of their own."""
@@ -67,6 +68,7 @@ class CompareConfig:
     """Weights & Biases: `offline` writes its files into each run's folder."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("algorithms", "env_ids", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

@@ -32,12 +32,13 @@ from pitune.experiments.runs.next_steps import files_of, next_steps
 from pitune.experiments.runs.record import RunRecord, read_record
 from pitune.experiments.runs.report import percent, print_steps
 from pitune.experiments.runs.train_config import TrainConfig
+from pitune.ranges import Settings
 
 VERDICTS = {True: "healthy", False: "OUTSIDE", None: ""}
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(Settings):
     """Print the settings, progress, success and health of a run.
 
     Example:

@@ -34,10 +34,11 @@ from pitune.experiments.runs.run import WandbMode
 from pitune.experiments.runs.signals import exit_on_signal
 from pitune.experiments.runs.train_config import options
 from pitune.experiments.train import TrainConfig, train
+from pitune.ranges import PositiveOrInfinite, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartEnv:
+class QuickstartEnv(Settings):
     """The environment, whose other settings are in its recipe.
 
     Example:
@@ -50,7 +51,7 @@ class QuickstartEnv:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartConfig:
+class QuickstartConfig(Settings):
     """Demonstrations, cloning, fine-tuning, evaluation.
 
     Example:
@@ -62,13 +63,13 @@ class QuickstartConfig:
     """Registered name of the algorithm, and after a colon a likelihood or variant other than its
     default: `ppo:flow_noise`, `dgn:equal_size`, ..."""
     env: QuickstartEnv = field(default_factory=QuickstartEnv)
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the clone and of its fine-tuning."""
     out: Path = Path("runs/quickstart")
     """Folder for all environments and seeds."""
     fast: bool = False
     """Under two minutes: the same simulator, fewer steps."""
-    max_minutes: float = float("inf")
+    max_minutes: PositiveOrInfinite = float("inf")
     """Longest time for fine-tuning [min]."""
     wandb: WandbMode = "offline"
     """Weights & Biases: `offline` writes its files into the run's folder."""

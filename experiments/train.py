@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from pitune import envs, policies, rl
+from pitune import envs, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments
 from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.health.outcome import reasons
 from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import cut_note, evaluate_both, rank_of, validate
-from pitune.experiments.runs.folder.initial_policy import kept_policy, load_and_keep
 from pitune.experiments.runs.learning_curve import learning_curve
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import TrainingProgress, closing_table, report_memory
@@ -24,6 +23,7 @@ from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.runs.video import before_after, record_video
 from pitune.experiments.train_arguments import parse as parse
+from pitune.experiments.train_policy import policy_to_train
 
 NEEDED = ("success_rate", "env_steps", "seconds", "before", "clipped")
 """Entries of a checkpoint's progress without which it cannot be resumed from."""
@@ -60,9 +60,7 @@ class Trainer:
         """Make policy, algorithm and environment, and check that they fit."""
         config = self.config
         # policy and algorithm
-        load = kept_policy if config.resume else load_and_keep
-        policy = load(config.out, config.checkpoint, config.load).to(config.device)
-        policies.apply_finetuning(policy, config.finetune)
+        policy = policy_to_train(config)
         self.algorithm = rl.make(config.algorithm, policy)
         report_memory(self.algorithm.actor.policy, config.algorithm.policy_minibatch)
 

@@ -14,8 +14,10 @@ continues a run with its own settings. SIGTERM, SIGHUP and Ctrl-C end it with a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pitune import rl
+from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.listing import algorithm_lines
 from pitune.experiments.command_line.parsing import default_env, program, wants_help
 from pitune.experiments.command_line.parsing import parse as parse_config
@@ -47,10 +49,12 @@ def parse(args: Sequence[str]) -> TrainConfig:
     else:
         names = ", ".join(sorted(rl.presets()))
         raise ValueError(f"the first argument names the algorithm; registered: {names}")
-    return parse_config(
+    config = parse_config(
         TrainConfig,
         args[1:] if name else args,
         prog=f"{program('train')} {name or 'ALGORITHM'}",
         description=description,
         default=TrainConfig(algorithm=algorithm, env=default_env(args)),
     )
+    # a run that is resumed may have outlived its checkpoint
+    return replace(config, checkpoint=find_checkpoint(config.checkpoint))
