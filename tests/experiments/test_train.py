@@ -329,7 +329,7 @@ def test_an_algorithm_without_rollouts_takes_no_environment_steps(whole: Callabl
 def test_time_that_is_up_ends_the_run_with_a_checkpoint(
     config_of: Callable, tmp_path: Path
 ) -> None:
-    summary = train(config_of("bc", tmp_path, max_minutes=0.0))
+    summary = train(config_of("bc", tmp_path, max_minutes=1e-9))
     assert summary["iterations"] == 1
     assert (tmp_path / "checkpoint_000001").is_dir()
     assert rows(tmp_path)[0]["success_rate"] != ""
@@ -471,8 +471,8 @@ def test_a_run_that_stops_early_reports_the_weights_that_it_saved(
 
 
 def test_each_limit_is_named_as_the_end(config_of: Callable, tmp_path: Path) -> None:
-    summary = train(config_of("bc", tmp_path / "a", max_minutes=0.0))
-    assert summary["ended_by"] == "max_minutes=0 are over"
+    summary = train(config_of("bc", tmp_path / "a", max_minutes=1e-9))
+    assert summary["ended_by"] == "max_minutes=1e-09 are over"
     summary = train(config_of("bc", tmp_path / "b", num_iterations=1))
     assert summary["ended_by"] == "all num_iterations=1 are done"
 
