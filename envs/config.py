@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from math import isfinite
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pitune.envs.success import SuccessRule
+from pitune.ranges import PositiveFloat, PositiveInt, Range, Settings
 
 Reward = Literal["sparse", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvOptions:
+class EnvOptions(Settings):
     """Base class of the options that belong to one adapter.
 
     A subclass is a frozen, keyword-only dataclass whose fields all have defaults. Its fields become
@@ -31,7 +31,7 @@ Options = TypeVar("Options", bound=EnvOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvConfig:
+class EnvConfig(Settings):
     """An environment: its name, the number of parallel environments, and the processes.
 
     Example:
@@ -42,9 +42,9 @@ class EnvConfig:
 
     id: str = "mujoco/PickCube"
     """`mujoco/<task>`, `maniskill/<task>`, `metaworld/<task>`, `gym/<id>` or `mock/<name>`."""
-    num_envs: int = 100
+    num_envs: PositiveInt = 100
     """Environments that step together."""
-    num_workers: int = 2
+    num_workers: Annotated[int, Range(low=0, high=1024)] = 2
     """Processes (or MuJoCo threads) that share the environments. 0 runs them in this process.
     A simulator that steps all environments in one call (`mock/`, ManiSkill on a GPU, a vector
     environment of Gymnasium) has no use for workers."""
@@ -53,38 +53,31 @@ class EnvConfig:
     success: SuccessRule = "once"
     """Success of an episode: solved `once` at any of its steps, or solved `at_end`, at its last
     step. They differ where success does not end an episode."""
-    max_episode_steps: int | None = None
+    max_episode_steps: PositiveInt | None = None
     """Time limit [environment steps]. The task's own by default."""
     cameras: tuple[str, ...] = ()
     """Cameras whose pictures enter the observation."""
-    image_size: int = 64
+    image_size: PositiveInt = 64
     """Height and width of the pictures [pixels]."""
     instruction: str | None = None
     """Instruction in words for all episodes, in place of the environment's own."""
-    control_hz: float | None = None
+    control_hz: PositiveFloat | None = None
     """Control steps per simulated second [Hz]. The environment's own by default; another one is
     rejected where it cannot be chosen."""
-    start_timeout: float = 180.0
+    start_timeout: PositiveFloat = 180.0
     """Longest time for a worker to make its environments [s]."""
-    reset_timeout: float = 120.0
+    reset_timeout: PositiveFloat = 120.0
     """Longest time for a worker to begin the episodes of its environments [s]."""
-    step_timeout: float = 120.0
+    step_timeout: PositiveFloat = 120.0
     """Longest time for a worker to step its environments [s]."""
-    max_failures: int = 10
+    max_failures: PositiveInt = 10
     """Episodes in a row that one environment may lose to its own faults: a start that cannot be
     made, numbers that are not finite, an exception, a time-out. The run ends at this number."""
     options: EnvOptions = field(default_factory=EnvOptions)
     """Options of the adapter. The plain `EnvOptions` stands for the adapter's defaults."""
 
     def __post_init__(self) -> None:
-        positive = ("control_hz", "start_timeout", "reset_timeout", "step_timeout")
-        for name in ("max_failures", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and isfinite(value)):
-                raise ValueError(f"{name}={value} must be a finite number above 0")
+        super().__post_init__()
         if self.instruction is not None and not self.instruction.strip():
             raise ValueError(
                 f"instruction={self.instruction!r} has no words; pass some, or leave it out"

@@ -36,11 +36,13 @@ from pitune.experiments.runs.comparison import (
 )
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.run import WandbMode
+from pitune.experiments.runs.signals import exit_on_signal
 from pitune.experiments.train import TrainConfig
+from pitune.ranges import PositiveInt, PositiveOrInfinite, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(Settings):
     """Fine-tune the same clones with several algorithms and compare.
 
     Example:
@@ -52,13 +54,13 @@ class CompareConfig:
     """Registered names, each with a likelihood or variant after a colon if not the default."""
     env_ids: tuple[str, ...] = ("mujoco/PickCube",)
     """Environments."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of clone and fine-tuning."""
     out: Path = Path("runs/compare")
     """Folder for the clones, the runs and the comparison."""
-    num_iterations: int | None = None
+    num_iterations: PositiveInt | None = None
     """Iterations of each run, those of the environment's recipe by default."""
-    max_minutes: float = float("inf")
+    max_minutes: PositiveOrInfinite = float("inf")
     """Longest time for each run [min]."""
     fast: bool = False
     """Few steps, to see that everything runs, in folders of their own."""
@@ -66,6 +68,7 @@ class CompareConfig:
     """Weights & Biases: `offline` writes its files into each run's folder."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("algorithms", "env_ids", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -133,7 +136,7 @@ def _report(runs: list[FinishedRun], out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
-    with exit_with_message():
+    with exit_with_message(), exit_on_signal():
         config = parse(CompareConfig, arguments(argv), prog=program("compare"), description=__doc__)
         runs = compare(config)
         Console(soft_wrap=True).print(comparison_table(runs), markup=False, highlight=False)

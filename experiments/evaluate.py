@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ import torch
 from rich.console import Console
 
 from pitune import envs, policies, rl
+from pitune.experiments.command_line.checkpoints import environment_note, find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.config_file import plain, provenance
-from pitune.experiments.runs.progress import count_episodes
+from pitune.experiments.runs.progress import count_episodes, screen
+from pitune.ranges import DeviceName, PositiveInt, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Measure the success rate of a checkpoint.
 
     Example:
@@ -35,9 +37,9 @@ class EvaluateConfig:
     load: policies.LoadConfig = field(default_factory=policies.LoadConfig)
     """Settings that a checkpoint of another format lacks."""
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
-    episodes: int = 200
+    episodes: PositiveInt = 200
     """Episodes."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the starts and of the policy's noise."""
     stochastic: bool = False
     """Explore as in training, with the likelihood below, instead of acting as deployed."""
@@ -45,7 +47,7 @@ class EvaluateConfig:
     """Noise of a policy that explores."""
     out: Path | None = None
     """JSON file for the result."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: DeviceName = "cuda" if torch.cuda.is_available() else "cpu"
     """Device of the policy."""
 
 
@@ -53,6 +55,9 @@ def evaluate(config: EvaluateConfig) -> rl.Evaluation:
     """Evaluate, print the result, and write it into `out` if that is set."""
     # policy, which explores by its likelihood or by its noise actor
     policy = policies.load(config.checkpoint, config.load).to(config.device)
+    note = environment_note(policy, config.env)
+    if note is not None:
+        screen.note(note)
     actor = policies.Actor(policy)
     if config.stochastic and policy.noise_source is None:
         actor = policies.LikelihoodActor(policy, config.likelihood)
@@ -98,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = parse(
             EvaluateConfig, arguments(argv), prog=program("evaluate"), description=__doc__
         )
-        evaluate(config)
+        evaluate(replace(config, checkpoint=find_checkpoint(config.checkpoint)))
 
 
 if __name__ == "__main__":

@@ -23,19 +23,22 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.health.metric import Verdict, entry, judge
 from pitune.experiments.health.monitor import drop_sentence, success_dropped
+from pitune.experiments.health.outcome import reasons
 from pitune.experiments.health.table import METRICS
 from pitune.experiments.recipes import preset
-from pitune.experiments.runs.config_file import differences
+from pitune.experiments.runs.folder.lock import holder
+from pitune.experiments.runs.folder.same_config import differences
 from pitune.experiments.runs.next_steps import files_of, next_steps
 from pitune.experiments.runs.record import RunRecord, read_record
 from pitune.experiments.runs.report import percent, print_steps
 from pitune.experiments.runs.train_config import TrainConfig
+from pitune.ranges import Settings
 
 VERDICTS = {True: "healthy", False: "OUTSIDE", None: ""}
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(Settings):
     """Print the settings, progress, success and health of a run.
 
     Example:
@@ -60,6 +63,7 @@ def inspect(folder: Path, console: Console) -> list[Verdict]:
     sections = [
         ("", [_title(record), _state(record)]),
         ("Success", _success(record)),
+        ("Outcome", _outcome(record)),
         ("Settings other than the defaults", _settings(record)),
         ("Problems", record.problems),
     ]
@@ -127,7 +131,8 @@ def _state(record: RunRecord) -> str:
     files = [file for file in (record.folder / "metrics.csv", record.folder / "config.json")]
     written = max((file.stat().st_mtime for file in files if file.is_file()), default=math.nan)
     minutes = (time.time() - written) / 60
-    return f"not finished: {state}; last written {minutes:.0f} min ago"
+    running = f"; in use by {holder(record.folder)}" if holder(record.folder) else ""
+    return f"not finished: {state}; last written {minutes:.0f} min ago{running}"
 
 
 def _last_evaluation(record: RunRecord) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def _success(record: RunRecord) -> list[str]:
     """Return the success rates, with their 95 % intervals."""
     lines = []
     if record.before:
-        lines.append(f"before training: {percent(record.before)}")
+        lines.append(f"before training, test starts: {percent(record.before)}")
     row = _last_evaluation(record)
     if row:
         lines.append(
@@ -148,8 +153,15 @@ def _success(record: RunRecord) -> list[str]:
             f"[{row['success_rate_low']:.1%}, {row['success_rate_high']:.1%}]"
         )
     if record.summary is not None:
-        lines.append(f"after training: {percent(record.summary['after']['deployed'])}")
+        lines.append(f"after training, test starts: {percent(record.summary['after']['deployed'])}")
     return lines or ["not evaluated yet"]
+
+
+def _outcome(record: RunRecord) -> list[str]:
+    """Return the reasons why a run has learned nothing so far, if that is so."""
+    latest = list(record.checkpoints.values())[-1:]
+    changed = latest[0].get("changed", True) if latest else True
+    return reasons(record.rows, record.config, changed) if record.rows and latest else []
 
 
 def _settings(record: RunRecord) -> list[str]:

@@ -21,13 +21,15 @@ from rich.console import Console
 from torch import Tensor
 
 from pitune import policies, rl
+from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies import FlowPolicy, NormStats
+from pitune.ranges import PositiveFloat, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormStatsConfig:
+class NormStatsConfig(Settings):
     """Compute norm stats of demonstrations.
 
     Example:
@@ -49,7 +51,7 @@ class NormStatsConfig:
     """File from `pitune pretrain` or `rl.Demonstrations.save`."""
     out: Path
     """File to write, such as norm_stats.json."""
-    min_scale: float = 1e-2
+    min_scale: PositiveFloat = 1e-2
     """Smallest standard deviation and half range [robot units]."""
 
 
@@ -97,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = parse(
             NormStatsConfig, arguments(argv), prog=program("norm-stats"), description=__doc__
         )
+        config = replace(config, checkpoint=find_checkpoint(config.checkpoint))
         *_, floored = norm_stats(config)
         console = Console()
         console.print(f"wrote {config.out}")

@@ -17,11 +17,15 @@ from typing import Any
 import torch
 
 from pitune import envs, policies, rl
+from pitune.experiments.command_line.checkpoints import with_environment
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.recipes import DEMONSTRATIONS
-from pitune.experiments.runs.config_file import check_same, plain, write_config
+from pitune.experiments.runs.config_file import plain, write_config
+from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
+from pitune.experiments.runs.signals import exit_on_signal
+from pitune.ranges import PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
 
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
@@ -31,7 +35,7 @@ SAVE_EVERY = 250
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(Settings):
     """Collect demonstrations and clone them.
 
     Example:
@@ -43,24 +47,32 @@ class PretrainConfig:
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
     out: Path = Path("runs/pretrain")
     """New folder for the demonstrations and the checkpoint."""
-    num_demonstrations: int = 14
+    num_demonstrations: PositiveInt = 14
     """Successful episodes of the expert."""
-    gradient_steps: int = 1500
+    gradient_steps: PositiveInt = 1500
     """Steps of cloning."""
-    minibatch_size: int = 128
+    minibatch_size: PositiveInt = 128
     """Chunks per gradient step."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """AdamW's first step size, which falls by a cosine [-]."""
-    action_horizon: int = 4
+    action_horizon: PositiveInt = 4
     """H, actions that one decision predicts."""
     sampler: policies.SamplerConfig = field(default_factory=policies.SamplerConfig)
     """Flow steps and executed actions of a decision."""
     expert: policies.GemmaConfig = field(default_factory=lambda: policies.LAPTOP_EXPERT)
     """Sizes of the transformer."""
-    torch_threads: int = 1
+    torch_threads: Threads = 1
     """Threads of PyTorch on the CPU, which change the last bits of the results."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the expert's starts, the weights and the minibatches."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler.execution_horizon > self.action_horizon:
+            raise ValueError(
+                f"sampler.execution_horizon={self.sampler.execution_horizon} must be at most "
+                f"action_horizon={self.action_horizon}: only predicted actions can be executed"
+            )
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a clone: all but its folder."""
@@ -102,7 +114,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     loss = _clone(config, step, demonstrations)
 
     # checkpoint, which replaces the partial one
-    policies.save(step.policy, folder)
+    policies.save(with_environment(step.policy, config.env), folder)
     (config.out / PARTIAL).unlink()
     seconds = time.monotonic() - collected
     screen.note(f"cloned in {config.gradient_steps} steps, {seconds:.0f} s, mean loss {loss:.3f}")
@@ -190,7 +202,7 @@ def _restore(step: CloningStep, file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
-    with exit_with_message():
+    with exit_with_message(), exit_on_signal():
         config = parse(
             PretrainConfig, arguments(argv), prog=program("pretrain"), description=__doc__
         )

@@ -24,18 +24,21 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.pretrain import RECORD, PretrainConfig, pretrain
 from pitune.experiments.recipes import GUIDANCE, Recipe, recipe
-from pitune.experiments.runs.config_file import check_same, plain
+from pitune.experiments.runs.config_file import plain
+from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.next_steps import Step, command, next_steps, other_algorithm
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import closing_table
 from pitune.experiments.runs.resume import finished_summary, train_or_resume
 from pitune.experiments.runs.run import WandbMode
+from pitune.experiments.runs.signals import exit_on_signal
 from pitune.experiments.runs.train_config import options
 from pitune.experiments.train import TrainConfig, train
+from pitune.ranges import PositiveOrInfinite, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartEnv:
+class QuickstartEnv(Settings):
     """The environment, whose other settings are in its recipe.
 
     Example:
@@ -48,7 +51,7 @@ class QuickstartEnv:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartConfig:
+class QuickstartConfig(Settings):
     """Demonstrations, cloning, fine-tuning, evaluation.
 
     Example:
@@ -60,13 +63,13 @@ class QuickstartConfig:
     """Registered name of the algorithm, and after a colon a likelihood or variant other than its
     default: `ppo:flow_noise`, `dgn:equal_size`, ..."""
     env: QuickstartEnv = field(default_factory=QuickstartEnv)
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the clone and of its fine-tuning."""
     out: Path = Path("runs/quickstart")
     """Folder for all environments and seeds."""
     fast: bool = False
     """Under two minutes: the same simulator, fewer steps."""
-    max_minutes: float = float("inf")
+    max_minutes: PositiveOrInfinite = float("inf")
     """Longest time for fine-tuning [min]."""
     wandb: WandbMode = "offline"
     """Weights & Biases: `offline` writes its files into the run's folder."""
@@ -175,7 +178,7 @@ def _next_steps(config: QuickstartConfig, folder: Path) -> list[Step]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
-    with exit_with_message():
+    with exit_with_message(), exit_on_signal():
         config = parse(
             QuickstartConfig, arguments(argv), prog=program("quickstart"), description=__doc__
         )

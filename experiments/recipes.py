@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,10 @@ def with_variant(config: rl.AlgorithmConfig, name: str) -> rl.AlgorithmConfig:
         raise ValueError(f"{word} has no variants; take algorithm={word!r} alone")
     likelihoods = likelihood_words()
     if variant not in likelihoods:
+        nearest = get_close_matches(variant, likelihoods, n=1)
+        hint = f"; did you mean '{word}:{nearest[0]}'?" if nearest else ";"
         raise ValueError(
-            f"unknown variant {variant!r} in algorithm={name!r}; valid after the colon: "
+            f"unknown variant {variant!r} in algorithm={name!r}{hint} valid after the colon: "
             f"{', '.join(likelihoods)}"
         )
     changed: rl.AlgorithmConfig = _replace_parts(config, LikelihoodConfig, likelihoods[variant])

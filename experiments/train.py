@@ -1,34 +1,32 @@
-"""Fine-tune a pretrained policy in simulation.
-
-    pitune train ppo --env.id mujoco/PickCube --checkpoint runs/pick/pretrained \
-        --seed 1 --num-iterations 100 --out runs/pick/ppo
-    pitune train filtered_bc --help
-
-The first argument names the algorithm. `--resume` continues the run in `--out`.
-"""
+"""Fine-tune a pretrained policy in simulation: the loop of a run, from its start to its summary."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from pitune import envs, policies, rl
+from pitune import envs, rl
 from pitune.experiments.command_line.errors import exit_with_message
-from pitune.experiments.command_line.listing import algorithm_lines
-from pitune.experiments.command_line.parsing import arguments, default_env, program, wants_help
-from pitune.experiments.command_line.parsing import parse as parse_config
+from pitune.experiments.command_line.parsing import arguments
 from pitune.experiments.health.monitor import HealthMonitor
-from pitune.experiments.recipes import preset
+from pitune.experiments.health.outcome import reasons
+from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import cut_note, evaluate_both, rank_of, validate
+from pitune.experiments.runs.learning_curve import learning_curve
 from pitune.experiments.runs.progress import screen
-from pitune.experiments.runs.report import TrainingProgress, closing_table, learning_curve
+from pitune.experiments.runs.report import TrainingProgress, closing_table, report_memory
 from pitune.experiments.runs.run import Run
+from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.runs.video import before_after, record_video
-from pitune.policies.finetuning.memory import available_bytes, check_memory, parameter_report
+from pitune.experiments.train_arguments import parse as parse
+from pitune.experiments.train_policy import policy_to_train
+
+NEEDED = ("success_rate", "env_steps", "seconds", "before", "clipped")
+"""Entries of a checkpoint's progress without which it cannot be resumed from."""
 
 
 class Trainer:
@@ -41,67 +39,124 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        # policy and algorithm
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.torch_threads)
-        open_run = Run.resume if config.resume else Run.create
-        policy = policies.load(config.checkpoint, config.load).to(config.device)
-        policies.apply_finetuning(policy, config.finetune)
+        self.run = self._open_run()
+        try:
+            self._prepare()
+        except BaseException:
+            self.run.abandon()  # so that the same command can be given again
+            raise
+
+    def _open_run(self) -> Run:
+        """Return the run, whose folder this process then holds."""
+        config = self.config
+        settings = config.identity(), config.wandb, {**config.limits(), **config.reports()}
+        if config.resume:
+            return Run.resume(config.out, *settings, config.defaults())
+        return Run.create(config.out, *settings)
+
+    def _prepare(self) -> None:
+        """Make policy, algorithm and environment, and check that they fit."""
+        config = self.config
+        # policy and algorithm
+        policy = policy_to_train(config)
         self.algorithm = rl.make(config.algorithm, policy)
-        self._check_memory()
+        report_memory(self.algorithm.actor.policy, config.algorithm.policy_minibatch)
 
         # environment
         self.env = envs.make(config.env)
         rl.check_fit(policy, self.env.spec)
         rl.check_needs(self.algorithm, self.env.spec)
 
-        # run, written only after all checks
-        self.run = open_run(config.out, config.identity(), config.wandb, config.limits())
+        # state of the run
         self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
         self.iteration = 0
         self.seconds = dict.fromkeys(("simulator", "policy", "update", "evaluation"), 0.0)
         self.before: dict[str, Any] = {}
+        self.ended_by = ""
+        self.restarts: list[int] = []
+        self._pending_evaluation = False
         if config.resume:
             self._restore()
-
-    def _check_memory(self) -> None:
-        """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
-        policy = self.algorithm.actor.policy
-        report = parameter_report(policy, self.config.algorithm.policy_minibatch)
-        if policy.network.vlm is not None:
-            screen.print(report.table())
-        check_memory(report, available_bytes(policy.device))
+        self.run.connect()
 
     def train(self) -> dict[str, Any]:
-        """Run to the end and return the summary, which is also in summary.json."""
-        config, start = self.config, time.monotonic()
-        if not self.before:
-            self._begin()
+        """Run to the end and return the summary, which is also in summary.json.
 
+        Raises:
+            StoppedBySignal: SIGTERM, SIGHUP or Ctrl-C arrived. A checkpoint is written before.
+        """
+        with signals.stop_request() as request:
+            try:
+                with request.raising():
+                    if not self.before:
+                        self._begin()
+                self._iterations(request)
+                with request.raising():
+                    return self._finish()
+            except BaseException:
+                self.run.abandon()
+                raise
+
+    def _iterations(self, request: StopRequest) -> None:
+        """Collect and learn until a limit is reached."""
+        config, start = self.config, time.monotonic()
         # warnings, which continue those of a resumed run
-        identity, rows = config.identity(), self.run.rows
-        name, before = rl.name_of(self.config.algorithm), self.before["deployed"]
-        monitor = HealthMonitor(name, identity, before, rows)
+        name, before = rl.name_of(config.algorithm), self.before["deployed"]
+        monitor = HealthMonitor(name, config.identity(), before, self.run.rows)
+        if self._pending_evaluation:
+            with request.raising():
+                evaluation = self._evaluate()
+            self.run.amend(evaluation)
+            self._checkpoint(evaluation)
 
         # iterations
         with screen.task("training", config.num_iterations, self.iteration) as task:
             progress = TrainingProgress(task, self.env.spec)
-            while self.iteration < config.num_iterations:
-                metrics = self._iterate()
+            self.ended_by = config.limit_reached(self.iteration, self.run.rows)
+            while not self.ended_by:
+                metrics = self._iterate_or_stop(request)
                 out_of_time = time.monotonic() - start > 60 * config.max_minutes
-                last = self.iteration == config.num_iterations or out_of_time
-                evaluated = last or self.iteration % config.eval_every == 0
-                if evaluated:
-                    metrics |= self._evaluate()
-                self.run.log(self.iteration, metrics)
-                if evaluated:  # after its row: a kill in between writes both again
-                    self._checkpoint(metrics)
-                progress.update(self.iteration, metrics, self.rollouts.num_env_steps)
+                last = self.iteration >= config.num_iterations or out_of_time
+                due = last or self.iteration % config.eval_every == 0
+                evaluation = self._evaluate_unless_stopped(request) if due else {}
+                self.run.log(self.iteration, metrics | evaluation)
+                # after its row: a kill in between writes both again
+                if evaluation or request.stopped is not None:
+                    self._checkpoint(evaluation, pending=due and not evaluation)
+                progress.update(self.iteration, metrics | evaluation, self.rollouts.num_env_steps)
                 for warning in monitor.warnings(self.run.rows):
                     screen.note(f"warning: {warning}")
-                if last or metrics.get("success_rate_low", 0.0) >= config.stop_at:
-                    break
-        return self._finish()
+                if request.stopped is not None:
+                    screen.note(signals.stop_note(self.config.out, self.iteration, exact=due))
+                    raise request.stopped
+                self.ended_by = config.limit_reached(self.iteration, self.run.rows, out_of_time)
+
+    def _iterate_or_stop(self, request: StopRequest) -> dict[str, float]:
+        """Iterate, and end in order if a signal has stopped the environment's processes too.
+
+        Raises:
+            StoppedBySignal: that is so. The iteration is repeated when the run is resumed.
+        """
+        try:
+            return self._iterate()
+        except Exception as error:
+            if request.stopped is None:
+                raise
+            screen.note(f"iteration {self.iteration + 1} is lost ({error})")
+            screen.note(signals.stop_note(self.config.out, self.run.saved_iteration(), exact=True))
+            raise request.stopped from error
+
+    def _evaluate_unless_stopped(self, request: StopRequest) -> dict[str, float]:
+        """Evaluate, or return nothing if a signal has arrived or arrives meanwhile."""
+        clipped = self.env.num_clipped, self.env.num_entries
+        try:
+            with request.raising():
+                return self._evaluate()
+        except StoppedBySignal:
+            self.env.num_clipped, self.env.num_entries = clipped
+            return {}
 
     def _begin(self) -> None:
         """Evaluate and film the policy as it is, print the notes, and save the start."""
@@ -109,7 +164,7 @@ class Trainer:
         self._film("before")
         for note in (*self.algorithm.notes(), *self._cut_episodes()):
             screen.note(note)
-        self._checkpoint()
+        self._checkpoint(self.before["deployed"])
 
     def _cut_episodes(self) -> list[str]:
         """Return a note if evaluations cut every episode short before it can end."""
@@ -159,47 +214,60 @@ class Trainer:
         self.seconds["evaluation"] += time.perf_counter() - start
         return result
 
-    def _checkpoint(self, metrics: dict[str, float] | None = None) -> None:
-        """Save, and begin new episodes as a resumed run would."""
-        evaluation = self.before["deployed"] if metrics is None else metrics
+    def _checkpoint(self, evaluation: Mapping[str, Any], pending: bool = False) -> None:
+        """Save, and begin new episodes as a resumed run would.
+
+        Args:
+            evaluation: At this iteration, empty without one.
+            pending: Whether a signal has postponed that evaluation.
+        """
         progress = {
             "success_rate": evaluation.get("success_rate"),
-            "rank": rank_of(evaluation),
+            "rank": rank_of(evaluation) if evaluation else None,
             "env_steps": self.rollouts.num_env_steps,
             "seconds": self.seconds,
             "before": self.before,
             "clipped": [self.env.num_clipped, self.env.num_entries],
+            "restarts": self.restarts,
+            "pending_evaluation": pending,
         }
         self.run.save(self.iteration, self.algorithm, progress)
         self.rollouts.restart(self.iteration)
 
     def _restore(self) -> None:
-        progress = self.run.load_latest(self.algorithm)
+        progress = self.run.load_latest(self.algorithm, NEEDED)
         self.iteration, self.seconds = progress["iteration"], progress["seconds"]
         self.before = progress["before"]
         self.env.num_clipped, self.env.num_entries = progress["clipped"]
         self.rollouts.num_env_steps = progress["env_steps"]
+        self.restarts = progress.get("restarts", [])  # absent from runs of pitune 0.2 and before
+        self._pending_evaluation = progress.get("pending_evaluation", False)
+        if self.iteration % self.config.eval_every and self.iteration < self.config.num_iterations:
+            self.restarts = [*self.restarts, self.iteration]
+            screen.note(signals.restart_note(self.iteration))
         self.rollouts.restart(self.iteration)
 
     def _film(self, name: str) -> None:
-        if self.config.video:
-            file = self.config.out / f"{name}.mp4"
-            record_video(self.config.env, self.algorithm.actor, file, self.config.seed)
+        config, file = self.config, self.config.out / f"{name}.mp4"
+        if config.video:
+            record_video(config.env, self.algorithm.actor, file, config.seed, config.eval_episodes)
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate, report, close, and return the summary."""
-        # evaluation and film
-        after = self._final_evaluation()
+        config, after = self.config, self._final_evaluation()
         self._film("after")
-        if self.config.video:
-            before_after(self.config.out)
+        if config.video:
+            before_after(config.out)
 
         # summary
         summary = {
-            "algorithm": rl.name_of(self.config.algorithm),
-            "env": self.config.env.id,
-            "seed": self.config.seed,
+            "algorithm": rl.name_of(config.algorithm),
+            "env": config.env.id,
+            "seed": config.seed,
             "iterations": self.iteration,
+            "ended_by": self.ended_by,
+            "restarts": self.restarts,
+            "learned_nothing": reasons(self.run.rows, config.identity(), self.run.has_changed()),
             "env_steps": self.rollouts.num_env_steps,
             "seeded_starts": self.env.spec.deterministic_reset,
             "train_seconds": sum(self.seconds.values()),
@@ -210,9 +278,7 @@ class Trainer:
             "best_checkpoint": str(self.run.best_checkpoint()),
         }
 
-        # files
-        start = self.before["deployed"]
-        learning_curve(self.run.rows, start, self.config.out / "learning_curve.png")
+        learning_curve(self.run.rows, summary, config.out / "learning_curve.png")
         self.run.finish(summary)
         self.env.close()
         return summary
@@ -223,40 +289,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return Trainer(config).train()
 
 
-def parse(args: Sequence[str]) -> TrainConfig:
-    """Read the config from command line arguments: the algorithm's name, then any options.
-
-    Args:
-        args: The name may be followed by a colon and a variant or likelihood: `ppo:flow_noise`.
-
-    Raises:
-        ValueError: no algorithm has this name, or an option is unknown or has no valid value.
-    """
-    name = args[0] if args and not args[0].startswith("-") else ""
-    if name:
-        algorithm = preset(name)
-        description = f"{rl.registry.entry(rl.name_of(algorithm)).description}\n\n{__doc__}"
-    elif wants_help(args):
-        algorithm = rl.AlgorithmConfig()
-        description = (
-            f"{__doc__}\n\n  ALGORITHM is one of\n{algorithm_lines()}\n\n"
-            f"`{program('train')} ppo --help` lists the options of ppo."
-        )
-    else:
-        names = ", ".join(sorted(rl.presets()))
-        raise ValueError(f"the first argument names the algorithm; registered: {names}")
-    return parse_config(
-        TrainConfig,
-        args[1:] if name else args,
-        prog=f"{program('train')} {name or 'ALGORITHM'}",
-        description=description,
-        default=TrainConfig(algorithm=algorithm, env=default_env(args)),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
-    with exit_with_message():
+    with exit_with_message(), signals.exit_on_signal():
         closing_table(train(parse(arguments(argv))))
 
 

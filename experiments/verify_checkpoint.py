@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,6 +29,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies.checkpoints import lerobot_read
@@ -40,13 +41,14 @@ from pitune.policies.checkpoints.pipelines import CAMERAS
 from pitune.policies.flow.chain import sample_chain
 from pitune.policies.flow.path import TimeGrid, interpolate, target_velocity
 from pitune.policies.network.pi0 import Pi0
+from pitune.ranges import PositiveFloat, Settings
 
 NEEDED = {"state", "actions", "noise", "time", "tokens", "token_mask"}
 """Inputs that every comparison needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(Settings):
     """Compare a checkpoint's outputs with stored ones.
 
     Example:
@@ -66,7 +68,7 @@ class VerifyConfig:
     """Observations, actions, noise and flow times (.safetensors or .npz)."""
     outputs: Path
     """Outputs of the reference for these inputs (.safetensors or .npz)."""
-    tolerance: float | None = None
+    tolerance: PositiveFloat | None = None
     """Largest accepted absolute error. The default is 1e-4 in float32, 2e-4 for a JAX checkpoint
     and 5e-2 in bfloat16. JAX and PyTorch differ by up to 7e-5 in float32."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -229,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
         config = parse(VerifyConfig, arguments(argv), prog=program("verify"), description=__doc__)
+        config = replace(config, checkpoint=find_checkpoint(config.checkpoint))
         errors, tolerance = verify(config)
         passed = all(error <= tolerance for error in errors.values())
         if config.json:

@@ -21,11 +21,13 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pitune.ranges import PositiveFloat, PositiveInt, Settings
+
 Layout = Literal["repeat", "per_step", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteeringConfig:
+class SteeringConfig(Settings):
     """The chosen part of the starting noise, and the size of the network that chooses it.
 
     Example:
@@ -36,14 +38,10 @@ class SteeringConfig:
     layout: Layout = "repeat"
     """One vector for all H steps, one per executed step (later steps repeat the last), or all H.
     One vector is the easiest to learn, but a policy may need noise that varies inside the chunk."""
-    magnitude: float = 1.5
+    magnitude: PositiveFloat = 1.5
     """Bound of each noise entry [standard deviations]. A smaller one stays nearer to the mode."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[PositiveInt, ...] = (256, 256)
     """Widths of the noise actor's hidden layers."""
-
-    def __post_init__(self) -> None:
-        if self.magnitude <= 0:
-            raise ValueError(f"magnitude={self.magnitude} must be above 0")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SteeringConfig:

@@ -14,10 +14,11 @@ from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.prompt import Encoder
+from pitune.ranges import PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
+class SamplerConfig(Settings):
     """Sampling and execution of a chunk, the same for fine-tuning and deployment.
 
     Example:
@@ -25,9 +26,9 @@ class SamplerConfig:
         4
     """
 
-    flow_steps: int = 4
+    flow_steps: PositiveInt = 4
     """K, steps from noise to action. Evaluate with the number used in training."""
-    execution_horizon: int = 4
+    execution_horizon: PositiveInt = 4
     """h, number of the H predicted actions that are executed before the next decision."""
     solver: Solver = "euler"
     """ODE solver of the deployed policy."""
@@ -50,6 +51,8 @@ class PolicyInfo:
     """Tokenizer of a policy with a prompt."""
     lora: LoRAConfig | None = None
     """The network's low-rank updates."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Id and settings of the environment that the policy learned in (JSON values), if known."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PolicyInfo:
         return self

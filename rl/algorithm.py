@@ -15,10 +15,11 @@ from tensordict import TensorDictBase
 from torch import nn
 
 from pitune.policies import Actor, FlowPolicy, LikelihoodActor
+from pitune.ranges import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlgorithmConfig:
+class AlgorithmConfig(Settings):
     """Settings of an algorithm. Subclasses give every field a default.
 
     Example:

@@ -123,10 +123,15 @@ def gradient_step(
     for part, share in zip(parts, shares, strict=True):
         part_loss, metrics = loss(part)
         if not torch.isfinite(part_loss):
-            raise FloatingPointError(
-                f"{name} loss is {part_loss.item()} in {step}; lower its learning rate, check the "
-                "scale of rewards and actions, or resume from the last checkpoint"
+            # before the first step no learning rate can be the cause
+            advice = (
+                "lower its learning rate, check the scale of rewards and actions, or resume from "
+                "the last checkpoint"
+                if optimizer.state
+                else "no step was taken before, so check the norm stats, the observations and the "
+                "rewards for values that are huge or not finite"
             )
+            raise FloatingPointError(f"{name} loss is {part_loss.item()} in {step}; {advice}")
         (part_loss * share).backward(inputs=parameters)
         history.append({key: value.detach() for key, value in metrics.items()})
 

@@ -69,8 +69,10 @@ class Entry:
             ValueError: the variant does not exist.
         """
         if word not in self.variants:
+            nearest = get_close_matches(word, self.variants, n=1)
+            hint = f"; did you mean '{self.name}:{nearest[0]}'?" if nearest else ";"
             raise ValueError(
-                f"unknown variant {word!r} in algorithm='{self.name}:{word}'; valid after the "
+                f"unknown variant {word!r} in algorithm='{self.name}:{word}'{hint} valid after the "
                 f"colon: {', '.join(self.variants)}"
             )
 

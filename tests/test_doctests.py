@@ -30,6 +30,7 @@ def modules() -> Iterator[str]:
             if ">>>" in source and not SIMULATORS & imported(ast.parse(source)):
                 parts = file.relative_to(ROOT).with_suffix("").parts
                 yield ".".join(("pitune", *parts)).removesuffix(".__init__")
+    yield from ("pitune.extras", "pitune.ranges")  # beside the links to the folders
 
 
 def imported(tree: ast.Module) -> set[str]:

@@ -32,6 +32,7 @@ from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.success import parse_success
 from pitune.envs.workers.env import WorkerEnv
 from pitune.envs.workers.pool import Timeouts
+from pitune.extras import install_command
 
 STATE_DIM = 39
 
@@ -140,7 +141,7 @@ def make_metaworld(task: str, config: EnvConfig) -> WorkerEnv:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError as error:
         raise ImportError(
-            f'metaworld/{task} needs Meta-World; run pip install "pitune[metaworld]"'
+            f"metaworld/{task} needs Meta-World; run {install_command('metaworld')}"
         ) from error
     if task not in ALL_V3_ENVIRONMENTS:
         near = difflib.get_close_matches(task, ALL_V3_ENVIRONMENTS, n=3, cutoff=0.3)

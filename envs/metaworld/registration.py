@@ -9,6 +9,7 @@ from typing import Literal
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
 from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
+from pitune.ranges import PositiveInt
 
 Camera = Literal[
     "topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV"
@@ -42,7 +43,7 @@ class MetaWorldOptions(EnvOptions):
 
     camera: Camera = "corner2"
     """Camera of `render` and of videos. The observation holds no pictures."""
-    render_size: int = 256
+    render_size: PositiveInt = 256
     """Height and width of the pictures of `render` [pixels]."""
 
 

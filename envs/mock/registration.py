@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Annotated
 
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
 from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
+from pitune.ranges import Range
 
 TASKS = ("Reach", "Script", "TwoGoals")
 """All names after `mock/`."""
@@ -24,7 +26,7 @@ class MockOptions(EnvOptions):
         ('reach the green goal', 'reach the red goal')
     """
 
-    num_tasks: int = 1
+    num_tasks: Annotated[int, Range(low=1, high=2)] = 1
     """Goals of `mock/Reach`, 1 or 2. With 2 the instruction names one of them."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
 from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
+from pitune.ranges import Threads
 
 TASKS = ("PushCube", "PickCube", "StackCube")
 """All names after `mujoco/`, listed here so that MuJoCo need not be imported."""
@@ -23,7 +24,7 @@ class TabletopOptions(EnvOptions):
         4
     """
 
-    num_threads: int | None = None
+    num_threads: Threads | None = None
     """Threads that step the physics. By default `num_workers`, and at least 1."""
     shadows: bool = False
     """Draw shadows in the pictures of `cameras`. They take most of the time of a small picture."""

@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from pitune.experiments.command_line.errors import exit_with_message
-from pitune.experiments.command_line.parsing import HELP_ALL, arguments
+from pitune.experiments.command_line.mistakes import HELP_ALL
+from pitune.experiments.command_line.parsing import arguments
 
 BENCHMARKS: Mapping[str, str] = {
     "pi0": "time and memory of a π0 network: prefix, flow steps, a training step",

@@ -34,10 +34,11 @@ from pitune.policies.flow.path import TimeGrid
 from pitune.policies.network.config import Pi0Config, pi0, pi05, tiny
 from pitune.policies.network.context import Context
 from pitune.policies.network.pi0 import Pi0
+from pitune.ranges import DeviceName, PositiveInt, Settings, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Settings):
     """Time the parts of a π0 network.
 
     Example:
@@ -47,23 +48,23 @@ class BenchmarkConfig:
 
     preset: Literal["tiny", "tiny05", "pi0", "pi05"] = "tiny"
     """Sizes of the network."""
-    batch_size: int = 1
+    batch_size: PositiveInt = 1
     """Observations at once."""
-    cameras: int = 3
+    cameras: PositiveInt = 3
     """Pictures per observation."""
-    prompt_tokens: int = 48
+    prompt_tokens: PositiveInt = 48
     """Length of the prompt."""
-    flow_steps: int = 10
+    flow_steps: PositiveInt = 10
     """K."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the towers; norms, embeddings of pictures and projections stay float32."""
     training: bool = True
     """Whether to also time a training step of all parameters, which needs memory for gradients."""
-    repeats: int = 3
+    repeats: PositiveInt = 3
     """Measurements of each part."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: DeviceName = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to compute."""
-    torch_threads: int = 2
+    torch_threads: Threads = 2
     """Threads of PyTorch on the CPU."""
 
 

@@ -26,10 +26,11 @@ from pitune.envs import EpisodeSeeds
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
+from pitune.ranges import PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Settings):
     """Compare chunked collection with the bare simulator.
 
     Example:
@@ -38,11 +39,11 @@ class BenchmarkConfig:
     """
 
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
-    execution_horizon: int = 4
+    execution_horizon: PositiveInt = 4
     """Steps per chunk."""
-    num_chunks: int = 30
+    num_chunks: PositiveInt = 30
     """Chunks per environment and measurement."""
-    repeats: int = 5
+    repeats: PositiveInt = 5
     """Measurements of each kind, in turn. The table shows their medians."""
 
 

@@ -20,9 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pitune import envs, policies, rl
+from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
+from pitune.ranges import DeviceName, PositiveFloat, PositiveInt, Settings
 
 PHASES = ("policy", "simulator", "update")
 VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -35,7 +37,7 @@ VARIANTS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Settings):
     """Measure the time of off-policy learning per environment step.
 
     Example:
@@ -48,13 +50,13 @@ class BenchmarkConfig:
     demonstrations: Path = Path("runs/quickstart/mujoco-PickCube/seed_0/demonstrations.safetensors")
     """File of `pitune pretrain`, for `dgn`."""
     env: envs.EnvConfig = field(default_factory=envs.EnvConfig)
-    ratios: tuple[float, ...] = (0.1, 0.25, 0.5)
+    ratios: tuple[PositiveFloat, ...] = (0.1, 0.25, 0.5)
     """Update-to-data ratios [rounds of gradient steps per decision]."""
-    num_chunks: int = 2
+    num_chunks: PositiveInt = 2
     """Decisions per environment and rollout."""
-    num_rollouts: int = 3
+    num_rollouts: PositiveInt = 3
     """Rollouts that are measured, after a first one that is not."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: DeviceName = "cuda" if torch.cuda.is_available() else "cpu"
     """Where the policy computes."""
 
 
@@ -132,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             prog=program("bench update"),
             description=__doc__ or "",
         )
-        benchmark(config)
+        benchmark(replace(config, checkpoint=find_checkpoint(config.checkpoint)))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.outside import import_outside_modules
+from pitune.extras import EXTRAS, install_command
 
 PACKAGE = Path(__file__).parents[2]
 """The package `pitune`; in the source tree its folders are links."""
 LEAST_FREE = 20 * 2**30
 """Free disk space below which a note is printed; a checkpoint of π0 has 7 GB [bytes]."""
-EXTRAS = ("metaworld", "vlm", "orbax")
 _RENDER = """
 from pitune import envs
 env = envs.make(envs.EnvConfig(id="mujoco/PickCube", num_envs=1, num_workers=0))
@@ -124,7 +124,7 @@ def extra(name: str, lines: Sequence[str]) -> Finding:
     if all(f.ok for f in found):
         return Finding(name, text)
     missing = ", ".join(f.name for f in found if not f.ok)
-    return Finding(name, f'without {missing}; pip install "pitune[{name}]" brings it', None)
+    return Finding(name, f"without {missing}; {install_command(name)} brings it", None)
 
 
 def cuda() -> Finding:

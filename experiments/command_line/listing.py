@@ -14,7 +14,8 @@ from typing import Any
 
 from pitune import envs, policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
-from pitune.experiments.command_line.parsing import HELP_ALL, arguments
+from pitune.experiments.command_line.mistakes import HELP_ALL
+from pitune.experiments.command_line.parsing import arguments
 from pitune.experiments.recipes import likelihood_words, takes_likelihood
 
 WIDTH = 80

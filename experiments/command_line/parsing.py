@@ -29,11 +29,13 @@ from tyro.constructors import (
 
 from pitune import envs
 from pitune.experiments.command_line.basic_options import is_basic
+from pitune.experiments.command_line.mistakes import HELP_ALL, check_values, one_sentence
 from pitune.experiments.command_line.outside import import_outside_modules
+from pitune.ranges import range_text
 
 Config = TypeVar("Config")
 StructSpecRule = Callable[[StructTypeInfo], StructConstructorSpec | None]
-HELP, HELP_ALL = ("-h", "--help"), "--help-all"
+HELP = ("-h", "--help")
 _DESCRIPTION = "DESCRIPTION"
 """Stands for a description until tyro has printed the help, as tyro would join its lines."""
 
@@ -73,6 +75,7 @@ def parse(
         ValueError: an argument is unknown or has no valid value.
     """
     # defaults and description
+    check_values(args)
     default = default_of(kind, args) if default is None else default
     asked = wants_help(args)
     text = description or ""
@@ -95,7 +98,7 @@ def parse(
             )
         except SystemExit as stopped:
             if stopped.code:
-                raise ValueError(_sentence(errors.getvalue(), prog)) from None
+                raise ValueError(one_sentence(errors.getvalue(), prog)) from None
 
     # help, with the description wrapped here because tyro would join its lines
     if asked:
@@ -190,7 +193,12 @@ def _help_rule(basic: bool) -> StructSpecRule:
             inside = False
         if not isinstance(spec, StructConstructorSpec):
             return None
-        shown = [replace(f, helptext=_joined(f.helptext)) for f in spec.fields]
+        # the short help has no room for ranges
+        valid = ["" if basic else range_text(f.type) for f in spec.fields]
+        shown = [
+            replace(f, helptext=_joined(f.helptext, text))
+            for f, text in zip(spec.fields, valid, strict=True)
+        ]
         if basic:
             shown = [_hidden_unless_basic(info.type, f) for f in shown]
         return replace(spec, fields=tuple(shown))
@@ -198,12 +206,15 @@ def _help_rule(basic: bool) -> StructSpecRule:
     return rule
 
 
-def _joined(helptext: str | Callable[[], str | None] | None) -> Callable[[], str | None]:
-    """Return a help text as one line, whatever the width of the docstring in the source."""
+def _joined(
+    helptext: str | Callable[[], str | None] | None, valid: str
+) -> Callable[[], str | None]:
+    """Return a help text as one line, with the range of valid values if there is one."""
 
     def text() -> str | None:
         written = helptext() if callable(helptext) else helptext
-        return None if written is None else " ".join(written.split())
+        line = " ".join((written or "").split())
+        return f"{line} Valid: {valid}.".strip() if valid else line or None
 
     return text
 
@@ -231,26 +242,3 @@ def _wrapped(description: str, width: int) -> str:
         else:
             blocks.append(textwrap.fill(" ".join(block.split()), width))
     return "\n\n".join(blocks)
-
-
-def _sentence(box: str, prog: str) -> str:
-    """Return the message that tyro has drawn in a box as one sentence.
-
-    The box has paragraphs, separated by rules: the message, and perhaps similar options.
-    """
-    box = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colors
-    # paragraphs inside the box
-    lines = [line.strip("│").rstrip() for line in box.splitlines() if line.startswith("│")]
-    paragraphs = re.split(r"\n\s*─{5,}\n?", "\n".join(lines))
-    message = re.sub(r"^Error parsing \w+Config: ", "", " ".join(paragraphs[0].split()))
-
-    # message
-    if message.startswith("Missing from"):
-        names = re.findall(r"^ {5}(\S+)", paragraphs[0], re.MULTILINE)
-        message = f"missing {', '.join(names)}"
-    message = (message[:1].lower() + message[1:]).rstrip(".") or box.strip()
-
-    # hint
-    similar = [re.findall(r"--[\w.-]+", text) for text in paragraphs if "Perhaps you" in text]
-    hint = f"; did you mean {similar[0][0]}?" if similar and similar[0] else ";"
-    return f"{message}{hint} `{prog} {HELP_ALL}` lists the options"

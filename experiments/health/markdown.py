@@ -21,6 +21,7 @@ from pitune.experiments.health.every_run import EVERY_RUN
 from pitune.experiments.health.metric import Metric
 from pitune.experiments.health.symptoms import SYMPTOMS
 from pitune.experiments.health.table import METRICS, metrics_of
+from pitune.ranges import Settings
 
 BLOCK = re.compile(
     r"(<!-- health: (?P<name>\w+) -->\n).*?(<!-- end of health -->)", flags=re.DOTALL
@@ -28,7 +29,7 @@ BLOCK = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarkdownConfig:
+class MarkdownConfig(Settings):
     """Write the health tables of the documentation anew.
 
     Example:

@@ -63,7 +63,7 @@ class Metric:
             return -math.inf, math.inf
         high = self.high
         if self.high_setting:
-            high = min(high, float(_setting(config, self.high_setting, math.inf)))
+            high = min(high, float(setting(config, self.high_setting, math.inf)))
         return self.low, high
 
     def contains(self, value: float, config: Mapping[str, Any]) -> bool:
@@ -126,7 +126,7 @@ def judge(
     # window of the metric
     start, window = 0.0, 1
     if metric is not None:
-        start = float(_setting(config, metric.start_setting, 0)) if metric.start_setting else 0.0
+        start = float(setting(config, metric.start_setting, 0)) if metric.start_setting else 0.0
         window = metric.window
 
     # values after the start, as many as the window holds
@@ -141,8 +141,14 @@ def judge(
     return Verdict(column, value, metric, metric.contains(value, config))
 
 
-def _setting(config: Mapping[str, Any], name: str, default: Any) -> Any:
-    """Return a setting of the algorithm, also from a nested block such as `ppo.update`."""
+def setting(config: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Return a setting of the algorithm, also from a nested block such as `ppo.update`.
+
+    Args:
+        config: Settings of a run, as in config.json.
+        name: Of the setting.
+        default: Value of an algorithm that lacks it.
+    """
 
     def search(block: Mapping[str, Any]) -> list[Any]:
         nested = [part for part in block.values() if isinstance(part, Mapping)]

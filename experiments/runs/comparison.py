@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pitune.experiments.runs.folder.metrics_file import read_rows
 from pitune.experiments.runs.report import percent
 from pitune.experiments.runs.results_table import read_run
-from pitune.experiments.runs.run import read_rows
 from pitune.rl.evaluation.paired import paired_test
 from pitune.rl.evaluation.statistics import fisher_p_value
 
@@ -32,7 +32,8 @@ class FinishedRun(NamedTuple):
     """The numbers of a run that a comparison needs.
 
     Example:
-        >>> run = FinishedRun("ppo", {}, "abc", [0.0, 1000.0, 2000.0], [0.4, 0.7, 0.9])
+        >>> summary = {"before": {"deployed": {"success_rate": 0.4}}}
+        >>> run = FinishedRun("ppo", summary, "abc", [1000.0, 2000.0], [0.7, 0.9])
         >>> run.steps_to_level, run.lowest
         (2000.0, (0.7, 1000.0))
     """
@@ -42,23 +43,30 @@ class FinishedRun(NamedTuple):
     summary: dict[str, Any]
     commit: str
     steps: list[float]
-    """Environment steps at each evaluation, of which the first is before training."""
+    """Environment steps at each evaluation on the validation starts."""
     success: list[float]
-    """Success rate of the deployed policy at each evaluation."""
+    """Success rate of the deployed policy at each of them."""
+
+    @property
+    def started_above(self) -> bool:
+        """Whether the clone was above `LEVEL` before training, on the test starts."""
+        return _success(self, "before", "deployed") >= LEVEL
 
     @property
     def steps_to_level(self) -> float | None:
         """Environment steps at the first evaluation that reached `LEVEL`, or None.
 
-        The evaluation before training does not count, because it has other starts.
+        They count from a clone below the level only.
         """
-        evaluations = zip(self.steps[1:], self.success[1:], strict=True)
+        if self.started_above:
+            return None
+        evaluations = zip(self.steps, self.success, strict=True)
         return next((steps for steps, rate in evaluations if rate >= LEVEL), None)
 
     @property
     def lowest(self) -> tuple[float, float]:
         """Lowest success rate of the evaluations while training, and its environment steps."""
-        evaluations = zip(self.success[1:], self.steps[1:], strict=True)
+        evaluations = zip(self.success, self.steps, strict=True)
         return min(evaluations, default=(math.nan, 0.0))
 
 
@@ -75,13 +83,14 @@ def finished_run(folder: Path, name: str) -> FinishedRun:
     """
     summary, provenance = read_run(folder)
     rows = [row for row in read_rows(folder / "metrics.csv")[1] if "success_rate" in row]
-    before = summary["before"]["deployed"]["success_rate"]
+    if not rows:
+        raise ValueError(f"{folder / 'metrics.csv'} has no evaluation; restore it, or run again")
     return FinishedRun(
         name,
         summary,
         str(provenance["commit"]),
-        [0.0, *(row["env_steps"] for row in rows)],
-        [math.nan if before is None else before, *(row["success_rate"] for row in rows)],
+        [row["env_steps"] for row in rows],
+        [row["success_rate"] for row in rows],
     )
 
 
@@ -96,9 +105,10 @@ def comparison_table(runs: Sequence[FinishedRun]) -> str:
     # note below the table
     commits = ", ".join(sorted({run.commit for run in runs}))
     note = (
-        "Deployed policies with 95 % Wilson intervals on starts that training never saw; p: exact "
-        "test of after against before, paired on the shared starts (McNemar), or Fisher's for runs "
-        f"that stored no episodes. Commit {commits}."
+        "Deployed policies with 95 % Wilson intervals on the test starts, which training never "
+        "saw; p: exact test of after against before, paired on the shared starts (McNemar), or "
+        "Fisher's for runs that stored no episodes. Lowest and steps to the level: on the "
+        f"validation starts, from clones below the level. Commit {commits}."
     )
     return "\n".join([*lines, "", note])
 
@@ -152,8 +162,9 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
         stepped = [run for run in runs if run.summary["env"] == env_id and run.steps[-1] > 0]
         ends = [run.steps[-1] for run in stepped]
         if ends and max(ends) > 8 * min(ends):
-            axes.set_xscale("symlog", linthresh=min(run.steps[1] for run in stepped))
-        axes.set(title=env_id, xlabel="environment steps", ylabel="success rate, deployed")
+            axes.set_xscale("symlog", linthresh=min(run.steps[0] for run in stepped))
+        axes.set(title=env_id, xlabel="environment steps")
+        axes.set(ylabel="success rate, deployed, validation starts")
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", fontsize="small")
@@ -164,7 +175,8 @@ def seed_band(
     group: Sequence[FinishedRun], num: int = 200
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return steps, and the mean, lowest and highest success rate of all seeds at them (num,)."""
-    steps = np.linspace(0, max(run.steps[-1] for run in group), num)
+    first, last = min(run.steps[0] for run in group), max(run.steps[-1] for run in group)
+    steps = np.linspace(first, last, num)
     rates = np.stack([np.interp(steps, run.steps, run.success) for run in group])
     return steps, rates.mean(0), rates.min(0), rates.max(0)
 
@@ -185,9 +197,13 @@ def _line(run: FinishedRun) -> str:
         f"| `{summary['env']}` | `{run.name}` | {summary['seed']} | {percent(before)} "
         f"| {percent(after)} | {_p_value(before, after):.1g} "
         f"| {percent(summary['after']['exploring'])} | {_percent(lowest)} at {where:,.0f} "
-        f"| {'never' if reached is None else f'{reached:,.0f}'} | {summary['env_steps']:,} "
+        f"| {_never(run) if reached is None else f'{reached:,.0f}'} | {summary['env_steps']:,} "
         f"| {summary['train_seconds'] / 60:.1f} min |"
     )
+
+
+def _never(run: FinishedRun) -> str:
+    return "started above" if run.started_above else "never"
 
 
 def _line_of_seeds(group: Sequence[FinishedRun]) -> str:
@@ -232,9 +248,17 @@ def _minutes(group: Sequence[FinishedRun]) -> str:
 
 
 def _steps_of_seeds(group: Sequence[FinishedRun]) -> str:
-    """Return the mean, lowest and highest steps to the level, or the number of seeds there."""
-    steps = [s for s in (run.steps_to_level for run in group) if s is not None]
-    if len(steps) < len(group):
-        return f"{len(steps)} of {len(group)} seeds"
+    """Return the mean, lowest and highest steps to the level, or the number of seeds there.
+
+    Seeds whose clones were above it are left out, and counted.
+    """
+    below = [run for run in group if not run.started_above]
+    above = len(group) - len(below)
+    note = f" ({above} of {len(group)} started above)" if above and below else ""
+    if not below:
+        return "started above"
+    steps = [s for s in (run.steps_to_level for run in below) if s is not None]
+    if len(steps) < len(below):
+        return f"{len(steps)} of {len(below)} seeds{note}"
     spread = f" [{min(steps):,.0f}, {max(steps):,.0f}]" if len(steps) > 1 else ""
-    return f"{fmean(steps):,.0f}{spread}"
+    return f"{fmean(steps):,.0f}{spread}{note}"

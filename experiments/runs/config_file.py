@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from pitune.experiments.runs.folder.checkpoints import own_checkpoints
+
 PACKAGES = (
     "torch",
     "torchrl",
@@ -69,15 +71,20 @@ def _version(package: str) -> str | None:
         return None
 
 
-def write_config(file: Path, config: dict[str, Any], limits: dict[str, Any]) -> None:
+def write_config(
+    file: Path, config: dict[str, Any], limits: dict[str, Any], wandb_id: str | None = None
+) -> None:
     """Write the settings of a run, with their provenance.
 
     Args:
         file: config.json, whose folder is made.
         config: Settings that identify the run, as JSON values.
         limits: Settings that only end it, for example `num_iterations`.
+        wandb_id: Id of its Weights & Biases run.
     """
-    record = {"config": config, "limits": limits, "provenance": provenance()}
+    record = {"config": config, "limits": limits, "provenance": provenance(), "wandb_id": wandb_id}
+    # places that relative paths are relative to
+    record["started_in"] = {"folder": str(file.parent.absolute()), "cwd": str(Path.cwd())}
     write_whole(file, json.dumps(record, indent=2) + "\n")
 
 
@@ -90,49 +97,22 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Return `config`, `limits` and `provenance` of a run.
+    """Return `config`, `limits`, `provenance` and the other entries of a run.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged.
     """
     if not file.is_file():
+        if own_checkpoints(file.parent):
+            raise FileNotFoundError(f"{file} of the run is missing; restore it")
         raise FileNotFoundError(f"no run in {file.parent} to resume; start it without --resume")
     try:
         record = json.loads(file.read_text())
         config = record["config"]
+        if not isinstance(config, dict):
+            raise TypeError("config is no JSON object")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is broken ({error!r}); the run cannot be resumed") from error
-    limits = record.get("limits", {})  # absent from runs of pitune 0.1
-    return {"config": config, "limits": limits, "provenance": record.get("provenance", {})}
-
-
-def check_same(folder: Path, config: dict[str, Any], name: str = "config.json") -> None:
-    """Reject a run that was started with another config.
-
-    Args:
-        folder: Folder of the run.
-        config: Settings that are asked for now.
-        name: File in the folder.
-
-    Raises:
-        FileNotFoundError: the folder holds no run.
-        ValueError: its config is damaged, or differs from `config`.
-    """
-    saved = read_config(folder / name)["config"]
-    different = sorted(differences(saved, json.loads(json.dumps(config))))
-    if different:
-        raise ValueError(
-            f"{folder} was started with another config; different: {'; '.join(different)}. "
-            "Resume with the same options, or pass another --out"
-        )
-
-
-def differences(saved: Any, asked: Any, path: str = "") -> list[str]:
-    """Return the differences between two configs, as `path: saved -> asked`."""
-    if isinstance(saved, dict) and isinstance(asked, dict):
-        found: list[str] = []
-        for key in saved.keys() | asked.keys():
-            found += differences(saved.get(key), asked.get(key), f"{path}.{key}" if path else key)
-        return found
-    return [] if saved == asked else [f"{path}: {saved!r} -> {asked!r}"]
+    # absent from runs of pitune 0.1
+    return {"limits": {}, "provenance": {}, **record}

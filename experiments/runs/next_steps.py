@@ -12,12 +12,17 @@ from typing import Any, NamedTuple
 
 from pitune import envs
 from pitune.experiments.runs.config_file import plain, read_config
+from pitune.experiments.runs.folder.checkpoints import (
+    DamagedCheckpointError,
+    own_checkpoints,
+    read_progress,
+)
 from pitune.experiments.runs.train_config import options, train_options
 
 FILES = {
-    "before_after.gif": "the same starts before and after training",
-    "before.mp4": "film before training",
-    "after.mp4": "film after training",
+    "before_after.gif": "the same test starts before and after training, evenly spread",
+    "before.mp4": "film of these starts before training",
+    "after.mp4": "film of these starts after training",
     "learning_curve.png": "learning curve",
     "metrics.csv": "metrics, a row for each iteration",
     "summary.json": "results",
@@ -42,8 +47,14 @@ def files_of(folder: Path) -> list[Step]:
     """Return the files of a run that exist, and its latest checkpoint."""
     steps = [Step(purpose, str(folder / name)) for name, purpose in FILES.items()]
     steps = [step for step in steps if Path(step.text).exists()]
-    latest = sorted(folder.glob("checkpoint_*"))[-1:]
-    return steps + [Step("fine-tuned policy", str(checkpoint)) for checkpoint in latest]
+    for checkpoint in own_checkpoints(folder)[-1:]:
+        try:
+            changed = read_progress(checkpoint).get("changed", True)
+        except DamagedCheckpointError:
+            changed = True
+        purpose = "fine-tuned policy" if changed else "policy, unchanged by this run"
+        steps.append(Step(purpose, str(checkpoint)))
+    return steps
 
 
 def command(*words: str | Path) -> str:
@@ -77,13 +88,12 @@ def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
         ValueError: its config is damaged, or its algorithm is not registered.
     """
     config = read_config(folder / "config.json")["config"]
-    checkpoints = sorted(folder.glob("checkpoint_*"))
+    checkpoints = own_checkpoints(folder)
     if not checkpoints:
         return []
 
     # the same run with twice the iterations
     name, latest = config["algorithm_name"], checkpoints[-1]
-    again = train_options(config)
     more = ["--num-iterations", str(2 * max(1, int(latest.name.rpartition("_")[2])))]
     # Our own checkpoints need no load options, and reject most.
     loaded = {key: value for key, value in config.items() if key != "load"}
@@ -103,5 +113,5 @@ def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
             "start from a checkpoint: this one, or a folder of your own",
             command("train", name, "--out", continued, *from_latest),
         ),
-        Step("train longer", command("train", name, "--out", folder, "--resume", *more, *again)),
+        Step("train longer", command("train", "--resume", folder, *more)),
     ]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pitune.experiments.runs.config_file import read_config
+from pitune.experiments.runs.folder.checkpoints import (
+    DamagedCheckpointError,
+    damage_of,
+    own_checkpoints,
+    read_progress,
+)
+from pitune.experiments.runs.folder.metrics_file import METRICS, Row, parse
 from pitune.experiments.runs.results_table import read_run
-from pitune.experiments.runs.run import parse_rows, with_current_names
+from pitune.experiments.runs.run import with_current_names
 
 
 class RunRecord(NamedTuple):
@@ -36,7 +42,7 @@ class RunRecord(NamedTuple):
     """Settings that only end the run."""
     provenance: dict[str, Any]
     """Commit, versions and machine."""
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     """Of metrics.csv."""
     summary: dict[str, Any] | None
     """Of a finished run."""
@@ -60,7 +66,7 @@ def read_record(folder: Path) -> RunRecord:
         FileNotFoundError: the folder holds nothing of a run.
     """
     # the folder of a run, perhaps incomplete
-    checkpoints = sorted(folder.glob("checkpoint_*"))
+    checkpoints = own_checkpoints(folder)
     files = [folder / name for name in ("config.json", "metrics.csv")]
     if not checkpoints and not any(file.is_file() for file in files):
         inside = sorted(file.parent for file in folder.glob("**/config.json"))
@@ -94,15 +100,17 @@ def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
     return {"config": {}, "limits": {}, "provenance": {}}
 
 
-def _rows(folder: Path, problems: list[str]) -> list[dict[str, Any]]:
-    file = folder / "metrics.csv"
+def _rows(folder: Path, problems: list[str]) -> list[Row]:
+    file = folder / METRICS
     if not file.is_file():
         problems.append("metrics.csv is missing; no iteration has ended yet")
         return []
-    _, rows, damaged = parse_rows(file)
-    if damaged:
-        problems.append(f"metrics.csv is damaged in lines {damaged}; they are left out here")
-    return rows
+    found = parse(file)
+    problems += [f"metrics.csv: {repair}" for repair in found.repairs]
+    problems += [
+        f"metrics.csv is damaged in {fault}; it is left out here" for fault in found.damage
+    ]
+    return found.rows
 
 
 def _summary(folder: Path, problems: list[str]) -> dict[str, Any] | None:
@@ -116,22 +124,10 @@ def _summary(folder: Path, problems: list[str]) -> dict[str, Any] | None:
 
 
 def _progress(checkpoint: Path, problems: list[str]) -> dict[str, Any]:
-    missing = [
-        name
-        for name in ("policy.safetensors", "policy.json", "training.pt")
-        if not (checkpoint / name).is_file()
-    ]
-    if missing:
-        problems.append(
-            f"{checkpoint.name} lacks {', '.join(missing)}; remove it, and --resume uses the "
-            "checkpoint before it"
-        )
+    fault = damage_of(checkpoint)
+    if fault is not None:
+        problems.append(f"{checkpoint.name}: {fault}; --resume uses the checkpoint before it")
     try:
-        progress: dict[str, Any] = json.loads((checkpoint / "progress.json").read_text())
-        return dict(progress)
-    except (OSError, ValueError, TypeError) as error:
-        problems.append(
-            f"{checkpoint.name}/progress.json is damaged ({error!r}); remove the checkpoint, and "
-            "--resume uses the one before it"
-        )
+        return read_progress(checkpoint)
+    except DamagedCheckpointError:
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from pitune import rl
 from pitune.envs import EnvSpec
 from pitune.experiments.runs.next_steps import Step, files_of, next_steps
 from pitune.experiments.runs.progress import Task, screen
+from pitune.policies import FlowPolicy
+from pitune.policies.finetuning.memory import available_bytes, check_memory, parameter_report
 from pitune.rl.evaluation.outcome import text_of
 
 NAMES = {"deployed": "deployed (ODE)", "exploring": "exploring (as in training)"}
@@ -65,6 +68,11 @@ class TrainingProgress:
         self._task.update(iteration, "  ".join(part for part in parts if part))
 
 
+def title_of(summary: Mapping[str, Any]) -> str:
+    """Return the title of a run's table and curve."""
+    return f"{summary['algorithm']} on {summary['env']}, seed {summary['seed']}"
+
+
 def percent(evaluation: dict[str, Any]) -> str:
     """Return an evaluation's summary as `rate [interval] (successes/episodes; broken)`."""
     rate, low, high = (evaluation[key] for key in ("success_rate", "wilson_low", "wilson_high"))
@@ -84,9 +92,12 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
     """
     console = console or Console()
     # success
-    title = f"{summary['algorithm']} on {summary['env']}, seed {summary['seed']}"
-    table = Table(title=title, caption="95 % Wilson intervals; starts that training never saw")
-    for column in ("policy", "before", "after"):
+    caption = (
+        "95 % Wilson intervals on the test starts, which training never saw. The curve and "
+        "--stop-at use the validation starts."
+    )
+    table = Table(title=title_of(summary), caption=caption)
+    for column in ("policy", "before, test starts", "after, test starts"):
         table.add_column(column)
     for key, name in NAMES.items():
         table.add_row(name, percent(summary["before"][key]), percent(summary["after"][key]))
@@ -105,6 +116,14 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
         f"{summary['env_steps']:,} environment steps in {summary['iterations']} iterations, "
         f"{summary['train_seconds']:.0f} s. Time: {shares}"
     )
+
+    # end of the run, and whether it has learned
+    if summary.get("ended_by"):  # absent from runs of pitune 0.2 and before
+        console.print(f"Ended because {summary['ended_by']}.", highlight=False)
+    latest = Path(summary["checkpoint"]).name
+    console.print(f"After: the policy in {latest}.", highlight=False)
+    for reason in summary.get("learned_nothing", []):
+        console.print(reason, style="bold red", highlight=False)
 
     # files and next commands
     folder = Path(summary["checkpoint"]).parent
@@ -134,45 +153,9 @@ def print_steps(console: Console, files: list[Step], commands: list[Step]) -> No
             console.print(f"    {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def learning_curve(rows: list[dict[str, Any]], before: dict[str, Any], file: Path) -> None:
-    """Draw the success rate over environment steps, with its interval, into a PNG.
-
-    Args:
-        rows: Of metrics.csv.
-        before: Evaluation of the deployed policy before training.
-        file: To write.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if before["success_rate"] is None:
-        screen.note(f"no {file.name}: there is no success rate to draw")
-        return
-
-    # evaluations, the first one before training
-    evaluated = [row for row in rows if "success_rate" in row]
-    steps = [0.0] + [row["env_steps"] for row in evaluated]
-    rate = [before["success_rate"]] + [row["success_rate"] for row in evaluated]
-    low = [before["wilson_low"]] + [row["success_rate_low"] for row in evaluated]
-    high = [before["wilson_high"]] + [row["success_rate_high"] for row in evaluated]
-
-    # deployed policy
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.fill_between(steps, low, high, alpha=0.25, linewidth=0, label="95 % Wilson interval")
-    axes.plot(steps, rate, marker="o", markersize=3, label="deployed (ODE)")
-
-    # exploring policy
-    trained = [row for row in rows if "train/success_rate" in row]
-    axes.plot(
-        [row["env_steps"] for row in trained],
-        [row["train/success_rate"] for row in trained],
-        linewidth=0.8,
-        color="grey",
-        label="exploring (training episodes)",
-    )
-    axes.set(xlabel="environment steps", ylabel="success rate", ylim=(-0.02, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
-    figure.savefig(file, dpi=150)
+def report_memory(policy: FlowPolicy, minibatch: int) -> None:
+    """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
+    report = parameter_report(policy, minibatch)
+    if policy.network.vlm is not None:
+        screen.print(report.table())
+    check_memory(report, available_bytes(policy.device))

@@ -17,6 +17,7 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.runs.config_file import read_config
 from pitune.experiments.runs.report import percent
 from pitune.experiments.runs.run import with_current_names
+from pitune.ranges import Settings
 
 HEADER = (
     "| environment | algorithm | seed | before | after | after, exploring "
@@ -25,7 +26,7 @@ HEADER = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableConfig:
+class TableConfig(Settings):
     """Print finished runs as a Markdown table.
 
     Example:

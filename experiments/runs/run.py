@@ -2,8 +2,11 @@
 
     config.json              all settings, with versions, commit and machine
     metrics.csv              one row per iteration
-    checkpoint_000040/       policy.safetensors, policy.json, training.pt, progress.json
+    initial_policy/          the policy as it was loaded
+    checkpoint_000040/       policy.safetensors, policy.json, training.pt, progress.json,
+                             metrics.csv up to here, checksums.json
     summary.json, learning_curve.png, before.mp4, after.mp4, before_after.gif
+    run.lock                 the process that writes into the folder
 
 A checkpoint is written under a temporary name and renamed. A run can be killed at any moment and
 resumes from its latest checkpoint. The rows of metrics after it are removed and written again.
@@ -11,23 +14,27 @@ resumes from its latest checkpoint. The rows of metrics after it are removed and
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from pitune.experiments.runs.config_file import check_same, read_config, write_config, write_whole
-from pitune.experiments.runs.config_file import plain as plain
+from pitune.experiments.runs.config_file import plain, read_config, write_config, write_whole
 from pitune.experiments.runs.config_file import provenance as provenance
-from pitune.policies.checkpoints.files import atomic_folder
-from pitune.policies.checkpoints.native import load_policy, write_policy
+from pitune.experiments.runs.folder import checkpoints as folders
+from pitune.experiments.runs.folder import wandb_run
+from pitune.experiments.runs.folder.lock import lock, unlock
+from pitune.experiments.runs.folder.metrics_file import METRICS, Row
+from pitune.experiments.runs.folder.metrics_log import MetricsLog
+from pitune.experiments.runs.folder.same_config import check_same
+from pitune.experiments.runs.folder.start import abandon, claim
+from pitune.experiments.runs.folder.state import best_of, latest_whole, prune
+from pitune.experiments.runs.folder.wandb_run import WandbMode as WandbMode
+from pitune.policies.checkpoints.native import write_policy
 from pitune.rl import Algorithm
 
-WandbMode = Literal["online", "offline", "off"]
 OLD_NAMES = {"ode": "deployed", "stochastic": "exploring"}
 """Names of the two evaluations in summaries of pitune 0.1, and their names now."""
 
@@ -56,11 +63,11 @@ class Run:
 
     def __init__(self, folder: Path, config: dict[str, Any], wandb_mode: WandbMode) -> None:
         self.folder, self.config = folder, config
-        self._rows: list[dict[str, Any]] = []
-        self._columns: list[str] = ["iteration"]
+        self.metrics = MetricsLog(folder / METRICS)
+        self._made = False
+        self._wandb_mode: WandbMode = wandb_mode
         self._wandb: Any = None
-        if wandb_mode != "off":
-            self._wandb = self._start_wandb(wandb_mode)
+        self._first_weights: int | None = None
 
     @classmethod
     def create(
@@ -73,20 +80,25 @@ class Run:
         """Begin a new run.
 
         Args:
-            folder: New folder for the run.
+            folder: New folder for the run. One with a start that never reached its first
+                checkpoint is taken over.
             config: Settings that identify the run, as JSON values.
             wandb_mode: Where Weights & Biases metrics go.
             limits: Settings that only end the run, for `pitune inspect`.
 
         Raises:
-            FileExistsError: the folder holds a run already.
+            FileExistsError: the folder holds a run already, or another process uses it.
+            PermissionError: the folder cannot be written.
         """
-        if (folder / "config.json").exists():
-            raise FileExistsError(
-                f"{folder} already holds a run; pass another --out, or --resume to go on with it"
-            )
-        write_config(folder / "config.json", config, limits or {})
-        return cls(folder, config, wandb_mode)
+        made = claim(folder)
+        run = cls(folder, config, wandb_mode)
+        run._made = made
+        try:
+            write_config(folder / "config.json", config, limits or {}, wandb_run.new_id())
+        except BaseException:
+            run.abandon()
+            raise
+        return run
 
     @classmethod
     def resume(
@@ -95,40 +107,72 @@ class Run:
         config: dict[str, Any],
         wandb_mode: WandbMode,
         limits: dict[str, Any] | None = None,
+        defaults: dict[str, Any] | None = None,
     ) -> Run:
         """Continue a run, with the arguments of `create`.
 
+        Args:
+            folder: Of the run.
+            config: As for `create`. Settings that change no number may differ from the run's.
+            wandb_mode: As for `create`.
+            limits: As for `create`.
+            defaults: Default values of `config`, for settings that a run of an older version lacks.
+
         Raises:
             FileNotFoundError: the folder holds no run.
+            FileExistsError: another process uses the folder.
             ValueError: its config is damaged, or differs from `config`.
         """
-        check_same(folder, config)
+        check_same(folder, config, defaults=defaults)
+        lock(folder)
+        folders.clean(folder)
+        record = {**read_config(folder / "config.json"), "config": config}
         if limits is not None:
-            record = {**read_config(folder / "config.json"), "limits": limits}
-            write_whole(folder / "config.json", json.dumps(record, indent=2) + "\n")
+            record["limits"] = limits
+        write_whole(folder / "config.json", json.dumps(record, indent=2) + "\n")
         run = cls(folder, config, wandb_mode)
-        run._read_rows()
+        checkpoints = run.checkpoints()
+        run.metrics.read(has_copy=bool(checkpoints) and (checkpoints[-1] / METRICS).is_file())
         return run
+
+    def connect(self) -> None:
+        """Start Weights & Biases, which `log` does otherwise.
+
+        Raises:
+            ValueError: it cannot start.
+        """
+        if self._wandb_mode != "off" and self._wandb is None:
+            record = read_config(self.folder / "config.json")
+            # Runs of pitune 0.2 and before had the id of their folder.
+            run_id = record.get("wandb_id") or self.folder.name
+            self._wandb = wandb_run.start(self.folder, run_id, self.config, self._wandb_mode)
+
+    def abandon(self) -> None:
+        """Release the folder. Without a checkpoint, nothing of the run stays in it."""
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=1)
+            self._wandb = None
+        abandon(self.folder, self._made)
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         """Add a row to metrics.csv and to wandb."""
-        row = {"iteration": iteration, **metrics}
-        # a new column changes the header, so the whole file is written
-        new = [key for key in row if key not in self._columns]
-        self._columns += new
-        self._rows.append(row)
-        if new or not (self.folder / "metrics.csv").exists():
-            self._write_rows()
-        else:
-            with (self.folder / "metrics.csv").open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+        self.metrics.add({"iteration": iteration, **metrics})
+        self._report(iteration, metrics)
+
+    def amend(self, metrics: dict[str, float]) -> None:
+        """Add metrics to the last row, for an evaluation that a signal has postponed."""
+        self.metrics.amend(metrics)
+        self._report(self.rows[-1]["iteration"], metrics)
+
+    def _report(self, iteration: int, metrics: dict[str, float]) -> None:
+        self.connect()
         if self._wandb is not None:
             self._wandb.log(metrics, step=iteration)
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """All rows so far."""
-        return self._rows
+        return self.metrics.rows
 
     def save(self, iteration: int, algorithm: Algorithm[Any], progress: dict[str, Any]) -> None:
         """Write a checkpoint, and keep only the latest and the best by `rank`.
@@ -138,137 +182,92 @@ class Run:
             algorithm: Its policy and training state are saved.
             progress: Numbers that the loop needs to go on (JSON), `rank` among them.
         """
-        name = f"checkpoint_{iteration:06d}"
-        if (self.folder / name).exists():
-            shutil.rmtree(self.folder / name)
-        with atomic_folder(self.folder / name) as folder:
+        target = self.folder / folders.checkpoint_name(iteration)
+        with folders.new_folder(target) as folder:
             write_policy(algorithm.deployed_policy(), folder)
+            weights = folders.checksum(folder / "policy.safetensors")
+            if self._first_weights is None:
+                self._first_weights = weights
             # state besides the weights, which are saved apart
             state = {"training": algorithm.training_state(), "random": torch.get_rng_state()}
             if torch.cuda.is_available():
                 state["random_cuda"] = torch.cuda.get_rng_state_all()
-            torch.save(state, folder / "training.pt")
-            (folder / "progress.json").write_text(json.dumps({"iteration": iteration, **progress}))
+            torch.save(state, folder / folders.TRAINING)
+            record = {
+                "iteration": iteration,
+                **progress,
+                "first_weights": self._first_weights,
+                "changed": weights != self._first_weights,
+            }
+            (folder / folders.PROGRESS).write_text(json.dumps(record))
+            self.metrics.copy(folder / METRICS)
         self._prune()
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints of the run, oldest first."""
-        return sorted(self.folder.glob("checkpoint_*"))
+        return folders.own_checkpoints(self.folder)
+
+    def has_changed(self) -> bool:
+        """Return whether the weights of the latest checkpoint differ from those before training."""
+        # absent from checkpoints of pitune 0.2 and before
+        return bool(folders.read_progress(self.checkpoints()[-1]).get("changed", True))
+
+    def saved_iteration(self) -> int:
+        """Return the iteration of the latest checkpoint."""
+        return int(self.checkpoints()[-1].name.rpartition("_")[2])
 
     def best_checkpoint(self) -> Path:
-        """Return the checkpoint with the highest rank in its own evaluation."""
+        """Return the checkpoint with the highest success rate in its own evaluation."""
+        return best_of(self.checkpoints())
 
-        def rank(folder: Path) -> float:
-            progress = json.loads((folder / "progress.json").read_text())
-            # older versions stored the success rate alone, nan if all episodes were invalid
-            value = float(progress.get("rank", progress["success_rate"]))
-            return -1.0 if math.isnan(value) else value
+    def load_latest(self, algorithm: Algorithm[Any], needed: Sequence[str] = ()) -> dict[str, Any]:
+        """Restore policy, training state and random numbers from the latest whole checkpoint.
 
-        return max(self.checkpoints(), key=rank)
+        A damaged one is named in a warning, and kept under another name.
 
-    def load_latest(self, algorithm: Algorithm[Any]) -> dict[str, Any]:
-        """Restore policy, training state and random numbers from the latest checkpoint.
+        Args:
+            algorithm: Into which the state is loaded.
+            needed: Entries that the progress must have.
 
         Returns:
             The progress that `save` was given, and `iteration`.
 
         Raises:
             FileNotFoundError: the run has no checkpoint yet.
+            ValueError: all its checkpoints are damaged, or they are of another algorithm.
         """
         checkpoints = self.checkpoints()
         if not checkpoints:
             raise FileNotFoundError(
-                f"{self.folder} has no checkpoint to resume from; remove it and start again"
+                f"{self.folder} has no checkpoint to resume from; pass another --out, or remove "
+                "the folder and start without --resume"
             )
+        folder, (policy, state, progress), faults = latest_whole(checkpoints, needed)
 
         # policy, training state and random numbers
-        folder = checkpoints[-1]
-        algorithm.actor.policy.load_state_dict(load_policy(folder).state_dict())
-        state = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+        algorithm.actor.policy.load_state_dict(policy.state_dict())
         algorithm.load_training_state(state["training"])
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available() and "random_cuda" in state:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+            torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])
 
-        # progress
-        progress: dict[str, Any] = json.loads((folder / "progress.json").read_text())
+        # progress, and the rows up to here: those after the checkpoint are written again
+        for damaged, fault in faults.items():
+            folders.set_aside(damaged, "damaged", f"{fault}, so {folder.name} is used instead")
         if "before" in progress:
             progress["before"] = with_current_names(progress["before"])
-        # Rows after the checkpoint are written again.
-        self._rows = [row for row in self._rows if row["iteration"] <= progress["iteration"]]
-        self._write_rows()
+        self._first_weights = progress.pop("first_weights", None)
+        progress.pop("changed", None)
+        self.metrics.restore(progress["iteration"], folder / METRICS)
         return progress
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json and close wandb."""
+        """Write summary.json, close wandb and release the folder."""
         write_whole(self.folder / "summary.json", json.dumps(plain(summary), indent=2) + "\n")
         if self._wandb is not None:
             self._wandb.finish()
+            self._wandb = None
+        unlock(self.folder)
 
     def _prune(self) -> None:
-        keep = {self.checkpoints()[-1], self.best_checkpoint()}
-        for folder in set(self.checkpoints()) - keep:
-            shutil.rmtree(folder)
-
-    def _read_rows(self) -> None:
-        if (self.folder / "metrics.csv").exists():
-            self._columns, self._rows = read_rows(self.folder / "metrics.csv")
-
-    def _write_rows(self) -> None:
-        temporary = self.folder / "tmp_metrics.csv"
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(self._rows)
-        temporary.rename(self.folder / "metrics.csv")
-
-    def _start_wandb(self, mode: WandbMode) -> Any:
-        import wandb
-
-        return wandb.init(
-            project="pitune",
-            name=self.folder.name,
-            dir=self.folder,
-            id=self.folder.name,
-            resume="allow" if mode == "online" else None,
-            mode="online" if mode == "online" else "offline",
-            config=self.config,
-            settings=wandb.Settings(silent=True),
-        )
-
-
-def read_rows(file: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the columns and the rows of a metrics.csv, without empty cells.
-
-    A last line that a kill cut short is left out too.
-
-    Raises:
-        ValueError: another line is damaged.
-    """
-    columns, rows, damaged = parse_rows(file)
-    if damaged and damaged != [len(rows) + 2]:
-        raise ValueError(
-            f"{file} is damaged in line {damaged[0]}; remove that line, or pass another --out"
-        )
-    return columns, rows
-
-
-def parse_rows(file: Path) -> tuple[list[str], list[dict[str, Any]], list[int]]:
-    """Return the columns and the good rows of a metrics.csv, and the numbers of damaged lines."""
-    rows: list[dict[str, Any]] = []
-    damaged: list[int] = []
-    with file.open(newline="", errors="replace") as lines:
-        reader = csv.DictReader(lines)
-        columns = list(reader.fieldnames or ["iteration"])
-        for number, cells in enumerate(reader, 2):  # the header is line 1
-            try:
-                row: dict[str, Any] = {key: float(cell) for key, cell in cells.items() if cell}
-                row["iteration"] = int(row["iteration"])
-            except (ValueError, TypeError, KeyError):
-                damaged.append(number)
-                continue
-            if rows and row["iteration"] <= rows[-1]["iteration"]:
-                damaged.append(number)
-            else:
-                rows.append(row)
-    return columns, rows, damaged
+        prune(self.folder)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -13,7 +13,18 @@ from pitune import envs, policies, rl
 from pitune.experiments.recipes import algorithm_word, preset
 from pitune.experiments.runs.config_file import plain
 from pitune.experiments.runs.run import WandbMode
+from pitune.ranges import (
+    DeviceName,
+    PositiveInt,
+    PositiveOrInfinite,
+    Range,
+    Seed,
+    Settings,
+    Threads,
+)
 
+DEFAULT_OUT = Path("runs/latest")
+"""Folder of a run that names none."""
 LIMITS = ("num_iterations", "max_minutes", "stop_at")
 """Settings that only end a run."""
 SUBCOMMANDS = {"finetune.lora": "finetune.lora:lo-ra-config"}
@@ -21,7 +32,7 @@ SUBCOMMANDS = {"finetune.lora": "finetune.lora:lo-ra-config"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Fine-tune a pretrained policy in simulation.
 
     Example:
@@ -38,45 +49,35 @@ class TrainConfig:
     """Settings that a checkpoint of another format lacks."""
     finetune: policies.FinetuneConfig = field(default_factory=policies.FinetuneConfig)
     """Which parameters are trained, and how memory is saved."""
-    out: Path = Path("runs/latest")
+    out: Path = DEFAULT_OUT
     """New folder for the config, the metrics and the checkpoints."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the policy's noise and of the environments' starts."""
-    num_iterations: int = 100
+    num_iterations: PositiveInt = 100
     """Rollouts to collect and learn from. New episodes begin after the last one, so a run that is
     resumed beyond it equals an uninterrupted run only from a multiple of `eval_every`."""
-    num_chunks: int = 41
+    num_chunks: PositiveInt = 41
     """Chunk decisions per environment in one rollout."""
-    eval_every: int = 20
+    eval_every: PositiveInt = 20
     """Iterations between evaluations, each of which also saves a checkpoint."""
-    eval_episodes: int = 200
+    eval_episodes: PositiveInt = 200
     """Episodes per evaluation."""
-    max_minutes: float = float("inf")
+    max_minutes: PositiveOrInfinite = float("inf")
     """Stop after the iteration that reaches this training time [min]."""
     wandb: WandbMode = "offline"
     """Weights & Biases: `offline` writes its files into --out."""
-    stop_at: float = 1.0
+    stop_at: Annotated[float, Range(low=0, low_open=True, high=1)] = 1.0
     """Stop when the lower end of the validation interval reaches this success rate [-]."""
     video: bool = True
     """Whether to film the policy before and after training, if the machine can render."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: DeviceName = "cuda" if torch.cuda.is_available() else "cpu"
     """Device of the policy."""
-    torch_threads: int = 1
+    torch_threads: Threads = 1
     """Threads of PyTorch on the CPU. A fixed number makes results independent of the number of
     cores, and a small policy gains nothing from more. Raise it for large networks."""
     resume: bool = False
-    """Continue the run in --out from its latest checkpoint."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "num_iterations",
-            "num_chunks",
-            "eval_every",
-            "eval_episodes",
-            "torch_threads",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    """Continue the run in --out from its latest checkpoint. On the command line the run's own
+    settings are the defaults, and its folder may follow: `--resume runs/pick/ppo`."""
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a run: all but its limits and its reports."""
@@ -87,9 +88,41 @@ class TrainConfig:
             values.pop(name)
         return {"algorithm_name": algorithm_word(self.algorithm), **values}
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the identity of a run with the same algorithm and environment, all else default.
+
+        They stand for settings that a run of an older version lacks.
+        """
+        algorithm = preset(algorithm_word(self.algorithm))
+        return TrainConfig(algorithm=algorithm, env=envs.config_for(self.env.id)).identity()
+
     def limits(self) -> dict[str, Any]:
         """Return the settings that only end a run."""
         return {name: plain(getattr(self, name)) for name in LIMITS}
+
+    def limit_reached(
+        self, iteration: int, rows: Sequence[Mapping[str, Any]], out_of_time: bool = False
+    ) -> str:
+        """Return the limit that ends a run, in words, or nothing while it goes on.
+
+        Args:
+            iteration: Iterations so far.
+            rows: Of metrics.csv, up to this iteration.
+            out_of_time: Whether `max_minutes` are over.
+        """
+        low = rows[-1].get("success_rate_low") if rows else None  # no evaluation: nothing to stop
+        if low is not None and low >= self.stop_at:
+            return (
+                f"the interval of the validation episodes is above stop_at={self.stop_at:g} since "
+                f"iteration {iteration}"
+            )
+        if iteration >= self.num_iterations:
+            return f"all num_iterations={self.num_iterations} are done"
+        return f"max_minutes={self.max_minutes:g} are over" if out_of_time else ""
+
+    def reports(self) -> dict[str, Any]:
+        """Return the settings of a run's reports, which a resumed run finds in its folder."""
+        return {"wandb": self.wandb, "video": self.video}
 
 
 def options(settings: Any, default: Any, name: str = "") -> list[str]:
@@ -143,5 +176,6 @@ def train_options(config: Mapping[str, Any]) -> list[str]:
     added = [word for word in words if word in SUBCOMMANDS.values()]
     if added:
         # An option of its own before the word, or a list option would take it as its last value.
-        words.insert(words.index(added[0]), f"--torch-threads={config['torch_threads']}")
+        threads = config.get("torch_threads", default["torch_threads"])
+        words.insert(words.index(added[0]), f"--torch-threads={threads}")
     return words

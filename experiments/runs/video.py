@@ -20,6 +20,8 @@ from pitune import envs
 from pitune.experiments.runs.progress import Task, screen
 from pitune.policies import Actor
 
+NUM_FILMED = 4
+"""Episodes in a film."""
 SUCCESS_COLOR = (0, 200, 60)
 """RGB of the border around an environment that has succeeded."""
 MAX_BYTES = 1_500_000
@@ -29,20 +31,32 @@ QUALITIES = ((320, 40, 64), (300, 36, 64), (280, 30, 48), (240, 24, 32), (200, 1
 
 
 @torch.no_grad()
-def record_video(config: envs.EnvConfig, actor: Actor, file: Path, seed: int) -> bool:
-    """Film one episode of four environments, two by two, and return whether that was possible.
+def record_video(
+    config: envs.EnvConfig, actor: Actor, file: Path, seed: int, num_episodes: int = NUM_FILMED
+) -> bool:
+    """Film four episodes of an evaluation, two by two, and return whether that was possible.
 
-    A green border marks success. The same seed shows the same starts, so two policies can be
-    compared. On a machine that cannot render a note is printed instead.
+    A green border marks success. Two films with the same seed and number of episodes show the same
+    starts, whatever the policies do in them. On a machine that cannot render a note is printed
+    instead.
+
+    Args:
+        config: Of the environment.
+        actor: Acts as deployed.
+        file: To write, whole or not at all.
+        seed: Of the evaluation.
+        num_episodes: Of the evaluation on the test starts, from which `filmed_episodes` chooses.
     """
+    num_envs = len(filmed_episodes(num_episodes))
+    workers = _film_workers(config, num_envs)
     try:
-        env = envs.make(replace(config, num_envs=4, num_workers=_film_workers(config)))
+        env = envs.make(replace(config, num_envs=num_envs, num_workers=workers))
     except RuntimeError as error:
         screen.note(f"no film {file.name}: {error}")
         return False
     try:
         with screen.task("film", env.spec.max_episode_steps) as task:
-            frames = _frames(env, actor, seed, task)
+            frames = _frames(env, actor, seed, task, num_episodes)
     except RuntimeError as error:
         screen.note(f"no film {file.name}: {error}")
         return False
@@ -50,27 +64,51 @@ def record_video(config: envs.EnvConfig, actor: Actor, file: Path, seed: int) ->
         env.close()
     import imageio
 
-    imageio.mimwrite(file, frames, fps=env.spec.control_hz, macro_block_size=8)
+    # an absolute path, because a colon in a relative one would be a protocol for ffmpeg
+    temporary = file.absolute().with_name(f"tmp_{file.name}")
+    imageio.mimwrite(temporary, frames, fps=env.spec.control_hz, macro_block_size=8)
+    temporary.rename(file)
     return True
 
 
-def _film_workers(config: envs.EnvConfig) -> int:
+def _film_workers(config: envs.EnvConfig, num_envs: int) -> int:
     """Return the processes of a film: none only if the environments of the run have none.
 
     A simulator that can exist once in a process has a process for each environment, also here.
     """
-    return 4 if config.num_workers >= config.num_envs else min(4, config.num_workers)
+    if config.num_workers >= config.num_envs:
+        return num_envs
+    return min(num_envs, config.num_workers)
+
+
+def filmed_episodes(num_episodes: int) -> list[int]:
+    """Return the episodes of an evaluation that are filmed: four, evenly spread over its list.
+
+    The rule knows no outcome, so a film shows neither the best nor the worst.
+
+    Example:
+        >>> filmed_episodes(200)
+        [0, 50, 100, 150]
+
+    Args:
+        num_episodes: Of the evaluation, at least 1.
+    """
+    return sorted({number * num_episodes // NUM_FILMED for number in range(NUM_FILMED)})
 
 
 def _frames(
-    env: envs.CheckedEnv, actor: Actor, seed: int, task: Task | None = None
+    env: envs.CheckedEnv,
+    actor: Actor,
+    seed: int,
+    task: Task | None = None,
+    num_episodes: int = NUM_FILMED,
 ) -> list[np.ndarray]:
     """Return the pictures (Y, X, 3) uint8 of one episode of every environment, two by two."""
     # new episodes
     num_envs, device = env.spec.num_envs, env.spec.device
-    seeds = envs.EpisodeSeeds(num_envs, seed, "test")
-    env_idx = torch.arange(num_envs, device=device)
-    obs = env.reset(seeds.next(env_idx).to(device))
+    starts = envs.EvaluationSeeds(num_envs, num_episodes, seed, "test")
+    chosen = [starts.seed_of(episode) for episode in filmed_episodes(num_episodes)]
+    obs = env.reset(torch.tensor(chosen, device=device))
     active = torch.ones(num_envs, dtype=torch.bool, device=device)
     success = torch.zeros_like(active)
     devices = list(range(torch.cuda.device_count()))
@@ -103,7 +141,10 @@ def _grid(env: envs.CheckedEnv, success: torch.Tensor) -> np.ndarray:
         picture = pictures[index]
         for border in (picture[:edge], picture[-edge:], picture[:, :edge], picture[:, -edge:]):
             border[:] = SUCCESS_COLOR
-    return rearrange(pictures, "(a b) y x c -> (a y) (b x) c", a=2)
+    columns = min(2, len(pictures))
+    missing = -len(pictures) % columns  # black pictures, if an evaluation has three episodes
+    pictures = np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    return rearrange(pictures, "(a b) y x c -> (a y) (b x) c", b=columns)
 
 
 def before_after(folder: Path) -> Path | None:
@@ -122,8 +163,9 @@ def before_after(folder: Path) -> Path | None:
         return None
     import imageio
 
-    films = [list(imageio.mimread(file, memtest=False)) for file in files]
-    fps = float(imageio.get_reader(files[0]).get_meta_data()["fps"])
+    absolute = [file.absolute() for file in files]
+    films = [list(imageio.mimread(file, memtest=False)) for file in absolute]
+    fps = float(imageio.get_reader(absolute[0]).get_meta_data()["fps"])
     target = folder / "before_after.gif"
     temporary = folder / "tmp_before_after.gif"
 

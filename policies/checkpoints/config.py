@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pitune.policies.policy import FlowPolicy, SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
+from pitune.ranges import NonNegativeInt, PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadConfig:
+class LoadConfig(Settings):
     """Settings that another package's checkpoint does not hold. Our own holds all of them.
 
     Example:
@@ -31,13 +32,13 @@ class LoadConfig:
     cameras: dict[str, str] = field(default_factory=dict)
     """The environment's camera for each camera of the network. The checkpoint's own names by
     default."""
-    action_horizon: int | None = None
+    action_horizon: PositiveInt | None = None
     """H, instead of the pipeline's. It is free, because no weight depends on it."""
-    execution_horizon: int | None = None
+    execution_horizon: PositiveInt | None = None
     """h, instead of the checkpoint's."""
-    flow_steps: int | None = None
+    flow_steps: PositiveInt | None = None
     """K, instead of the checkpoint's."""
-    state_padding: int | None = None
+    state_padding: NonNegativeInt | None = None
     """Width of the state in the prompt of lerobot's π0.5: 32 for checkpoints of version 0.4, 0 for
     later ones."""
     extensions: tuple[str, ...] = ()

@@ -74,6 +74,7 @@ def write_policy(policy: FlowPolicy, folder: Path) -> list[str]:
         "compute_dtype": str(policy.network.compute_dtype).removeprefix("torch."),
         "origin": dict(info.origin),
         "lora": None if info.lora is None else asdict(info.lora),
+        "environment": dict(info.environment),
     }
     write_tokenizer(policy, folder)
     if policy.noise_source is not None:
@@ -97,13 +98,17 @@ def load_policy(folder: Path) -> FlowPolicy:
     try:
         preprocessor = PreprocessorConfig.from_dict(description["preprocessor"])
         network, lora = _network_without_memory(description)
-        info = PolicyInfo(origin=dict(description.get("origin", {})), lora=lora)
+        info = PolicyInfo(
+            origin=dict(description.get("origin", {})),
+            lora=lora,
+            environment=dict(description.get("environment", {})),  # absent before pitune 0.3
+        )
         sampler = SamplerConfig(**description["sampler"])
         policy = FlowPolicy(network, preprocessor, sampler, info=info)
         if "steering" in description:
             config = SteeringConfig.from_dict(description["steering"])
             policy = policy.with_noise_source(config)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder / DESCRIPTION} does not describe a policy ({error!r}); it was damaged or "
             "written by another version, take a complete checkpoint"

@@ -17,6 +17,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from pitune.extras import install_command
 from pitune.policies.checkpoints.orbax_rules import Rule, rules
 from pitune.policies.network.config import Family
 
@@ -105,7 +106,7 @@ def _open_leaves(path: Path) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{path} is a JAX checkpoint, and the package tensorstore, which reads it, is not "
-            "installed; run pip install 'pitune[orbax]'"
+            f"installed; run {install_command('orbax')}"
         ) from error
 
     # arrays of the store

@@ -26,6 +26,7 @@ from pitune.policies.network.lora import LoRAConfig, add_lora, merge_lora
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.policy import FlowPolicy
+from pitune.ranges import Settings
 
 PREFIXES = {
     "paligemma_with_expert.gemma_expert.": "action_expert",
@@ -39,7 +40,7 @@ FLOAT32_PARTS = ("norm", "patch_embedding", "position_embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(Settings):
     """The trained parts of a policy, and the options that save memory.
 
     Raises:
@@ -62,6 +63,7 @@ class FinetuneConfig:
     """Precision of the towers' computation and of frozen weights. The checkpoint's by default."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         valid = [*PRETRAINED_GROUPS, "all", *extension_names()]
         unknown = [name for name in self.trainable if name not in valid]
         if unknown:

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal
+
+from pitune.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveOrInfinite,
+    Settings,
+)
 
 DrawTimes = Literal["training", "grid", "uniform"]
 LossSpace = Literal["velocity", "noise"]
@@ -16,14 +25,8 @@ Reduction = Literal["sum", "mean"]
 Ratio = Literal["joint", "step"]
 
 
-def _check_word(name: str, value: Any, valid: tuple[str, ...]) -> None:
-    """Raise ValueError unless a field's value is one of the valid words."""
-    if value not in valid:
-        raise ValueError(f"unknown likelihood {name}={value!r}; valid: {', '.join(valid)}")
-
-
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodConfig:
+class LikelihoodConfig(Settings):
     """Settings of every likelihood. The type of a config selects the likelihood.
 
     Example:
@@ -43,10 +46,6 @@ class LikelihoodConfig:
     """One ratio per scored flow step, each clipped separately, or one per decision (their product).
     """
 
-    def __post_init__(self) -> None:
-        _check_word("reduction", self.reduction, get_args(Reduction))
-        _check_word("ratio", self.ratio, get_args(Ratio))
-
 
 @dataclass(frozen=True, kw_only=True)
 class FlowStepConfig(LikelihoodConfig):
@@ -62,10 +61,6 @@ class FlowStepConfig(LikelihoodConfig):
     stochastic_steps: Steps = "all"
     """Every flow step is random, or one per decision, which is drawn."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_word("stochastic_steps", self.stochastic_steps, get_args(Steps))
-
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSDEConfig(FlowStepConfig):
@@ -76,16 +71,8 @@ class FlowSDEConfig(FlowStepConfig):
         'step'
     """
 
-    noise_level: float = 0.5
-    """Scale of the noise [-], see `FlowSDE`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.noise_level <= 0:
-            raise ValueError(
-                f"noise_level={self.noise_level} must be above 0; without noise a chain has no "
-                "likelihood"
-            )
+    noise_level: PositiveFloat = 0.5
+    """Scale of the noise [-], see `FlowSDE`. Without noise a chain has no likelihood."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +84,15 @@ class FlowNoiseConfig(FlowStepConfig):
         'sum'
     """
 
-    std_min: float = 0.08
+    std_min: PositiveFloat = 0.08
     """Least standard deviation of a flow step [normalized action]."""
-    std_max: float = 0.16
+    std_max: PositiveFloat = 0.16
     """Greatest standard deviation of a flow step [normalized action]. Equal bounds fix it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.std_min <= self.std_max:
-            raise ValueError(
-                f"std_min={self.std_min} must be above 0 and at most std_max={self.std_max}"
-            )
+        if self.std_min > self.std_max:
+            raise ValueError(f"std_min={self.std_min} must be at most std_max={self.std_max}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +104,8 @@ class VelocityGaussianConfig(FlowStepConfig):
         True
     """
 
-    std: float = 0.1
+    std: PositiveFloat = 0.1
     """Initial standard deviation of a flow step [normalized action]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.std <= 0:
-            raise ValueError(f"std={self.std} must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,26 +117,17 @@ class FlowMatchingConfig(LikelihoodConfig):
         False
     """
 
-    num_draws: int = 8
+    num_draws: PositiveInt = 8
     """Draws of noise and flow time per decision, stored in the rollout for the update."""
     draw_times: DrawTimes = "training"
     """Distribution of the flow times: as in cloning, on the sampler's grid, or uniform."""
     loss_space: LossSpace = "velocity"
     """Space of the error: the velocity, or the noise that the velocity implies."""
-    loss_clamp: float = math.inf
+    loss_clamp: PositiveOrInfinite = math.inf
     """Upper bound of a draw's loss, so that no single draw dominates a ratio."""
-    action_noise: float = 0.0
+    action_noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise on an exploring chunk [normalized action]. Without it, only
     the flow's own spread explores, which may be too little."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_word("draw_times", self.draw_times, get_args(DrawTimes))
-        _check_word("loss_space", self.loss_space, get_args(LossSpace))
-        if self.num_draws < 1:
-            raise ValueError(f"num_draws={self.num_draws} must be at least 1")
-        if self.action_noise < 0:
-            raise ValueError(f"action_noise={self.action_noise} must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +141,5 @@ class ExactFlowConfig(LikelihoodConfig):
 
     trainable: ClassVar[bool] = False
 
-    num_probes: int = 0
+    num_probes: NonNegativeInt = 0
     """Probes of Hutchinson's divergence estimate. 0 is exact and takes H * A backward passes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_probes < 0:
-            raise ValueError(f"num_probes={self.num_probes} must be at least 0")

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.siglip import SiglipConfig
+from pitune.ranges import NonNegativeInt, PositiveInt, Settings
 
 Family = Literal["pi0", "pi05"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pi0Config:
+class Pi0Config(Settings):
     """Sizes of the network, in normalized model space.
 
     Raises:
@@ -28,11 +29,11 @@ class Pi0Config:
         64
     """
 
-    state_dim: int
+    state_dim: PositiveInt
     """S, the width of the state token's input (π0)."""
-    action_dim: int
+    action_dim: PositiveInt
     """A, the model's action width. Actions of a robot with fewer dimensions are padded."""
-    action_horizon: int
+    action_horizon: PositiveInt
     """H, number of actions in a chunk. The weights do not depend on it."""
     expert: GemmaConfig
     """The action expert."""
@@ -42,12 +43,13 @@ class Pi0Config:
     """The language model. None for a policy that reads only its state."""
     vision: SiglipConfig | None = None
     """The vision tower. None for a policy without cameras."""
-    vocab_size: int = 0
+    vocab_size: NonNegativeInt = 0
     """Pieces of the tokenizer. 0 for a policy without a prompt."""
     extensions: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Registered extensions by name, each with its options (JSON values)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.expert.adaptive != (self.family == "pi05"):
             raise ValueError(
                 f"family={self.family!r} does not fit expert.adaptive={self.expert.adaptive}; "

@@ -24,13 +24,14 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from pitune.policies.network.layers import AdaptiveRMSNorm, Linear, RMSNorm, rotary_angles, rotate
+from pitune.ranges import PositiveInt, Settings
 
 Cache = list[tuple[Tensor, Tensor]]
 """Per layer: keys and values (B, kv heads, prefix, head dim) of the blocks before."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GemmaConfig:
+class GemmaConfig(Settings):
     """Sizes of one tower. Towers that attend to each other share depth, heads and head dim.
 
     Raises:
@@ -43,22 +44,23 @@ class GemmaConfig:
         False
     """
 
-    width: int
+    width: PositiveInt
     """D."""
-    depth: int
+    depth: PositiveInt
     """Number of layers."""
-    mlp_dim: int
+    mlp_dim: PositiveInt
     """Hidden width of the gated feed-forward part."""
-    num_heads: int
+    num_heads: PositiveInt
     """Query heads."""
-    num_kv_heads: int
+    num_kv_heads: PositiveInt
     """Key and value heads. Each serves an equal number of query heads."""
-    head_dim: int
+    head_dim: PositiveInt
     """Width of a head. It is even, because the rotary embedding splits it in two."""
     adaptive: bool = False
     """Whether a condition modulates the norms, as in the action expert of π0.5."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} must be a multiple of "

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from pitune.policies.network.layers import Linear
+from pitune.ranges import PositiveFloat, PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAConfig:
+class LoRAConfig(Settings):
     """The layers with a low-rank update, its rank and its scale.
 
     Raises:
@@ -31,18 +32,16 @@ class LoRAConfig:
         8
     """
 
-    rank: int = 16
+    rank: PositiveInt = 16
     """Columns of B, rows of A."""
-    alpha: float = 16.0
+    alpha: PositiveFloat = 16.0
     """Scale of the update: B A is multiplied by alpha / rank [-]."""
     targets: tuple[str, ...] = ("gemma_expert.*_proj",)
     """Linear layers by the end of their name, with `*` for any part, for example `q_proj` or
     `language_model.*.mlp.*_proj`. Each target must match at least one layer."""
 
     def __post_init__(self) -> None:
-        for name, value in (("rank", self.rank), ("alpha", self.alpha)):
-            if value <= 0:
-                raise ValueError(f"LoRA's {name}={value} must be positive; the default is 16")
+        super().__post_init__()
         if not self.targets:
             raise ValueError("LoRA's targets are empty; name layers, such as 'gemma_expert.*_proj'")
 

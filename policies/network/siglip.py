@@ -16,10 +16,11 @@ from torch.nn.functional import conv2d, gelu, layer_norm, scaled_dot_product_att
 from torch.utils.checkpoint import checkpoint
 
 from pitune.policies.network.layers import Linear
+from pitune.ranges import PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiglipConfig:
+class SiglipConfig(Settings):
     """Sizes of the vision tower.
 
     Raises:
@@ -30,20 +31,21 @@ class SiglipConfig:
         256
     """
 
-    width: int
+    width: PositiveInt
     """D."""
-    depth: int
+    depth: PositiveInt
     """Number of layers."""
-    mlp_dim: int
+    mlp_dim: PositiveInt
     """Hidden width of the feed-forward part."""
-    num_heads: int
+    num_heads: PositiveInt
     """Attention heads. They divide the width."""
-    image_size: int = 224
+    image_size: PositiveInt = 224
     """Height and width of the pictures [pixels]."""
-    patch_size: int = 14
+    patch_size: PositiveInt = 14
     """Height and width of a patch [pixels]."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, part, whole in (
             ("num_heads", self.num_heads, self.width),
             ("patch_size", self.patch_size, self.image_size),

@@ -17,9 +17,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from pitune.ranges import PositiveInt, Settings
+
 
 @dataclass(frozen=True, kw_only=True)
-class PicturesConfig:
+class PicturesConfig(Settings):
     """The network's pictures and their resizing.
 
     Example:
@@ -32,7 +34,7 @@ class PicturesConfig:
     missing: tuple[str, ...] = ()
     """The network's cameras that this robot lacks. The references mask them. Here they are left
     out, which is equivalent and cheaper."""
-    size: int = 224
+    size: PositiveInt = 224
     """Height and width of the vision tower's input [pixels]."""
     resize: Literal["pillow", "torch"] = "pillow"
     """Filter: Pillow's bilinear filter on bytes (openpi, antialiased), or torch's bilinear

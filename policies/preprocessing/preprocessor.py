@@ -22,12 +22,13 @@ from pitune.policies.preprocessing import aloha
 from pitune.policies.preprocessing.images import PicturesConfig, resized_pictures
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.prompt import Encoder, PromptConfig, tokenize
+from pitune.ranges import NonNegativeFloat, Settings
 
 Normalization = Literal["zscore", "quantile", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessorConfig:
+class PreprocessorConfig(Settings):
     """Settings of the scaling of states and actions, and of pictures and prompt.
 
     Example:
@@ -41,11 +42,11 @@ class PreprocessorConfig:
     """Statistics of the normalized actions. With `delta_mask` they are relative to the state."""
     normalization: Normalization = "zscore"
     """Subtract the mean and divide by the standard deviation, or map q01 .. q99 to -1 .. 1."""
-    epsilon: float = 1e-6
+    epsilon: NonNegativeFloat = 1e-6
     """Added to the divisor in normalization: openpi 1e-6, lerobot 1e-8 or 0 [robot units]."""
-    epsilon_out: float = 1e-6
+    epsilon_out: NonNegativeFloat = 1e-6
     """Added to the factor in unnormalization: openpi 1e-6, lerobot 0 [robot units]."""
-    min_scale: float = 1e-2
+    min_scale: NonNegativeFloat = 1e-2
     """Least standard deviation or half range [robot units]. Without it, a dimension that hardly
     moves in the demonstrations amplifies noise to huge inputs."""
     delta_mask: tuple[bool, ...] = ()
@@ -61,6 +62,7 @@ class PreprocessorConfig:
     """None for a policy without a prompt."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.delta_mask) > min(self.state.dim, self.action.dim):
             raise ValueError(
                 f"delta_mask has {len(self.delta_mask)} entries, but the state has "

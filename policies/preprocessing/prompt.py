@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pitune.ranges import NonNegativeInt, PositiveInt, Settings
+
 NUM_BINS = 256
 """Levels of a discretized state between -1 and 1."""
 
@@ -33,7 +35,7 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptConfig:
+class PromptConfig(Settings):
     """Settings of the prompt's text and tokens.
 
     Example:
@@ -41,14 +43,14 @@ class PromptConfig:
         True
     """
 
-    max_tokens: int = 48
+    max_tokens: PositiveInt = 48
     """L. Longer prompts are truncated, shorter ones padded."""
     clean: bool = True
     """Whether to strip the instruction and replace underscores and newlines by spaces, as openpi
     does always and lerobot for π0.5 only."""
     discrete_state: bool = False
     """Whether the prompt contains the normalized state as whole numbers (π0.5)."""
-    state_padding: int = 0
+    state_padding: NonNegativeInt = 0
     """Width to which that state is padded with zeros (32 in lerobot 0.4), or 0 for no padding."""
     default: str | None = None
     """Instruction for environments and robots that give none."""

@@ -13,6 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
+from pitune.extras import install_command
+
 PALIGEMMA_PIECES = 257_152
 """Rows of PaliGemma's embedding: Gemma's tokens, and those of locations and segments."""
 PALIGEMMA_NEWLINE = 108
@@ -110,7 +112,7 @@ class Tokenizer:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f"{file} is read with {error.name}, and that is not installed; run "
-                "pip install 'pitune[vlm]'"
+                f"{install_command('vlm')}"
             ) from error
         except Exception as error:  # both libraries raise errors of many types
             raise ValueError(f"{file} is damaged or no tokenizer ({error}); {FETCH}") from error

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pitune.ranges import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PositiveOrInfinite,
+    Settings,
+)
 from pitune.rl.actor_critic.td import OffPolicyConfig
-from pitune.rl.config import check_counts, check_not_negative, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActorCriticConfig:
+class ActorCriticConfig(Settings):
     """Critics of chunks, and a flow policy that follows their gradient.
 
     Example:
@@ -24,15 +30,15 @@ class ActorCriticConfig:
         )
     )
     """Memory, critics, warm-up and update-to-data ratio."""
-    actor_every: int = 4
+    actor_every: PositiveInt = 4
     """Rounds per gradient step of the policy."""
-    actor_learning_rate: float = 1e-4
+    actor_learning_rate: PositiveFloat = 1e-4
     """Adam's step size for the policy [-]."""
-    max_grad_norm: float = 1.0
-    """The policy's gradients are scaled down to this norm [-]."""
-    cloning_coefficient: float = 0.0
+    max_grad_norm: PositiveOrInfinite = 1.0
+    """The policy's gradients are scaled down to this norm, or left alone if it is infinite [-]."""
+    cloning_coefficient: NonNegativeFloat = 0.0
     """Weight of flow matching on the demonstrations, relative to a value scaled to 1 [-]."""
-    anchor_coefficient: float = 3.0
+    anchor_coefficient: NonNegativeFloat = 3.0
     """Weight of the mean squared distance between the executed chunks of the policy and of the
     pretrained policy from the same noise [1 / normalized action squared]. It limits the damage of
     wrong critics. 0 disables it and needs no copy of the pretrained policy."""
@@ -44,8 +50,3 @@ class ActorCriticConfig:
     def with_demonstrations(self, file: Path) -> ActorCriticConfig:
         """Return the settings with this file of demonstrations."""
         return replace(self, off_policy=replace(self.off_policy, demonstrations=file))
-
-    def __post_init__(self) -> None:
-        check_counts(self, "actor_every")
-        check_positive(self, "actor_learning_rate", "max_grad_norm")
-        check_not_negative(self, "cloning_coefficient", "anchor_coefficient")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -22,15 +22,17 @@ from torch import Tensor
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
-from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from pitune.rl.config import (
-    MinibatchConfig,
-    check_counts,
-    check_not_negative,
-    check_positive,
-    check_range,
-    check_shares,
+from pitune.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveOrInfinite,
+    Range,
+    Share,
 )
+from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from pitune.rl.config import MinibatchConfig
 from pitune.rl.experience.demonstrations import demonstrations_for
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step
@@ -48,32 +50,32 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
 
     demonstrations: Path = Path("demonstrations.safetensors")
     """File from `pitune.experiments.pretrain`."""
-    learning_rate: float | None = None
+    learning_rate: PositiveFloat | None = None
     """AdamW's greatest step size [-]. The defaults of this and the next five fields are 1e-3, 0,
     2000, 0.01, 1e-4 and 0. A policy with a language model has openpi's: 2.5e-5, 1000, 30000, 0.1,
     1e-10 and 0.99."""
-    warmup_steps: int | None = None
+    warmup_steps: NonNegativeInt | None = None
     """Gradient steps of the linear warm-up of the step size."""
-    decay_steps: int | None = None
+    decay_steps: NonNegativeInt | None = None
     """Gradient steps, with the warm-up, until the cosine decay of the step size ends."""
-    final_fraction: float | None = None
+    final_fraction: Share | None = None
     """Step size after the decay, as a share of the greatest [-]."""
-    weight_decay: float | None = None
+    weight_decay: NonNegativeFloat | None = None
     """AdamW's weight decay [-]."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float, Range(low=0, high=1, high_open=True)] | None = None
     """Decay of the moving average of the weights for evaluation and saving, or 0 for none [-]."""
-    gradient_steps: int = 100
+    gradient_steps: PositiveInt = 100
     """Gradient steps per update."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveOrInfinite = 1.0
     """Gradients are scaled down to this norm [-]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "gradient_steps")
-        check_positive(self, "learning_rate", "max_grad_norm")
-        check_not_negative(self, "warmup_steps", "decay_steps", "weight_decay")
-        check_shares(self, "final_fraction")
-        check_range(self, "ema_decay", low=0, high=1, high_open=True)
+        if self.warmup_steps and self.decay_steps and self.warmup_steps > self.decay_steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} must be at most decay_steps={self.decay_steps}, "
+                "which counts the warm-up; 0 decay steps are none"
+            )
 
     def with_defaults(self, policy: FlowPolicy) -> BCConfig:
         """Return the config with the defaults of a policy filled in. See `learning_rate`."""

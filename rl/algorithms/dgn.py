@@ -17,25 +17,26 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
+from pitune.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Share,
+)
 from pitune.rl.actor_critic.actor import ExploringActor
 from pitune.rl.actor_critic.critic_input import critic_input, encode_rows, executed_chunk
 from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.dgn_noise import DifferenceModel, fit
-from pitune.rl.config import (
-    check_counts,
-    check_not_negative,
-    check_positive,
-    check_range,
-    check_shares,
-)
 from pitune.rl.experience.demonstrations import demonstrations_for
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import in_parts, normalize_chunk
@@ -63,7 +64,7 @@ class DGNConfig(AlgorithmConfig):
     noise: Literal["data_guided", "equal_size", "gaussian", "none"] = "data_guided"
     """The fitted Gaussian, white noise of its size at each observation, white noise of
     `exploration_std`, or the starting noise of the flow alone."""
-    exploration_std: float = 0.1
+    exploration_std: NonNegativeFloat = 0.1
     """Standard deviation of the white noise, also after `schedule` switches to it [normalized
     action]."""
     learn_mean: bool = False
@@ -71,41 +72,32 @@ class DGNConfig(AlgorithmConfig):
     """
     shuffle_differences: bool = False
     """Control: whether to fit the differences to randomly permuted observations."""
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[PositiveInt, ...] = (128, 128)
     """Widths of the noise model's hidden layers."""
-    dropout: float = 0.5
+    dropout: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.5
     """Dropout rate of the noise model [-]. Each demonstrated state has a single difference, so
     without dropout the covariance soon overfits."""
-    noise_learning_rate: float = 3e-4
+    noise_learning_rate: PositiveFloat = 3e-4
     """AdamW's step size for the noise model [-]."""
-    noise_weight_decay: float = 3e-2
+    noise_weight_decay: NonNegativeFloat = 3e-2
     """AdamW's weight decay for the noise model [-]."""
-    noise_minibatch_size: int = 128
+    noise_minibatch_size: PositiveInt = 128
     """Demonstrated chunks per step of the noise model."""
-    initial_fit_steps: int = 1000
+    initial_fit_steps: NonNegativeInt = 1000
     """Steps of the noise model after the first rollout."""
-    fit_every: int = 1000
+    fit_every: PositiveInt = 1000
     """Decisions between two fits of the noise model to the current policy."""
-    fit_steps: int = 100
+    fit_steps: NonNegativeInt = 100
     """Steps of each later fit."""
     schedule: Literal["constant", "exponential", "success"] = "exponential"
     """Schedule of the noise: constant, exponential decay, or white noise while enough episodes
     succeed."""
-    decay_decisions: int = 30_000
+    decay_decisions: PositiveInt = 30_000
     """exponential: decisions until the noise has shrunk by a factor e."""
-    success_threshold: float = 0.5
+    success_threshold: Share = 0.5
     """success: least success rate of the latest episodes for white noise [-]."""
-    success_window: int = 100
+    success_window: PositiveInt = 100
     """success: number of the latest episodes."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "noise_minibatch_size", "fit_every", "decay_decisions", "success_window")
-        check_not_negative(
-            self, "exploration_std", "noise_weight_decay", "initial_fit_steps", "fit_steps"
-        )
-        check_positive(self, "noise_learning_rate")
-        check_shares(self, "success_threshold")
-        check_range(self, "dropout", low=0, high=1, high_open=True)
 
     def with_demonstrations(self, file: Path) -> DGNConfig:
         return replace(self, learner=self.learner.with_demonstrations(file))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from pitune.policies import SteeringConfig
+from pitune.ranges import Finite, PositiveFloat, PositiveInt
 from pitune.rl.actor_critic.td import OffPolicyConfig
 from pitune.rl.algorithm import AlgorithmConfig
-from pitune.rl.config import check_counts, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +27,16 @@ class DSRLConfig(AlgorithmConfig):
     """Layout and bound of the chosen noise, and the size of the noise actor."""
     off_policy: OffPolicyConfig = field(default_factory=OffPolicyConfig)
     """Memory, critics and update-to-data ratio."""
-    actor_every: int = 2
+    actor_every: PositiveInt = 2
     """Rounds per gradient step of the noise actor, its temperature and the noise critic."""
-    actor_learning_rate: float = 3e-4
+    actor_learning_rate: PositiveFloat = 3e-4
     """Adam's step size for the noise actor [-]."""
-    temperature_learning_rate: float = 3e-4
+    temperature_learning_rate: PositiveFloat = 3e-4
     """Adam's step size for the entropy's weight [-]."""
-    initial_temperature: float = 0.005
+    initial_temperature: PositiveFloat = 0.005
     """Initial weight of the entropy [reward per nat]. With a sparse reward the values of different
     noises differ by less than 0.1, and a greater weight keeps the actor near uniform for long."""
-    target_entropy: float = 0.0
+    target_entropy: Finite = 0.0
     """Target of the entropy per entry of the latent [nats, in the latent's units]."""
     entropy_in_target: bool = False
     """Whether the value targets contain the entropy of the next decision."""
@@ -46,10 +46,7 @@ class DSRLConfig(AlgorithmConfig):
     observation and the next. Otherwise observations are stored and encoded in each round."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "actor_every")
-        check_positive(
-            self, "actor_learning_rate", "temperature_learning_rate", "initial_temperature"
-        )
+        super().__post_init__()
         if self.variant == "sac" and self.off_policy.offline_share:
             raise ValueError(
                 f"offline_share={self.off_policy.offline_share}: demonstrations have actions but "

@@ -20,9 +20,15 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig, ModelInput
+from pitune.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+)
 from pitune.rl.algorithm import AlgorithmConfig
 from pitune.rl.algorithms.ppo import PPOConfig
-from pitune.rl.config import check_counts, check_not_negative, check_positive, check_range
 from pitune.rl.policy_gradient.value import ValueCritic
 
 
@@ -37,31 +43,26 @@ class EPOConfig(AlgorithmConfig):
 
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO of the members on their own episodes."""
-    num_members: int = 4
+    num_members: PositiveInt = 4
     """P. The number of environments is a multiple of it."""
-    gene_dim: int = 16
+    gene_dim: PositiveInt = 16
     """G."""
-    aggregate: float = 1.0
+    aggregate: NonNegativeFloat = 1.0
     """Weight of the other members' decisions in the master's loss, or 0 to disable them [-]."""
-    log_ratio_cap: float = 5.0
+    log_ratio_cap: PositiveFloat = 5.0
     """Decisions of the others with a larger absolute log-ratio of the master are left out [nats].
     """
-    evolve_every: int = 10
+    evolve_every: NonNegativeInt = 10
     """Updates between selections, or 0 for none."""
-    selection_deviations: float = 2.0
+    selection_deviations: NonNegativeFloat = 2.0
     """A replaced member is worse than the best by at least this number of standard errors [-]."""
-    mutation_std: float = 0.3
+    mutation_std: NonNegativeFloat = 0.3
     """Standard deviation of the noise on a child's gene [-]. That of the initial genes is 1."""
-    fitness_decay: float = 0.7
+    fitness_decay: Share = 0.7
     """Decay of a member's record per update [-]."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_members", "gene_dim")
-        check_not_negative(
-            self, "aggregate", "evolve_every", "selection_deviations", "mutation_std"
-        )
-        check_positive(self, "log_ratio_cap")
-        check_range(self, "fitness_decay", low=0, high=1)
+        super().__post_init__()
         if self.ppo.scored_steps == "one" or self.ppo.rescore:
             raise ValueError(
                 "ppo.scored_steps='one' and ppo.rescore are not supported by epo; leave them"

@@ -37,6 +37,7 @@ class FilteredBCConfig(AlgorithmConfig):
     weights are not averaged."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cloning.ema_decay:
             raise ValueError(
                 f"cloning.ema_decay={self.cloning.ema_decay} does not apply to filtered_bc, which "

@@ -25,9 +25,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowMatchingConfig, FlowPolicy, LikelihoodActor
+from pitune.ranges import PositiveFloat
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.ppo import critic_loss
-from pitune.rl.config import check_positive
 from pitune.rl.gradient_step import (
     Loss,
     Metrics,
@@ -61,17 +61,16 @@ class FPOConfig(CriticBasedConfig):
     """PPO's objective, or FPO++'s, which pulls the ratios of bad decisions back."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     """Range of the ratio."""
-    log_ratio_clamp: float = 5.0
+    log_ratio_clamp: PositiveFloat = 5.0
     """Bound of the absolute log-ratios [-]. Outside of it there is no gradient."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "log_ratio_clamp")
         if not isinstance(self.likelihood, FlowMatchingConfig):
             raise ValueError(
                 f"likelihood={type(self.likelihood).__name__} must be a FlowMatchingConfig for "
                 "fpo; the other likelihoods are for ppo and grpo"
             )
+        super().__post_init__()
 
 
 def plus_plus(config: FPOConfig) -> FPOConfig:

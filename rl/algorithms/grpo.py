@@ -18,15 +18,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig
+from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveFloat, Range
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from pitune.rl.config import check_not_negative, check_positive, check_shares
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs
@@ -56,15 +56,16 @@ class GRPOConfig(AlgorithmConfig):
 
     likelihood: LikelihoodConfig = field(default_factory=FlowSDEConfig)
     """Noise of the flow steps, and the reduction of the log-probability."""
-    group_size: int = 10
-    """Episodes per start. The number of environments is a multiple of it."""
-    learning_rate: float = 2e-4
+    group_size: Annotated[int, Range(low=2)] = 10
+    """Episodes per start, which are compared with each other. The number of environments is a
+    multiple of it."""
+    learning_rate: PositiveFloat = 2e-4
     """Adam's step size [-]."""
     update: UpdateConfig = field(default_factory=UpdateConfig)
     """Epochs, minibatches and the end of an update."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     """Range of the ratio."""
-    discount: float = 1.0
+    discount: DiscountFactor = 1.0
     """Discount per environment step [-]. Below 1, the faster of two successes scores higher."""
     advantage_scale: GroupScale = "group"
     """Divisor of advantages: the standard deviation of the group or of the batch, or none."""
@@ -72,24 +73,17 @@ class GRPOConfig(AlgorithmConfig):
     """One ratio per chunk, or one per episode (the geometric mean of its chunks' ratios)."""
     weighting: Literal["decision", "episode"] = "decision"
     """Whether all decisions have the same weight, or all episodes of any length."""
-    min_kept: float = 0.25
+    min_kept: NonNegativeFloat = 0.25
     """Rollouts of the same policy are collected until the groups with unequal outcomes are at least
     this share of one rollout's groups [-]. 0 updates as soon as one group is kept."""
-    kl_coefficient: float = 0.0
+    kl_coefficient: NonNegativeFloat = 0.0
     """Weight of the divergence from the pretrained policy, per scored flow step [-]."""
     kl_space: KLSpace = "kernel"
     """Divergence of the flow steps' Gaussians [nats], or of their velocities."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_trainable(self.likelihood)
-        check_positive(self, "learning_rate")
-        check_shares(self, "discount")
-        check_not_negative(self, "min_kept", "kl_coefficient")
-        if self.group_size < 2:
-            raise ValueError(
-                f"group_size={self.group_size} must be at least 2: an episode is compared with "
-                "the others of its group"
-            )
 
     @property
     def policy_minibatch(self) -> int:

@@ -29,8 +29,8 @@ from pitune.policies import (
     LikelihoodConfig,
     likelihood_name,
 )
+from pitune.ranges import NonNegativeFloat
 from pitune.rl.algorithm import Algorithm
-from pitune.rl.config import check_not_negative
 from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs, to_floats
 from pitune.rl.policy_gradient.batch import advantage_batch, rescore
 from pitune.rl.policy_gradient.config import CriticBasedConfig, PPOClipConfig
@@ -61,13 +61,13 @@ class PPOConfig(CriticBasedConfig):
     """Noise of the flow steps, and the reduction of the log-probability."""
     clip: PPOClipConfig = field(default_factory=PPOClipConfig)
     """Clips of the ratio, of the objective and of the values."""
-    entropy_coefficient: float = 0.0
+    entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy of a learned noise [-]."""
-    kl_coefficient: float = 0.0
+    kl_coefficient: NonNegativeFloat = 0.0
     """Weight of the divergence from the pretrained policy, per scored flow step [-]."""
     kl_space: KLSpace = "kernel"
     """Divergence of the flow steps' Gaussians [nats], or of their velocities."""
-    bc_coefficient: float = 0.0
+    bc_coefficient: NonNegativeFloat = 0.0
     """Weight of cloning the pretrained policy at the visited observations [-]."""
     rescore: bool = False
     """Whether to take old log-probabilities from the training forward instead of the sampler, and
@@ -78,7 +78,6 @@ class PPOConfig(CriticBasedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "entropy_coefficient", "kl_coefficient", "bc_coefficient")
         check_trainable(self.likelihood)
         if self.scored_steps == "one":
             _check_one_step(self.likelihood)

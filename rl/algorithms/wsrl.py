@@ -22,10 +22,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
+from pitune.ranges import NonNegativeFloat
 from pitune.rl.actor_critic.actor import ExploringActor
 from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig
-from pitune.rl.config import check_not_negative
 from pitune.rl.registry import register
 
 
@@ -43,14 +43,11 @@ class WSRLConfig(AlgorithmConfig):
 
     learner: ActorCriticConfig = field(default_factory=ActorCriticConfig)
     """Critics, memory, warm-up, and the policy's loss."""
-    exploration_std: float = 0.2
+    exploration_std: NonNegativeFloat = 0.2
     """Standard deviation of the noise on executed actions after the warm-up [normalized action]."""
-    warmup_std: float = 0.3
+    warmup_std: NonNegativeFloat = 0.3
     """Standard deviation in the warm-up [normalized action]. A clone hardly varies its actions, so
     without noise the critics could not learn in which direction a value rises."""
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "exploration_std", "warmup_std")
 
     def with_demonstrations(self, file: Path) -> WSRLConfig:
         return replace(self, learner=self.learner.with_demonstrations(file))

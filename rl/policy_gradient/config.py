@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from pitune.rl.algorithm import AlgorithmConfig
-from pitune.rl.config import (
-    MinibatchConfig,
-    ReturnConfig,
-    check_counts,
-    check_not_negative,
-    check_positive,
-    check_range,
-    check_shares,
+from pitune.ranges import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveOrInfinite,
+    Range,
+    Settings,
+    Share,
 )
+from pitune.rl.algorithm import AlgorithmConfig
+from pitune.rl.config import MinibatchConfig, ReturnConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +28,14 @@ class UpdateConfig(MinibatchConfig):
         512
     """
 
-    num_epochs: int = 4
+    num_epochs: PositiveInt = 4
     """Passes over the decisions of an update."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm, separately for policy and critic [-]."""
-    target_kl: float = 0.2
-    """The update ends when the mean of (ratio - 1 - log ratio) exceeds this [nats per ratio]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(self, "num_epochs")
-        check_positive(self, "max_grad_norm", "target_kl")
+    max_grad_norm: PositiveOrInfinite = 1.0
+    """Gradients are scaled down to this norm, separately for policy and critic [-].
+    Infinite disables it."""
+    target_kl: PositiveOrInfinite = 0.2
+    """The update ends when the mean of (ratio - 1 - log ratio) exceeds this [nats per ratio].
+    Infinite disables it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +47,14 @@ class AdvantageConfig(ReturnConfig):
         0.99
     """
 
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """Weight of long returns in the advantage, per decision [-]."""
     normalize_returns: bool = False
     """Whether the critic learns returns that are scaled to mean 0 and standard deviation 1."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_shares(self, "gae_lambda")
-
 
 @dataclass(frozen=True, kw_only=True)
-class ClipConfig:
+class ClipConfig(Settings):
     """Range of the ratio outside which the surrogate has no gradient.
 
     Example:
@@ -67,14 +62,10 @@ class ClipConfig:
         0.2
     """
 
-    low: float = 0.2
+    low: Annotated[float, Range(low=0, low_open=True, high=1)] = 0.2
     """Range of the ratio below 1 [-]."""
-    high: float = 0.2
+    high: PositiveFloat = 0.2
     """Range of the ratio above 1 [-]."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "low", low=0, low_open=True, high=1)
-        check_positive(self, "high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,18 +77,12 @@ class PPOClipConfig(ClipConfig):
         inf
     """
 
-    dual: float = math.inf
+    dual: Annotated[float, Range(low=1, low_open=True, infinite=True)] = math.inf
     """Lower bound of the objective for a negative advantage, in multiples of the advantage [-]. 3
     is common, and infinite disables it."""
-    value: float = math.inf
+    value: PositiveOrInfinite = math.inf
     """Range of a value around the value before the update [scaled returns]. Infinite disables it.
     """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.dual > 1:
-            raise ValueError(f"dual={self.dual} must be above 1; infinite is none")
-        check_positive(self, "value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,21 +94,17 @@ class CriticBasedConfig(AlgorithmConfig):
         64
     """
 
-    actor_learning_rate: float = 1e-4
+    actor_learning_rate: PositiveFloat = 1e-4
     """Adam's step size for the policy [-]."""
-    critic_learning_rate: float = 1e-3
+    critic_learning_rate: PositiveFloat = 1e-3
     """Adam's step size for the critic [-]."""
-    critic_warmup: int = 3
+    critic_warmup: NonNegativeInt = 3
     """Updates that train only the critic, because the advantages of an untrained critic are noise.
     """
     update: UpdateConfig = field(default_factory=UpdateConfig)
     """Epochs, minibatches and the end of an update."""
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     """Discount, weight of long returns, and the time limit."""
-
-    def __post_init__(self) -> None:
-        check_positive(self, "actor_learning_rate", "critic_learning_rate")
-        check_not_negative(self, "critic_warmup")
 
     @property
     def policy_minibatch(self) -> int:

@@ -187,10 +187,6 @@ def test_threads_of_the_embedded_simulator_are_an_option_or_the_workers() -> Non
             r"shadows=True is not supported by mujoco/PickCube without cameras; .* or name its cam",
         ),
         (
-            EnvConfig(id="mujoco/PickCube", options=envs.TabletopOptions(num_threads=0)),
-            "num_threads=0 must be at least 1",
-        ),
-        (
             EnvConfig(id="gym/Pendulum-v1", options=envs.GymOptions(kwargs={"gravity": 3})),
             r"kwargs={'gravity': 3} are not accepted by gym/Pendulum-v1: .*'gravity'.*; pass arg",
         ),

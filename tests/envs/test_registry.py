@@ -54,7 +54,7 @@ def test_a_misspelt_name_raises_with_the_nearest(id: str, nearest: str) -> None:
     assert id.split("/")[-1] in str(raised.value)
 
 
-@pytest.mark.parametrize("id", ["", "/", "mujoco", "mujoco/", "zzz/PickCube", "PickCube"])
+@pytest.mark.parametrize("id", ["/", "mujoco", "mujoco/", "zzz/PickCube", "PickCube"])
 def test_a_name_without_prefix_or_task_raises_with_the_prefixes(id: str) -> None:
     with pytest.raises(ValueError, match=rf"unknown environment id='{id}'") as raised:
         make(EnvConfig(id=id, num_envs=1))

@@ -56,6 +56,8 @@ def config_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
 
 
 def run(name: str, seed: int, rates: list[float], after: int = 90) -> FinishedRun:
+    """Return a run with a success rate before training, and those of its evaluations."""
+
     def evaluation(successes: int) -> dict[str, Any]:
         low, high = wilson_interval(successes, 100)
         return {
@@ -66,7 +68,10 @@ def run(name: str, seed: int, rates: list[float], after: int = 90) -> FinishedRu
             "wilson_high": high,
         }
 
-    before, now = ({"deployed": evaluation(n), "exploring": evaluation(n - 5)} for n in (40, after))
+    before, now = (
+        {"deployed": evaluation(n), "exploring": evaluation(n - 5)}
+        for n in (round(100 * rates[0]), after)
+    )
     summary = {
         "env": "mock/Reach",
         "seed": seed,
@@ -75,7 +80,8 @@ def run(name: str, seed: int, rates: list[float], after: int = 90) -> FinishedRu
         "env_steps": 1000 * (len(rates) - 1),
         "train_seconds": 60.0,
     }
-    return FinishedRun(name, summary, "abc", [1000.0 * i for i in range(len(rates))], rates)
+    steps = [1000.0 * i for i in range(1, len(rates))]
+    return FinishedRun(name, summary, "abc", steps, rates[1:])
 
 
 # The command
@@ -142,7 +148,7 @@ def test_what_was_interrupted_goes_on(config_of: Callable, monkeypatch: pytest.M
     monkeypatch.setattr(experiments.train.Trainer, "_finish", finish)
     (again,) = compare(config)
     assert again.summary["iterations"] == 2
-    assert len(again.steps) == 3
+    assert len(again.steps) == 2
 
 
 def test_what_was_killed_before_its_first_checkpoint_begins_anew(
@@ -217,7 +223,15 @@ def test_the_command_line(
 def test_steps_to_the_level_are_those_of_the_first_evaluation_that_reached_it() -> None:
     assert run("ppo", 0, [0.4, 0.7, 0.8, 0.6]).steps_to_level == 2000
     assert run("ppo", 0, [0.4, 0.7]).steps_to_level is None
-    assert run("ppo", 0, [0.9, 0.7, 0.8]).steps_to_level == 2000  # the first is on other starts
+
+
+def test_steps_to_the_level_count_from_a_clone_below_it_only() -> None:
+    above = run("ppo", 0, [0.9, 0.7, 0.8])
+    assert above.steps_to_level is None
+    assert " | started above | " in comparison_table([above])
+    assert " | started above | " in summary_table([above])
+    mixed = summary_table([above, run("ppo", 1, [0.4, 0.7, 0.8])])
+    assert " | 2,000 (1 of 2 started above) | " in mixed
 
 
 def test_the_table_has_every_seed_with_intervals_and_their_mean() -> None:
@@ -253,10 +267,11 @@ def test_the_summary_has_a_line_for_all_seeds() -> None:
 def test_bands_reach_from_the_worst_to_the_best_seed_and_who_ended_stays() -> None:
     runs = [run("ppo", 0, [0.4, 0.6, 0.8]), run("ppo", 1, [0.2, 0.8])]
     steps, mean, low, high = seed_band(runs, num=3)
-    assert steps.tolist() == [0, 1000, 2000]
-    assert mean.tolist() == pytest.approx([0.3, 0.7, 0.8])
-    assert low.tolist() == pytest.approx([0.2, 0.6, 0.8])
-    assert high.tolist() == pytest.approx([0.4, 0.8, 0.8])
+    # from the first evaluation on: the one before training is on other starts
+    assert steps.tolist() == [1000, 1500, 2000]
+    assert mean.tolist() == pytest.approx([0.7, 0.75, 0.8])
+    assert low.tolist() == pytest.approx([0.6, 0.7, 0.8])
+    assert high.tolist() == pytest.approx([0.8, 0.8, 0.8])
 
 
 def test_curves_are_drawn_for_several_environments(tmp_path: Path) -> None:

@@ -73,7 +73,11 @@ def test_a_finished_run_shows_settings_success_health_checkpoints_and_commands(
     assert "  algorithm.clip.high: 0.2 -> 0.3\n" in text
     assert "  env.max_episode_steps: None -> 7\n" in text
     assert "algorithm.clip.low" not in text  # a default
-    for words in ("before training: ", "iteration 2, validation starts: ", "after training: "):
+    for words in (
+        "before training, test starts: ",
+        "iteration 2, validation starts: ",
+        "after training, test starts: ",
+    ):
         assert f"  {words}" in text
     row = next(line for line in text.splitlines() if "ratio_deviation" in line)
     assert "healthy" in row
@@ -117,7 +121,7 @@ def test_an_unfinished_run_shows_how_far_it_is(
     text = shown(tmp_path / "run")
     assert "not finished: iteration 2 of 2, " in text
     assert "last written 0 min ago" in text
-    assert "before training: " in text  # from the checkpoint
+    assert "before training, test starts: " in text  # from the checkpoint
     assert "after training" not in text
 
 
@@ -138,8 +142,16 @@ def test_a_run_that_has_just_begun_is_shown_too(run: Path, shown: Callable) -> N
         ("config.json", "{", "config.json is broken (JSONDecodeError"),
         ("config.json", None, "config.json is missing; the run cannot be resumed"),
         ("summary.json", '{"before": 3}', "summary.json is damaged ("),
-        ("checkpoint_000002/progress.json", "", "checkpoint_000002/progress.json is damaged ("),
-        ("checkpoint_000002/training.pt", None, "checkpoint_000002 lacks training.pt; remove it"),
+        (
+            "checkpoint_000002/progress.json",
+            "",
+            "_000002: progress.json is empty; --resume uses",
+        ),
+        (
+            "checkpoint_000002/training.pt",
+            None,
+            "_000002: training.pt is missing; --resume",
+        ),
     ],
 )
 def test_a_damaged_file_is_named_and_the_rest_is_shown(
@@ -156,7 +168,7 @@ def test_damaged_lines_of_the_metrics_are_named(run: Path, shown: Callable) -> N
     with (run / "metrics.csv").open("a") as file:
         file.write("3,what")
     text = shown(run)
-    assert "metrics.csv is damaged in lines [4]; they are left out here" in text
+    assert "metrics.csv: line 4 was cut short and is left out" in text
     assert "iteration 2 of 2" in text
 
 
@@ -179,7 +191,7 @@ def test_a_summary_of_an_older_version_is_read(run: Path, shown: Callable) -> No
     (run / "summary.json").write_text(json.dumps(summary))
     text = shown(run)
     assert "Problems" not in text
-    assert "before training: " in text
+    assert "before training, test starts: " in text
 
 
 def test_a_folder_without_a_run_names_the_runs_inside(

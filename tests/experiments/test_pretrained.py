@@ -179,7 +179,7 @@ def test_run_that_cannot_fit_is_refused_before_it_starts(
     tmp_path: Path, small: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policies.save(vision_policy(), tmp_path / "policy")
-    monkeypatch.setattr("pitune.experiments.train.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("pitune.experiments.runs.report.available_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match="training needs"):
         train(config_of(tmp_path / "policy", tmp_path / "run", small("ppo")))
     assert not (tmp_path / "run").exists()

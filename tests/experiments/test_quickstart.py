@@ -40,7 +40,7 @@ def small_recipe(env_id: str) -> Recipe:
         num_iterations=2,
         eval_every=1,
         eval_episodes=20,
-        stop_at=1.1,
+        stop_at=1.0,
         ppo=rl.PPOConfig(update=rl.UpdateConfig(minibatch_size=50, num_epochs=1), critic_warmup=0),
     )
 

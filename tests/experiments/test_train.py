@@ -19,8 +19,10 @@ import pytest
 import torch
 
 from pitune import envs, experiments, policies, rl
+from pitune.experiments.inspect_run import main as inspect_main
 from pitune.experiments.runs import run as run_module
-from pitune.experiments.runs.report import learning_curve
+from pitune.experiments.runs.learning_curve import learning_curve
+from pitune.experiments.runs.report import closing_table
 from pitune.experiments.runs.run import Run
 from pitune.experiments.train import TrainConfig, Trainer, main, parse, train
 
@@ -271,9 +273,7 @@ def test_resuming_needs_a_run_and_starting_needs_a_free_folder(
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"no run in .* to resume; start it without"):
         train(config_of("bc", tmp_path, resume=True))
-    train_until_killed(config_of("bc", tmp_path), Trainer, "_checkpoint", 1)
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from; remove it"):
-        train(config_of("bc", tmp_path, resume=True))
+    train_until_killed(config_of("bc", tmp_path), Trainer, "_checkpoint", 2)
     with pytest.raises(FileExistsError, match="already holds a run; pass another --out, or --res"):
         train(config_of("bc", tmp_path))
 
@@ -329,7 +329,7 @@ def test_an_algorithm_without_rollouts_takes_no_environment_steps(whole: Callabl
 def test_time_that_is_up_ends_the_run_with_a_checkpoint(
     config_of: Callable, tmp_path: Path
 ) -> None:
-    summary = train(config_of("bc", tmp_path, max_minutes=0.0))
+    summary = train(config_of("bc", tmp_path, max_minutes=1e-9))
     assert summary["iterations"] == 1
     assert (tmp_path / "checkpoint_000001").is_dir()
     assert rows(tmp_path)[0]["success_rate"] != ""
@@ -439,3 +439,71 @@ def test_mistakes_end_the_script_with_one_line(
         main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: unknown algorithm 'pppo'; did you mean")
+
+
+# The end of a run
+
+
+@pytest.mark.parametrize("stop_at", [1e-9, 0.01])
+def test_a_run_that_stops_early_reports_the_weights_that_it_saved(
+    stop_at: float, config_of: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It stops at an evaluation, whose checkpoint holds the reported policy."""
+    config = config_of("ppo", tmp_path, stop_at=stop_at)
+    summary = train(config)
+    assert summary["iterations"] == 2
+    assert summary["ended_by"].startswith(
+        f"the interval of the validation episodes is above stop_at={stop_at:g} since iteration 2"
+    )
+    checkpoint = Path(summary["checkpoint"])
+    assert checkpoint.name == "checkpoint_000002"
+    found = rl.evaluate(
+        envs.make(config.env), policies.Actor(policies.load(checkpoint)), NUM_ENVS, seed=0
+    ).summary()
+    for name in ("successes", "episodes", "mean_length"):
+        assert found[name] == summary["after"]["deployed"][name]
+    closing_table(summary)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Ended because the interval of the validation episodes is above stop_at=" in shown
+    assert "After: the policy in checkpoint_000002." in shown
+    # resumed, it has still ended
+    assert train(replace(config, resume=True))["iterations"] == 2
+
+
+def test_each_limit_is_named_as_the_end(config_of: Callable, tmp_path: Path) -> None:
+    summary = train(config_of("bc", tmp_path / "a", max_minutes=1e-9))
+    assert summary["ended_by"] == "max_minutes=1e-09 are over"
+    summary = train(config_of("bc", tmp_path / "b", num_iterations=1))
+    assert summary["ended_by"] == "all num_iterations=1 are done"
+
+
+def test_a_run_of_nothing_but_warm_up_does_not_call_its_weights_fine_tuned(
+    config_of: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = config_of("ppo", tmp_path)
+    config = replace(config, algorithm=replace(config.algorithm, critic_warmup=9))
+    summary = train(config)
+    assert summary["learned_nothing"][0].startswith("The policy is unchanged: its weights are")
+    assert "All 4 iterations were the critic's warm-up" in summary["learned_nothing"][1]
+    closing_table(summary)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The policy is unchanged" in shown
+    assert "policy, unchanged by this run:" in shown
+    assert "fine-tuned policy" not in shown
+    inspect_main([str(tmp_path)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Outcome: The policy is unchanged" in shown
+    assert "fine-tuned policy" not in shown
+
+
+def test_a_run_that_learned_calls_its_weights_fine_tuned(
+    whole: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    summary = read(whole("ppo") / "summary.json")
+    assert summary["learned_nothing"] == []
+    closing_table(summary)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "fine-tuned policy:" in shown
+    assert "before, test starts" in shown
+    assert "after, test starts" in shown
+    assert "--stop-at use the validation starts" in shown

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from pitune import rl
-from pitune.rl.config import check_range
 from pitune.rl.policy_gradient.config import (
     AdvantageConfig,
     ClipConfig,
@@ -24,8 +23,8 @@ OUT_OF_RANGE: list[tuple[Any, str, float, str]] = [
     (UpdateConfig(), "num_parts", 0, "at least 1"),
     (UpdateConfig(), "max_grad_norm", 0.0, "above 0"),
     (UpdateConfig(), "target_kl", -0.1, "above 0"),
-    (AdvantageConfig(), "discount", 1.01, "at least 0 and at most 1"),
-    (AdvantageConfig(), "discount", math.nan, "at least 0 and at most 1"),
+    (AdvantageConfig(), "discount", 1.01, "above 0 and at most 1"),
+    (AdvantageConfig(), "discount", math.nan, "above 0 and at most 1"),
     (AdvantageConfig(), "gae_lambda", -0.1, "at least 0 and at most 1"),
     (ClipConfig(), "low", 0.0, "above 0 and at most 1"),
     (ClipConfig(), "low", 1.5, "above 0 and at most 1"),
@@ -42,7 +41,7 @@ OUT_OF_RANGE: list[tuple[Any, str, float, str]] = [
     (rl.FPOConfig(), "log_ratio_clamp", 0.0, "above 0"),
     (rl.FPOConfig(), "critic_learning_rate", 0.0, "above 0"),
     (rl.GRPOConfig(), "learning_rate", 0.0, "above 0"),
-    (rl.GRPOConfig(), "discount", 1.5, "at least 0 and at most 1"),
+    (rl.GRPOConfig(), "discount", 1.5, "above 0 and at most 1"),
     (rl.GRPOConfig(), "min_kept", -0.5, "at least 0"),
     (rl.EPOConfig(), "num_members", 0, "at least 1"),
     (rl.EPOConfig(), "log_ratio_cap", 0.0, "above 0"),
@@ -54,7 +53,7 @@ OUT_OF_RANGE: list[tuple[Any, str, float, str]] = [
     (rl.BCConfig(), "final_fraction", 2.0, "at least 0 and at most 1"),
     (rl.BCConfig(), "ema_decay", 1.0, "at least 0 and below 1"),
     (rl.BCConfig(), "warmup_steps", -1, "at least 0"),
-    (rl.OffPolicyConfig(), "discount", -0.1, "at least 0 and at most 1"),
+    (rl.OffPolicyConfig(), "discount", -0.1, "above 0 and at most 1"),
     (rl.OffPolicyConfig(), "minibatch_size", 0, "at least 1"),
     (rl.OffPolicyConfig(), "num_parts", 0, "at least 1"),
     (rl.OffPolicyConfig(), "capacity", 0, "at least 1"),
@@ -82,12 +81,6 @@ def test_the_ends_of_a_range_are_valid() -> None:
     assert changed(rl.PPOConfig(), discount=1.0, gae_lambda=0.0, low=1.0).clip.low == 1.0
     assert changed(rl.PPOConfig(), target_kl=math.inf, dual=math.inf).update.target_kl == math.inf
     assert rl.BCConfig(learning_rate=None).learning_rate is None
-
-
-def test_a_range_without_ends_holds_everything_but_nan() -> None:
-    check_range(UpdateConfig(), "target_kl")
-    with pytest.raises(ValueError, match="gae_lambda=nan must be at least 0 and at most 1"):
-        AdvantageConfig(gae_lambda=math.nan)
 
 
 def test_blocks_keep_the_defaults_of_each_algorithm() -> None:

@@ -192,16 +192,21 @@ def test_the_norm_is_that_before_scaling() -> None:
         assert float(weight.detach().norm()) == pytest.approx(step, rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_moves_nothing_and_names_its_step() -> None:
-    """Also where it is the second part's."""
+@pytest.mark.parametrize(
+    ("num_steps", "advice"),
+    [
+        (0, "no step was taken before, so check the norm stats, the observations and the rewards"),
+        (1, "lower its learning rate, check the scale of rewards and actions, or resume from the"),
+    ],
+)
+def test_a_loss_that_is_not_finite_moves_nothing_and_names_its_step_and_causes(
+    num_steps: int, advice: str
+) -> None:
+    """Also where it is the second part's. A learning rate is no cause before the first step."""
     weight, batch = weights_and_batch()
-    batch["x"][-1] = math.inf
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    message = (
-        "critic loss is inf in round 3; lower its learning rate, check the scale of rewards and "
-        "actions, or resume from the last checkpoint"
-    )
-    with pytest.raises(FloatingPointError, match=message):
+    optimizer = torch.optim.RMSprop([weight], lr=1e-3)
+
+    def step() -> None:
         gradient_step(
             optimizer,
             lambda part: ((weight * part["x"]).mean(), {}),
@@ -210,7 +215,14 @@ def test_a_loss_that_is_not_finite_moves_nothing_and_names_its_step() -> None:
             step="round 3",
             num_parts=2,
         )
-    assert weight.eq(1).all()
+
+    for _ in range(num_steps):
+        step()
+    before = weight.detach().clone()
+    batch["x"][-1] = math.inf
+    with pytest.raises(FloatingPointError, match=f"critic loss is inf in round 3; {advice}"):
+        step()
+    assert weight.equal(before)
 
 
 def test_metrics_are_averaged_by_rows_or_joined() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pitune.experiments.command_line import doctor
 from pitune.experiments.command_line.doctor import Finding
+from pitune.extras import install_command
 
 
 def test_every_requirement_of_setup_cfg_is_checked() -> None:
@@ -38,7 +39,7 @@ def test_a_version_is_compared_with_its_range(requirement: str, ok: bool, text: 
 def test_a_missing_extra_is_a_note_with_the_line_that_brings_it() -> None:
     found = doctor.extra("vlm", ["torch>=2", "no-such-package>=1"])
     assert found.ok is None
-    assert found.text == 'without no-such-package; pip install "pitune[vlm]" brings it'
+    assert found.text == f"without no-such-package; {install_command('vlm')} brings it"
 
 
 def test_a_package_that_owns_our_name_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,10 @@ def test_modules_run_as_scripts_under_both_names() -> None:
         ("doctor all", "`pitune doctor` takes no arguments, and got 'all'"),
         ("train pppo", "unknown algorithm 'pppo'; did you mean 'ppo'? registered: "),
         ("train ppo:nope", "unknown variant 'nope' in algorithm='ppo:nope'; valid after the"),
-        ("train dgn:nope", "unknown variant 'nope' in algorithm='dgn:nope'; valid after the"),
+        (
+            "train dgn:nope",
+            "unknown variant 'nope' in algorithm='dgn:nope'; did you mean 'dgn:none'?",
+        ),
         ("train bc:flow_sde", "bc has no variants; take algorithm='bc' alone"),
         ("train ppo --env.id mojo/Reach", "unknown environment"),
         (
@@ -149,7 +152,7 @@ def test_modules_run_as_scripts_under_both_names() -> None:
             "unrecognized options: --num-envs, 3; did you mean --env.num-envs? "
             "`pitune train ppo --help-all` lists the options\n",
         ),
-        ("train ppo --seed x", "error parsing --seed: invalid literal for int() with base 10"),
+        ("train ppo --seed x", "--seed takes a whole number, not 'x'"),
         ("train ppo --num-iterations 0", "num_iterations=0 must be at least 1; `pitune train"),
         ("norm-stats", "missing --checkpoint, --demonstrations, --out; `pitune norm-stats --help"),
         (

@@ -13,7 +13,8 @@ import torch
 
 from pitune import policies, rl
 from pitune.experiments.runs.config_file import plain, provenance
-from pitune.experiments.runs.run import Run, parse_rows
+from pitune.experiments.runs.folder.metrics_file import parse
+from pitune.experiments.runs.run import Run
 
 CONFIG = {"seed": 0, "env": {"id": "mock/Reach", "cameras": []}, "algorithm_name": "ppo"}
 
@@ -35,8 +36,8 @@ def names(run: Run) -> list[int]:
 # The config
 
 
-def test_a_folder_holds_one_run(tmp_path: Path) -> None:
-    new_run(tmp_path / "run")
+def test_a_folder_holds_one_run(tmp_path: Path, algorithm: rl.Algorithm) -> None:
+    new_run(tmp_path / "run").save(0, algorithm, {"success_rate": 0.5})
     with pytest.raises(FileExistsError, match="run already holds a run; pass another --out"):
         new_run(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"] == CONFIG
@@ -146,8 +147,9 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     new_run(tmp_path)
     file = tmp_path / "metrics.csv"
     file.write_text("iteration,loss\n1,0.5\n2,half\n3,0.5\n")
-    assert [row["iteration"] for row in parse_rows(file)[1]] == [1, 3]
-    with pytest.raises(ValueError, match=r"metrics\.csv is damaged in line 3; remove that line"):
+    assert [row["iteration"] for row in parse(file).rows] == [1, 3]
+    message = r"metrics\.csv is damaged in line 3: loss='half' is no number\. Correct or remove "
+    with pytest.raises(ValueError, match=message):
         Run.resume(tmp_path, CONFIG, "off")
 
 
@@ -252,11 +254,17 @@ def test_a_checkpoint_that_is_cut_short_leaves_nothing(
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="no space left"):
         run.save(2, algorithm, {"success_rate": 0.6})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_000001", "config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint_000001",
+        "config.json",
+        "run.lock",
+    ]
 
 
 def test_a_run_without_checkpoint_cannot_go_on(tmp_path: Path, algorithm: rl.Algorithm) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from; remove it and sta"):
+    with pytest.raises(
+        FileNotFoundError, match="no checkpoint to resume from; pass another --out,"
+    ):
         new_run(tmp_path).load_latest(algorithm)
 
 

@@ -15,7 +15,14 @@ from tensordict import TensorDictBase
 
 from pitune import envs, rl
 from pitune.experiments.runs import video
-from pitune.experiments.runs.video import SUCCESS_COLOR, _frames, _grid, before_after, record_video
+from pitune.experiments.runs.video import (
+    SUCCESS_COLOR,
+    _frames,
+    _grid,
+    before_after,
+    filmed_episodes,
+    record_video,
+)
 from pitune.policies import FlowSDEConfig, LikelihoodActor
 
 CONFIG = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=6)
@@ -140,7 +147,7 @@ def test_a_film_runs_in_processes_if_the_environments_do(
     num_envs: int, num_workers: int, expected: int
 ) -> None:
     config = envs.EnvConfig(id="mock/Reach", num_envs=num_envs, num_workers=num_workers)
-    assert video._film_workers(config) == expected
+    assert video._film_workers(config, 4) == expected
 
 
 @pytest.mark.parametrize("when", ["make", "reset", "step", "render"])
@@ -153,3 +160,66 @@ def test_an_environment_that_exits_costs_the_film_only(
     )
     actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
     assert not record_video(config, actor, tmp_path / "film.mp4", seed=0)
+
+
+# The filmed episodes
+
+
+@pytest.mark.parametrize(
+    ("num_episodes", "chosen"),
+    [
+        (200, [0, 50, 100, 150]),
+        (10, [0, 2, 5, 7]),
+        (4, [0, 1, 2, 3]),
+        (3, [0, 1, 2]),
+        (1, [0]),
+    ],
+)
+def test_filmed_episodes_are_spread_over_the_evaluation(
+    num_episodes: int, chosen: list[int]
+) -> None:
+    assert filmed_episodes(num_episodes) == chosen
+
+
+def test_two_policies_are_filmed_from_the_same_starts_of_the_evaluation(
+    tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resets: list[list[int]] = []
+    reset = envs.CheckedEnv.reset
+
+    def noted(env: envs.CheckedEnv, seeds: torch.Tensor) -> Any:
+        resets.append(seeds.tolist())
+        return reset(env, seeds)
+
+    monkeypatch.setattr(envs.CheckedEnv, "reset", noted)
+    for seed in (0, 1):
+        actor = LikelihoodActor(tiny_policy(seed=seed), FlowSDEConfig())
+        _frames(envs.make(CONFIG), actor, seed=3, num_episodes=200)
+    evaluated = envs.EvaluationSeeds(4, 200, 3, "test")
+    assert resets[0] == resets[1] == [evaluated.seed_of(i) for i in (0, 50, 100, 150)]
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_an_evaluation_of_few_episodes_is_filmed_too(
+    num: int, tiny_policy: Callable, tmp_path: Path
+) -> None:
+    actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
+    assert record_video(CONFIG, actor, tmp_path / "film.mp4", seed=0, num_episodes=num)
+
+
+@pytest.mark.parametrize("name", ["a:b", "http:x", "a#b?c", "a,b;c", "ü π₀"])
+def test_a_film_is_written_into_a_folder_of_any_name(
+    name: str, tiny_policy: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    folder.mkdir()
+    actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
+    for when in ("before", "after"):
+        assert record_video(CONFIG, actor, folder / f"{when}.mp4", seed=0)
+    assert before_after(folder) is not None
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "after.mp4",
+        "before.mp4",
+        "before_after.gif",
+    ]

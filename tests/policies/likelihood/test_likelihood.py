@@ -306,12 +306,12 @@ def test_noise_on_the_chunk_is_for_likelihoods_that_need_no_density() -> None:
         (
             "flow_matching",
             {"draw_times": "never"},
-            "unknown likelihood draw_times='never'; valid: t",
+            "draw_times='never' is unknown; valid: 'training'",
         ),
         (
             "flow_matching",
             {"loss_space": "x"},
-            "unknown likelihood loss_space='x'; valid: velocity",
+            "loss_space='x' is unknown; valid: 'velocity'",
         ),
     ],
 )

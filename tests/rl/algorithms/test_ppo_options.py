@@ -283,7 +283,7 @@ def test_the_terminal_deviation_is_the_one_that_the_last_step_really_has(
     ("changes", "message"),
     [
         ({"num_parts": 0}, "num_parts=0 must be at least 1"),
-        ({"dual": 0.9}, r"dual=0.9 must be above 1; infinite is none"),
+        ({"dual": 0.9}, r"dual=0.9 must be above 1"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(changes: dict, message: str) -> None:

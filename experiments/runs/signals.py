@@ -1,0 +1,142 @@
+"""SIGTERM, SIGHUP and Ctrl-C: a command ends with a message, after a checkpoint where one is due.
+
+A second signal ends the process at once, as if nothing handled it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pitune.experiments.runs.progress import screen
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+class StoppedBySignal(SystemExit):
+    """A signal ended the work. The exit code is 128 plus its number, 130 for Ctrl-C.
+
+    Example:
+        >>> StoppedBySignal(signal.SIGTERM).code
+        143
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+class StopRequest:
+    """The first signal, which the owner handles when it is safe.
+
+    Example:
+        >>> request = StopRequest()
+        >>> request.stopped is None
+        True
+    """
+
+    def __init__(self) -> None:
+        self.stopped: StoppedBySignal | None = None
+        """The signal, or None so far."""
+        self.at_once = False
+        """Whether a signal raises where it arrives, because nothing would be lost."""
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Let signals raise inside the context. One that came before raises at its start.
+
+        Raises:
+            StoppedBySignal: a signal arrived.
+        """
+        if self.stopped is not None:
+            raise self.stopped
+        self.at_once = True
+        try:
+            yield
+        finally:
+            self.at_once = False
+
+    def handle(self, number: int, _: FrameType | None) -> None:
+        """Handle the first signal."""
+        for name in SIGNALS:
+            if signal.getsignal(name) != signal.SIG_IGN:
+                signal.signal(name, signal.SIG_DFL)
+        self.stopped = StoppedBySignal(number)
+        if self.at_once:
+            raise self.stopped
+        screen.note(
+            f"{self.stopped.name}: the run saves a checkpoint after this iteration and ends; a "
+            "second signal ends it at once, without one"
+        )
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Yield the request that signals make while the context is open.
+
+    A signal that the process was started to ignore (`nohup`) stays ignored. Outside the main
+    thread, where Python allows no handlers, signals do as before.
+    """
+    request = StopRequest()
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, request.handle)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def exit_on_signal() -> Iterator[None]:
+    """Let signals end a command where they arrive, with a message and their exit code.
+
+    Raises:
+        StoppedBySignal: a signal arrived.
+    """
+    with stop_request() as request:
+        try:
+            with request.raising():
+                yield
+        except StoppedBySignal as stopped:
+            if stopped is request.stopped:
+                screen.note(f"stopped by {stopped.name}")
+            raise
+
+
+def restart_note(iteration: int) -> str:
+    """Return the note of a run that continues where no evaluation has begun new episodes."""
+    return (
+        f"the run continues between two evaluations, at iteration {iteration}, with new episodes: "
+        "later numbers are not those of an uninterrupted run"
+    )
+
+
+def stop_note(folder: Path, iteration: int, exact: bool) -> str:
+    """Return the note at the end of a run that a signal has stopped.
+
+    Args:
+        folder: Of the run.
+        iteration: Of its latest checkpoint.
+        exact: Whether the resumed run has the numbers of an uninterrupted one.
+    """
+    numbers = (
+        "with the numbers of an uninterrupted run"
+        if exact
+        else "with new episodes, so that later numbers differ from those of an uninterrupted run"
+    )
+    again = shlex.join(["pitune", "train", "--resume", str(folder)])
+    return (
+        f"stopped at the checkpoint of iteration {iteration} in {folder}; `{again}` continues "
+        f"there, {numbers}"
+    )

@@ -1,0 +1,25 @@
+"""The policy that a training starts from, or that its resumption starts from."""
+
+from __future__ import annotations
+
+from pitune import policies
+from pitune.experiments.command_line.checkpoints import environment_note, with_environment
+from pitune.experiments.runs.folder.initial_policy import kept_policy, load_and_keep
+from pitune.experiments.runs.progress import screen
+from pitune.experiments.runs.train_config import TrainConfig
+from pitune.policies import FlowPolicy
+
+
+def policy_to_train(config: TrainConfig) -> FlowPolicy:
+    """Return the policy of a training before its first update, on its device.
+
+    A run that is resumed takes the copy in its folder.
+    """
+    load = kept_policy if config.resume else load_and_keep
+    policy = load(config.out, config.checkpoint, config.load).to(config.device)
+    note = environment_note(policy, config.env)
+    if note is not None:
+        screen.note(note)
+    policy = with_environment(policy, config.env)
+    policies.apply_finetuning(policy, config.finetune)
+    return policy

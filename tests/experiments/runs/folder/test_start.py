@@ -1,0 +1,197 @@
+"""The start of a run: a failed one leaves nothing in the way of the same command."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forks import Child
+from pitune import envs, experiments, policies, rl
+from pitune.experiments.runs import run as run_module
+from pitune.experiments.runs.folder import initial_policy, start, wandb_run
+from pitune.experiments.runs.run import Run
+from pitune.experiments.train import TrainConfig, Trainer, train
+
+
+@pytest.fixture
+def config(
+    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> TrainConfig:
+    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
+    return TrainConfig(
+        algorithm=small_preset("filtered_bc"),
+        env=envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
+        checkpoint=half_trained,
+        out=tmp_path / "run",
+        num_iterations=2,
+        num_chunks=4,
+        eval_every=1,
+        eval_episodes=4,
+        wandb="off",
+        video=False,
+        device="cpu",
+    )
+
+
+def full_disk(*_: Any, **__: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+def without_login(*_: Any) -> Any:
+    raise ValueError("Weights & Biases cannot start with wandb='online': no login")
+
+
+FAILURES: dict[str, tuple[Any, str, Callable]] = {
+    "loading": (policies, "load", full_disk),
+    "keeping the policy": (initial_policy, "write_policy", full_disk),
+    "writing config.json": (run_module, "write_config", full_disk),
+    "a bad setting": (rl, "make", without_login),
+    "making the environment": (envs, "make", full_disk),
+    "wandb without a login": (wandb_run, "start", without_login),
+    "the first evaluation": (Trainer, "_final_evaluation", full_disk),
+    "filming": (Trainer, "_film", full_disk),
+    "the first checkpoint": (run_module, "write_policy", full_disk),
+}
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["new folder", "folder of the user"])
+@pytest.mark.parametrize("name", FAILURES)
+def test_after_a_failed_start_the_same_command_works(
+    name: str, made: bool, config: TrainConfig
+) -> None:
+    config = replace(config, wandb="online" if "wandb" in name else "off")
+    if made:
+        config.out.mkdir()
+        (config.out / "notes.txt").write_text("mine")
+    with pytest.MonkeyPatch.context() as patch:
+        owner, function, failure = FAILURES[name]
+        patch.setattr(owner, function, failure)
+        with pytest.raises((OSError, ValueError)):
+            train(config)
+    left = [path.name for path in config.out.iterdir()] if config.out.exists() else None
+    assert left == (["notes.txt"] if made else None)
+    assert train(replace(config, wandb="off"))["iterations"] == 2
+
+
+@pytest.mark.parametrize("function", ["_prepare", "_final_evaluation", "_film"])
+def test_after_a_kill_before_the_first_checkpoint_the_same_command_works(
+    function: str, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def killed() -> None:
+        setattr(Trainer, function, lambda *_: signal.raise_signal(signal.SIGKILL))
+        train(config)
+
+    assert Child(killed, tmp_path / "log").wait() == -signal.SIGKILL
+    assert (config.out / "config.json").exists()
+    (config.out / "notes.txt").write_text("mine")
+    assert train(config)["iterations"] == 2
+    assert "holds a start without a checkpoint; it starts again" in capsys.readouterr().err
+    assert (config.out / "notes.txt").exists()
+
+
+def test_a_failure_after_the_first_checkpoint_keeps_the_run(config: TrainConfig) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_iterate", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            train(config)
+    assert train(replace(config, resume=True))["iterations"] == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": '{"architectures": []}'}, "config.json is not of a run; pass another"),
+        ({"config.json": "{"}, "config.json is not of a run; pass another"),
+        ({"metrics.csv": ""}, "holds metrics.csv of a run whose config.json is missing; restore"),
+        ({"summary.json": "{}"}, "holds summary.json of a run whose config.json is missing"),
+    ],
+)
+def test_files_of_others_are_not_overwritten(
+    files: dict[str, str], message: str, config: TrainConfig
+) -> None:
+    config.out.mkdir()
+    for name, text in files.items():
+        (config.out / name).write_text(text)
+    with pytest.raises(FileExistsError, match=message):
+        train(config)
+    assert {path.name: path.read_text() for path in config.out.iterdir()} == files
+
+
+def test_checkpoints_without_their_config_are_not_overwritten(config: TrainConfig) -> None:
+    train(config)
+    (config.out / "config.json").unlink()
+    with pytest.raises(FileExistsError, match=r"holds checkpoint_.* whose config.json is missing"):
+        train(config)
+    with pytest.raises(FileNotFoundError, match=r"config\.json of the run is missing; restore it"):
+        train(replace(config, resume=True))
+
+
+def test_a_file_in_place_of_the_folder_is_refused(config: TrainConfig) -> None:
+    config.out.write_text("x")
+    with pytest.raises(FileExistsError, match="run is a file; pass another --out"):
+        train(config)
+
+
+def test_two_processes_never_train_in_one_folder(config: TrainConfig, tmp_path: Path) -> None:
+    def first() -> None:
+        run = Run.create(config.out, config.identity(), "off")
+        (tmp_path / "held").touch()
+        signal.pause()
+        run.abandon()
+
+    child = Child(first, tmp_path / "log")
+    child.wait_until((tmp_path / "held").exists)
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match=f"in use by process {child.pid} on "):
+            train(replace(config, resume=resume))
+    assert (config.out / "config.json").exists()
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert train(config)["iterations"] == 2
+
+
+# The policy that a run keeps
+
+
+def test_a_resumed_run_needs_the_original_checkpoint_no_more(
+    config: TrainConfig, half_trained: Path, tmp_path: Path
+) -> None:
+    """Its numbers are those of a run whose checkpoint stayed, also with a reference policy."""
+    moved = tmp_path / "clone"
+    shutil.copytree(half_trained, moved)
+    ppo = rl.PPOConfig(
+        kl_coefficient=0.1,
+        critic_warmup=0,
+        update=rl.UpdateConfig(minibatch_size=8, num_epochs=1),
+    )
+    config = replace(config, algorithm=ppo, checkpoint=moved)
+    whole = train(replace(config, out=tmp_path / "whole"))
+    train(replace(config, num_iterations=1))
+    shutil.rmtree(moved)
+    resumed = train(replace(config, resume=True))
+    for name in ("before", "after", "env_steps"):
+        assert json.dumps(resumed[name]) == json.dumps(whole[name])
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_copy_is_loaded_again_from_the_original(
+    damage: str, config: TrainConfig, capsys: pytest.CaptureFixture
+) -> None:
+    train(replace(config, num_iterations=1))
+    kept = config.out / start.BASE
+    if damage == "missing":
+        shutil.rmtree(kept)
+    else:
+        (kept / "policy.safetensors").write_bytes(b"x")
+    capsys.readouterr()
+    train(replace(config, resume=True))
+    assert f"the initial policy is loaded from {config.checkpoint}" in capsys.readouterr().err
+    assert (kept / "checksums.json").is_file()
