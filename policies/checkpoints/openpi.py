@@ -29,8 +29,9 @@ from pitune.policies.checkpoints.external import (
     write_companions,
     write_weights,
 )
-from pitune.policies.checkpoints.files import read_weight_files, write_json
+from pitune.policies.checkpoints.files import write_json
 from pitune.policies.checkpoints.keys import EMBEDDING, EXPERT_HEAD, LM_HEAD, openpi_keys
+from pitune.policies.checkpoints.layouts.weight_files import read_weight_files
 from pitune.policies.checkpoints.orbax import read_orbax
 from pitune.policies.checkpoints.pipelines import CAMERAS, PIPELINES, Pipeline
 from pitune.policies.checkpoints.weights import Heads, rename_weights

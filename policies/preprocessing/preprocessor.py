@@ -97,7 +97,11 @@ class PreprocessorConfig:
 
     def fingerprint(self) -> str:
         """Return a hash of all settings and statistics, equal for equal configs."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        # a setting that older policies did not have counts only if it is set
+        if self.pictures is not None and self.pictures.bars == "black":
+            del values["pictures"]["bars"]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -105,6 +105,7 @@ def sizes_of(folder: Path, module: Any) -> Iterator[None]:
 
 def load_policy(folder: Path) -> Any:
     """Load a checkpoint as lerobot's own `make_policy` does, and fail if it kept random weights."""
+    importlib.import_module("lerobot.policies")  # registers the policy types
     from lerobot.configs.policies import PreTrainedConfig
 
     config = PreTrainedConfig.from_pretrained(folder)
@@ -160,21 +161,19 @@ def act(folder: Path, stored: dict[str, np.ndarray], tokenizer: Path, pad_state:
 
 def pad_states_in_prompts(before: Any, width: int) -> None:
     """Pad the state with zeros before it enters the prompt, as lerobot 0.4 did."""
-    for step in before.steps:
-        if type(step).__name__.startswith("Pi05PrepareState"):
-            original = type(step).__call__
+    (step,) = (s for s in before.steps if type(s).__name__.startswith("Pi05PrepareState"))
+    kind = type(step)
 
-            def padded(self: Any, transition: Any) -> Any:
-                observation = transition["observation"]
-                state = observation["observation.state"]
-                wide = torch.nn.functional.pad(state, (0, width - state.shape[-1]))
-                result = original(
-                    self,
-                    {**transition, "observation": {**observation, "observation.state": wide}},
-                )
-                return {**result, "observation": observation}
+    def padded(self: Any, transition: Any) -> Any:
+        observation = transition["observation"]
+        state = observation["observation.state"]
+        wide = torch.nn.functional.pad(state, (0, width - state.shape[-1]))
+        result = kind.__call__(
+            self, {**transition, "observation": {**observation, "observation.state": wide}}
+        )
+        return {**result, "observation": observation}
 
-            step.__class__ = type("Padded", (type(step),), {"__call__": padded})
+    step.__class__ = type("Padded", (kind,), {"__call__": padded})
 
 
 def main() -> None:
