@@ -96,7 +96,7 @@ register_format(
         read=lerobot.read,
         read_network=lerobot.read_network,
         write=lerobot_write.write,
-        ignored_options=frozenset({"pipeline"}),
+        ignored_options=frozenset({"pipeline", "asset"}),
     )
 )
 register_format(
@@ -116,7 +116,9 @@ register_format(
         recognize=native.is_native,
         read=native.read,
         write=native.write_policy,
-        ignored_options=frozenset({"pipeline", "unnormalized", "action_horizon", "state_padding"}),
+        ignored_options=frozenset(
+            {"pipeline", "asset", "unnormalized", "action_horizon", "state_padding"}
+        ),
     )
 )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from pitune.policies.checkpoints import lerobot_read, openpi
+from pitune.policies.checkpoints import lerobot_read
 from pitune.policies.checkpoints.config import (
     LoadConfig,
-    warn_of_raised_scales,
+    warn_of_small_scales,
     with_settings,
 )
 from pitune.policies.checkpoints.external import (
@@ -22,6 +22,7 @@ from pitune.policies.checkpoints.pipelines import Pipeline
 from pitune.policies.checkpoints.weights import rename_weights
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
+from pitune.policies.preprocessing.norm_stats_file import read_norm_stats
 
 
 def is_lerobot(folder: Path) -> bool:
@@ -59,7 +60,8 @@ def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> 
     _, legacy = lerobot_read.split_legacy_stats(read_weight_files(folder))
     stats = lerobot_read.read_norm_stats(folder, files, legacy)
     if config.norm_stats is not None:
-        stats = openpi.read_norm_stats(config.norm_stats)
+        stats = read_norm_stats(config.norm_stats)
+    stats = None if config.unnormalized else stats
     check_normalized(folder, stats is not None, config)
     preprocessor = lerobot_read.preprocessor_config(files, stats, family, config.state_padding)
 
@@ -71,6 +73,6 @@ def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> 
 
     # policy
     policy = FlowPolicy(network, preprocessor, sampler)
-    warn_of_raised_scales(policy, folder)
+    warn_of_small_scales(policy, folder)
     origin = {"format": "lerobot", **asdict(files)}
     return with_settings(policy.replace(info=PolicyInfo(origin=origin)), config)

@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from pitune.policies.checkpoints.files import read_safetensors
-from pitune.policies.checkpoints.openpi import LOADED_MIN_SCALE
 from pitune.policies.preprocessing.images import PicturesConfig
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Normalization, PreprocessorConfig
@@ -174,7 +173,8 @@ def preprocessor_config(
         epsilon=0.0 if is_quantile else float(normalizer.get("eps", 1e-8)),
         # lerobot adds epsilon when it normalizes, and not in the inverse
         epsilon_out=0.0,
-        min_scale=LOADED_MIN_SCALE,
+        # lerobot replaces a quantile range of zero by epsilon, and has no least scale otherwise
+        min_scale=float(normalizer.get("eps", 1e-8)) / 2 if is_quantile else 0.0,
         delta_mask=_delta_mask(files, action_dim),
         loss_dims="robot",
         pictures=_with_robot_names(pictures_config(config), files),
