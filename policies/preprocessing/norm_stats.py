@@ -65,7 +65,7 @@ class NormStats:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Sequence[float] | None]) -> NormStats:
-        """Rebuild the statistics from `dataclasses.asdict`, also after a round trip through JSON."""
+        """Rebuild the statistics from `dataclasses.asdict`, also after passing through JSON."""
         return cls(**{name: tuple(row) for name, row in values.items() if row is not None})
 
     @classmethod
