@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from pitune.policies.policy import FlowPolicy, SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
@@ -46,6 +47,9 @@ class LoadConfig:
     state_padding: int | None = None
     """Width of the state in the prompt of lerobot's π0.5: 32 for checkpoints of version 0.4, 0 for
     later ones."""
+    lerobot_version: Literal["0.3", "0.4", "0.5"] | None = None
+    """lerobot that trained the checkpoint ("0.5" also for later ones), where its files do not
+    determine it. 0.3 and 0.4 put other bars beside pictures that are not square."""
     extensions: tuple[str, ...] = ()
     """Registered extensions to add to the network, with their initial values."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from pitune.policies.checkpoints.config import LoadConfig
 from pitune.policies.checkpoints.files import write_json
 from pitune.policies.checkpoints.keys import VLM, Shapes, check_written_keys
+from pitune.policies.checkpoints.layouts.adapter_files import base_folder
 from pitune.policies.checkpoints.weights import Heads, build, sizes_of
 from pitune.policies.network.lora import merged_state
 from pitune.policies.network.pi0 import Pi0
@@ -31,8 +32,11 @@ TOKENIZER = "tokenizer"
 
 
 def read_arch(folder: Path) -> dict[str, Any]:
-    """Return `arch.json` in or beside a folder, empty if there is none."""
-    for place in (folder, folder.resolve().parent):
+    """Return `arch.json` in or beside a folder or an adapter's base, empty if there is none."""
+    places = [folder, folder.resolve().parent]
+    if not any(folder.glob("model*.safetensors")) and (base := base_folder(folder)) is not None:
+        places += [base, base.resolve().parent]
+    for place in places:
         if (place / "arch.json").is_file():
             return dict(json.loads((place / "arch.json").read_text()))
     return {}
@@ -61,12 +65,33 @@ def build_network(
         action_horizon: H.
         folder: The checkpoint, for messages and `arch.json`.
     """
+    weights = {key: _computable(key, value, folder) for key, value in weights.items()}
     network = build(sizes_of(weights, heads, action_horizon), weights, folder)
     arch = read_arch(folder)
     stored = weights[VLM + "language_model.layers.0.self_attn.q_proj.weight"].dtype
     precision = arch.get("precision", arch.get("dtype"))
     network.compute_dtype = torch.bfloat16 if precision == "bfloat16" else stored
     return network
+
+
+def _computable(key: str, value: Tensor, folder: Path) -> Tensor:
+    """Return a weight in float32 or bfloat16. float16 and float64 become float32, as in lerobot.
+
+    Raises:
+        ValueError: it is quantized, or not finite.
+    """
+    if not value.is_floating_point() or value.dtype.itemsize < 2:
+        raise ValueError(
+            f"{folder}: the weight {key!r} is {value.dtype}, which is quantized; take the "
+            "checkpoint's float32 or bfloat16 weights"
+        )
+    # one pass without a copy: a sum is finite only if its terms are
+    if not bool(value.sum(dtype=torch.float32).isfinite()):
+        raise ValueError(
+            f"{folder}: the weight {key!r} is not finite, so every action would be NaN; take an "
+            "earlier checkpoint of that training"
+        )
+    return value if value.dtype in (torch.float32, torch.bfloat16) else value.float()
 
 
 def check_normalized(folder: Path, has_stats: bool, config: LoadConfig) -> None:

@@ -104,7 +104,7 @@ def _exported(
             preprocessor=kept["preprocessor"],
             postprocessor=kept["postprocessor"],
         )
-        eps = files.step("normalizer_processor").get("config", {}).get("eps", 1e-8)
+        eps = files.before.config("normalizer_processor").get("eps", 1e-8)
         stats = _folded(config, float(eps))
         if not differing(config, _read_back(policy, files, stats)):
             return files, stats, []
@@ -134,7 +134,7 @@ def _read_back(
     """Return the preprocessing that is read from the files."""
     family = policy.network.config.family
     # without the step of lerobot 0.5 and later, lerobot pads the state in the prompt
-    padding = None if family == "pi0" or files.step("relative_actions_processor") else 32
+    padding = None if family == "pi0" or "relative_actions_processor" in files.before else 32
     return preprocessor_config(files, stats, family, padding)
 
 
@@ -159,6 +159,7 @@ def _stats_tensors(state: NormStats, action: NormStats) -> dict[str, Tensor]:
 
 _TOLERATED = {
     "pictures.resize": "pictures that are not of the right size are resized without antialias",
+    "pictures.bars": "bars beside pictures that are not square are black",
     "prompt.clean": "prompts are not cleaned of underscores and surrounding space",
     "prompt.default": "a prompt is needed, there is no default one",
 }

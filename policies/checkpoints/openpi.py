@@ -29,8 +29,9 @@ from pitune.policies.checkpoints.external import (
     write_companions,
     write_weights,
 )
-from pitune.policies.checkpoints.files import read_weight_files, write_json
+from pitune.policies.checkpoints.files import write_json
 from pitune.policies.checkpoints.keys import EMBEDDING, EXPERT_HEAD, LM_HEAD, openpi_keys
+from pitune.policies.checkpoints.layouts.weight_files import read_weight_files
 from pitune.policies.checkpoints.orbax import read_orbax
 from pitune.policies.checkpoints.pipelines import (
     CAMERAS,
@@ -323,6 +324,7 @@ def _exported(policy: FlowPolicy) -> tuple[Pipeline, tuple[NormStats, NormStats]
 
 _TOLERATED = {
     "pictures.resize": "pictures that are not of the right size are resized with antialias",
+    "pictures.bars": "bars beside pictures that are not square are black",
     "prompt.clean": "prompts are cleaned of underscores and surrounding space",
     "prompt.default": "a prompt is needed, there is no default one",
 }

@@ -19,6 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+Bars = Literal["black", "minus_three", "left_top", "unknown"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesConfig:
@@ -42,6 +44,10 @@ class PicturesConfig:
     resize: Literal["pillow", "torch"] = "pillow"
     """Filter: Pillow's bilinear filter on bytes (openpi, antialiased), or torch's bilinear
     interpolation on floats (lerobot, not antialiased)."""
+    bars: Bars = "black"
+    """Bars beside a picture that is not square: black on both sides (openpi, lerobot from 0.5 on),
+    -3 where black is -1 (lerobot 0.4), or black on the left or the top only (lerobot 0.3). With
+    "unknown" such a picture is rejected."""
 
     def __post_init__(self) -> None:
         names = [*self.cameras, *self.missing]
@@ -119,7 +125,8 @@ def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
     right_size = all(image.shape[-2:] == (config.size, config.size) for image in images)
     if right_size or config.resize == "pillow":
         return torch.stack([_resize_bytes(image, config.size) for image in images], dim=1)
-    return torch.stack([_resize_floats(image, config.size) for image in images], dim=1) * 2 - 1
+    pictures = [_resize_floats(image, config.size, config.bars) for image in images]
+    return torch.stack(pictures, dim=1) * 2 - 1
 
 
 def scaled_pictures(images: Tensor) -> Tensor:
@@ -147,16 +154,30 @@ def _resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
     return framed
 
 
-def _resize_floats(image: Tensor, size: int) -> Tensor:
-    """Resize pictures (N, 3, Y, X) as lerobot: not antialiased, with black bars, not rounded."""
+def _resize_floats(image: Tensor, size: int, bars: Bars) -> Tensor:
+    """Resize pictures (N, 3, Y, X) as lerobot: not antialiased, with bars, not rounded.
+
+    Raises:
+        ValueError: the picture needs bars, and the checkpoint does not determine which.
+    """
     scaled = image.float() / 255
     if image.shape[-2:] == (size, size):
         return scaled
     height, width = _fit_size(image.shape[-2], image.shape[-1], size)
+    if bars == "unknown" and (height, width) != (size, size):
+        raise ValueError(
+            f"pictures of {tuple(image.shape[-2:])} pixels need bars to become square, and this "
+            "checkpoint of lerobot does not determine which; load it with the version that trained "
+            "it, lerobot_version='0.3', '0.4' or '0.5' (--load.lerobot-version; 0.5 for later ones)"
+        )
     # (N, 3, Y, X) -> (N, 3, height, width) -> (N, 3, size, size)
     scaled = interpolate(scaled, (height, width), mode="bilinear", align_corners=False)
     top, left = (size - height) // 2, (size - width) // 2
-    return pad(scaled.clamp(0, 1), (left, size - width - left, top, size - height - top))
+    if bars == "left_top":
+        top, left = size - height, size - width
+    value = -1.0 if bars == "minus_three" else 0.0
+    sides = (left, size - width - left, top, size - height - top)
+    return pad(scaled.clamp(0, 1), sides, value=value)
 
 
 def _fit_size(height: int, width: int, size: int) -> tuple[int, int]:

@@ -102,9 +102,10 @@ class PreprocessorConfig:
     def fingerprint(self) -> str:
         """Return a hash of all settings and statistics, equal for equal configs."""
         values = asdict(self)
-        # checkpoints from before this field keep their fingerprint
-        if self.pictures is not None and not self.pictures.order:
-            values["pictures"].pop("order")
+        # a setting that older policies did not have counts only if it is set
+        for name, default in (("order", ()), ("bars", "black")):
+            if self.pictures is not None and getattr(self.pictures, name) == default:
+                del values["pictures"][name]
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

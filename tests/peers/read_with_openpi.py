@@ -144,7 +144,9 @@ def act(folder: Path, stored: dict[str, np.ndarray], tokenizer: Path) -> np.ndar
         to_pi = aloha_policy._decode_state
         inputs.append(lambda data: {**data, "state": to_pi(data["state"], adapt_to_pi=True)})
         outputs.append(
-            lambda data: {"actions": aloha_policy._encode_actions(data["actions"], adapt_to_pi=True)}
+            lambda data: {
+                "actions": aloha_policy._encode_actions(data["actions"], adapt_to_pi=True)
+            }
         )
     policy = Policy(
         load(folder),
