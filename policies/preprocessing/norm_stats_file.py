@@ -33,8 +33,8 @@ def find_norm_stats(folder: Path, asset: str | None = None) -> Path | None:
     if asset is None:
         if len(assets) > 1:
             raise ValueError(
-                f"{folder} holds the norm stats of several robots, {list(assets)}; name one of "
-                "them with --load.asset, or pass your robot's own with --load.norm-stats"
+                f"{folder} holds several norm stats, of the assets {list(assets)}; name one with "
+                "--load.asset, or pass your robot's own with --load.norm-stats"
             )
         return files[0] if files else None
 

@@ -135,19 +135,15 @@ def act(folder: Path, stored: dict[str, np.ndarray], tokenizer: Path) -> np.ndar
     pipeline = json.loads((folder / "pipeline.json").read_text())
     file = next((folder / "assets").rglob("norm_stats.json"))
     stats = normalize.load(file.parent)
-    with mock.patch.object(tokenizers.download, "maybe_download", lambda *_, **__: tokenizer):
+    with mock.patch.object(tokenizers.download, "maybe_download", return_value=tokenizer):
         words = tokenizers.PaligemmaTokenizer(pipeline["prompt_tokens"])
     mask = tuple(pipeline["delta_mask"]) or None
     inputs: list[Any] = [robot_inputs(pipeline["cameras"])]
     outputs: list[Any] = [lambda data: {"actions": data["actions"][:, : pipeline["action_dim"]]}]
     if pipeline["joints"] == "aloha":
-        to_pi = aloha_policy._decode_state
-        inputs.append(lambda data: {**data, "state": to_pi(data["state"], adapt_to_pi=True)})
-        outputs.append(
-            lambda data: {
-                "actions": aloha_policy._encode_actions(data["actions"], adapt_to_pi=True)
-            }
-        )
+        decode, encode = aloha_policy._decode_state, aloha_policy._encode_actions
+        inputs.append(lambda data: {**data, "state": decode(data["state"], adapt_to_pi=True)})
+        outputs.append(lambda data: {"actions": encode(data["actions"], adapt_to_pi=True)})
     policy = Policy(
         load(folder),
         transforms=[
