@@ -108,9 +108,7 @@ def test_padding_as_openpi_writes_it_is_cut(padding: dict[str, tuple[float, ...]
 @pytest.mark.parametrize("name", ["mean", "std", "q01", "q99"])
 def test_a_surplus_dimension_that_moves_belongs_to_another_robot(name: str) -> None:
     value = {"mean": 0.2, "std": 0.3, "q01": -0.4, "q99": 0.4}[name]
-    with pytest.raises(
-        ValueError, match=r"have 4 dimensions, the robot has 2, .* \[3\], are no p"
-    ):
+    with pytest.raises(ValueError, match=r"have 4 dimensions, the robot has 2, .* \[3\], are no p"):
         stats(4, **{name: (0.0, value)}).first(2)
 
 
