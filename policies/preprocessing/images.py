@@ -109,15 +109,15 @@ def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
     Raises:
         ValueError: a picture is not uint8 with three channels.
     """
-    for camera, image in zip(config.cameras, images, strict=True):
+    for camera, image in zip(config.cameras.values(), images, strict=True):
         if image.dtype != torch.uint8 or image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(
-                f"pictures of camera {camera!r} are {image.dtype} of shape {tuple(image.shape)}; "
+                f"pictures image/{camera} are {image.dtype} of shape {tuple(image.shape)}; "
                 "they must be uint8 (N, 3, Y, X)"
             )
         if min(_fit_size(*image.shape[-2:], config.size)) < 1:
             raise ValueError(
-                f"pictures of camera {camera!r} are {tuple(image.shape[-2:])} pixels; their longer "
+                f"pictures image/{camera} are {tuple(image.shape[-2:])} pixels; their longer "
                 f"side must be less than {config.size} times the shorter one"
             )
 

@@ -56,9 +56,9 @@ def robot_observation(config: PreprocessorConfig, raw: Mapping[str, Any]) -> Ten
     cameras = [] if config.pictures is None else list(config.pictures.cameras.values())
     used = set()
     for camera in cameras:
-        key, value = _picture(camera, config, flat)
-        used.add(key)
-        tensors[f"image/{camera}"] = picture_bytes(key, value)[None]
+        keys = _picture_keys_of(camera, config, flat)
+        used.update(keys)
+        tensors[f"image/{camera}"] = picture_bytes(keys[0], flat[keys[0]])[None]
     surplus = sorted(set(_picture_keys(flat)) - used)
     if surplus and not isinstance(raw, TensorDictBase):
         warnings.warn(
@@ -151,8 +151,8 @@ def _numbers(key: str, value: Any) -> np.ndarray:
     return row
 
 
-def _picture(camera: str, config: PreprocessorConfig, flat: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return the key and the value of a camera's picture."""
+def _picture_keys_of(camera: str, config: PreprocessorConfig, flat: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a camera's picture, which must all hold the same one."""
     keys = [key for pattern in PICTURES if (key := pattern.format(camera)) in flat]
     if not keys:
         cameras = set() if config.pictures is None else set(config.pictures.cameras.values())
@@ -170,7 +170,7 @@ def _picture(camera: str, config: PreprocessorConfig, flat: Mapping[str, Any]) -
                 f"the observation has different pictures of camera {camera!r} under {keys}; pass "
                 "one of them"
             )
-    return first, flat[first]
+    return keys
 
 
 def _same(value: Any, other: Any) -> bool:

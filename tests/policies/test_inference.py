@@ -98,14 +98,12 @@ def test_layouts_ranges_and_types_that_are_certain_give_the_same_bytes(
 def test_a_picture_of_uncertain_meaning_is_refused_by_its_key(
     policy: FlowPolicy, convert: Callable[[np.ndarray], Any], message: str
 ) -> None:
-    with pytest.raises(
-        ValueError, match=rf"^{PICTURE} (is|has) .*{message}|^{PICTURE} .*{message}"
-    ):
+    with pytest.raises(ValueError, match=f"^{PICTURE} .*{message}"):
         infer(policy, raw(observation__image=convert(BYTES)), NOISE)
 
 
 def test_a_picture_too_narrow_to_be_resized_is_refused(policy: FlowPolicy) -> None:
-    with pytest.raises(ValueError, match=r"camera 'image' are \(1, 1000\) pixels; their longer"):
+    with pytest.raises(ValueError, match=r"image/image are \(1, 1000\) pixels; their longer"):
         infer(policy, raw(observation__image=np.zeros((1, 1000, 3), np.uint8)), NOISE)
 
 
@@ -172,9 +170,7 @@ def test_a_missing_entry_is_refused_and_the_wanted_keys_are_named(
 def test_half_of_droids_state_is_named(policy: FlowPolicy) -> None:
     entries = raw(observation__joint_position=np.zeros(7))
     del entries["observation/state"]
-    with pytest.raises(
-        ValueError, match=r"no state, \['observation/gripper_position'\] is missing"
-    ):
+    with pytest.raises(ValueError, match=r"no state, \['observation/gripper_position'\] is mi"):
         infer(policy, entries, NOISE)
     entries["observation/gripper_position"] = 0.3
     assert observation(policy, entries)["state"][0, 7] == pytest.approx(0.3)
@@ -188,9 +184,7 @@ def test_a_misspelled_camera_is_named_with_the_nearest(policy: FlowPolicy) -> No
 
 
 def test_a_picture_that_no_camera_takes_is_warned_of(policy: FlowPolicy) -> None:
-    with pytest.warns(
-        UserWarning, match=r"pictures \['observation/top'\] .* are not used, because"
-    ):
+    with pytest.warns(UserWarning, match=r"pictures \['observation/top'\] .* are not used, be"):
         infer(policy, raw(observation__top=BYTES), NOISE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -272,8 +266,8 @@ def test_an_instruction_without_words_is_refused(policy: FlowPolicy, words: str)
 def test_noise_of_another_shape_is_refused(policy: FlowPolicy, noise: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"noise has shape .*; it must be \(H, A\) = \(10, 32\)"):
         infer(policy, raw(), noise)
+    inputs = policy.model_input(observation(policy, raw()), ("x",))
     with pytest.raises(ValueError, match=r"noise has shape .* \(N, H, A\) = \(1, 10, 32\)"):
-        inputs = policy.model_input(observation(policy, raw()), ("x",))
         policy.sample_actions(inputs, torch.from_numpy(noise).float())
 
 
