@@ -156,7 +156,7 @@ def _encode(
         middle = (low + high + 1) // 2
         fits = len(encoder.encode(prompt_text(instruction[:middle], state, config))) <= limit
         low, high = (middle, high) if fits else (low, middle - 1)
-    if not low:
+    if not instruction[:low].strip():
         num_least = len(encoder.encode(prompt_text("", state, config)))
         raise ValueError(
             f"a prompt with the state of {len(state)} dimensions has {num_least} tokens without "
