@@ -1,6 +1,6 @@
 """Compute the norm stats of demonstrations, in the units of a checkpoint's pipeline.
 
-    pitune norm-stats --checkpoint pi0_libero --load.pipeline pi0_libero --load.unnormalized \
+    pitune norm-stats --checkpoint pi0_base --load.pipeline my_robot.json \
         --demonstrations demonstrations.safetensors --out norm_stats.json
 
 Relative actions are measured as differences from the state, over whole chunks. A dimension that
@@ -12,8 +12,9 @@ Letters: N rows, s robot state dim, H action horizon, d robot action dim.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ from pitune import policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies import FlowPolicy, NormStats
+from pitune.policies.checkpoints.pipelines import pipeline_named
+from pitune.policies.preprocessing.norm_stats_file import norm_stats_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,10 @@ class NormStatsConfig:
     min_scale: float = 1e-2
     """Smallest standard deviation and half range [robot units]."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_scale < math.inf:
+            raise ValueError(f"min_scale={self.min_scale} must be finite and not negative")
+
 
 def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str, list[int]]]:
     """Return the stats of state and actions, and the dimensions that got the least scale.
@@ -63,9 +70,9 @@ def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str,
         raise FileExistsError(f"{config.out} exists already; pass another --out or remove it")
 
     # data as the network has them before normalizing
-    policy = policies.load(config.checkpoint, config.load)
-    horizon = policy.network.config.action_horizon
-    chunks = rl.Demonstrations.load(config.demonstrations).chunks(horizon)
+    demonstrations = rl.Demonstrations.load(config.demonstrations)
+    policy = _policy_of(config, demonstrations)
+    chunks = demonstrations.chunks(policy.network.config.action_horizon)
     state, action = measured(policy, chunks["state"], chunks["action"])
 
     # stats of (N, s) and (N * H, d), with a least scale
@@ -73,9 +80,40 @@ def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str,
     floored = {name: stats.flat(config.min_scale) for name, stats in found.items()}
     stats = {name: value.floored(config.min_scale) for name, value in found.items()}
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"norm_stats": {name: asdict(value) for name, value in stats.items()}}
+    content = norm_stats_json(stats["state"], stats["actions"])
     config.out.write_text(json.dumps(content, indent=2) + "\n")
     return stats["state"], stats["actions"], floored
+
+
+def _policy_of(config: NormStatsConfig, demonstrations: rl.Demonstrations) -> FlowPolicy:
+    """Load the policy whose pipeline is measured.
+
+    A pipeline without widths gets those of the demonstrations, and the checkpoint's own stats are
+    not needed.
+
+    Raises:
+        ValueError: the demonstrations are of another robot than the policy.
+    """
+    widths = (demonstrations.obs["state"].shape[-1], demonstrations.action.shape[-1])
+    load, pipeline = config.load, None
+    if load.pipeline is not None:
+        pipeline = pipeline_named(load.pipeline)
+        pipeline = replace(
+            pipeline,
+            state_dim=pipeline.state_dim or widths[0],
+            action_dim=pipeline.action_dim or widths[1],
+        )
+        chosen = load.norm_stats is not None or load.asset is not None
+        load = load if chosen else replace(load, unnormalized=True)
+    policy = policies.load(config.checkpoint, load, pipeline)
+    wanted = (policy.preprocessor.state_dim, policy.preprocessor.action_dim)
+    if widths != wanted:
+        raise ValueError(
+            f"{config.demonstrations} has states of {widths[0]} and actions of {widths[1]} "
+            f"dimensions, the pipeline of {config.checkpoint} {wanted[0]} and {wanted[1]}; for "
+            "your own robot pass a pipeline's file (--load.pipeline)"
+        )
+    return policy
 
 
 def measured(policy: FlowPolicy, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,9 @@ from typing import Literal
 from pitune.policies.policy import FlowPolicy, SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 
+SMALL_SCALE = 1e-4
+"""Scales below this are warned of. A robot's movements are far above it [robot units]."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig:
@@ -21,14 +24,17 @@ class LoadConfig:
     """
 
     pipeline: str | None = None
-    """Name of the openpi config that trained the checkpoint. For openpi's checkpoints."""
+    """Name of the openpi config that trained the checkpoint, or a .json or .yaml file with the
+    settings of your own robot. For openpi's checkpoints."""
     tokenizer: Path | None = None
     """Sentencepiece model or folder with tokenizer.json, if the checkpoint has none."""
     norm_stats: Path | None = None
     """openpi's norm_stats.json, instead of the checkpoint's. `pitune.experiments.norm_stats`
     computes one."""
+    asset: str | None = None
+    """Name of the robot whose norm stats to take, if openpi's checkpoint holds those of several."""
     unnormalized: bool = False
-    """Whether to run a checkpoint without norm stats, scaling neither states nor actions."""
+    """Whether to scale neither states nor actions, whether the checkpoint has norm stats or not."""
     cameras: dict[str, str] = field(default_factory=dict)
     """The environment's camera for each camera of the network. The checkpoint's own names by
     default."""
@@ -46,6 +52,18 @@ class LoadConfig:
     determine it. 0.3 and 0.4 put other bars beside pictures that are not square."""
     extensions: tuple[str, ...] = ()
     """Registered extensions to add to the network, with their initial values."""
+
+    def __post_init__(self) -> None:
+        for name in ("action_horizon", "execution_horizon", "flow_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1, or left out")
+        if self.state_padding is not None and self.state_padding < 0:
+            raise ValueError(f"state_padding={self.state_padding} must not be negative")
+        stats = [name for name in ("norm_stats", "asset") if getattr(self, name) is not None]
+        stats += ["unnormalized"] if self.unnormalized else []
+        if len(stats) > 1:
+            raise ValueError(f"{' and '.join(stats)} contradict each other; set one of them")
 
 
 def with_settings(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
@@ -94,13 +112,15 @@ def with_extensions(policy: FlowPolicy, names: tuple[str, ...]) -> FlowPolicy:
     return policy
 
 
-def warn_of_raised_scales(policy: FlowPolicy, folder: Path) -> None:
-    """Warn if norm stats hardly vary in a dimension, so that their scale was raised."""
-    floored = policy.preprocessor.floored()
-    if any(floored.values()):
+def warn_of_small_scales(policy: FlowPolicy, folder: Path) -> None:
+    """Warn if norm stats hardly vary in a dimension, which makes inputs of small movements."""
+    flat = policy.preprocessor.flat(SMALL_SCALE)
+    if policy.preprocessor.config.normalization != "none" and any(flat.values()):
         warnings.warn(
-            f"norm stats of {folder} hardly vary in dimensions {floored}; their scale is raised to "
-            f"{policy.preprocessor.config.min_scale}",
+            f"norm stats of {folder} vary by less than {SMALL_SCALE} in dimensions {flat}; their "
+            "scales are those of the reference, so that a small movement there is a large input. "
+            "Recompute the stats with a least scale if your robot moves there (pitune norm-stats "
+            "--min-scale)",
             stacklevel=2,
         )
 
@@ -115,16 +135,6 @@ def _check_not_steered(policy: FlowPolicy) -> None:
 
 def _rewired(config: PreprocessorConfig, cameras: dict[str, str]) -> PreprocessorConfig:
     """Return the config with other cameras of the environment. Unnamed ones become missing."""
-    pictures = config.pictures
-    known = () if pictures is None else (*pictures.cameras, *pictures.missing)
-    unknown = sorted(set(cameras) - set(known))
-    if pictures is None or unknown:
-        raise ValueError(
-            f"cameras={cameras} names {unknown}, but the network's cameras are {list(known)}; "
-            "name some of them"
-        )
-
-    # known cameras in the network's order, the unnamed ones as missing
-    kept = {name: cameras[name] for name in known if name in cameras}
-    missing = tuple(name for name in known if name not in cameras)
-    return replace(config, pictures=replace(pictures, cameras=kept, missing=missing))
+    if config.pictures is None:
+        raise ValueError(f"cameras={cameras} were passed, but this policy has no cameras")
+    return replace(config, pictures=config.pictures.rewired(cameras))

@@ -7,6 +7,7 @@ which neither the weights nor the other packages' files determine. Those package
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pitune.policies.checkpoints.weights import Heads, build, sizes_of
 from pitune.policies.network.lora import merged_state
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy import FlowPolicy
+from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
+from pitune.policies.preprocessing.scales import differing
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"
@@ -125,6 +128,54 @@ def merged_weights(policy: FlowPolicy, format: str) -> dict[str, Tensor]:
             "with format='pitune'"
         )
     return {key: value.detach() for key, value in merged_state(policy.network).items()}
+
+
+def check_exportable(policy: FlowPolicy, format: str) -> None:
+    """Reject parts of a policy that no other package has.
+
+    Raises:
+        ValueError: its starting noise is chosen by a noise actor, or its solver is not Euler's.
+    """
+    if policy.noise_source is not None:
+        raise ValueError(
+            f"this policy is steered: a noise actor chooses its starting noise, and {format} has "
+            "none; save with format='pitune'"
+        )
+    if policy.sampler.solver != "euler":
+        raise ValueError(
+            f"solver={policy.sampler.solver!r}, but {format} integrates by Euler's method; save "
+            "with format='pitune', or replace the policy's sampler"
+        )
+
+
+def check_read_back(
+    format: str,
+    config: PreprocessorConfig,
+    again: PreprocessorConfig,
+    tolerated: Mapping[str, str],
+) -> list[str]:
+    """Compare a policy's preprocessing with that of its written files.
+
+    Args:
+        format: Name of the format, for the message.
+        config: Settings of the policy.
+        again: Settings that the other package reads from the files.
+        tolerated: Text of each difference that is only warned of, by its setting.
+
+    Returns:
+        The tolerated differences.
+
+    Raises:
+        ValueError: another setting differs, so the other package would act differently.
+    """
+    differences = differing(config, again)
+    refused = {name: pair for name, pair in differences.items() if name not in tolerated}
+    if refused:
+        listed = "; ".join(f"{name} is {a}, there {b}" for name, (a, b) in refused.items())
+        raise ValueError(
+            f"{format} cannot express this policy: {listed}; save with format='pitune'"
+        )
+    return [tolerated[name] for name in differences]
 
 
 def write_weights(

@@ -98,7 +98,7 @@ register_format(
         read=lerobot.read,
         read_network=lerobot.read_network,
         write=lerobot_write.write,
-        ignored_options=frozenset({"pipeline"}),
+        ignored_options=frozenset({"pipeline", "asset"}),
     )
 )
 register_format(
@@ -119,7 +119,14 @@ register_format(
         read=native.read,
         write=native.write_policy,
         ignored_options=frozenset(
-            {"pipeline", "unnormalized", "action_horizon", "state_padding", "lerobot_version"}
+            {
+                "pipeline",
+                "asset",
+                "unnormalized",
+                "action_horizon",
+                "state_padding",
+                "lerobot_version",
+            }
         ),
     )
 )

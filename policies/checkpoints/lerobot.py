@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pitune.policies.checkpoints import lerobot_read, openpi
+from pitune.policies.checkpoints import lerobot_read
 from pitune.policies.checkpoints.config import (
     LoadConfig,
-    warn_of_raised_scales,
+    warn_of_small_scales,
     with_settings,
 )
 from pitune.policies.checkpoints.external import (
@@ -29,6 +29,7 @@ from pitune.policies.checkpoints.pipelines import Pipeline
 from pitune.policies.checkpoints.weights import rename_weights
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
+from pitune.policies.preprocessing.norm_stats_file import read_norm_stats
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 
 
@@ -88,10 +89,12 @@ def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> 
         )
     settings.check_sizes(files.config, network.config, file)
 
-    check_steps(files.before, files.after, family)
     # preprocessing, where the caller's norm stats replace those of the folder
+    check_steps(files.before, files.after, family)
     if config.norm_stats is not None:
-        stats = openpi.read_norm_stats(config.norm_stats)
+        stats = read_norm_stats(config.norm_stats)
+    elif config.unnormalized:
+        stats = None
     else:
         stats = lerobot_read.read_norm_stats(folder, files, legacy)
     check_normalized(folder, stats is not None, config)
@@ -108,7 +111,7 @@ def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> 
     # policy
     policy = FlowPolicy(network, preprocessor, sampler)
     tokenizer = _named_tokenizer(folder, files, config)
-    warn_of_raised_scales(policy, folder)
+    warn_of_small_scales(policy, folder)
     # an adapter is merged, and the written policy has none
     origin = {"format": "lerobot", **asdict(replace(files, config=_merged(files.config)))}
     return with_settings(

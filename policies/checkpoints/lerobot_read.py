@@ -29,7 +29,6 @@ from pitune.policies.checkpoints.lerobot_files.steps import (
     check_steps,
     with_present_names,
 )
-from pitune.policies.checkpoints.openpi import LOADED_MIN_SCALE
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Normalization, PreprocessorConfig
 from pitune.policies.preprocessing.prompt import PromptConfig
@@ -185,7 +184,8 @@ def preprocessor_config(
         epsilon=0.0 if is_quantile else epsilon,
         # lerobot adds epsilon when it normalizes, and not in the inverse
         epsilon_out=0.0,
-        min_scale=LOADED_MIN_SCALE,
+        # lerobot replaces a quantile range of zero by epsilon, and has no least scale otherwise
+        min_scale=epsilon / 2 if is_quantile else 0.0,
         delta_mask=_delta_mask(files, norm_stats[1].dim),
         loss_dims="robot",
         pictures=with_robot_names(pictures_config(config, version), before),

@@ -7,22 +7,22 @@ Source: openpi `policies/policy_config.py`, `shared/normalize.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pitune.policies.checkpoints.config import (
     LoadConfig,
-    warn_of_raised_scales,
+    warn_of_small_scales,
     with_settings,
 )
 from pitune.policies.checkpoints.external import (
     build_network,
+    check_exportable,
     check_normalized,
+    check_read_back,
     heads_of,
     merged_weights,
     read_arch,
@@ -33,19 +33,36 @@ from pitune.policies.checkpoints.files import write_json
 from pitune.policies.checkpoints.keys import EMBEDDING, EXPERT_HEAD, LM_HEAD, openpi_keys
 from pitune.policies.checkpoints.layouts.weight_files import read_weight_files
 from pitune.policies.checkpoints.orbax import read_orbax
-from pitune.policies.checkpoints.pipelines import CAMERAS, PIPELINES, Pipeline
-from pitune.policies.checkpoints.weights import Heads, rename_weights
+from pitune.policies.checkpoints.pipelines import (
+    CAMERAS,
+    PIPELINES,
+    Pipeline,
+    nearest_pipeline,
+    pipeline_named,
+    read_pipeline,
+)
+from pitune.policies.checkpoints.pipelines import FILE as PIPELINE_FILE
+from pitune.policies.checkpoints.weights import Heads, family_of, rename_weights
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.images import PicturesConfig
 from pitune.policies.preprocessing.norm_stats import NormStats
+from pitune.policies.preprocessing.norm_stats_file import FILE as NORM_STATS_FILE
+from pitune.policies.preprocessing.norm_stats_file import (
+    asset_of,
+    find_norm_stats,
+    norm_stats_json,
+    read_norm_stats,
+)
 from pitune.policies.preprocessing.preprocessor import Normalization, PreprocessorConfig
 from pitune.policies.preprocessing.prompt import PromptConfig
+from pitune.policies.preprocessing.scales import folded_stats
 
-LOADED_MIN_SCALE = 1e-4
-"""Floor of a loaded scale. It is far below a robot's movements, so it leaves the numbers of a
-sound checkpoint unchanged [robot units]."""
+EPSILON = 1e-6
+"""Added by openpi to the standard deviation or to the quantiles' range [robot units]."""
+DEFAULT_STEPS = 10
+"""Flow steps of openpi's `sample_actions`, if its caller names no others."""
 
 
 def is_openpi(folder: Path) -> bool:
@@ -93,34 +110,30 @@ def _read_policy(
     read_network: Callable[[Path, int], Pi0],
 ) -> FlowPolicy:
     """Return the policy of a folder whose network `read_network` reads."""
-    # pipeline
-    if pipeline is None:
-        if config.pipeline not in PIPELINES:
-            raise ValueError(
-                f"{folder} is an openpi checkpoint, which holds neither horizon nor cameras; "
-                f"pipeline={config.pipeline!r} must name the openpi config that trained it "
-                f"(--load.pipeline): {sorted(PIPELINES)}"
-            )
-        pipeline = PIPELINES[config.pipeline]
+    pipeline = _pipeline_of(folder, config) if pipeline is None else pipeline
 
     # network
     stored = read_arch(folder).get("action_horizon")
     horizon = config.action_horizon or stored or pipeline.action_horizon
     network = read_network(folder, horizon)
-    if network.config.family != pipeline.family:
-        raise ValueError(
-            f"{folder} holds {network.config.family} weights, but the pipeline is "
-            f"{pipeline.family}'s; pass a pipeline of {network.config.family}"
-        )
+    family = network.config.family
 
     # norm stats
-    file = config.norm_stats or find_norm_stats(folder)
+    file = None if config.unnormalized else config.norm_stats
+    if file is None and not config.unnormalized:
+        file = find_norm_stats(folder, config.asset)
     stats = None if file is None else read_norm_stats(file)
+    if family != pipeline.family:
+        dims = None if stats is None else (stats[0].dim, stats[1].dim)
+        raise ValueError(
+            f"{folder} holds {family} weights, but the pipeline is {pipeline.family}'s; pass a "
+            f"pipeline of {family}, such as {nearest_pipeline(family, dims)!r}"
+        )
     check_normalized(folder, stats is not None, config)
 
     # policy with openpi's sampler
     sampler = SamplerConfig(
-        flow_steps=10,
+        flow_steps=pipeline.flow_steps,
         execution_horizon=min(pipeline.execution_horizon, horizon),
         accumulated_time=True,
     )
@@ -129,74 +142,76 @@ def _read_policy(
     # origin, with the folder of the norm stats for writing them back
     origin = {"format": "openpi"}
     if file is not None and config.norm_stats is None:
-        asset = file.parent.relative_to(folder)
-        origin["asset_id"] = asset.as_posix().removeprefix("assets/")
-    warn_of_raised_scales(policy, folder)
+        origin["asset_id"] = asset_of(folder, file)
+    warn_of_small_scales(policy, folder)
     return with_settings(policy.replace(info=PolicyInfo(origin=origin)), config)
 
 
-def find_norm_stats(folder: Path) -> Path | None:
-    """Return the file of norm stats in a checkpoint folder, or None.
-
-    openpi keeps it in `assets/<asset id>/`, RLinf in `<asset id>/`. An id may contain slashes.
+def _pipeline_of(folder: Path, config: LoadConfig) -> Pipeline:
+    """Return the pipeline that the caller names, or else that of the folder's own file.
 
     Raises:
-        ValueError: there are several.
+        ValueError: there is none, or it is unknown.
     """
-    found = sorted((folder / "assets").rglob("norm_stats.json"))
-    found = found or sorted(folder.rglob("norm_stats.json"))
-    if len(found) > 1:
-        raise ValueError(
-            f"{folder} holds several norm stats, {[str(f.relative_to(folder)) for f in found]}; "
-            "name one with --load.norm-stats"
-        )
-    return found[0] if found else None
+    if config.pipeline is not None:
+        return pipeline_named(config.pipeline)
+    if (folder / PIPELINE_FILE).is_file():
+        return read_pipeline(folder / PIPELINE_FILE)
+    raise ValueError(
+        f"{folder} is an openpi checkpoint, which holds neither horizon nor cameras; pipeline=None "
+        "must name the openpi config that trained it (--load.pipeline): one of "
+        f"{sorted(PIPELINES)}{_hint(folder, config)}, or a .json or .yaml file for your own robot"
+    )
 
 
-def read_norm_stats(file: Path) -> tuple[NormStats, NormStats]:
-    """Return the statistics of state and actions in an openpi file.
-
-    Raises:
-        ValueError: the file does not hold them.
-    """
-    try:
-        stats = json.loads(file.read_text())["norm_stats"]
-        state, action = (_stats(stats[key]) for key in ("state", "actions"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} does not hold norm stats of state and actions, with mean and std ({error!r}); "
-            "pitune.experiments.norm_stats computes such a file"
-        ) from error
-    return state, action
-
-
-def _stats(values: dict[str, Any]) -> NormStats:
-    names = [name for name in ("mean", "std", "q01", "q99") if values.get(name) is not None]
-    found = {name: tuple(map(float, values[name])) for name in names}
-    return NormStats(**found) if "q01" in found else NormStats.without_quantiles(**found)
+def _hint(folder: Path, config: LoadConfig) -> str:
+    """Return the known pipeline that is nearest to a folder, as a hint for messages."""
+    weights = "".join(file.name for file in folder.glob("*.safetensors"))
+    if not weights:  # a JAX checkpoint, whose leaves are dear to read
+        return ""
+    file = config.norm_stats or find_norm_stats(folder, config.asset)
+    stats = None if file is None else read_norm_stats(file)
+    dims = None if stats is None else (stats[0].unpadded().dim, stats[1].unpadded().dim)
+    family = family_of(rename_weights(read_weight_files(folder)))
+    near = nearest_pipeline(family, dims)
+    return f" (the nearest to its {family} weights and norm stats of {dims} dimensions is {near!r})"
 
 
 def preprocessor_config(
     pipeline: Pipeline, stats: tuple[NormStats, NormStats] | None, network: Pi0Config
 ) -> PreprocessorConfig:
-    """Return openpi's preprocessing. Without stats nothing is normalized."""
-    state_dim, action_dim = pipeline.state_dim, pipeline.action_dim
-    normalization: Normalization
+    """Return openpi's preprocessing. Without stats nothing is normalized.
+
+    Raises:
+        ValueError: the stats belong to another robot, or lack what the pipeline needs.
+    """
+    normalization: Normalization = "quantile" if pipeline.quantiles else "zscore"
+    normalization = "none" if stats is None else normalization
+    dims = (pipeline.state_dim, pipeline.action_dim)
     if stats is None:
-        stats = NormStats.identity(state_dim), NormStats.identity(action_dim)
-        normalization = "none"
-    else:
-        normalization = "quantile" if pipeline.quantiles else "zscore"
+        if dims[0] is None or dims[1] is None:
+            raise ValueError(
+                f"the pipeline has state_dim={dims[0]} and action_dim={dims[1]}, and there are no "
+                "norm stats to take them from; give both in the pipeline"
+            )
+        stats = NormStats.identity(dims[0]), NormStats.identity(dims[1])
+    state, action = (
+        part.unpadded() if dim is None else part.first(dim)
+        for part, dim in zip(stats, dims, strict=True)
+    )
     return PreprocessorConfig(
-        state=stats[0].first(state_dim),
-        action=stats[1].first(action_dim),
+        state=state,
+        action=action,
         normalization=normalization,
-        min_scale=LOADED_MIN_SCALE,
+        epsilon=EPSILON,
+        epsilon_out=EPSILON,
+        min_scale=0.0,  # openpi has none
         delta_mask=pipeline.delta_mask,
         joints=pipeline.joints,
         pictures=PicturesConfig(
             cameras=pipeline.cameras,
             missing=tuple(name for name in CAMERAS if name not in pipeline.cameras),
+            order=CAMERAS,
             size=network.vision.image_size if network.vision else 224,
         ),
         prompt=PromptConfig(max_tokens=pipeline.max_tokens, discrete_state=pipeline.discrete_state),
@@ -215,9 +230,9 @@ def write(policy: FlowPolicy, folder: Path) -> list[str]:
     Raises:
         ValueError: openpi cannot express the policy's pipeline, or cannot read its weights.
     """
-    network, preprocessor = policy.network.config, policy.preprocessor.config
+    network = policy.network.config
     weights = merged_weights(policy, "openpi")
-    differences = _check_pipeline(network, preprocessor)
+    pipeline, stats, differences = _exported(policy)
 
     # weights with openpi's two heads
     embedding = weights.pop(EMBEDDING)
@@ -231,27 +246,31 @@ def write(policy: FlowPolicy, folder: Path) -> list[str]:
         "action_horizon": network.action_horizon,
         "paligemma_variant": "gemma_2b",
         "action_expert_variant": "gemma_300m",
-        "precision": str(embedding.dtype).removeprefix("torch."),
+        "precision": str(policy.network.compute_dtype).removeprefix("torch."),
     }
     write_json(folder / "config.json", description)
 
-    # norm stats in the folder of their asset
-    if preprocessor.normalization != "none":
-        stats = {"state": asdict(preprocessor.state), "actions": asdict(preprocessor.action)}
-        asset_id = policy.info.origin.get("asset_id", "pitune")
-        file = folder / "assets" / asset_id / "norm_stats.json"
-        file.parent.mkdir(parents=True)
-        write_json(file, {"norm_stats": stats})
+    # norm stats in the folder of their asset, and the settings that openpi keeps in its own code
+    asset_id = policy.info.origin.get("asset_id", "pitune")
+    file = folder / "assets" / asset_id / NORM_STATS_FILE
+    file.parent.mkdir(parents=True)
+    write_json(file, norm_stats_json(*stats))
+    write_json(folder / PIPELINE_FILE, asdict(pipeline))
     write_companions(policy, folder)
     return differences
 
 
-def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
-    """Return the differences of openpi's preprocessing from a policy's.
+def _exported(policy: FlowPolicy) -> tuple[Pipeline, tuple[NormStats, NormStats], list[str]]:
+    """Return the pipeline and norm stats with which openpi computes a policy's actions.
+
+    Returns:
+        Them, and the differences that remain.
 
     Raises:
-        ValueError: openpi cannot express it.
+        ValueError: openpi cannot express the policy.
     """
+    network, config, sampler = policy.network.config, policy.preprocessor.config, policy.sampler
+    check_exportable(policy, "openpi")
     pictures, prompt = config.pictures, config.prompt
     if pictures is None or prompt is None or not set(pictures.cameras) <= set(CAMERAS):
         raise ValueError(
@@ -260,21 +279,53 @@ def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]
             "with format='pitune' or 'lerobot'"
         )
 
-    # in openpi the normalization follows from the family
+    # in openpi the normalization follows from the family, and a policy without one gets unit scales
     expected = "quantile" if network.family == "pi05" else "zscore"
     if config.normalization not in (expected, "none"):
         raise ValueError(
             f"openpi normalizes {network.family} by {expected}, this policy by "
             f"{config.normalization}; save with format='pitune' or 'lerobot'"
         )
+    scaled = config
+    if config.normalization == "none":
+        scaled = replace(
+            config,
+            state=NormStats.identity(config.state.dim),
+            action=NormStats.identity(config.action.dim),
+            normalization=expected,
+            epsilon=0.0,
+            epsilon_out=0.0,
+            min_scale=0.0,
+        )
+    stats = folded_stats(scaled, EPSILON, EPSILON)
+    pipeline = Pipeline(
+        family=network.family,
+        action_horizon=network.action_horizon,
+        execution_horizon=sampler.execution_horizon,
+        state_dim=config.state.dim,
+        action_dim=config.action.dim,
+        cameras=pictures.cameras,
+        quantiles=expected == "quantile",
+        discrete_state=prompt.discrete_state,
+        delta_mask=config.delta_mask,
+        joints=config.joints,
+        prompt_tokens=prompt.max_tokens,
+        flow_steps=sampler.flow_steps,
+    )
+    again = preprocessor_config(pipeline, stats, network)
+    differences = check_read_back("openpi", scaled, again, _TOLERATED)
+    if not sampler.accumulated_time:
+        differences.append("flow times are accumulated in float32 (about 1e-4 in the actions)")
+    if sampler.flow_steps != DEFAULT_STEPS:
+        steps = f"{{'num_steps': {sampler.flow_steps}}}"
+        differences.append(f"it takes {DEFAULT_STEPS} flow steps without sample_kwargs={steps}")
+    return pipeline, stats, differences
 
-    # settings that openpi does not have
-    differences = {
-        "pictures that are not of the right size are resized with antialias": (
-            pictures.resize != "pillow"
-        ),
-        "prompts are cleaned of underscores and surrounding space": not prompt.clean,
-        "1e-6 is added to the divisors": (config.epsilon, config.epsilon_out) != (1e-6, 1e-6),
-        "the state in the prompt is not padded": prompt.state_padding > 0,
-    }
-    return [text for text, differs in differences.items() if differs]
+
+_TOLERATED = {
+    "pictures.resize": "pictures that are not of the right size are resized with antialias",
+    "pictures.bars": "bars beside pictures that are not square are black",
+    "prompt.clean": "prompts are cleaned of underscores and surrounding space",
+    "prompt.default": "a prompt is needed, there is no default one",
+}
+"""Differences of openpi that are warned of, by the setting."""

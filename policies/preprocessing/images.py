@@ -7,7 +7,9 @@ Letters: N rows, V cameras, Y, X image pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
@@ -30,10 +32,13 @@ class PicturesConfig:
     """
 
     cameras: dict[str, str] = field(default_factory=dict)
-    """Maps the network's cameras, in its order, to the observation's cameras."""
+    """Maps the network's cameras to the observation's cameras."""
     missing: tuple[str, ...] = ()
     """The network's cameras that this robot lacks. The references mask them. Here they are left
     out, which is equivalent and cheaper."""
+    order: tuple[str, ...] = ()
+    """All cameras of the network, in the order of its prefix. `cameras` are sorted by it. Without
+    it, `cameras` stand in that order, followed by the missing ones."""
     size: int = 224
     """Height and width of the vision tower's input [pixels]."""
     resize: Literal["pillow", "torch"] = "pillow"
@@ -43,6 +48,52 @@ class PicturesConfig:
     """Bars beside a picture that is not square: black on both sides (openpi, lerobot from 0.5 on),
     -3 where black is -1 (lerobot 0.4), or black on the left or the top only (lerobot 0.3). With
     "unknown" such a picture is rejected."""
+
+    def __post_init__(self) -> None:
+        names = [*self.cameras, *self.missing]
+        unknown = sorted(set(names) - set(self.order)) if self.order else []
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if unknown or twice:
+            problem = f"{unknown} are no cameras of" if unknown else f"{twice} stand twice in"
+            raise ValueError(
+                f"cameras={self.cameras}, missing={self.missing}: {problem} the network, whose "
+                f"cameras are {list(self.network_cameras)}"
+            )
+        if self.order:
+            cameras = {name: self.cameras[name] for name in self.order if name in self.cameras}
+            object.__setattr__(self, "cameras", cameras)
+
+    @property
+    def network_cameras(self) -> tuple[str, ...]:
+        """All cameras of the network, in the order of its prefix."""
+        return self.order or (*self.cameras, *self.missing)
+
+    def rewired(self, cameras: Mapping[str, str]) -> PicturesConfig:
+        """Return a config with other cameras of the observation. Unnamed ones become missing.
+
+        Args:
+            cameras: The observation's camera for each camera of the network.
+
+        Raises:
+            ValueError: a camera is not one of the network's.
+        """
+        known = self.network_cameras
+        if unknown := sorted(set(cameras) - set(known)):
+            raise ValueError(
+                f"cameras={dict(cameras)} names {unknown}, but the network's cameras are "
+                f"{list(known)}; name some of them{nearest(unknown, known)}"
+            )
+        kept = {name: cameras[name] for name in known if name in cameras}
+        missing = tuple(name for name in known if name not in cameras)
+        return replace(self, cameras=kept, missing=missing, order=known)
+
+
+def nearest(names: Iterable[str], known: Iterable[str]) -> str:
+    """Return a hint with the known name that is nearest to each name, empty without any."""
+    known = list(known)
+    pairs = [(name, get_close_matches(name, known, 1, cutoff=0.5)) for name in names]
+    hints = [f"{match[0]!r} instead of {name!r}" for name, match in pairs if match]
+    return f" (did you mean {', '.join(hints)}?)" if hints else ""
 
 
 def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
@@ -58,11 +109,16 @@ def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
     Raises:
         ValueError: a picture is not uint8 with three channels.
     """
-    for camera, image in zip(config.cameras, images, strict=True):
+    for camera, image in zip(config.cameras.values(), images, strict=True):
         if image.dtype != torch.uint8 or image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(
-                f"pictures of camera {camera!r} are {image.dtype} of shape {tuple(image.shape)}; "
+                f"pictures image/{camera} are {image.dtype} of shape {tuple(image.shape)}; "
                 "they must be uint8 (N, 3, Y, X)"
+            )
+        if min(_fit_size(*image.shape[-2:], config.size)) < 1:
+            raise ValueError(
+                f"pictures image/{camera} are {tuple(image.shape[-2:])} pixels; their longer "
+                f"side must be less than {config.size} times the shorter one"
             )
 
     # V x (N, 3, Y, X) -> (N, V, 3, size, size), as openpi or as lerobot
