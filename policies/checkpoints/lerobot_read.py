@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pitune.policies.checkpoints.config import LerobotVersion
 from pitune.policies.checkpoints.lerobot_files import legacy as older
 from pitune.policies.checkpoints.lerobot_files import settings, stats
 from pitune.policies.checkpoints.lerobot_files.cameras import (
-    Version,
     pictures_config,
     with_robot_names,
 )
@@ -148,7 +148,7 @@ def preprocessor_config(
     norm_stats: tuple[NormStats, NormStats] | None,
     family: str,
     state_padding: int | None = None,
-    version: Version | None = None,
+    version: LerobotVersion | None = None,
 ) -> PreprocessorConfig:
     """Return lerobot's preprocessing. Without stats nothing is normalized.
 
@@ -239,7 +239,7 @@ def _normalization(
     return used[0] if used else "none", (state, action)
 
 
-def _version(files: LerobotFolder, state_padding: int | None) -> Version | None:
+def _version(files: LerobotFolder, state_padding: int | None) -> LerobotVersion | None:
     """Return the version that trained a checkpoint, None if its files do not determine it.
 
     The step for relative actions came with 0.5.1. Versions 0.4 and 0.5.0 wrote equal files.
@@ -254,7 +254,7 @@ def _version(files: LerobotFolder, state_padding: int | None) -> Version | None:
 
 
 def _state_padding(
-    files: LerobotFolder, family: str, given: int | None, version: Version | None
+    files: LerobotFolder, family: str, given: int | None, version: LerobotVersion | None
 ) -> int:
     """Return the width to which the state is padded before it enters π0.5's prompt.
 

@@ -44,6 +44,11 @@ def read_weight_files(folder: Path) -> dict[str, Tensor]:
     if not files:
         # an adapter alone names the folder of its base
         base = base_folder(folder) or folder
+        if base != folder and (nested := adapter_files(base)):
+            raise ValueError(
+                f"the adapter in {folder} names the base {base}, which holds an adapter itself "
+                f"({nested[0]}); merge that one with PEFT's merge_and_unload first"
+            )
         return merge_adapters(_read_unwrapped(base, weight_files(base)), folder)
     weights = _read_unwrapped(folder, files)
     if adapter_files(folder):

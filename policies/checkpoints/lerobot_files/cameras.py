@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from pitune.policies.checkpoints.config import LerobotVersion
 from pitune.policies.checkpoints.lerobot_files.stats import STATE
 from pitune.policies.checkpoints.lerobot_files.steps import Steps
 from pitune.policies.preprocessing.images import Bars, PicturesConfig
 
 CAMERA = "observation.images."
-Version = Literal["0.3", "0.4", "0.5"]
-_BARS: dict[Version | None, Bars] = {
+_BARS: dict[LerobotVersion | None, Bars] = {
     "0.3": "left_top",
     "0.4": "minus_three",
     "0.5": "black",
@@ -25,7 +25,9 @@ _BARS: dict[Version | None, Bars] = {
 }
 
 
-def pictures_config(config: dict[str, Any], version: Version | None = "0.5") -> PicturesConfig:
+def pictures_config(
+    config: dict[str, Any], version: LerobotVersion | None = "0.5"
+) -> PicturesConfig:
     """Return the cameras in the order of the input features. Empty ones are missing.
 
     Raises:

@@ -81,7 +81,9 @@ def check_settings(config: Mapping[str, Any], file: Path | str) -> None:
     # fields that are set and have no effect here
     other = {n: config[n] for n, value in _TRAINING.items() if config.get(n, value) != value}
     known = DEFAULTS.keys() | _FIXED.keys() | _TRAINING.keys() | _READ | set(_UNUSED.split())
-    other |= {name: value for name, value in config.items() if value and name not in known}
+    # settings of a memory that is off
+    surplus = [name for name in config.keys() - known if not name.startswith("memory_")]
+    other |= {name: config[name] for name in sorted(surplus) if config[name]}
     if other:
         warnings.warn(
             f"{file} sets {other}, which pitune does not use; check that the policy does not "

@@ -241,6 +241,14 @@ def already_merged(folder: Path) -> None:
     edit_weights(folder, lambda w: {k: v + 1 if LAYERS[0] in k else v for k, v in w.items()})
 
 
+def nested(folder: Path) -> None:
+    base = folder.with_name("base")
+    shutil.copytree(folder, base)
+    adapter()(base)
+    adapter(base_model_name_or_path=str(base))(folder)
+    weights_file(folder).unlink()
+
+
 def twice(folder: Path) -> None:
     tensors = factors(folder)
     write_unmerged(folder, tensors)
@@ -284,6 +292,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "base_model_name_or_path='someone/pi0_base' is no folder on this machine; put",
     ),
     "merged already": (already_merged, "beside weights that are not those of its base .*remove"),
+    "on an adapter": (nested, r"base, which holds an adapter itself \(adapter_config.json\)"),
     "twice": (twice, "holds an adapter twice, in adapter_model.safetensors and as"),
     "two adapters": (two_adapters, r"holds the adapters \['default', 'second'\]"),
     "no json": (

@@ -31,6 +31,7 @@ from torch import Tensor
 from openpi_fixtures import FAMILIES, FIXTURES, TOKENIZER
 from pitune.policies import LoadConfig, load
 from pitune.policies.inference import observation
+from pitune.policies.preprocessing.images import PicturesConfig, resized_pictures
 
 Change = Callable[[Path], object]
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -248,6 +249,25 @@ def test_each_version_has_its_bars_and_its_padded_state(
     assert config.prompt.state_padding == (32 if (family, version) == ("pi05", "0.4") else 0)
 
 
+@pytest.mark.parametrize("size", [(112, 224), (224, 112), (56, 224)])
+def test_bars_lie_and_shine_as_in_each_version(size: tuple[int, int]) -> None:
+    white = torch.full((1, 3, *size), 255, dtype=torch.uint8)
+    short = min(size)
+
+    def bars(kind: Any) -> Tensor:
+        config = PicturesConfig(cameras={"a": "a"}, resize="torch", bars=kind)
+        picture = resized_pictures([white], config)[0, 0, 0]
+        # along the short side of the picture
+        return picture[:, 0] if size[0] < size[1] else picture[0]
+
+    start, end = (224 - short) // 2, (224 + short) // 2
+    line = torch.arange(224)
+    centered = (line >= start) & (line < end)
+    assert torch.equal(bars("black"), torch.where(centered, 1.0, -1.0))
+    assert torch.equal(bars("minus_three"), torch.where(centered, 1.0, -3.0))
+    assert torch.equal(bars("left_top"), torch.where(line >= 224 - short, 1.0, -1.0))
+
+
 def test_the_padding_of_the_state_determines_the_bars(tmp_path: Path) -> None:
     folder = lerobot_folder(tmp_path, "pi05")
     drop_relative_steps(folder)
@@ -279,6 +299,12 @@ def test_a_version_that_nothing_determines_is_asked_for(tmp_path: Path) -> None:
         actions_of(folder, oblong, lerobot_version="0.4"),
         actions_of(folder, oblong, lerobot_version="0.5"),
     )
+
+
+@pytest.mark.parametrize("version", ["0.6", "0.2", "", "04"])
+def test_other_versions_are_named(version: Any) -> None:
+    with pytest.raises(ValueError, match=rf"lerobot_version='{version}' is not one of"):
+        LoadConfig(lerobot_version=version)
 
 
 def legacy_folder(parent: Path) -> Path:
@@ -676,7 +702,7 @@ def test_the_other_familys_prompt_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", ["brand_new", "time_sampling_beta_alpha"])
 def test_fields_of_newer_versions_are_warned_of_if_they_are_set(field: str, tmp_path: Path) -> None:
     folder = lerobot_folder(tmp_path)
-    edit_config(folder, newer=None, other=False)
+    edit_config(folder, newer=None, other=False, memory_frames=8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(folder)  # unset ones are silent
