@@ -149,7 +149,7 @@ def older_resize(file: Path) -> Any:
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("resize_with_pad")
     )
-    names = {"torch": torch, "F": torch.nn.functional}
+    names: dict[str, Any] = {"torch": torch, "F": torch.nn.functional}
     exec(compile(ast.Module([code], []), str(file), "exec"), names)
     resize = names[code.name]
     if code.name == "resize_with_pad_torch":
@@ -160,6 +160,11 @@ def older_resize(file: Path) -> Any:
         return resize(images.permute(0, 3, 1, 2), width, height, pad_value=0).permute(0, 2, 3, 1)
 
     return channels_last
+
+
+def set_resize(module: str, function: Any) -> None:
+    """Replace the function by which a module of lerobot resizes pictures."""
+    setattr(importlib.import_module(module), "resize_with_pad_torch", function)  # noqa: B010
 
 
 def act(job: dict[str, Any], tokenizer: Path) -> np.ndarray:
@@ -179,8 +184,7 @@ def act(job: dict[str, Any], tokenizer: Path) -> np.ndarray:
     if job.get("pad_state") and policy.config.type == "pi05":
         pad_states_in_prompts(before, job["pad_state"])
     if "resize_from" in job:
-        module = importlib.import_module(type(policy).__module__)
-        module.resize_with_pad_torch = older_resize(Path(job["resize_from"]))
+        set_resize(type(policy).__module__, older_resize(Path(job["resize_from"])))
     batch = before(observation_of(stored))
     noise = torch.from_numpy(stored["noise"])[None]
     with torch.no_grad():
@@ -217,7 +221,7 @@ def main() -> None:
     resize = {name: importlib.import_module(name).resize_with_pad_torch for name in MODULES}
     for job in json.loads(options.jobs.read_text()):
         for name, function in resize.items():
-            importlib.import_module(name).resize_with_pad_torch = function
+            set_resize(name, function)
         try:
             actions = act(job, options.tokenizer)
         except Exception as error:  # another package's errors have many types

@@ -194,7 +194,8 @@ def test_unwrapping_keeps_the_tensors_themselves() -> None:
 def shard(folder: Path, name: str = "model", index: bool = True) -> list[Path]:
     """Split a folder's weights into three files."""
     weights = load_file(weights_file(folder))
-    keys, files, places = sorted(weights), [], {}
+    keys, files = sorted(weights), []
+    places: dict[str, str] = {}
     for i in range(3):
         file = folder / f"{name}-{i + 1:05d}-of-00003.safetensors"
         part = {key: weights[key] for key in keys[i::3]}

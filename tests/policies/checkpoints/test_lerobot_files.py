@@ -32,6 +32,7 @@ from openpi_fixtures import FAMILIES, FIXTURES, TOKENIZER
 from pitune.policies import LoadConfig, load
 from pitune.policies.inference import observation
 from pitune.policies.preprocessing.images import PicturesConfig, resized_pictures
+from pitune.policies.preprocessing.tokenizer import Tokenizer
 
 Change = Callable[[Path], object]
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -101,7 +102,8 @@ UNNORMALIZED_STATES: dict[str, Change] = {
 
 def normalizer(values: dict[str, Any]) -> dict[str, Any]:
     (step,) = (s for s in values["steps"] if s["registry_name"] == "normalizer_processor")
-    return dict(step)["config"]  # type: ignore[no-any-return]
+    config: dict[str, Any] = step["config"]
+    return config
 
 
 @families
@@ -717,7 +719,7 @@ def test_a_folder_of_the_checkpoint_is_its_tokenizer(tmp_path: Path) -> None:
     (folder / "words").mkdir()
     (folder / "words" / "tokenizer.model").write_bytes(TOKENIZER.read_bytes())
     tokenizer = load(folder).info.tokenizer
-    assert tokenizer is not None
+    assert isinstance(tokenizer, Tokenizer)
     assert tokenizer.file.parent.name == "words"
 
 
