@@ -106,7 +106,7 @@ def _exported(
         )
         eps = files.before.config("normalizer_processor").get("eps", 1e-8)
         stats = _folded(config, float(eps))
-        if not differing(config, _read_back(policy, files, stats)):
+        if _describes(policy, files, stats):
             return files, stats, []
 
     # new files, with the settings of training that lerobot wrote
@@ -126,6 +126,16 @@ def _exported(
 def _folded(config: PreprocessorConfig, eps: float) -> tuple[NormStats, NormStats]:
     """Return norm stats for lerobot, which adds `eps` to a standard deviation on the way in."""
     return folded_stats(config, eps if config.normalization == "zscore" else 0.0, 0.0)
+
+
+def _describes(
+    policy: FlowPolicy, files: LerobotFolder, stats: tuple[NormStats, NormStats]
+) -> bool:
+    """Return whether the files of the checkpoint still describe the policy."""
+    try:
+        return not differing(policy.preprocessor.config, _read_back(policy, files, stats))
+    except ValueError:  # they contradict the policy's norm stats
+        return False
 
 
 def _read_back(
