@@ -137,7 +137,16 @@ def _read_policy(
         execution_horizon=min(pipeline.execution_horizon, horizon),
         accumulated_time=True,
     )
-    policy = FlowPolicy(network, preprocessor_config(pipeline, stats, network.config), sampler)
+    try:
+        preprocessor = preprocessor_config(pipeline, stats, network.config)
+    except ValueError as error:
+        dims = None if stats is None else (stats[0].unpadded().dim, stats[1].unpadded().dim)
+        near = nearest_pipeline(family, dims)
+        raise ValueError(
+            f"{folder}: {error}. The nearest known pipeline to its {family} weights and norm stats "
+            f"of {dims} dimensions is {near!r}"
+        ) from error
+    policy = FlowPolicy(network, preprocessor, sampler)
 
     # origin, with the folder of the norm stats for writing them back
     origin = {"format": "openpi"}

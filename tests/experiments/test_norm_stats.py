@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from openpi_fixtures import TOKENIZER, openpi_folder
 from pitune import policies, rl
 from pitune.experiments.norm_stats import NormStatsConfig, norm_stats
 from pitune.policies import FlowPolicy, LoadConfig, NormStats
@@ -66,3 +71,51 @@ def test_floors_do_not_change_dimensions_that_move() -> None:
     assert (floored.std[0], floored.q01[0], floored.q99[0]) == (0.5, -1.0, 1.0)
     assert floored.q99[1] - floored.q01[1] == pytest.approx(0.02)
     assert stats.flat(0.01) == [1]
+
+
+def test_an_own_robot_is_measured_with_a_pipeline_file_and_the_demonstrations_widths(
+    config: NormStatsConfig, tmp_path: Path
+) -> None:
+    """From openpi's base to a policy of a robot that openpi does not know, by files alone."""
+    pipeline = {
+        "base": "pi0_libero",
+        "state_dim": None,
+        "action_dim": None,
+        "delta_mask": [True, False],
+        "cameras": {"base_0_rgb": "top"},
+        "action_horizon": 2,
+        "execution_horizon": 2,
+    }
+    (tmp_path / "own.json").write_text(json.dumps(pipeline))
+    base = tmp_path / "base"
+    shutil.copytree(openpi_folder("pi0"), base)
+    arch = json.loads((openpi_folder("pi0").parent / "arch.json").read_text())
+    (base / "arch.json").write_text(json.dumps({**arch, "action_horizon": 2}))
+    load = LoadConfig(pipeline=str(tmp_path / "own.json"), tokenizer=TOKENIZER)
+    state, action, _ = norm_stats(replace(config, checkpoint=base, load=load))
+    assert (state.dim, action.dim) == (4, 2)
+    assert action.mean[0] == pytest.approx(16 / 6)  # relative: 1, 3, 2, 4, 3, 3
+
+    policy = policies.load(base, replace(load, norm_stats=config.out))
+    assert policy.preprocessor.config.state == state
+    assert policy.preprocessor.config.action == action
+    raw = {
+        "state": [2.0, 1.0, 0.0, 5.0],
+        "image/top": np.zeros((60, 80, 3), np.uint8),
+        "prompt": "put the bowl",
+    }
+    assert policies.infer(policy, raw).shape == (2, 2)
+
+
+def test_demonstrations_of_another_robot_are_refused(config: NormStatsConfig) -> None:
+    load = LoadConfig(pipeline="pi0_libero", tokenizer=TOKENIZER)
+    with pytest.raises(
+        ValueError, match=r"states of 4 and actions of 2 dim.* 8 and 7; for your own"
+    ):
+        norm_stats(replace(config, checkpoint=openpi_folder("pi0"), load=load))
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_a_least_scale_without_a_meaning_is_refused(config: NormStatsConfig, value: float) -> None:
+    with pytest.raises(ValueError, match="min_scale=.* must be finite and not negative"):
+        replace(config, min_scale=value)

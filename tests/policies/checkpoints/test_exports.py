@@ -230,9 +230,7 @@ def test_a_scale_below_openpis_least_is_refused(
     family: str, lerobot: Callable[[str], Path], tmp_path: Path
 ) -> None:
     policy = no_spread(source(family, "lerobot", lerobot))
-    with pytest.raises(
-        ValueError, match=r"openpi cannot express this policy: .*state\[2\] \(cente"
-    ):
+    with pytest.raises(ValueError, match=r"openpi cannot express this policy: .*state\[2\] \(cen"):
         save(policy, tmp_path / "saved", format="openpi")
 
 
