@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pitune.policies.policy import FlowPolicy, SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 
 SMALL_SCALE = 1e-4
 """Scales below this are warned of. A robot's movements are far above it [robot units]."""
+
+LerobotVersion = Literal["0.3", "0.4", "0.5"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class LoadConfig:
     state_padding: int | None = None
     """Width of the state in the prompt of lerobot's π0.5: 32 for checkpoints of version 0.4, 0 for
     later ones."""
-    lerobot_version: Literal["0.3", "0.4", "0.5"] | None = None
+    lerobot_version: LerobotVersion | None = None
     """lerobot that trained the checkpoint ("0.5" also for later ones), where its files do not
     determine it. 0.3 and 0.4 put other bars beside pictures that are not square."""
     extensions: tuple[str, ...] = ()
@@ -58,6 +60,12 @@ class LoadConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1, or left out")
+        versions = get_args(LerobotVersion)
+        if self.lerobot_version is not None and self.lerobot_version not in versions:
+            raise ValueError(
+                f"lerobot_version={self.lerobot_version!r} is not one of {list(versions)}; '0.5' "
+                "stands for later ones too"
+            )
         if self.state_padding is not None and self.state_padding < 0:
             raise ValueError(f"state_padding={self.state_padding} must not be negative")
         stats = [name for name in ("norm_stats", "asset") if getattr(self, name) is not None]

@@ -37,8 +37,15 @@ def read_arch(folder: Path) -> dict[str, Any]:
     if not any(folder.glob("model*.safetensors")) and (base := base_folder(folder)) is not None:
         places += [base, base.resolve().parent]
     for place in places:
-        if (place / "arch.json").is_file():
-            return dict(json.loads((place / "arch.json").read_text()))
+        file = place / "arch.json"
+        try:
+            if file.is_file():
+                return dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{file} is not a valid JSON object ({error}); remove it if the sizes are the "
+                "published ones"
+            ) from error
     return {}
 
 

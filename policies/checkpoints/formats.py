@@ -138,15 +138,10 @@ def recognize(path: Path) -> str:
 
     Raises:
         FileNotFoundError: the folder does not exist, or holds no checkpoint.
-        ValueError: it holds a pickle, or another form of weights that is never loaded.
+        ValueError: it holds a pickle or another form of weights that is never loaded, or an adapter
+            that its format does not merge.
     """
-    name = _format_of(find_folder(path, lambda folder: _format_of(folder) is not None))
-    if name is not None:
-        return name
-    if (reason := why_unreadable(path)) is not None:
-        raise ValueError(reason)
-    expected = ", ".join(f"{row.files} ({row.name})" for row in FORMATS.values())
-    raise FileNotFoundError(f"no checkpoint in {path}; expected one of {expected}")
+    return _opened(path)[1].name
 
 
 def _format_of(folder: Path) -> str | None:
@@ -157,16 +152,17 @@ def _format_of(folder: Path) -> str | None:
 
 
 def _opened(path: Path) -> tuple[Path, CheckpointFormat]:
-    """Return the checkpoint's folder at or below a path, and its format.
-
-    Raises:
-        ValueError: the folder holds an adapter that its format does not merge.
-    """
-    checkpoint_format = FORMATS[recognize(path)]
-    folder = find_folder(path, checkpoint_format.recognize)
-    if checkpoint_format.name in ("orbax", "pitune"):
-        reject_adapter(folder, checkpoint_format.name)
-    return folder, checkpoint_format
+    """Return the checkpoint's folder at or below a path, and its format. See `recognize`."""
+    folder = find_folder(path, lambda place: _format_of(place) is not None)
+    name = _format_of(folder)
+    if name is None:
+        if (reason := why_unreadable(path)) is not None:
+            raise ValueError(reason)
+        expected = ", ".join(f"{row.files} ({row.name})" for row in FORMATS.values())
+        raise FileNotFoundError(f"no checkpoint in {path}; expected one of {expected}")
+    if name in ("orbax", "pitune"):
+        reject_adapter(folder, name)
+    return folder, FORMATS[name]
 
 
 def load(

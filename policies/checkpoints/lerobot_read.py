@@ -9,33 +9,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
+from pitune.policies.checkpoints.config import LerobotVersion
+from pitune.policies.checkpoints.lerobot_files import legacy as older
 from pitune.policies.checkpoints.lerobot_files import settings, stats
-from pitune.policies.checkpoints.lerobot_files.settings import CAMERA
-from pitune.policies.checkpoints.lerobot_files.stats import split_legacy_stats as split_legacy_stats
+from pitune.policies.checkpoints.lerobot_files.cameras import (
+    pictures_config,
+    with_robot_names,
+)
 from pitune.policies.checkpoints.lerobot_files.steps import (
     POSTPROCESSOR,
     PREPROCESSOR,
     Steps,
     check_steps,
+    with_present_names,
 )
-from pitune.policies.preprocessing.images import Bars, PicturesConfig
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Normalization, PreprocessorConfig
 from pitune.policies.preprocessing.prompt import PromptConfig
-
-Version = Literal["0.3", "0.4", "0.5"]
-_BARS: dict[Version | None, Bars] = {
-    "0.3": "left_top",
-    "0.4": "minus_three",
-    "0.5": "black",
-    None: "unknown",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +54,11 @@ class LerobotFolder:
         Raises:
             ValueError: one of them is no JSON object.
         """
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"no config.json in {folder}, which has lerobot's {PREPROCESSOR}; take a complete "
+                "checkpoint"
+            )
         contents = {}
         for name, file in (
             ("config", "config.json"),
@@ -75,7 +76,7 @@ class LerobotFolder:
                 ) from error
             if path.is_file() and not contents[name]:
                 raise ValueError(f"{path} is empty; take a complete checkpoint")
-        return cls(**contents)
+        return cls(**{name: with_present_names(content) for name, content in contents.items()})
 
     @property
     def before(self) -> Steps:
@@ -104,7 +105,7 @@ class LerobotFolder:
             ValueError: a mode is not supported.
         """
         if not self.before.steps:
-            return stats.legacy_modes(self.config)
+            return older.legacy_modes(self.config)
         return stats.step_modes(self.before, self.after, self.feature_types)
 
 
@@ -128,7 +129,7 @@ def read_norm_stats(
             folder, files.before, files.after, modes, files.feature_types
         )
     else:
-        quantities = stats.legacy_quantities(legacy, files.config, modes)
+        quantities = older.legacy_quantities(legacy, files.config, modes)
     if not any(quantity.stats for quantity in quantities) and modes != ("none", "none"):
         return None
 
@@ -147,7 +148,7 @@ def preprocessor_config(
     norm_stats: tuple[NormStats, NormStats] | None,
     family: str,
     state_padding: int | None = None,
-    version: Version | None = None,
+    version: LerobotVersion | None = None,
 ) -> PreprocessorConfig:
     """Return lerobot's preprocessing. Without stats nothing is normalized.
 
@@ -187,7 +188,7 @@ def preprocessor_config(
         min_scale=epsilon / 2 if is_quantile else 0.0,
         delta_mask=_delta_mask(files, norm_stats[1].dim),
         loss_dims="robot",
-        pictures=_with_robot_names(pictures_config(config, version), before),
+        pictures=with_robot_names(pictures_config(config, version), before),
         prompt=PromptConfig(
             max_tokens=max_tokens,
             clean=family == "pi05",
@@ -238,7 +239,7 @@ def _normalization(
     return used[0] if used else "none", (state, action)
 
 
-def _version(files: LerobotFolder, state_padding: int | None) -> Version | None:
+def _version(files: LerobotFolder, state_padding: int | None) -> LerobotVersion | None:
     """Return the version that trained a checkpoint, None if its files do not determine it.
 
     The step for relative actions came with 0.5.1. Versions 0.4 and 0.5.0 wrote equal files.
@@ -253,7 +254,7 @@ def _version(files: LerobotFolder, state_padding: int | None) -> Version | None:
 
 
 def _state_padding(
-    files: LerobotFolder, family: str, given: int | None, version: Version | None
+    files: LerobotFolder, family: str, given: int | None, version: LerobotVersion | None
 ) -> int:
     """Return the width to which the state is padded before it enters π0.5's prompt.
 
@@ -270,67 +271,6 @@ def _state_padding(
             "state_padding=32 (--load.state-padding 32) if lerobot 0.4 trained it, 0 otherwise"
         )
     return settings.whole(files.config, "max_state_dim", "config.json") if version == "0.4" else 0
-
-
-def pictures_config(config: dict[str, Any], version: Version | None = "0.5") -> PicturesConfig:
-    """Return the cameras in the order of the input features. Empty ones are missing.
-
-    Raises:
-        ValueError: there is no camera, or pictures are not square and the bars beside them unknown.
-    """
-    sizes = settings.camera_features(config, "config.json")
-    empty = [name for name in sizes if name.startswith("empty_camera_")]
-    oblong = {name: size for name, size in sizes.items() if size[0] != size[1]}
-    if version is None and any(name not in empty for name in oblong):
-        raise ValueError(
-            f"config.json has the cameras {oblong}, whose pictures lerobot 0.3, 0.4 and 0.5 make "
-            "square with different bars, and the checkpoint does not determine which trained it; "
-            "pass lerobot_version='0.4' or '0.5' (--load.lerobot-version; 0.5 for later ones)"
-        )
-    return PicturesConfig(
-        cameras={name: name for name in sizes if name not in empty},
-        missing=tuple(empty),
-        size=int((config.get("image_resolution") or (224, 224))[0]),
-        resize="torch",
-        bars=_BARS[version],
-    )
-
-
-def _with_robot_names(pictures: PicturesConfig, before: Steps) -> PicturesConfig:
-    """Return the cameras under the robot's names, which lerobot's first step renames.
-
-    Raises:
-        ValueError: a camera is renamed away, two get one name, or the state is renamed.
-    """
-    rename_map = before.config("rename_observations_processor").get("rename_map") or {}
-    renamed = {old: new for old, new in dict(rename_map).items() if old != new}
-    names = [*renamed, *renamed.values()]
-    doubled = [new for new in renamed.values() if list(renamed.values()).count(new) > 1]
-    if doubled or stats.STATE in names or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"{before.file} has rename_map={renamed}, which must rename each camera once and not "
-            f"{stats.STATE}; send the state under that name and remove its entry"
-        )
-    robot_names = {new: old for old, new in renamed.items()}
-
-    def robot_name(camera: str) -> str | None:
-        # a camera without the usual prefix is stored under its whole name
-        for key in (CAMERA + camera, camera):
-            if key in robot_names:
-                return robot_names[key].removeprefix(CAMERA)
-        return None if CAMERA + camera in renamed or camera in renamed else camera
-
-    cameras = {name: robot_name(name) for name in pictures.cameras}
-    lost = sorted(name for name, source in cameras.items() if source is None)
-    if lost:
-        raise ValueError(
-            f"{before.file} has rename_map={renamed}, which renames {lost} and leaves nothing "
-            "under these names, although the network has cameras of them; correct it"
-        )
-    present = {name: str(source) for name, source in cameras.items()}
-    filled = {name: str(robot_name(name)) for name in pictures.missing if robot_name(name) != name}
-    missing = tuple(name for name in pictures.missing if name not in filled)
-    return replace(pictures, cameras=present | filled, missing=missing)
 
 
 def _delta_mask(files: LerobotFolder, action_dim: int) -> tuple[bool, ...]:

@@ -7,7 +7,8 @@ nothing of this repository:
 
 `JOBS.json` is a list of `{"folder", "observation", "actions"}`: a checkpoint, an `.npz` with the
 observation under lerobot's keys, `prompt` and `noise` (H, A), and the `.npy` of the actions (H, d)
-to write. `"pad_state": 32` pads the state in the prompt, as lerobot 0.4 did. lerobot accepts only
+to write. `"pad_state": 32` pads the state in the prompt, as lerobot 0.4 did, and `"resize_from"`
+names an older `modeling_pi0.py` whose `resize_with_pad` is used. lerobot accepts only
 the published sizes, so those of a small checkpoint, from its shapes and `arch.json`, replace the
 constants in lerobot's constructors. All computations are lerobot's own.
 """
@@ -15,10 +16,12 @@ constants in lerobot's constructors. All computations are lerobot's own.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib
 import io
 import json
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -32,6 +35,7 @@ from safetensors.torch import load_file
 
 VLM = "paligemma_with_expert.paligemma.model.language_model."
 VISION = "paligemma_with_expert.paligemma.model.vision_tower.vision_model."
+MODULES = tuple(f"lerobot.policies.{name}.modeling_{name}" for name in ("pi0", "pi05"))
 EXPERT = "paligemma_with_expert.gemma_expert.model."
 
 
@@ -137,10 +141,37 @@ def observation_of(stored: dict[str, np.ndarray]) -> dict[str, Any]:
     return batch
 
 
-def act(folder: Path, stored: dict[str, np.ndarray], tokenizer: Path, pad_state: int) -> np.ndarray:
+def older_resize(file: Path) -> Any:
+    """Return the function by which an older lerobot resizes, with the present arguments."""
+    tree = ast.parse(file.read_text())
+    (code,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("resize_with_pad")
+    )
+    names: dict[str, Any] = {"torch": torch, "F": torch.nn.functional}
+    exec(compile(ast.Module([code], []), str(file), "exec"), names)
+    resize = names[code.name]
+    if code.name == "resize_with_pad_torch":
+        return resize
+
+    # lerobot 0.3 has the channels first, and passes its pad value
+    def channels_last(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return resize(images.permute(0, 3, 1, 2), width, height, pad_value=0).permute(0, 2, 3, 1)
+
+    return channels_last
+
+
+def set_resize(module: str, function: Any) -> None:
+    """Replace the function by which a module of lerobot resizes pictures."""
+    setattr(importlib.import_module(module), "resize_with_pad_torch", function)  # noqa: B010
+
+
+def act(job: dict[str, Any], tokenizer: Path) -> np.ndarray:
     """Return the chunk (H, d) of lerobot's preprocessor, policy and postprocessor."""
     from lerobot.policies.factory import make_pre_post_processors
 
+    folder, stored = Path(job["folder"]), dict(np.load(job["observation"]))
     policy = load_policy(folder)
     before, after = make_pre_post_processors(
         policy.config,
@@ -150,8 +181,10 @@ def act(folder: Path, stored: dict[str, np.ndarray], tokenizer: Path, pad_state:
             "device_processor": {"device": "cpu"},
         },
     )
-    if pad_state:
-        pad_states_in_prompts(before, pad_state)
+    if job.get("pad_state") and policy.config.type == "pi05":
+        pad_states_in_prompts(before, job["pad_state"])
+    if "resize_from" in job:
+        set_resize(type(policy).__module__, older_resize(Path(job["resize_from"])))
     batch = before(observation_of(stored))
     noise = torch.from_numpy(stored["noise"])[None]
     with torch.no_grad():
@@ -184,12 +217,13 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    logging.disable()
+    resize = {name: importlib.import_module(name).resize_with_pad_torch for name in MODULES}
     for job in json.loads(options.jobs.read_text()):
-        stored = dict(np.load(job["observation"]))
+        for name, function in resize.items():
+            set_resize(name, function)
         try:
-            actions = act(
-                Path(job["folder"]), stored, options.tokenizer, int(job.get("pad_state", 0))
-            )
+            actions = act(job, options.tokenizer)
         except Exception as error:  # another package's errors have many types
             print(f"{job['folder']}: {type(error).__name__}: {error}")
             continue

@@ -70,18 +70,26 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         ) from error
 
 
+def named_base(folder: Path) -> Path | None:
+    """Return the folder of the base that an adapter's config names, None if it is not here."""
+    named = read_adapter_config(folder).get("base_model_name_or_path")
+    for place in () if not named else (Path(str(named)), folder / str(named)):
+        if place.is_dir() and place.resolve() != folder.resolve():
+            return place
+    return None
+
+
 def base_folder(folder: Path) -> Path | None:
-    """Return the folder of the base that an adapter's config names, None without an adapter.
+    """Return the folder of an adapter's base, None without an adapter.
 
     Raises:
         FileNotFoundError: the base is not on this machine.
     """
     if not adapter_files(folder):
         return None
+    if (base := named_base(folder)) is not None:
+        return base
     named = read_adapter_config(folder).get("base_model_name_or_path")
-    for place in () if not named else (Path(named), folder / named):
-        if place.is_dir() and place.resolve() != folder.resolve():
-            return place
     raise FileNotFoundError(
         f"{folder} holds an adapter, {adapter_files(folder)}, and its base_model_name_or_path="
         f"{named!r} is no folder on this machine; put the base's model.safetensors beside the "

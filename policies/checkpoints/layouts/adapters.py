@@ -50,7 +50,38 @@ def merge_adapters(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor
     if not present and not inside:
         return weights
 
-    # files of the adapter
+    _check_files(present, inside, folder)
+    config = read_adapter_config(folder)
+    check_adapter_config(config, folder / ADAPTER_CONFIG)
+
+    # tensors of the adapter, from its file or among the weights
+    tensors = {key: weights[key] for key in inside}
+    base = {key: value for key, value in weights.items() if key not in tensors}
+    if ADAPTER_WEIGHTS in present:
+        if inside:
+            raise ValueError(
+                f"{folder} holds an adapter twice, in {ADAPTER_WEIGHTS} and as {inside[0]!r} among "
+                "the weights; remove one of them"
+            )
+        tensors = unwrapped(read_safetensors(folder / ADAPTER_WEIGHTS), folder / ADAPTER_WEIGHTS)
+        beside = any(file.name != ADAPTER_WEIGHTS for file in folder.glob("model*.safetensors"))
+        place = "the weights beside it" if beside else "its base"
+        warnings.warn(
+            f"the adapter in {folder} is merged into {place}, and {ADAPTER_CONFIG} names "
+            f"{config.get('base_model_name_or_path')!r} as its base",
+            stacklevel=2,
+        )
+    return _merge(base, tensors, config, folder)
+
+
+def _check_files(present: list[str], inside: list[str], folder: Path) -> None:
+    """Fail if an adapter's file is missing, or a pickle.
+
+    Args:
+        present: Names of the adapter's files that exist.
+        inside: Names of unmerged weights among those of the model.
+        folder: Their folder.
+    """
     pickles = [name for name in present if name in PICKLES]
     if pickles and ADAPTER_WEIGHTS not in present:
         raise ValueError(
@@ -67,25 +98,11 @@ def merge_adapters(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor
             f"{folder} holds {ADAPTER_CONFIG} without {ADAPTER_WEIGHTS}; put it there. If the "
             f"weights are merged already, remove {ADAPTER_CONFIG}"
         )
-    config = read_adapter_config(folder)
-    check_adapter_config(config, folder / ADAPTER_CONFIG)
 
-    # tensors of the adapter, from its file or among the weights
-    tensors = {key: weights[key] for key in inside}
-    base = {key: value for key, value in weights.items() if key not in tensors}
-    if ADAPTER_WEIGHTS in present:
-        if inside:
-            raise ValueError(
-                f"{folder} holds an adapter twice, in {ADAPTER_WEIGHTS} and as {inside[0]!r} among "
-                "the weights; remove one of them"
-            )
-        tensors = unwrapped(read_safetensors(folder / ADAPTER_WEIGHTS), folder / ADAPTER_WEIGHTS)
-        warnings.warn(
-            f"the adapter in {folder} is merged into its base, and {ADAPTER_CONFIG} names "
-            f"{config.get('base_model_name_or_path')!r} as that base",
-            stacklevel=2,
-        )
-    return _merge(base, tensors, config, folder)
+
+def is_unmerged(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether some weights are those of a model with unmerged adapters."""
+    return any(_is_adapted(key) for key in weights)
 
 
 def _is_adapted(key: str) -> bool:

@@ -12,11 +12,17 @@ import re
 import warnings
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pitune.policies.checkpoints.files import read_safetensors
-from pitune.policies.checkpoints.layouts.adapter_files import ADAPTER_WEIGHTS, base_folder
-from pitune.policies.checkpoints.layouts.adapters import merge_adapters
+from pitune.policies.checkpoints.layouts.adapter_files import (
+    ADAPTER_WEIGHTS,
+    adapter_files,
+    base_folder,
+    named_base,
+)
+from pitune.policies.checkpoints.layouts.adapters import is_unmerged, merge_adapters
 from pitune.policies.checkpoints.layouts.wrappers import unwrapped
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -35,11 +41,41 @@ def read_weight_files(folder: Path) -> dict[str, Tensor]:
         ValueError: a file is damaged, two hold the same tensor, or an adapter cannot be merged.
     """
     files = weight_files(folder)
-    base = folder if files else base_folder(folder)
-    if base is not None and base != folder:
+    if not files:
         # an adapter alone names the folder of its base
+        base = base_folder(folder) or folder
+        if base != folder and (nested := adapter_files(base)):
+            raise ValueError(
+                f"the adapter in {folder} names the base {base}, which holds an adapter itself "
+                f"({nested[0]}); merge that one with PEFT's merge_and_unload first"
+            )
         return merge_adapters(_read_unwrapped(base, weight_files(base)), folder)
-    return merge_adapters(_read_unwrapped(folder, files), folder)
+    weights = _read_unwrapped(folder, files)
+    if adapter_files(folder):
+        _check_not_merged(weights, folder)
+    return merge_adapters(weights, folder)
+
+
+def _check_not_merged(weights: dict[str, Tensor], folder: Path) -> None:
+    """Fail if the weights beside an adapter are not those of the base that it names.
+
+    They are then probably merged already, and a second update would make another policy. The base
+    can be compared only if it is on this machine.
+
+    Raises:
+        ValueError: they differ.
+    """
+    base = named_base(folder)
+    if base is None or is_unmerged(weights):
+        return
+    named = _read_unwrapped(base, weight_files(base))
+    for key in sorted(weights.keys() & named.keys()):
+        if weights[key].shape != named[key].shape or not torch.equal(weights[key], named[key]):
+            raise ValueError(
+                f"{folder} holds an adapter beside weights that are not those of its base {base}: "
+                f"{key!r} differs. If they are merged already, remove {adapter_files(folder)}; "
+                "otherwise remove the weights"
+            )
 
 
 def _read_unwrapped(folder: Path, files: list[Path]) -> dict[str, Tensor]:

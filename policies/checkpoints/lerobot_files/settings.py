@@ -13,7 +13,6 @@ from typing import Any
 
 from pitune.policies.network.config import Pi0Config
 
-CAMERA = "observation.images."
 DEFAULTS = {
     "chunk_size": 50,
     "n_action_steps": 50,
@@ -82,7 +81,9 @@ def check_settings(config: Mapping[str, Any], file: Path | str) -> None:
     # fields that are set and have no effect here
     other = {n: config[n] for n, value in _TRAINING.items() if config.get(n, value) != value}
     known = DEFAULTS.keys() | _FIXED.keys() | _TRAINING.keys() | _READ | set(_UNUSED.split())
-    other |= {name: value for name, value in config.items() if value and name not in known}
+    # settings of a memory that is off
+    surplus = [name for name in config.keys() - known if not name.startswith("memory_")]
+    other |= {name: config[name] for name in sorted(surplus) if config[name]}
     if other:
         warnings.warn(
             f"{file} sets {other}, which pitune does not use; check that the policy does not "
@@ -198,40 +199,6 @@ def robot_width(feature: int, stats: int, padded: int, key: str, file: Path | st
             "take the files of one checkpoint"
         )
     return min(feature, stats)
-
-
-def camera_features(config: Mapping[str, Any], file: Path | str) -> dict[str, tuple[int, int]]:
-    """Return height and width of each camera's pictures, in the network's order [pixels].
-
-    Raises:
-        ValueError: there is no camera, or a feature is not one of color pictures.
-    """
-    features = config.get("input_features") or {}
-    cameras = {}
-    for key, feature in features.items():
-        if not isinstance(feature, Mapping) or "type" not in feature:
-            raise ValueError(
-                f'{file} has the input feature {key}={feature!r}; it must be {{"type": ..., '
-                '"shape": [...]}, take a complete checkpoint'
-            )
-        if feature["type"] == "VISUAL":
-            cameras[key.removeprefix(CAMERA)] = _picture_size(key, feature.get("shape"), file)
-    if not cameras:
-        raise ValueError(
-            f"{file} has no camera among its input_features, {sorted(features)}; lerobot's π0 "
-            f'needs one, of type "VISUAL" and named {CAMERA}<camera>'
-        )
-    return cameras
-
-
-def _picture_size(key: str, shape: Any, file: Path | str) -> tuple[int, int]:
-    sides = [side for side in shape or () if isinstance(side, int) and side > 0]
-    if len(sides) != 3 or sides != list(shape) or 3 not in (sides[0], sides[-1]):
-        raise ValueError(
-            f"{file} has {key} of shape {shape!r}; pictures must have three channels, (3, height, "
-            "width)"
-        )
-    return (sides[1], sides[2]) if sides[0] == 3 else (sides[0], sides[1])
 
 
 def number(values: Mapping[str, Any], name: str, default: float, file: Path | str) -> float:

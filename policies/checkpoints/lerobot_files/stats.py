@@ -4,7 +4,7 @@ The state is normalized by the preprocessor, and the action is unnormalized by t
 which has modes and statistics of its own. The preprocessor's for the action count in lerobot's
 training only. Here they are replaced by the postprocessor's, so that a demonstrated action is
 normalized as an executed one is unnormalized.
-Source: lerobot `processor/normalize_processor.py`; lerobot 0.3 `policies/normalize.py`.
+Source: lerobot `processor/normalize_processor.py`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,7 @@ MODES: dict[str, Normalization] = {
 }
 STATE, ACTION = "observation.state", "action"
 NORMALIZER, UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
-_LEGACY = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 _NEEDED = {"zscore": ("mean", "std"), "quantile": ("mean", "std", "q01", "q99"), "none": ()}
-LEGACY_MODES = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
-"""lerobot's default modes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,68 +99,8 @@ def step_quantities(
         source=before.file,
     )
     if trained.stats and action.stats:
-        _warn_of_other_targets(action, trained)
+        warn_of_other_targets(action, trained)
     return state, action
-
-
-def legacy_modes(config: Mapping[str, Any]) -> tuple[Normalization, Normalization]:
-    """Return how lerobot <= 0.3 normalizes state and action, by `config.json`.
-
-    Raises:
-        ValueError: a mode is not supported.
-    """
-    modes = {"norm_map": config.get("normalization_mapping", LEGACY_MODES)}
-    state, action = (mode_of(modes, key.upper(), key, "config.json") for key in ("state", "action"))
-    return state, action
-
-
-def legacy_quantities(
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    modes: tuple[Normalization, Normalization],
-) -> tuple[Quantity, Quantity]:
-    """Return the normalization of lerobot <= 0.3, which kept the statistics among the weights.
-
-    Args:
-        tensors: The statistics, see `split_legacy_stats`.
-        config: Content of `config.json`.
-        modes: Those of `legacy_modes`.
-
-    Raises:
-        ValueError: pictures are normalized.
-    """
-    visual = config.get("normalization_mapping", LEGACY_MODES).get("VISUAL", "IDENTITY")
-    pictures = [key for key in tensors if key.startswith("normalize_inputs.buffer_observation_ima")]
-    if pictures and visual != "IDENTITY":
-        raise _picture_error("config.json", visual)
-
-    def buffers(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    # (mode, name among the weights)
-    inputs, outputs, targets = (
-        Quantity(mode=mode, stats=buffers(f"{name}."), source=f"{name} in the weights")
-        for mode, name in (
-            (modes[0], "normalize_inputs.buffer_observation_state"),
-            (modes[1], "unnormalize_outputs.buffer_action"),
-            (modes[1], "normalize_targets.buffer_action"),
-        )
-    )
-    if targets.stats:
-        _warn_of_other_targets(outputs, targets)
-    return inputs, outputs
-
-
-def split_legacy_stats(
-    weights: dict[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights, and the statistics that lerobot <= 0.3 kept among them."""
-    stats = {
-        key.removeprefix("model."): value
-        for key, value in weights.items()
-        if key.removeprefix("model.").startswith(_LEGACY)
-    }
-    return {k: v for k, v in weights.items() if k.removeprefix("model.") not in stats}, stats
 
 
 def norm_stats(quantity: Quantity, key: str, folder: Path) -> NormStats:
@@ -263,17 +200,18 @@ def _check_pictures(
         if kind == "VISUAL" and _of(tensors, key) and (keys is None or key in keys)
     ]
     if mode != "IDENTITY" and normalized:
-        raise _picture_error(file, mode)
+        raise picture_error(file, mode)
 
 
-def _picture_error(file: str, mode: str) -> ValueError:
+def picture_error(file: str, mode: str) -> ValueError:
+    """Return the error for a checkpoint that normalizes its pictures."""
     return ValueError(
         f"{file} normalizes pictures by VISUAL={mode}, which π0's vision tower was not trained "
         "with and is not implemented; only 'IDENTITY' is, train or export the policy so"
     )
 
 
-def _warn_of_other_targets(action: Quantity, trained: Quantity) -> None:
+def warn_of_other_targets(action: Quantity, trained: Quantity) -> None:
     """Warn if actions were normalized otherwise in training than they are unnormalized."""
     names = sorted(set(_NEEDED[action.mode]) & trained.stats.keys() & action.stats.keys())
     differing = [

@@ -34,7 +34,7 @@ _KNOWN: dict[str, dict[str, set[str]]] = {
 }
 """Known steps of each file, with the settings of each."""
 _RENAMED = {"delta_actions_processor": "relative_actions_processor"}
-"""Names of lerobot 0.5, and the present ones."""
+"""Names of lerobot 0.5.1, and the present ones."""
 _ORDER = (
     ("rename_observations_processor", "relative_actions_processor"),
     ("rename_observations_processor", "normalizer_processor"),
@@ -108,11 +108,22 @@ class Steps:
         return value
 
 
+def with_present_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a step file whose steps have the names of the present lerobot."""
+
+    def present(step: Any) -> Any:
+        name = step.get("registry_name") if isinstance(step, Mapping) else None
+        return {**step, "registry_name": _RENAMED[name]} if name in _RENAMED else step
+
+    steps = content.get("steps")
+    return {**content, "steps": [*map(present, steps)]} if isinstance(steps, list) else {**content}
+
+
 def _known_name(step: Any, position: int, file: str) -> str:
     """Return the present name of a step whose settings are all known."""
     name = step.get("registry_name") if isinstance(step, Mapping) else None
     known = _KNOWN[file]
-    label = _RENAMED.get(str(name), str(name))
+    label = str(name)
     if label not in known:
         shown = step.get("class", name) if isinstance(step, Mapping) else step
         raise ValueError(
