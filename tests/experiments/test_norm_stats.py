@@ -48,6 +48,8 @@ def test_relative_actions_are_measured_relative_over_whole_chunks(config: NormSt
     assert state.mean == pytest.approx((2.0, 1.0, 0.0, 5.0))
     assert floored == {"state": [2, 3], "actions": []}
     assert state.std[2:] == (0.01, 0.01)
+    assert state.q01 is not None
+    assert state.q99 is not None
     assert (state.q01[3], state.q99[3]) == pytest.approx((4.99, 5.01))
 
 
@@ -68,6 +70,8 @@ def test_an_existing_file_is_not_overwritten(config: NormStatsConfig) -> None:
 def test_floors_do_not_change_dimensions_that_move() -> None:
     stats = NormStats(mean=(0.0, 1.0), std=(0.5, 0.001), q01=(-1.0, 1.0), q99=(1.0, 1.001))
     floored = stats.floored(0.01)
+    assert floored.q01 is not None
+    assert floored.q99 is not None
     assert (floored.std[0], floored.q01[0], floored.q99[0]) == (0.5, -1.0, 1.0)
     assert floored.q99[1] - floored.q01[1] == pytest.approx(0.02)
     assert stats.flat(0.01) == [1]

@@ -237,8 +237,9 @@ def test_options_that_contradict_each_other_are_refused(changes: dict[str, Any])
 @pytest.mark.parametrize("name", ["action_horizon", "execution_horizon", "flow_steps"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_numbers_of_steps_below_one_are_refused(name: str, value: int) -> None:
+    changes: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"{name}={value} must be at least 1, or left out"):
-        replace(CONFIG, **{name: value})
+        LoadConfig(**changes)
 
 
 ROBOT = {"base_0_rgb": "a", "left_wrist_0_rgb": "b", "right_wrist_0_rgb": "c"}
