@@ -1,6 +1,6 @@
 """Settings of a flow policy's sampler, and the facts about a policy that its weights do not hold.
 
-Letters: K flow steps, H action horizon, h executed actions.
+Letters: N rows, K flow steps, H action horizon, h executed actions, A model action dim.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from pitune.policies.checkpoints.config import LoadConfig, with_extensions
 from pitune.policies.checkpoints.files import atomic_folder
 from pitune.policies.checkpoints.layouts.adapter_files import reject_adapter
 from pitune.policies.checkpoints.layouts.folders import find_folder, why_unreadable
+from pitune.policies.checkpoints.openpi_files import write as openpi_write
 from pitune.policies.checkpoints.pipelines import Pipeline
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy import FlowPolicy
@@ -86,7 +87,7 @@ register_format(
         recognize=openpi.is_openpi,
         read=openpi.read,
         read_network=openpi.read_network,
-        write=openpi.write,
+        write=openpi_write.write,
         ignored_options=frozenset({"state_padding", "lerobot_version"}),
     )
 )

@@ -9,7 +9,6 @@ expert must all exist.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,6 +23,7 @@ from pitune.policies.checkpoints.external import (
 )
 from pitune.policies.checkpoints.files import write_json
 from pitune.policies.checkpoints.keys import EMBEDDING, EXPERT_HEAD, LM_HEAD, lerobot_keys
+from pitune.policies.checkpoints.lerobot_files.new_files import new_files, sampler_settings
 from pitune.policies.checkpoints.lerobot_read import (
     POSTPROCESSOR,
     PREPROCESSOR,
@@ -32,12 +32,9 @@ from pitune.policies.checkpoints.lerobot_read import (
 )
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.policy import FlowPolicy
-from pitune.policies.preprocessing.images import PicturesConfig
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.scales import differing, folded_stats
-
-_MODES = {"zscore": "MEAN_STD", "quantile": "QUANTILES", "none": "IDENTITY"}
 
 
 def write(policy: FlowPolicy, folder: Path) -> list[str]:
@@ -100,13 +97,13 @@ def _exported(
     # the files of the checkpoint, with the settings of the sampler
     if any("state_file" in step for step in kept.get("preprocessor", {}).get("steps", [])):
         files = LerobotFolder(
-            config={**kept["config"], **_sampler_settings(policy)},
+            config={**kept["config"], **sampler_settings(policy)},
             preprocessor=kept["preprocessor"],
             postprocessor=kept["postprocessor"],
         )
         eps = files.before.config("normalizer_processor").get("eps", 1e-8)
         stats = _folded(config, float(eps))
-        if not differing(config, _read_back(policy, files, stats)):
+        if _describes(policy, files, stats):
             return files, stats, []
 
     # new files, with the settings of training that lerobot wrote
@@ -114,7 +111,7 @@ def _exported(
     eps = eps if config.normalization == "zscore" else 1e-8
     # the config of lerobot <= 0.3, which had no step files, has fields that later ones refuse
     former = kept.get("config", {}) if kept.get("preprocessor") else {}
-    files = _new_files(policy, eps, former)
+    files = new_files(policy, eps, former)
     stats = _folded(config, eps)
     again = _read_back(policy, files, stats)
     differences = check_read_back("lerobot", config, again, _TOLERATED)
@@ -128,6 +125,16 @@ def _folded(config: PreprocessorConfig, eps: float) -> tuple[NormStats, NormStat
     return folded_stats(config, eps if config.normalization == "zscore" else 0.0, 0.0)
 
 
+def _describes(
+    policy: FlowPolicy, files: LerobotFolder, stats: tuple[NormStats, NormStats]
+) -> bool:
+    """Return whether the files of the checkpoint still describe the policy."""
+    try:
+        return not differing(policy.preprocessor.config, _read_back(policy, files, stats))
+    except ValueError:  # they contradict the policy's norm stats
+        return False
+
+
 def _read_back(
     policy: FlowPolicy, files: LerobotFolder, stats: tuple[NormStats, NormStats]
 ) -> PreprocessorConfig:
@@ -136,16 +143,6 @@ def _read_back(
     # without the step of lerobot 0.5 and later, lerobot pads the state in the prompt
     padding = None if family == "pi0" or "relative_actions_processor" in files.before else 32
     return preprocessor_config(files, stats, family, padding)
-
-
-def _sampler_settings(policy: FlowPolicy) -> dict[str, Any]:
-    """Return the entries of `config.json` that no processing step has."""
-    return {
-        "chunk_size": policy.network.config.action_horizon,
-        "n_action_steps": policy.sampler.execution_horizon,
-        "num_inference_steps": policy.sampler.flow_steps,
-        "dtype": str(policy.network.compute_dtype).removeprefix("torch."),
-    }
 
 
 def _stats_tensors(state: NormStats, action: NormStats) -> dict[str, Tensor]:
@@ -191,160 +188,3 @@ def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> None:
             f"lerobot pads no state in the prompt since 0.5, but this policy has state_padding="
             f"{config.prompt.state_padding}; save with format='pitune'"
         )
-
-
-def _new_files(policy: FlowPolicy, eps: float, former: dict[str, Any]) -> LerobotFolder:
-    """Return the contents of `config.json` and of the two step files.
-
-    Args:
-        policy: The policy.
-        eps: Constant that lerobot adds to a standard deviation.
-        former: `config.json` of the checkpoint, whose other entries are kept.
-    """
-    network, config = policy.network.config, policy.preprocessor.config
-    pictures, prompt = config.pictures, config.prompt
-    if pictures is None or prompt is None:  # _check_pipeline has raised already
-        raise ValueError("lerobot's π0 needs cameras and a prompt; save with format='pitune'")
-
-    # features
-    size = [3, pictures.size, pictures.size]
-    names = [*pictures.cameras, *(f"empty_camera_{i}" for i, _ in enumerate(pictures.missing))]
-    inputs: dict[str, Any] = {
-        f"observation.images.{name}": {"type": "VISUAL", "shape": size} for name in names
-    }
-    inputs["observation.state"] = {"type": "STATE", "shape": [config.state.dim]}
-    outputs = {"action": {"type": "ACTION", "shape": [config.action.dim]}}
-
-    # normalization
-    mode = _MODES[config.normalization]
-    norm_map = {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode}
-    relative = _relative_actions(config)
-
-    # config.json
-    description = {
-        "n_obs_steps": 1,
-        "device": "cpu",
-        "paligemma_variant": "gemma_2b",
-        "action_expert_variant": "gemma_300m",
-        **former,
-        "type": network.family,
-        "input_features": inputs,
-        "output_features": outputs,
-        "max_state_dim": network.state_dim,
-        "max_action_dim": network.action_dim,
-        "use_relative_actions": relative["enabled"],
-        "relative_exclude_joints": relative["exclude_joints"],
-        "action_feature_names": relative["action_names"],
-        "image_resolution": size[1:],
-        "empty_cameras": len(pictures.missing),
-        "tokenizer_max_length": prompt.max_tokens,
-        "normalization_mapping": norm_map,
-        **_sampler_settings(policy),
-    }
-
-    # step files
-    normalizer = {"eps": eps, "features": {**inputs, **outputs}, "norm_map": norm_map}
-    before = _steps(network.family, relative, normalizer, prompt.max_tokens)
-    before[0]["config"]["rename_map"] = _rename_map(pictures)
-    after = _postprocessor_steps(relative, {**normalizer, "features": outputs})
-    return LerobotFolder(
-        config=description,
-        preprocessor={"name": "policy_preprocessor", "steps": before},
-        postprocessor={"name": "policy_postprocessor", "steps": after},
-    )
-
-
-def _rename_map(pictures: PicturesConfig) -> dict[str, str]:
-    """Return lerobot's names of the robot's cameras, for those that differ from the network's.
-
-    Raises:
-        ValueError: one of the robot's cameras has several places, which lerobot cannot express.
-    """
-    robot_names = list(pictures.cameras.values())
-    twice = sorted({name for name in robot_names if robot_names.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"lerobot cannot give the pictures of {twice} to several cameras of the network, as "
-            f"cameras={pictures.cameras} does; save with format='pitune'"
-        )
-    return {
-        f"observation.images.{robot}": f"observation.images.{name}"
-        for name, robot in pictures.cameras.items()
-        if robot != name
-    }
-
-
-def _relative_actions(config: PreprocessorConfig) -> dict[str, Any]:
-    """Return the config of lerobot's step for relative actions.
-
-    lerobot excludes actions by a word in their name, so absolute ones get the word `absolute`.
-    """
-    mask = [*config.delta_mask, *(False,) * (config.action.dim - len(config.delta_mask))]
-    names = [f"joint_{i}" if relative else f"absolute_{i}" for i, relative in enumerate(mask)]
-    enabled = any(config.delta_mask)
-    return {
-        "enabled": enabled,
-        "exclude_joints": ["absolute"],
-        "action_names": names if enabled else None,
-    }
-
-
-def _postprocessor_steps(
-    relative: dict[str, Any], normalizer: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Return the steps of lerobot's own postprocessor, in its order."""
-    return [
-        {
-            "registry_name": "unnormalizer_processor",
-            "config": normalizer,
-            "state_file": "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
-        },
-        {
-            "registry_name": "absolute_actions_processor",
-            "config": {"enabled": relative["enabled"]},
-        },
-        {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}},
-    ]
-
-
-def _steps(
-    family: str, relative: dict[str, Any], normalizer: dict[str, Any], max_tokens: int
-) -> list[dict[str, Any]]:
-    """Return the steps of lerobot's own preprocessor, in its order."""
-    # steps that both families have
-    relative_step = {"registry_name": "relative_actions_processor", "config": relative}
-    tokenizer_step = {
-        "registry_name": "tokenizer_processor",
-        "config": {
-            "max_length": max_tokens,
-            "task_key": "task",
-            "padding_side": "right",
-            "padding": "max_length",
-            "truncation": True,
-            "tokenizer_name": "google/paligemma-3b-pt-224",
-        },
-    }
-    device_step = {
-        "registry_name": "device_processor",
-        "config": {"device": "cpu", "float_dtype": None},
-    }
-
-    def normalizer_step(number: int) -> dict[str, Any]:
-        file = f"policy_preprocessor_step_{number}_normalizer_processor.safetensors"
-        return {
-            "registry_name": "normalizer_processor",
-            "config": normalizer,
-            "state_file": file,
-        }
-
-    first = [
-        {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
-        {"registry_name": "to_batch_processor", "config": {}},
-    ]
-
-    # the order differs between the families
-    if family == "pi0":
-        newline = {"registry_name": "pi0_new_line_processor", "config": {}}
-        return [*first, newline, tokenizer_step, device_step, relative_step, normalizer_step(6)]
-    prompt = {"registry_name": "pi05_prepare_state_tokenizer_processor_step", "config": {}}
-    return [*first, relative_step, normalizer_step(3), prompt, tokenizer_step, device_step]

@@ -115,7 +115,7 @@ def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
                 f"pictures image/{camera} are {image.dtype} of shape {tuple(image.shape)}; "
                 "they must be uint8 (N, 3, Y, X)"
             )
-        if min(_fit_size(*image.shape[-2:], config.size)) < 1:
+        if min(_fit_size(image.shape[-2], image.shape[-1], config.size)) < 1:
             raise ValueError(
                 f"pictures image/{camera} are {tuple(image.shape[-2:])} pixels; their longer "
                 f"side must be less than {config.size} times the shorter one"

@@ -104,6 +104,24 @@ class NormStats:
         """Number of dimensions."""
         return len(self.mean)
 
+    def check_spread(self, name: str, quantiles: bool) -> None:
+        """Reject statistics by which nothing can be divided.
+
+        Args:
+            name: Name of the quantity, for the message.
+            quantiles: Whether the quantiles are the scale, or the standard deviation is.
+
+        Raises:
+            ValueError: a dimension has no spread.
+        """
+        low, high = self.quantiles or (self.mean, self.mean)
+        ranges = [b - a for a, b in zip(low, high, strict=True)]
+        if zero := [i for i, spread in enumerate(ranges if quantiles else self.std) if not spread]:
+            raise ValueError(
+                f"the norm stats of the {name} have no spread in dimensions {zero}, and neither "
+                "epsilon=0.0 nor min_scale=0.0 adds one; set one of them above 0"
+            )
+
     def flat(self, min_scale: float) -> list[int]:
         """Return the dimensions whose standard deviation or half range is below `min_scale`."""
         flat = {i for i, std in enumerate(self.std) if std < min_scale}

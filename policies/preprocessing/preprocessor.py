@@ -77,8 +77,9 @@ class PreprocessorConfig:
         for name in ("epsilon", "epsilon_out", "min_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and not negative")
-        if self.epsilon == self.min_scale == 0:
-            _check_spread(self)
+        if self.epsilon == self.min_scale == 0 and self.normalization != "none":
+            for name in ("state", "action"):
+                getattr(self, name).check_spread(name, self.normalization == "quantile")
         if self.joints == "aloha" and (self.state.dim, self.action.dim) != (aloha.DIM, aloha.DIM):
             raise ValueError(
                 f"joints='aloha' needs {aloha.DIM} state and action dimensions, the norm stats "
@@ -260,23 +261,6 @@ class Preprocessor(nn.Module):
         # (..., s) -> (..., 1, d), the same for all steps of a chunk
         joints = pad(self._joints(state), (0, max(0, self.action_dim - self.state_dim)))
         return (joints[..., : self.action_dim] * self.delta_mask)[..., None, :]
-
-
-def _check_spread(config: PreprocessorConfig) -> None:
-    """Reject statistics by which nothing can be divided.
-
-    Raises:
-        ValueError: a dimension has no spread, and neither setting adds one.
-    """
-    for name, stats in (("state", config.state), ("action", config.action)):
-        low, high = stats.quantiles or (stats.mean, stats.mean)
-        ranges = [b - a for a, b in zip(low, high, strict=True)]
-        spreads = {"zscore": stats.std, "quantile": ranges, "none": ()}[config.normalization]
-        if zero := [i for i, spread in enumerate(spreads) if spread == 0]:
-            raise ValueError(
-                f"the norm stats of the {name} have no spread in dimensions {zero}, and neither "
-                "epsilon=0.0 nor min_scale=0.0 adds one; set one of them above 0"
-            )
 
 
 def _spread(stats: NormStats, config: PreprocessorConfig) -> Tensor:

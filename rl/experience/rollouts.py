@@ -14,6 +14,7 @@ from torchrl.envs import ExplorationType
 
 from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds
 from pitune.policies import FlowPolicy
+from pitune.policies.preprocessing.images import nearest
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -43,7 +44,7 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
     if missing:
         raise ValueError(
             f"the checkpoint needs cameras {missing}, {spec.id} was made with "
-            f"{list(spec.cameras)}; pass --env.cameras"
+            f"{list(spec.cameras)}{nearest(missing, spec.cameras)}; pass --env.cameras"
         )
 
 

@@ -162,10 +162,11 @@ def act(folder: Path, stored: dict[str, np.ndarray], tokenizer: Path) -> np.ndar
         sample_kwargs={"num_steps": pipeline["flow_steps"]},
         is_pytorch=True,
     )
-    observation = {key: value for key, value in stored.items() if key != "noise"}
-    observation["prompt"] = str(observation["prompt"])
+    observation = {key: value for key, value in stored.items() if key not in ("noise", "prompt")}
     with torch.no_grad():
-        return policy.infer(observation, noise=stored["noise"])["actions"]
+        return policy.infer(
+            {**observation, "prompt": str(stored["prompt"])}, noise=stored["noise"]
+        )["actions"]
 
 
 def main() -> None:
