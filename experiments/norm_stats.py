@@ -1,6 +1,6 @@
 """Compute the norm stats of demonstrations, in the units of a checkpoint's pipeline.
 
-    pitune norm-stats --checkpoint pi0_libero --load.pipeline pi0_libero --load.unnormalized \
+    pitune norm-stats --checkpoint pi0_base --load.pipeline my_robot.json \
         --demonstrations demonstrations.safetensors --out norm_stats.json
 
 Relative actions are measured as differences from the state, over whole chunks. A dimension that
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,9 @@ from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies import FlowPolicy, NormStats
-from pitune.ranges import PositiveFloat, Settings
+from pitune.policies.checkpoints.pipelines import pipeline_named
+from pitune.policies.preprocessing.norm_stats_file import norm_stats_json
+from pitune.ranges import NonNegativeFloat, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class NormStatsConfig(Settings):
     """File from `pitune pretrain` or `rl.Demonstrations.save`."""
     out: Path
     """File to write, such as norm_stats.json."""
-    min_scale: PositiveFloat = 1e-2
+    min_scale: NonNegativeFloat = 1e-2
     """Smallest standard deviation and half range [robot units]."""
 
 
@@ -65,9 +67,9 @@ def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str,
         raise FileExistsError(f"{config.out} exists already; pass another --out or remove it")
 
     # data as the network has them before normalizing
-    policy = policies.load(config.checkpoint, config.load)
-    horizon = policy.network.config.action_horizon
-    chunks = rl.Demonstrations.load(config.demonstrations).chunks(horizon)
+    demonstrations = rl.Demonstrations.load(config.demonstrations)
+    policy = _policy_of(config, demonstrations)
+    chunks = demonstrations.chunks(policy.network.config.action_horizon)
     state, action = measured(policy, chunks["state"], chunks["action"])
 
     # stats of (N, s) and (N * H, d), with a least scale
@@ -75,9 +77,40 @@ def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str,
     floored = {name: stats.flat(config.min_scale) for name, stats in found.items()}
     stats = {name: value.floored(config.min_scale) for name, value in found.items()}
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"norm_stats": {name: asdict(value) for name, value in stats.items()}}
+    content = norm_stats_json(stats["state"], stats["actions"])
     config.out.write_text(json.dumps(content, indent=2) + "\n")
     return stats["state"], stats["actions"], floored
+
+
+def _policy_of(config: NormStatsConfig, demonstrations: rl.Demonstrations) -> FlowPolicy:
+    """Load the policy whose pipeline is measured.
+
+    A pipeline without widths gets those of the demonstrations, and the checkpoint's own stats are
+    not needed.
+
+    Raises:
+        ValueError: the demonstrations are of another robot than the policy.
+    """
+    widths = (demonstrations.obs["state"].shape[-1], demonstrations.action.shape[-1])
+    load, pipeline = config.load, None
+    if load.pipeline is not None:
+        pipeline = pipeline_named(load.pipeline)
+        pipeline = replace(
+            pipeline,
+            state_dim=pipeline.state_dim or widths[0],
+            action_dim=pipeline.action_dim or widths[1],
+        )
+        chosen = load.norm_stats is not None or load.asset is not None
+        load = load if chosen else replace(load, unnormalized=True)
+    policy = policies.load(config.checkpoint, load, pipeline)
+    wanted = (policy.preprocessor.state_dim, policy.preprocessor.action_dim)
+    if widths != wanted:
+        raise ValueError(
+            f"{config.demonstrations} has states of {widths[0]} and actions of {widths[1]} "
+            f"dimensions, the pipeline of {config.checkpoint} {wanted[0]} and {wanted[1]}; for "
+            "your own robot pass a pipeline's file (--load.pipeline)"
+        )
+    return policy
 
 
 def measured(policy: FlowPolicy, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,8 @@
     pitune verify CHECKPOINT --inputs inputs.safetensors --outputs outputs.safetensors
 
 The command computes loss, velocity and sampled actions from given inputs, noise and flow times. It
-prints the largest absolute error of each against the stored outputs, and exits with status 1 if one
-is above --tolerance.
+prints the largest error of each against the stored outputs, and exits with status 1 if one is above
+--tolerance. Errors are absolute for numbers up to 1, and relative to larger ones.
 
 Inputs: `image_uint8.<camera>` (N, Y, X, 3), `image_mask.<camera>` (N,), `tokens` and `token_mask`
 (N, L), `state` (N, S), `actions` and `noise` (N, H, A), `time` (N,). Outputs, all optional:
@@ -41,7 +41,8 @@ from pitune.policies.checkpoints.pipelines import CAMERAS
 from pitune.policies.flow.chain import sample_chain
 from pitune.policies.flow.path import TimeGrid, interpolate, target_velocity
 from pitune.policies.network.pi0 import Pi0
-from pitune.ranges import PositiveFloat, Settings
+from pitune.policies.preprocessing.images import nearest
+from pitune.ranges import NonNegativeFloat, Settings
 
 NEEDED = {"state", "actions", "noise", "time", "tokens", "token_mask"}
 """Inputs that every comparison needs."""
@@ -68,9 +69,9 @@ class VerifyConfig(Settings):
     """Observations, actions, noise and flow times (.safetensors or .npz)."""
     outputs: Path
     """Outputs of the reference for these inputs (.safetensors or .npz)."""
-    tolerance: PositiveFloat | None = None
-    """Largest accepted absolute error. The default is 1e-4 in float32, 2e-4 for a JAX checkpoint
-    and 5e-2 in bfloat16. JAX and PyTorch differ by up to 7e-5 in float32."""
+    tolerance: NonNegativeFloat | None = None
+    """Largest accepted error, relative to numbers above 1. The default is 1e-4 in float32, 2e-4 for
+    a JAX checkpoint and 5e-2 in bfloat16. JAX and PyTorch differ by up to 7e-5 in float32."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the towers; `auto` takes the precision of the stored weights."""
     json: bool = False
@@ -78,7 +79,7 @@ class VerifyConfig(Settings):
 
 
 def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
-    """Return the largest absolute error of each stored output, and the tolerance.
+    """Return the largest error of each stored output, and the tolerance.
 
     Raises:
         ValueError: an input is missing, or there is nothing to compare with.
@@ -106,10 +107,7 @@ def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
             )
 
     # errors
-    errors = {
-        key: float((value.double() - outputs[key].double()).abs().max())
-        for key, value in computed.items()
-    }
+    errors = {key: error_of(value, outputs[key]) for key, value in computed.items()}
     if not errors:
         raise ValueError(f"{config.outputs} holds nothing to compare with: {sorted(outputs)}")
 
@@ -119,6 +117,16 @@ def verify(config: VerifyConfig) -> tuple[dict[str, float], float]:
         tolerance = 2e-4 if kind == "orbax" else 1e-4
         tolerance = tolerance if network.compute_dtype == torch.float32 else 5e-2
     return _with_one_line_of_gradients(errors), tolerance
+
+
+def error_of(value: Tensor, reference: Tensor) -> float:
+    """Return the largest error: absolute for numbers up to 1, and relative to larger ones.
+
+    Rounding grows with a number. A gradient of 300 has no fewer right digits than one of 0.3.
+    """
+    reference = reference.double()
+    error = (value.double() - reference).abs() / reference.abs().clamp(min=1.0)
+    return float(error.max())
 
 
 def _network(folder: Path, kind: str, action_horizon: int) -> Pi0:
@@ -180,8 +188,12 @@ def compute(
 
 
 def camera_order(checkpoint: Path) -> tuple[str, ...]:
-    """Return the cameras in the order of the prefix: openpi's order, or lerobot's config's."""
-    if recognize(checkpoint) != "lerobot":
+    """Return the cameras in the order of the prefix: openpi's, lerobot's config's, or our own."""
+    kind = recognize(checkpoint)
+    if kind == "pitune":
+        own = load_policy(checkpoint).preprocessor.config.pictures
+        return () if own is None else own.network_cameras
+    if kind != "lerobot":
         return CAMERAS
     pictures = lerobot_read.pictures_config(LerobotFolder.read(checkpoint).config)
     return (*pictures.cameras, *pictures.missing)
@@ -190,10 +202,19 @@ def camera_order(checkpoint: Path) -> tuple[str, ...]:
 def encoder_inputs(
     inputs: dict[str, Tensor], order: tuple[str, ...] = CAMERAS
 ) -> dict[str, Tensor]:
-    """Return the arguments of `Pi0.encode` without the state; unknown cameras come last."""
+    """Return the arguments of `Pi0.encode` without the state.
+
+    Raises:
+        ValueError: the inputs hold a camera that the network lacks.
+    """
     # cameras in the network's order
     names = [key.removeprefix("image_uint8.") for key in inputs if key.startswith("image_uint8.")]
-    names = [n for n in order if n in names] + sorted(set(names) - set(order))
+    if unknown := sorted(set(names) - set(order)):
+        raise ValueError(
+            f"the inputs hold the cameras {unknown}, but the network's are {list(order)}"
+            f"{nearest(unknown, order)}; rename them (image_uint8.<camera>)"
+        )
+    names = [name for name in order if name in names]
     # (N, V, Y, X, 3) and (N, V)
     pictures = torch.stack([inputs[f"image_uint8.{name}"] for name in names], dim=1)
     present = torch.ones(len(pictures), dtype=torch.bool)

@@ -25,7 +25,7 @@ from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
-from pitune.policies.policy_config import PolicyInfo, SamplerConfig, check_parts
+from pitune.policies.policy_config import PolicyInfo, SamplerConfig, check_noise, check_parts
 from pitune.policies.preprocessing.critic_input import critic_input
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
@@ -245,6 +245,7 @@ class FlowPolicy(nn.Module):
             noise = source(self.critic_input(inputs, context))
         elif noise is None:
             noise = self.draw_noise(len(inputs))
+        check_noise(noise, (len(inputs), *self.chunk_shape))
         return integrate(self.field(context), noise, self.grid, self.sampler.solver)
 
     def loss(
@@ -274,6 +275,7 @@ class FlowPolicy(nn.Module):
         state = inputs.robot_state.to(self.device)
         action = self.preprocessor.normalize_action(action.to(self.device), state)
         noise = self.draw_noise(len(action)) if noise is None else noise
+        check_noise(noise, (len(action), *self.chunk_shape))
         if flow_time is None:
             flow_time = sample_flow_time(len(action), action.device)
 

@@ -1,6 +1,6 @@
 """Settings of a flow policy's sampler, and the facts about a policy that its weights do not hold.
 
-Letters: K flow steps, H action horizon, h executed actions.
+Letters: N rows, K flow steps, H action horizon, h executed actions, A model action dim.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from pitune.policies.flow.ode import Solver
 from pitune.policies.network.config import Pi0Config
@@ -80,4 +82,19 @@ def check_parts(
         raise ValueError(
             f"execution_horizon={sampler.execution_horizon} must be between 1 and "
             f"action_horizon={network.action_horizon}"
+        )
+
+
+def check_noise(noise: Tensor, shape: tuple[int, int, int]) -> None:
+    """Check that a chunk's starting points have the shape (N, H, A).
+
+    A shorter noise would be integrated too, to a shorter chunk of other actions.
+
+    Raises:
+        ValueError: they have another shape.
+    """
+    if noise.shape != shape:
+        raise ValueError(
+            f"noise has shape {tuple(noise.shape)}; it must be (N, H, A) = {shape}, with the "
+            "network's width A"
         )

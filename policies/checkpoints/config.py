@@ -5,10 +5,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from pitune.policies.policy import FlowPolicy, SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.ranges import NonNegativeInt, PositiveInt, Settings
+
+SMALL_SCALE = 1e-4
+"""Scales below this are warned of. A robot's movements are far above it [robot units]."""
+
+LerobotVersion = Literal["0.3", "0.4", "0.5"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +27,17 @@ class LoadConfig(Settings):
     """
 
     pipeline: str | None = None
-    """Name of the openpi config that trained the checkpoint. For openpi's checkpoints."""
+    """Name of the openpi config that trained the checkpoint, or a .json or .yaml file with the
+    settings of your own robot. For openpi's checkpoints."""
     tokenizer: Path | None = None
     """Sentencepiece model or folder with tokenizer.json, if the checkpoint has none."""
     norm_stats: Path | None = None
     """openpi's norm_stats.json, instead of the checkpoint's. `pitune.experiments.norm_stats`
     computes one."""
+    asset: str | None = None
+    """Name of the robot whose norm stats to take, if openpi's checkpoint holds those of several."""
     unnormalized: bool = False
-    """Whether to run a checkpoint without norm stats, scaling neither states nor actions."""
+    """Whether to scale neither states nor actions, whether the checkpoint has norm stats or not."""
     cameras: dict[str, str] = field(default_factory=dict)
     """The environment's camera for each camera of the network. The checkpoint's own names by
     default."""
@@ -41,8 +50,18 @@ class LoadConfig(Settings):
     state_padding: NonNegativeInt | None = None
     """Width of the state in the prompt of lerobot's π0.5: 32 for checkpoints of version 0.4, 0 for
     later ones."""
+    lerobot_version: LerobotVersion | None = None
+    """lerobot that trained the checkpoint ("0.5" also for later ones), where its files do not
+    determine it. 0.3 and 0.4 put other bars beside pictures that are not square."""
     extensions: tuple[str, ...] = ()
     """Registered extensions to add to the network, with their initial values."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        stats = [name for name in ("norm_stats", "asset") if getattr(self, name) is not None]
+        stats += ["unnormalized"] if self.unnormalized else []
+        if len(stats) > 1:
+            raise ValueError(f"{' and '.join(stats)} contradict each other; set one of them")
 
 
 def with_settings(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
@@ -91,13 +110,15 @@ def with_extensions(policy: FlowPolicy, names: tuple[str, ...]) -> FlowPolicy:
     return policy
 
 
-def warn_of_raised_scales(policy: FlowPolicy, folder: Path) -> None:
-    """Warn if norm stats hardly vary in a dimension, so that their scale was raised."""
-    floored = policy.preprocessor.floored()
-    if any(floored.values()):
+def warn_of_small_scales(policy: FlowPolicy, folder: Path) -> None:
+    """Warn if norm stats hardly vary in a dimension, which makes inputs of small movements."""
+    flat = policy.preprocessor.flat(SMALL_SCALE)
+    if policy.preprocessor.config.normalization != "none" and any(flat.values()):
         warnings.warn(
-            f"norm stats of {folder} hardly vary in dimensions {floored}; their scale is raised to "
-            f"{policy.preprocessor.config.min_scale}",
+            f"norm stats of {folder} vary by less than {SMALL_SCALE} in dimensions {flat}; their "
+            "scales are those of the reference, so that a small movement there is a large input. "
+            "Recompute the stats with a least scale if your robot moves there (pitune norm-stats "
+            "--min-scale)",
             stacklevel=2,
         )
 
@@ -112,16 +133,6 @@ def _check_not_steered(policy: FlowPolicy) -> None:
 
 def _rewired(config: PreprocessorConfig, cameras: dict[str, str]) -> PreprocessorConfig:
     """Return the config with other cameras of the environment. Unnamed ones become missing."""
-    pictures = config.pictures
-    known = () if pictures is None else (*pictures.cameras, *pictures.missing)
-    unknown = sorted(set(cameras) - set(known))
-    if pictures is None or unknown:
-        raise ValueError(
-            f"cameras={cameras} names {unknown}, but the network's cameras are {list(known)}; "
-            "name some of them"
-        )
-
-    # known cameras in the network's order, the unnamed ones as missing
-    kept = {name: cameras[name] for name in known if name in cameras}
-    missing = tuple(name for name in known if name not in cameras)
-    return replace(config, pictures=replace(pictures, cameras=kept, missing=missing))
+    if config.pictures is None:
+        raise ValueError(f"cameras={cameras} were passed, but this policy has no cameras")
+    return replace(config, pictures=config.pictures.rewired(cameras))

@@ -7,6 +7,7 @@ which neither the weights nor the other packages' files determine. Those package
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from torch import Tensor
 from pitune.policies.checkpoints.config import LoadConfig
 from pitune.policies.checkpoints.files import write_json
 from pitune.policies.checkpoints.keys import VLM, Shapes, check_written_keys
+from pitune.policies.checkpoints.layouts.adapter_files import base_folder
 from pitune.policies.checkpoints.weights import Heads, build, sizes_of
 from pitune.policies.network.lora import merged_state
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy import FlowPolicy
+from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
+from pitune.policies.preprocessing.scales import differing
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"
@@ -28,10 +32,20 @@ TOKENIZER = "tokenizer"
 
 
 def read_arch(folder: Path) -> dict[str, Any]:
-    """Return `arch.json` in or beside a folder, empty if there is none."""
-    for place in (folder, folder.resolve().parent):
-        if (place / "arch.json").is_file():
-            return dict(json.loads((place / "arch.json").read_text()))
+    """Return `arch.json` in or beside a folder or an adapter's base, empty if there is none."""
+    places = [folder, folder.resolve().parent]
+    if not any(folder.glob("model*.safetensors")) and (base := base_folder(folder)) is not None:
+        places += [base, base.resolve().parent]
+    for place in places:
+        file = place / "arch.json"
+        try:
+            if file.is_file():
+                return dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{file} is not a valid JSON object ({error}); remove it if the sizes are the "
+                "published ones"
+            ) from error
     return {}
 
 
@@ -58,12 +72,33 @@ def build_network(
         action_horizon: H.
         folder: The checkpoint, for messages and `arch.json`.
     """
+    weights = {key: _computable(key, value, folder) for key, value in weights.items()}
     network = build(sizes_of(weights, heads, action_horizon), weights, folder)
     arch = read_arch(folder)
     stored = weights[VLM + "language_model.layers.0.self_attn.q_proj.weight"].dtype
     precision = arch.get("precision", arch.get("dtype"))
     network.compute_dtype = torch.bfloat16 if precision == "bfloat16" else stored
     return network
+
+
+def _computable(key: str, value: Tensor, folder: Path) -> Tensor:
+    """Return a weight in float32 or bfloat16. float16 and float64 become float32, as in lerobot.
+
+    Raises:
+        ValueError: it is quantized, or not finite.
+    """
+    if not value.is_floating_point() or value.dtype.itemsize < 2:
+        raise ValueError(
+            f"{folder}: the weight {key!r} is {value.dtype}, which is quantized; take the "
+            "checkpoint's float32 or bfloat16 weights"
+        )
+    # one pass without a copy: a sum is finite only if its terms are
+    if not bool(value.sum(dtype=torch.float32).isfinite()):
+        raise ValueError(
+            f"{folder}: the weight {key!r} is not finite, so every action would be NaN; take an "
+            "earlier checkpoint of that training"
+        )
+    return value if value.dtype in (torch.float32, torch.bfloat16) else value.float()
 
 
 def check_normalized(folder: Path, has_stats: bool, config: LoadConfig) -> None:
@@ -93,6 +128,54 @@ def merged_weights(policy: FlowPolicy, format: str) -> dict[str, Tensor]:
             "with format='pitune'"
         )
     return {key: value.detach() for key, value in merged_state(policy.network).items()}
+
+
+def check_exportable(policy: FlowPolicy, format: str) -> None:
+    """Reject parts of a policy that no other package has.
+
+    Raises:
+        ValueError: its starting noise is chosen by a noise actor, or its solver is not Euler's.
+    """
+    if policy.noise_source is not None:
+        raise ValueError(
+            f"this policy is steered: a noise actor chooses its starting noise, and {format} has "
+            "none; save with format='pitune'"
+        )
+    if policy.sampler.solver != "euler":
+        raise ValueError(
+            f"solver={policy.sampler.solver!r}, but {format} integrates by Euler's method; save "
+            "with format='pitune', or replace the policy's sampler"
+        )
+
+
+def check_read_back(
+    format: str,
+    config: PreprocessorConfig,
+    again: PreprocessorConfig,
+    tolerated: Mapping[str, str],
+) -> list[str]:
+    """Compare a policy's preprocessing with that of its written files.
+
+    Args:
+        format: Name of the format, for the message.
+        config: Settings of the policy.
+        again: Settings that the other package reads from the files.
+        tolerated: Text of each difference that is only warned of, by its setting.
+
+    Returns:
+        The tolerated differences.
+
+    Raises:
+        ValueError: another setting differs, so the other package would act differently.
+    """
+    differences = differing(config, again)
+    refused = {name: pair for name, pair in differences.items() if name not in tolerated}
+    if refused:
+        listed = "; ".join(f"{name} is {a}, there {b}" for name, (a, b) in refused.items())
+        raise ValueError(
+            f"{format} cannot express this policy: {listed}; save with format='pitune'"
+        )
+    return [tolerated[name] for name in differences]
 
 
 def write_weights(

@@ -18,6 +18,14 @@ MAPPED_BYTES = 256 * 2**20
 of a computation depend on the alignment of its memory, and copies are always aligned [bytes]."""
 
 
+PICKLE_ADVICE = (
+    "which can run any code and is never loaded. Convert it in the environment that wrote it: "
+    "`weights = torch.load(file, weights_only=True)`, then safetensors.torch.save_file(weights, "
+    "'model.safetensors') of the entry that maps names to tensors"
+)
+"""Explanation after the name of a pickle."""
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, and rename it to `path` if the block succeeds.
@@ -39,6 +47,47 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_safetensors(file: Path) -> None:
+    """Fail if a file cannot be safetensors, by its first bytes and its length.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: names another kind of file, or the missing bytes.
+    """
+    if file.is_symlink() and not file.exists():
+        raise FileNotFoundError(
+            f"{file} links to {os.readlink(file)}, which is missing; download the checkpoint again"
+        )
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights at {file}; take a complete checkpoint")
+
+    # kind of the file, by its first bytes
+    with file.open("rb") as opened:
+        start = opened.read(32)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{file} is a pointer of git-lfs and not the file itself; run `git lfs pull` in its "
+            "folder, or download the checkpoint again"
+        )
+    # a safetensors file has "{" after its header's length, whose own bytes are arbitrary
+    is_safetensors = start[8:9] == b"{"
+    if not is_safetensors and start.startswith((b"PK", b"\x80")):
+        raise ValueError(f"{file} is a pickle, {PICKLE_ADVICE}")
+    if start[:1] == b"<" and not is_safetensors:
+        raise ValueError(
+            f"{file} is a web page, as a failed download leaves; download the checkpoint again"
+        )
+
+    # length, which the header gives
+    size = file.stat().st_size
+    header = int.from_bytes(start[:8], "little") if is_safetensors else 0
+    if size < 9 or (is_safetensors and size < 8 + header):
+        raise ValueError(
+            f"{file} is damaged or cut short: it has {size} bytes, fewer than its header needs; "
+            "download the checkpoint again"
+        )
+
+
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a file. Those of a large file are mapped into memory, not copied.
 
@@ -46,18 +95,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         FileNotFoundError: the file does not exist.
         ValueError: it is no complete safetensors file. A pickle is never opened.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"no weights at {file}; take a complete checkpoint")
-
-    # file format, by its first bytes
-    with file.open("rb") as opened:
-        start = opened.read(9)
-    # a safetensors file has "{" after its header's length, whose own bytes are arbitrary
-    if start[8:] != b"{" and (start.startswith(b"PK") or start.startswith(b"\x80")):
-        raise ValueError(
-            f"{file} is a pickle, which can run any code and is never loaded; convert it to "
-            "safetensors with the program that wrote it"
-        )
+    check_safetensors(file)
 
     # tensors
     try:
@@ -72,26 +110,6 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     if file.stat().st_size < MAPPED_BYTES:
         tensors = {key: value.clone() for key, value in tensors.items()}
     return tensors
-
-
-def read_weight_files(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of `model.safetensors`, or of all its shards.
-
-    Raises:
-        ValueError: two files hold the same tensor.
-    """
-    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        shard = read_safetensors(file)
-        repeated = sorted(weights.keys() & shard.keys())
-        if repeated:
-            raise ValueError(
-                f"{folder} holds {repeated[0]!r} in several files; remove the files that do not "
-                "belong to this checkpoint"
-            )
-        weights |= shard
-    return weights
 
 
 def write_json(file: Path, values: dict[str, Any], indent: int = 2) -> None:

@@ -18,6 +18,9 @@ from pathlib import Path
 from pitune.policies.checkpoints import lerobot, lerobot_write, native, openpi, orbax
 from pitune.policies.checkpoints.config import LoadConfig, with_extensions
 from pitune.policies.checkpoints.files import atomic_folder
+from pitune.policies.checkpoints.layouts.adapter_files import reject_adapter
+from pitune.policies.checkpoints.layouts.folders import find_folder, why_unreadable
+from pitune.policies.checkpoints.openpi_files import write as openpi_write
 from pitune.policies.checkpoints.pipelines import Pipeline
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy import FlowPolicy
@@ -84,8 +87,8 @@ register_format(
         recognize=openpi.is_openpi,
         read=openpi.read,
         read_network=openpi.read_network,
-        write=openpi.write,
-        ignored_options=frozenset({"state_padding"}),
+        write=openpi_write.write,
+        ignored_options=frozenset({"state_padding", "lerobot_version"}),
     )
 )
 register_format(
@@ -96,7 +99,7 @@ register_format(
         read=lerobot.read,
         read_network=lerobot.read_network,
         write=lerobot_write.write,
-        ignored_options=frozenset({"pipeline"}),
+        ignored_options=frozenset({"pipeline", "asset"}),
     )
 )
 register_format(
@@ -106,7 +109,7 @@ register_format(
         recognize=orbax.is_orbax,
         read=openpi.read_orbax_policy,
         read_network=openpi.read_orbax_network,
-        ignored_options=frozenset({"state_padding"}),
+        ignored_options=frozenset({"state_padding", "lerobot_version"}),
     )
 )
 register_format(
@@ -116,7 +119,16 @@ register_format(
         recognize=native.is_native,
         read=native.read,
         write=native.write_policy,
-        ignored_options=frozenset({"pipeline", "unnormalized", "action_horizon", "state_padding"}),
+        ignored_options=frozenset(
+            {
+                "pipeline",
+                "asset",
+                "unnormalized",
+                "action_horizon",
+                "state_padding",
+                "lerobot_version",
+            }
+        ),
     )
 )
 
@@ -126,25 +138,31 @@ def recognize(path: Path) -> str:
 
     Raises:
         FileNotFoundError: the folder does not exist, or holds no checkpoint.
-        ValueError: it holds a pickle.
+        ValueError: it holds a pickle or another form of weights that is never loaded, or an adapter
+            that its format does not merge.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(f"no checkpoint at {path}; pass a checkpoint's folder")
+    return _opened(path)[1].name
 
+
+def _format_of(folder: Path) -> str | None:
+    """Return the format that recognizes a folder, None if there is none."""
     # the last registered format comes first, so that one from outside can replace ours
-    for checkpoint_format in reversed(FORMATS.values()):
-        if checkpoint_format.recognize(path):
-            return checkpoint_format.name
+    rows = reversed(FORMATS.values())
+    return next((row.name for row in rows if row.recognize(folder)), None)
 
-    # a pickle gets an error of its own
-    pickles = sorted(f.name for end in ("bin", "pt", "pth", "ckpt") for f in path.glob(f"*.{end}"))
-    if pickles:
-        raise ValueError(
-            f"{path} holds {pickles}, which are pickles: they can run any code and are never "
-            "loaded; convert them to safetensors with the program that wrote them"
-        )
-    expected = ", ".join(f"{row.files} ({row.name})" for row in FORMATS.values())
-    raise FileNotFoundError(f"no checkpoint in {path}; expected one of {expected}")
+
+def _opened(path: Path) -> tuple[Path, CheckpointFormat]:
+    """Return the checkpoint's folder at or below a path, and its format. See `recognize`."""
+    folder = find_folder(path, lambda place: _format_of(place) is not None)
+    name = _format_of(folder)
+    if name is None:
+        if (reason := why_unreadable(path)) is not None:
+            raise ValueError(reason)
+        expected = ", ".join(f"{row.files} ({row.name})" for row in FORMATS.values())
+        raise FileNotFoundError(f"no checkpoint in {path}; expected one of {expected}")
+    if name in ("orbax", "pitune"):
+        reject_adapter(folder, name)
+    return folder, FORMATS[name]
 
 
 def load(
@@ -163,8 +181,8 @@ def load(
             needs one that is not there.
     """
     # policy, read by its format
-    folder, config = Path(path), config or LoadConfig()
-    checkpoint_format = FORMATS[recognize(folder)]
+    config = config or LoadConfig()
+    folder, checkpoint_format = _opened(Path(path))
     _reject_ignored(checkpoint_format, config, pipeline, folder)
     policy = checkpoint_format.read(folder, config, pipeline)
 
@@ -187,10 +205,10 @@ def load_network(path: Path, action_horizon: int) -> Pi0:
         FileNotFoundError: there is no checkpoint.
         ValueError: a file is damaged or does not fit.
     """
-    checkpoint_format = FORMATS[recognize(path)]
+    folder, checkpoint_format = _opened(path)
     if checkpoint_format.read_network is None:
-        return checkpoint_format.read(path, LoadConfig(), None).network
-    return checkpoint_format.read_network(path, action_horizon)
+        return checkpoint_format.read(folder, LoadConfig(), None).network
+    return checkpoint_format.read_network(folder, action_horizon)
 
 
 def save(policy: FlowPolicy, path: Path | str, format: str = "pitune") -> None:

@@ -9,22 +9,32 @@ expert must all exist.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pitune.policies.checkpoints.external import merged_weights, write_companions, write_weights
+from pitune.policies.checkpoints.external import (
+    check_exportable,
+    check_read_back,
+    merged_weights,
+    write_companions,
+    write_weights,
+)
 from pitune.policies.checkpoints.files import write_json
 from pitune.policies.checkpoints.keys import EMBEDDING, EXPERT_HEAD, LM_HEAD, lerobot_keys
-from pitune.policies.checkpoints.lerobot_read import POSTPROCESSOR, PREPROCESSOR
+from pitune.policies.checkpoints.lerobot_files.new_files import new_files, sampler_settings
+from pitune.policies.checkpoints.lerobot_read import (
+    POSTPROCESSOR,
+    PREPROCESSOR,
+    LerobotFolder,
+    preprocessor_config,
+)
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
-
-_MODES = {"zscore": "MEAN_STD", "quantile": "QUANTILES", "none": "IDENTITY"}
+from pitune.policies.preprocessing.scales import differing, folded_stats
 
 
 def write(policy: FlowPolicy, folder: Path) -> list[str]:
@@ -36,25 +46,9 @@ def write(policy: FlowPolicy, folder: Path) -> list[str]:
     Raises:
         ValueError: lerobot cannot express the policy's pipeline, or cannot read its weights.
     """
-    network, preprocessor = policy.network.config, policy.preprocessor.config
+    network = policy.network.config
     weights = merged_weights(policy, "lerobot")
-
-    # files as they were loaded, or new ones
-    origin = dict(policy.info.origin)
-    differences: list[str] = []
-    steps = origin.get("preprocessor", {}).get("steps", [])
-    if origin.get("format") == "lerobot" and any("state_file" in step for step in steps):
-        files = {name: origin[name] for name in ("config", "preprocessor", "postprocessor")}
-    else:
-        differences = _check_pipeline(network, preprocessor)
-        files = _new_files(network, preprocessor)
-    # settings that may have changed since then
-    files["config"] = {
-        **files["config"],
-        "chunk_size": network.action_horizon,
-        "n_action_steps": policy.sampler.execution_horizon,
-        "num_inference_steps": policy.sampler.flow_steps,
-    }
+    files, stats, differences = _exported(policy)
 
     # weights with lerobot's two heads
     embedding = weights[EMBEDDING]
@@ -64,32 +58,113 @@ def write(policy: FlowPolicy, folder: Path) -> list[str]:
     write_weights("lerobot", tensors, lerobot_keys(network), folder, {"format": "pt"})
 
     # config, step files and their norm stats
-    write_json(folder / "config.json", files["config"], indent=4)
-    stats = _stats_tensors(preprocessor.state, preprocessor.action)
+    write_json(folder / "config.json", files.config, indent=4)
+    tensors = _stats_tensors(*stats)
     for name, written in (
-        (PREPROCESSOR, files["preprocessor"]),
-        (POSTPROCESSOR, files["postprocessor"]),
+        (PREPROCESSOR, files.preprocessor),
+        (POSTPROCESSOR, files.postprocessor),
     ):
         if not written:
             continue
         write_json(folder / name, written)
         for step in written.get("steps", []):
             if "state_file" in step:
-                save_file(stats, folder / step["state_file"])
+                save_file(tensors, folder / step["state_file"])
     write_companions(policy, folder)
     return differences
 
 
+def _exported(
+    policy: FlowPolicy,
+) -> tuple[LerobotFolder, tuple[NormStats, NormStats], list[str]]:
+    """Return the JSON files and norm stats with which lerobot computes a policy's actions.
+
+    The files that the policy was loaded from are kept if they still describe it. Otherwise there
+    are new ones.
+
+    Returns:
+        Them, and the differences that remain.
+
+    Raises:
+        ValueError: lerobot cannot express the policy.
+    """
+    config = policy.preprocessor.config
+    check_exportable(policy, "lerobot")
+    _check_pipeline(policy.network.config, config)
+    origin = dict(policy.info.origin)
+    kept = origin if origin.get("format") == "lerobot" else {}
+
+    # the files of the checkpoint, with the settings of the sampler
+    if any("state_file" in step for step in kept.get("preprocessor", {}).get("steps", [])):
+        files = LerobotFolder(
+            config={**kept["config"], **sampler_settings(policy)},
+            preprocessor=kept["preprocessor"],
+            postprocessor=kept["postprocessor"],
+        )
+        eps = files.before.config("normalizer_processor").get("eps", 1e-8)
+        stats = _folded(config, float(eps))
+        if _describes(policy, files, stats):
+            return files, stats, []
+
+    # new files, with the settings of training that lerobot wrote
+    eps = max(0.0, config.epsilon - config.epsilon_out)
+    eps = eps if config.normalization == "zscore" else 1e-8
+    # the config of lerobot <= 0.3, which had no step files, has fields that later ones refuse
+    former = kept.get("config", {}) if kept.get("preprocessor") else {}
+    files = new_files(policy, eps, former)
+    stats = _folded(config, eps)
+    again = _read_back(policy, files, stats)
+    differences = check_read_back("lerobot", config, again, _TOLERATED)
+    if policy.sampler.accumulated_time:
+        differences.append("flow times are not accumulated (about 1e-4 in the actions)")
+    return files, stats, differences
+
+
+def _folded(config: PreprocessorConfig, eps: float) -> tuple[NormStats, NormStats]:
+    """Return norm stats for lerobot, which adds `eps` to a standard deviation on the way in."""
+    return folded_stats(config, eps if config.normalization == "zscore" else 0.0, 0.0)
+
+
+def _describes(
+    policy: FlowPolicy, files: LerobotFolder, stats: tuple[NormStats, NormStats]
+) -> bool:
+    """Return whether the files of the checkpoint still describe the policy."""
+    try:
+        return not differing(policy.preprocessor.config, _read_back(policy, files, stats))
+    except ValueError:  # they contradict the policy's norm stats
+        return False
+
+
+def _read_back(
+    policy: FlowPolicy, files: LerobotFolder, stats: tuple[NormStats, NormStats]
+) -> PreprocessorConfig:
+    """Return the preprocessing that is read from the files."""
+    family = policy.network.config.family
+    # without the step of lerobot 0.5 and later, lerobot pads the state in the prompt
+    padding = None if family == "pi0" or "relative_actions_processor" in files.before else 32
+    return preprocessor_config(files, stats, family, padding)
+
+
 def _stats_tensors(state: NormStats, action: NormStats) -> dict[str, Tensor]:
+    """Return the statistics that were computed, by lerobot's names."""
     return {
-        f"{key}.{name}": torch.tensor(getattr(stats, name), dtype=torch.float32)
+        f"{key}.{name}": torch.tensor(row, dtype=torch.float32)
         for key, stats in (("observation.state", state), ("action", action))
-        for name in ("mean", "std", "q01", "q99")
+        for name, row in stats.as_dict().items()
     }
 
 
-def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
-    """Return the differences of lerobot's preprocessing from a policy's.
+_TOLERATED = {
+    "pictures.resize": "pictures that are not of the right size are resized without antialias",
+    "pictures.bars": "bars beside pictures that are not square are black",
+    "prompt.clean": "prompts are not cleaned of underscores and surrounding space",
+    "prompt.default": "a prompt is needed, there is no default one",
+}
+"""Differences of lerobot that are warned of, by the setting."""
+
+
+def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> None:
+    """Reject a pipeline that lerobot has no files for.
 
     Raises:
         ValueError: lerobot cannot express it.
@@ -108,139 +183,8 @@ def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]
             f"lerobot's {network.family} always has discrete_state={network.family == 'pi05'}, "
             f"but this policy has {config.prompt.discrete_state}; save with format='openpi'"
         )
-
-    # settings that lerobot does not have
-    differences = []
-    if config.pictures.resize != "torch":
-        differences.append("pictures that are not of the right size are resized without antialias")
-    if network.family == "pi0" and config.prompt.clean:
-        differences.append("prompts are not cleaned of underscores and surrounding space")
-    return differences
-
-
-def _new_files(network: Pi0Config, config: PreprocessorConfig) -> dict[str, dict[str, Any]]:
-    """Return the contents of `config.json` and of the two step files, by their part."""
-    pictures, prompt = config.pictures, config.prompt
-    if pictures is None or prompt is None:  # _check_pipeline has raised already
-        raise ValueError("lerobot's π0 needs cameras and a prompt; save with format='pitune'")
-
-    # features
-    size = [3, pictures.size, pictures.size]
-    names = [*pictures.cameras, *(f"empty_camera_{i}" for i, _ in enumerate(pictures.missing))]
-    inputs: dict[str, Any] = {
-        f"observation.images.{name}": {"type": "VISUAL", "shape": size} for name in names
-    }
-    inputs["observation.state"] = {"type": "STATE", "shape": [config.state.dim]}
-    outputs = {"action": {"type": "ACTION", "shape": [config.action.dim]}}
-
-    # normalization
-    mode = _MODES[config.normalization]
-    norm_map = {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode}
-    relative = _relative_actions(config)
-
-    # config.json
-    description = {
-        "type": network.family,
-        "n_obs_steps": 1,
-        "input_features": inputs,
-        "output_features": outputs,
-        "device": "cpu",
-        "paligemma_variant": "gemma_2b",
-        "action_expert_variant": "gemma_300m",
-        "dtype": "float32",
-        "max_state_dim": network.state_dim,
-        "max_action_dim": network.action_dim,
-        "use_relative_actions": relative["enabled"],
-        "relative_exclude_joints": relative["exclude_joints"],
-        "action_feature_names": relative["action_names"],
-        "image_resolution": size[1:],
-        "empty_cameras": len(pictures.missing),
-        "tokenizer_max_length": prompt.max_tokens,
-        "normalization_mapping": norm_map,
-    }
-
-    # step files
-    normalizer = {"eps": 1e-8, "features": {**inputs, **outputs}, "norm_map": norm_map}
-    before = _steps(network.family, relative, normalizer, prompt.max_tokens)
-    after = _postprocessor_steps(relative, {**normalizer, "features": outputs})
-    return {
-        "config": description,
-        "preprocessor": {"name": "policy_preprocessor", "steps": before},
-        "postprocessor": {"name": "policy_postprocessor", "steps": after},
-    }
-
-
-def _relative_actions(config: PreprocessorConfig) -> dict[str, Any]:
-    """Return the config of lerobot's step for relative actions.
-
-    lerobot excludes actions by a word in their name, so absolute ones get the word `absolute`.
-    """
-    mask = [*config.delta_mask, *(False,) * (config.action.dim - len(config.delta_mask))]
-    names = [f"joint_{i}" if relative else f"absolute_{i}" for i, relative in enumerate(mask)]
-    enabled = any(config.delta_mask)
-    return {
-        "enabled": enabled,
-        "exclude_joints": ["absolute"],
-        "action_names": names if enabled else None,
-    }
-
-
-def _postprocessor_steps(
-    relative: dict[str, Any], normalizer: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Return the steps of lerobot's own postprocessor, in its order."""
-    return [
-        {
-            "registry_name": "unnormalizer_processor",
-            "config": normalizer,
-            "state_file": "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
-        },
-        {
-            "registry_name": "absolute_actions_processor",
-            "config": {"enabled": relative["enabled"]},
-        },
-        {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}},
-    ]
-
-
-def _steps(
-    family: str, relative: dict[str, Any], normalizer: dict[str, Any], max_tokens: int
-) -> list[dict[str, Any]]:
-    """Return the steps of lerobot's own preprocessor, in its order."""
-    # steps that both families have
-    relative_step = {"registry_name": "relative_actions_processor", "config": relative}
-    tokenizer_step = {
-        "registry_name": "tokenizer_processor",
-        "config": {
-            "max_length": max_tokens,
-            "task_key": "task",
-            "padding_side": "right",
-            "padding": "max_length",
-            "truncation": True,
-            "tokenizer_name": "google/paligemma-3b-pt-224",
-        },
-    }
-    device_step = {
-        "registry_name": "device_processor",
-        "config": {"device": "cpu", "float_dtype": None},
-    }
-
-    def normalizer_step(number: int) -> dict[str, Any]:
-        file = f"policy_preprocessor_step_{number}_normalizer_processor.safetensors"
-        return {
-            "registry_name": "normalizer_processor",
-            "config": normalizer,
-            "state_file": file,
-        }
-
-    first = [
-        {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
-        {"registry_name": "to_batch_processor", "config": {}},
-    ]
-
-    # the order differs between the families
-    if family == "pi0":
-        newline = {"registry_name": "pi0_new_line_processor", "config": {}}
-        return [*first, newline, tokenizer_step, device_step, relative_step, normalizer_step(6)]
-    prompt = {"registry_name": "pi05_prepare_state_tokenizer_processor_step", "config": {}}
-    return [*first, relative_step, normalizer_step(3), prompt, tokenizer_step, device_step]
+    if config.prompt.state_padding > config.state.dim:
+        raise ValueError(
+            f"lerobot pads no state in the prompt since 0.5, but this policy has state_padding="
+            f"{config.prompt.state_padding}; save with format='pitune'"
+        )

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pitune.policies.checkpoints import openpi
 from pitune.policies.checkpoints.config import (
     LoadConfig,
     with_configs,
@@ -29,6 +28,7 @@ from pitune.policies.network.lora import LoRAConfig, add_lora
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import SteeringConfig
 from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
+from pitune.policies.preprocessing.norm_stats_file import read_norm_stats
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 
@@ -163,7 +163,7 @@ def _with_norm_stats(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
     """
     if config.norm_stats is None:
         return policy
-    state, action = openpi.read_norm_stats(config.norm_stats)
+    state, action = read_norm_stats(config.norm_stats)
     before = policy.preprocessor.config
     if before.normalization == "none":
         raise ValueError(

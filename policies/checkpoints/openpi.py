@@ -7,44 +7,47 @@ Source: openpi `policies/policy_config.py`, `shared/normalize.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from pitune.policies.checkpoints.config import (
     LoadConfig,
-    warn_of_raised_scales,
+    warn_of_small_scales,
     with_settings,
 )
 from pitune.policies.checkpoints.external import (
     build_network,
     check_normalized,
     heads_of,
-    merged_weights,
     read_arch,
-    write_companions,
-    write_weights,
 )
-from pitune.policies.checkpoints.files import read_weight_files, write_json
-from pitune.policies.checkpoints.keys import EMBEDDING, EXPERT_HEAD, LM_HEAD, openpi_keys
+from pitune.policies.checkpoints.layouts.weight_files import read_weight_files
 from pitune.policies.checkpoints.orbax import read_orbax
-from pitune.policies.checkpoints.pipelines import CAMERAS, PIPELINES, Pipeline
-from pitune.policies.checkpoints.weights import Heads, rename_weights
+from pitune.policies.checkpoints.pipelines import (
+    CAMERAS,
+    PIPELINES,
+    Pipeline,
+    nearest_pipeline,
+    pipeline_named,
+    read_pipeline,
+)
+from pitune.policies.checkpoints.pipelines import FILE as PIPELINE_FILE
+from pitune.policies.checkpoints.weights import Heads, family_of, rename_weights
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.images import PicturesConfig
 from pitune.policies.preprocessing.norm_stats import NormStats
+from pitune.policies.preprocessing.norm_stats_file import (
+    asset_of,
+    find_norm_stats,
+    read_norm_stats,
+)
 from pitune.policies.preprocessing.preprocessor import Normalization, PreprocessorConfig
 from pitune.policies.preprocessing.prompt import PromptConfig
 
-LOADED_MIN_SCALE = 1e-4
-"""Floor of a loaded scale. It is far below a robot's movements, so it leaves the numbers of a
-sound checkpoint unchanged [robot units]."""
+EPSILON = 1e-6
+"""Added by openpi to the standard deviation or to the quantiles' range [robot units]."""
 
 
 def is_openpi(folder: Path) -> bool:
@@ -92,188 +95,120 @@ def _read_policy(
     read_network: Callable[[Path, int], Pi0],
 ) -> FlowPolicy:
     """Return the policy of a folder whose network `read_network` reads."""
-    # pipeline
-    if pipeline is None:
-        if config.pipeline not in PIPELINES:
-            raise ValueError(
-                f"{folder} is an openpi checkpoint, which holds neither horizon nor cameras; "
-                f"pipeline={config.pipeline!r} must name the openpi config that trained it "
-                f"(--load.pipeline): {sorted(PIPELINES)}"
-            )
-        pipeline = PIPELINES[config.pipeline]
+    pipeline = _pipeline_of(folder, config) if pipeline is None else pipeline
 
     # network
     stored = read_arch(folder).get("action_horizon")
     horizon = config.action_horizon or stored or pipeline.action_horizon
     network = read_network(folder, horizon)
-    if network.config.family != pipeline.family:
-        raise ValueError(
-            f"{folder} holds {network.config.family} weights, but the pipeline is "
-            f"{pipeline.family}'s; pass a pipeline of {network.config.family}"
-        )
+    family = network.config.family
 
     # norm stats
-    file = config.norm_stats or find_norm_stats(folder)
+    file = None if config.unnormalized else config.norm_stats
+    if file is None and not config.unnormalized:
+        file = find_norm_stats(folder, config.asset)
     stats = None if file is None else read_norm_stats(file)
+    if family != pipeline.family:
+        dims = None if stats is None else (stats[0].dim, stats[1].dim)
+        raise ValueError(
+            f"{folder} holds {family} weights, but the pipeline is {pipeline.family}'s; pass a "
+            f"pipeline of {family}, such as {nearest_pipeline(family, dims)!r}"
+        )
     check_normalized(folder, stats is not None, config)
 
     # policy with openpi's sampler
     sampler = SamplerConfig(
-        flow_steps=10,
+        flow_steps=pipeline.flow_steps,
         execution_horizon=min(pipeline.execution_horizon, horizon),
         accumulated_time=True,
     )
-    policy = FlowPolicy(network, preprocessor_config(pipeline, stats, network.config), sampler)
+    try:
+        preprocessor = preprocessor_config(pipeline, stats, network.config)
+    except ValueError as error:
+        if stats is None:
+            raise
+        dims = (stats[0].unpadded().dim, stats[1].unpadded().dim)
+        near = nearest_pipeline(family, dims)
+        raise ValueError(
+            f"{folder}: {error}. The nearest known pipeline to its {family} weights and norm stats "
+            f"of {dims} dimensions is {near!r}"
+        ) from error
+    policy = FlowPolicy(network, preprocessor, sampler)
 
     # origin, with the folder of the norm stats for writing them back
     origin = {"format": "openpi"}
     if file is not None and config.norm_stats is None:
-        asset = file.parent.relative_to(folder)
-        origin["asset_id"] = asset.as_posix().removeprefix("assets/")
-    warn_of_raised_scales(policy, folder)
+        origin["asset_id"] = asset_of(folder, file)
+    warn_of_small_scales(policy, folder)
     return with_settings(policy.replace(info=PolicyInfo(origin=origin)), config)
 
 
-def find_norm_stats(folder: Path) -> Path | None:
-    """Return the file of norm stats in a checkpoint folder, or None.
-
-    openpi keeps it in `assets/<asset id>/`, RLinf in `<asset id>/`. An id may contain slashes.
+def _pipeline_of(folder: Path, config: LoadConfig) -> Pipeline:
+    """Return the pipeline that the caller names, or else that of the folder's own file.
 
     Raises:
-        ValueError: there are several.
+        ValueError: there is none, or it is unknown.
     """
-    found = sorted((folder / "assets").rglob("norm_stats.json"))
-    found = found or sorted(folder.rglob("norm_stats.json"))
-    if len(found) > 1:
-        raise ValueError(
-            f"{folder} holds several norm stats, {[str(f.relative_to(folder)) for f in found]}; "
-            "name one with --load.norm-stats"
-        )
-    return found[0] if found else None
+    if config.pipeline is not None:
+        return pipeline_named(config.pipeline)
+    if (folder / PIPELINE_FILE).is_file():
+        return read_pipeline(folder / PIPELINE_FILE)
+    raise ValueError(
+        f"{folder} is an openpi checkpoint, which holds neither horizon nor cameras; pipeline=None "
+        "must name the openpi config that trained it (--load.pipeline): one of "
+        f"{sorted(PIPELINES)}{_hint(folder, config)}, or a .json or .yaml file for your own robot"
+    )
 
 
-def read_norm_stats(file: Path) -> tuple[NormStats, NormStats]:
-    """Return the statistics of state and actions in an openpi file.
-
-    Raises:
-        ValueError: the file does not hold them.
-    """
-    try:
-        stats = json.loads(file.read_text())["norm_stats"]
-        state, action = (_stats(stats[key]) for key in ("state", "actions"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} does not hold norm stats of state and actions, with mean and std ({error!r}); "
-            "pitune.experiments.norm_stats computes such a file"
-        ) from error
-    return state, action
-
-
-def _stats(values: dict[str, Any]) -> NormStats:
-    names = [name for name in ("mean", "std", "q01", "q99") if values.get(name) is not None]
-    found = {name: tuple(map(float, values[name])) for name in names}
-    return NormStats(**found) if "q01" in found else NormStats.without_quantiles(**found)
+def _hint(folder: Path, config: LoadConfig) -> str:
+    """Return the known pipeline that is nearest to a folder, as a hint for messages."""
+    weights = "".join(file.name for file in folder.glob("*.safetensors"))
+    if not weights:  # a JAX checkpoint, whose leaves are dear to read
+        return ""
+    file = config.norm_stats or find_norm_stats(folder, config.asset)
+    stats = None if file is None else read_norm_stats(file)
+    dims = None if stats is None else (stats[0].unpadded().dim, stats[1].unpadded().dim)
+    family = family_of(rename_weights(read_weight_files(folder)))
+    near = nearest_pipeline(family, dims)
+    return f" (the nearest to its {family} weights and norm stats of {dims} dimensions is {near!r})"
 
 
 def preprocessor_config(
     pipeline: Pipeline, stats: tuple[NormStats, NormStats] | None, network: Pi0Config
 ) -> PreprocessorConfig:
-    """Return openpi's preprocessing. Without stats nothing is normalized."""
-    state_dim, action_dim = pipeline.state_dim, pipeline.action_dim
-    normalization: Normalization
+    """Return openpi's preprocessing. Without stats nothing is normalized.
+
+    Raises:
+        ValueError: the stats belong to another robot, or lack what the pipeline needs.
+    """
+    normalization: Normalization = "quantile" if pipeline.quantiles else "zscore"
+    normalization = "none" if stats is None else normalization
+    dims = (pipeline.state_dim, pipeline.action_dim)
     if stats is None:
-        stats = NormStats.identity(state_dim), NormStats.identity(action_dim)
-        normalization = "none"
-    else:
-        normalization = "quantile" if pipeline.quantiles else "zscore"
+        if dims[0] is None or dims[1] is None:
+            raise ValueError(
+                f"the pipeline has state_dim={dims[0]} and action_dim={dims[1]}, and there are no "
+                "norm stats to take them from; give both in the pipeline"
+            )
+        stats = NormStats.identity(dims[0]), NormStats.identity(dims[1])
+    state, action = (
+        part.unpadded() if dim is None else part.first(dim)
+        for part, dim in zip(stats, dims, strict=True)
+    )
     return PreprocessorConfig(
-        state=stats[0].first(state_dim),
-        action=stats[1].first(action_dim),
+        state=state,
+        action=action,
         normalization=normalization,
-        min_scale=LOADED_MIN_SCALE,
+        epsilon=EPSILON,
+        epsilon_out=EPSILON,
+        min_scale=0.0,  # openpi has none
         delta_mask=pipeline.delta_mask,
         joints=pipeline.joints,
         pictures=PicturesConfig(
             cameras=pipeline.cameras,
             missing=tuple(name for name in CAMERAS if name not in pipeline.cameras),
+            order=CAMERAS,
             size=network.vision.image_size if network.vision else 224,
         ),
         prompt=PromptConfig(max_tokens=pipeline.max_tokens, discrete_state=pipeline.discrete_state),
     )
-
-
-def write(policy: FlowPolicy, folder: Path) -> list[str]:
-    """Write `model.safetensors`, `config.json` and the norm stats into an existing folder.
-
-    openpi's strict reader expects the embedding under the name `lm_head` with a note of it in the
-    metadata, and an `lm_head` of the expert, which it does not use.
-
-    Returns:
-        The differences between openpi's computation and this policy's.
-
-    Raises:
-        ValueError: openpi cannot express the policy's pipeline, or cannot read its weights.
-    """
-    network, preprocessor = policy.network.config, policy.preprocessor.config
-    weights = merged_weights(policy, "openpi")
-    differences = _check_pipeline(network, preprocessor)
-
-    # weights with openpi's two heads
-    embedding = weights.pop(EMBEDDING)
-    weights[LM_HEAD] = embedding
-    weights[EXPERT_HEAD] = torch.zeros(len(embedding), network.expert.width, dtype=embedding.dtype)
-    write_weights("openpi", weights, openpi_keys(network), folder, {EMBEDDING: LM_HEAD})
-
-    # config.json
-    description = {
-        "action_dim": network.action_dim,
-        "action_horizon": network.action_horizon,
-        "paligemma_variant": "gemma_2b",
-        "action_expert_variant": "gemma_300m",
-        "precision": str(embedding.dtype).removeprefix("torch."),
-    }
-    write_json(folder / "config.json", description)
-
-    # norm stats in the folder of their asset
-    if preprocessor.normalization != "none":
-        stats = {"state": asdict(preprocessor.state), "actions": asdict(preprocessor.action)}
-        asset_id = policy.info.origin.get("asset_id", "pitune")
-        file = folder / "assets" / asset_id / "norm_stats.json"
-        file.parent.mkdir(parents=True)
-        write_json(file, {"norm_stats": stats})
-    write_companions(policy, folder)
-    return differences
-
-
-def _check_pipeline(network: Pi0Config, config: PreprocessorConfig) -> list[str]:
-    """Return the differences of openpi's preprocessing from a policy's.
-
-    Raises:
-        ValueError: openpi cannot express it.
-    """
-    pictures, prompt = config.pictures, config.prompt
-    if pictures is None or prompt is None or not set(pictures.cameras) <= set(CAMERAS):
-        raise ValueError(
-            f"openpi's cameras are {CAMERAS}, this policy's "
-            f"{[] if pictures is None else list(pictures.cameras)}, and it needs a prompt; save "
-            "with format='pitune' or 'lerobot'"
-        )
-
-    # in openpi the normalization follows from the family
-    expected = "quantile" if network.family == "pi05" else "zscore"
-    if config.normalization not in (expected, "none"):
-        raise ValueError(
-            f"openpi normalizes {network.family} by {expected}, this policy by "
-            f"{config.normalization}; save with format='pitune' or 'lerobot'"
-        )
-
-    # settings that openpi does not have
-    differences = {
-        "pictures that are not of the right size are resized with antialias": (
-            pictures.resize != "pillow"
-        ),
-        "prompts are cleaned of underscores and surrounding space": not prompt.clean,
-        "1e-6 is added to the divisors": (config.epsilon, config.epsilon_out) != (1e-6, 1e-6),
-        "the state in the prompt is not padded": prompt.state_padding > 0,
-    }
-    return [text for text, differs in differences.items() if differs]

@@ -7,7 +7,9 @@ Letters: N rows, V cameras, Y, X image pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
@@ -18,6 +20,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from pitune.ranges import PositiveInt, Settings
+
+Bars = Literal["black", "minus_three", "left_top", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +34,69 @@ class PicturesConfig(Settings):
     """
 
     cameras: dict[str, str] = field(default_factory=dict)
-    """Maps the network's cameras, in its order, to the observation's cameras."""
+    """Maps the network's cameras to the observation's cameras."""
     missing: tuple[str, ...] = ()
     """The network's cameras that this robot lacks. The references mask them. Here they are left
     out, which is equivalent and cheaper."""
+    order: tuple[str, ...] = ()
+    """All cameras of the network, in the order of its prefix. `cameras` are sorted by it. Without
+    it, `cameras` stand in that order, followed by the missing ones."""
     size: PositiveInt = 224
     """Height and width of the vision tower's input [pixels]."""
     resize: Literal["pillow", "torch"] = "pillow"
     """Filter: Pillow's bilinear filter on bytes (openpi, antialiased), or torch's bilinear
     interpolation on floats (lerobot, not antialiased)."""
+    bars: Bars = "black"
+    """Bars beside a picture that is not square: black on both sides (openpi, lerobot from 0.5 on),
+    -3 where black is -1 (lerobot 0.4), or black on the left or the top only (lerobot 0.3). With
+    "unknown" such a picture is rejected."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [*self.cameras, *self.missing]
+        unknown = sorted(set(names) - set(self.order)) if self.order else []
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if unknown or twice:
+            problem = f"{unknown} are no cameras of" if unknown else f"{twice} stand twice in"
+            raise ValueError(
+                f"cameras={self.cameras}, missing={self.missing}: {problem} the network, whose "
+                f"cameras are {list(self.network_cameras)}"
+            )
+        if self.order:
+            cameras = {name: self.cameras[name] for name in self.order if name in self.cameras}
+            object.__setattr__(self, "cameras", cameras)
+
+    @property
+    def network_cameras(self) -> tuple[str, ...]:
+        """All cameras of the network, in the order of its prefix."""
+        return self.order or (*self.cameras, *self.missing)
+
+    def rewired(self, cameras: Mapping[str, str]) -> PicturesConfig:
+        """Return a config with other cameras of the observation. Unnamed ones become missing.
+
+        Args:
+            cameras: The observation's camera for each camera of the network.
+
+        Raises:
+            ValueError: a camera is not one of the network's.
+        """
+        known = self.network_cameras
+        if unknown := sorted(set(cameras) - set(known)):
+            raise ValueError(
+                f"cameras={dict(cameras)} names {unknown}, but the network's cameras are "
+                f"{list(known)}; name some of them{nearest(unknown, known)}"
+            )
+        kept = {name: cameras[name] for name in known if name in cameras}
+        missing = tuple(name for name in known if name not in cameras)
+        return replace(self, cameras=kept, missing=missing, order=known)
+
+
+def nearest(names: Iterable[str], known: Iterable[str]) -> str:
+    """Return a hint with the known name that is nearest to each name, empty without any."""
+    known = list(known)
+    pairs = [(name, get_close_matches(name, known, 1, cutoff=0.5)) for name in names]
+    hints = [f"{match[0]!r} instead of {name!r}" for name, match in pairs if match]
+    return f" (did you mean {', '.join(hints)}?)" if hints else ""
 
 
 def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
@@ -54,18 +112,24 @@ def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
     Raises:
         ValueError: a picture is not uint8 with three channels.
     """
-    for camera, image in zip(config.cameras, images, strict=True):
+    for camera, image in zip(config.cameras.values(), images, strict=True):
         if image.dtype != torch.uint8 or image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(
-                f"pictures of camera {camera!r} are {image.dtype} of shape {tuple(image.shape)}; "
+                f"pictures image/{camera} are {image.dtype} of shape {tuple(image.shape)}; "
                 "they must be uint8 (N, 3, Y, X)"
+            )
+        if min(_fit_size(image.shape[-2], image.shape[-1], config.size)) < 1:
+            raise ValueError(
+                f"pictures image/{camera} are {tuple(image.shape[-2:])} pixels; their longer "
+                f"side must be less than {config.size} times the shorter one"
             )
 
     # V x (N, 3, Y, X) -> (N, V, 3, size, size), as openpi or as lerobot
     right_size = all(image.shape[-2:] == (config.size, config.size) for image in images)
     if right_size or config.resize == "pillow":
         return torch.stack([_resize_bytes(image, config.size) for image in images], dim=1)
-    return torch.stack([_resize_floats(image, config.size) for image in images], dim=1) * 2 - 1
+    pictures = [_resize_floats(image, config.size, config.bars) for image in images]
+    return torch.stack(pictures, dim=1) * 2 - 1
 
 
 def scaled_pictures(images: Tensor) -> Tensor:
@@ -93,16 +157,30 @@ def _resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
     return framed
 
 
-def _resize_floats(image: Tensor, size: int) -> Tensor:
-    """Resize pictures (N, 3, Y, X) as lerobot: not antialiased, with black bars, not rounded."""
+def _resize_floats(image: Tensor, size: int, bars: Bars) -> Tensor:
+    """Resize pictures (N, 3, Y, X) as lerobot: not antialiased, with bars, not rounded.
+
+    Raises:
+        ValueError: the picture needs bars, and the checkpoint does not determine which.
+    """
     scaled = image.float() / 255
     if image.shape[-2:] == (size, size):
         return scaled
     height, width = _fit_size(image.shape[-2], image.shape[-1], size)
+    if bars == "unknown" and (height, width) != (size, size):
+        raise ValueError(
+            f"pictures of {tuple(image.shape[-2:])} pixels need bars to become square, and this "
+            "checkpoint of lerobot does not determine which; load it with the version that trained "
+            "it, lerobot_version='0.3', '0.4' or '0.5' (--load.lerobot-version; 0.5 for later ones)"
+        )
     # (N, 3, Y, X) -> (N, 3, height, width) -> (N, 3, size, size)
     scaled = interpolate(scaled, (height, width), mode="bilinear", align_corners=False)
     top, left = (size - height) // 2, (size - width) // 2
-    return pad(scaled.clamp(0, 1), (left, size - width - left, top, size - height - top))
+    if bars == "left_top":
+        top, left = size - height, size - width
+    value = -1.0 if bars == "minus_three" else 0.0
+    sides = (left, size - width - left, top, size - height - top)
+    return pad(scaled.clamp(0, 1), sides, value=value)
 
 
 def _fit_size(height: int, width: int, size: int) -> tuple[int, int]:

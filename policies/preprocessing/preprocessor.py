@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -68,13 +69,19 @@ class PreprocessorConfig(Settings):
                 f"delta_mask has {len(self.delta_mask)} entries, but the state has "
                 f"{self.state.dim} dimensions and the action {self.action.dim}"
             )
-        if self.normalization == "quantile" and not (
-            self.state.has_quantiles and self.action.has_quantiles
-        ):
+        lacking = [name for name in ("state", "action") if getattr(self, name).quantiles is None]
+        if self.normalization == "quantile" and lacking:
             raise ValueError(
-                "normalization='quantile' needs q01 and q99 in the norm stats, but they hold none; "
-                "recompute the stats from demonstrations"
+                f"normalization='quantile' needs q01 and q99 in the norm stats, but those of "
+                f"{' and '.join(lacking)} were never computed; recompute the stats from "
+                "demonstrations (pitune norm-stats)"
             )
+        for name in ("epsilon", "epsilon_out", "min_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be finite and not negative")
+        if self.epsilon == self.min_scale == 0 and self.normalization != "none":
+            for name in ("state", "action"):
+                getattr(self, name).check_spread(name, self.normalization == "quantile")
         if self.joints == "aloha" and (self.state.dim, self.action.dim) != (aloha.DIM, aloha.DIM):
             raise ValueError(
                 f"joints='aloha' needs {aloha.DIM} state and action dimensions, the norm stats "
@@ -86,20 +93,25 @@ class PreprocessorConfig(Settings):
         """Rebuild the config from `dataclasses.asdict`, also after a round trip through JSON."""
         # JSON has lists in the place of tuples
         parts: dict[str, Any] = {
-            name: NormStats(**{key: tuple(numbers) for key, numbers in values[name].items()})
-            for name in ("state", "action")
+            name: NormStats.from_dict(values[name]) for name in ("state", "action")
         }
         parts["delta_mask"] = tuple(values.get("delta_mask", ()))
         if values.get("pictures") is not None:
             pictures = values["pictures"]
-            parts["pictures"] = PicturesConfig(**{**pictures, "missing": (*pictures["missing"],)})
+            names = {key: (*pictures.get(key, ()),) for key in ("missing", "order")}
+            parts["pictures"] = PicturesConfig(**{**pictures, **names})
         if values.get("prompt") is not None:
             parts["prompt"] = PromptConfig(**values["prompt"])
         return cls(**{**values, **parts})
 
     def fingerprint(self) -> str:
         """Return a hash of all settings and statistics, equal for equal configs."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        # a setting that older policies did not have counts only if it is set
+        for name, default in (("order", ()), ("bars", "black")):
+            if self.pictures is not None and getattr(self.pictures, name) == default:
+                del values["pictures"][name]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -217,15 +229,19 @@ class Preprocessor(nn.Module):
         if self.config.prompt is None:
             raise ValueError("this policy has no prompt")
         # in double precision, so that rounding does not move a number into the next bin
-        offset, scale = _offset_and_scale(self.config.state, self.config, self.config.epsilon)
+        offset, scale = offset_and_scale(self.config.state, self.config, self.config.epsilon)
         scaled = (self._joints(state).double().cpu() - offset) / scale - self._shift
         tokens, mask = tokenize(instructions, scaled, self.config.prompt, encoder)
         return tokens.to(state.device), mask.to(state.device)
 
     def floored(self) -> dict[str, list[int]]:
         """Return the dimensions whose scale was raised to `min_scale`, per quantity."""
+        return self.flat(self.config.min_scale)
+
+    def flat(self, scale: float) -> dict[str, list[int]]:
+        """Return the dimensions whose statistics spread less than `scale`, per quantity."""
         return {
-            name: (_spread(stats, self.config) < self.config.min_scale).nonzero().flatten().tolist()
+            name: (_spread(stats, self.config) < scale).nonzero().flatten().tolist()
             for name, stats in (("state", self.config.state), ("action", self.config.action))
         }
 
@@ -253,8 +269,8 @@ def _spread(stats: NormStats, config: PreprocessorConfig) -> Tensor:
     """Return the standard deviation or half the range of each dimension, float64."""
     if config.normalization == "zscore":
         return torch.tensor(stats.std, dtype=torch.float64)
-    if config.normalization == "quantile":
-        low, high = torch.tensor([stats.q01, stats.q99], dtype=torch.float64)
+    if config.normalization == "quantile" and stats.quantiles is not None:
+        low, high = torch.tensor(stats.quantiles, dtype=torch.float64)
         return (high - low) / 2
     return torch.ones(stats.dim, dtype=torch.float64)
 
@@ -263,17 +279,18 @@ def _buffers(
     stats: NormStats, config: PreprocessorConfig, epsilon: float
 ) -> tuple[nn.Buffer, nn.Buffer]:
     """Return the offset and the divisor of the normalization as float32 buffers."""
-    offset, scale = _offset_and_scale(stats, config, epsilon)
+    offset, scale = offset_and_scale(stats, config, epsilon)
     return nn.Buffer(offset.float(), persistent=False), nn.Buffer(scale.float(), persistent=False)
 
 
-def _offset_and_scale(
+def offset_and_scale(
     stats: NormStats, config: PreprocessorConfig, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """Return the offset and the divisor of the normalization, float64."""
     scale = _spread(stats, config).clamp(min=config.min_scale)
-    if config.normalization == "quantile":  # to 0 .. 2, later minus 1, as in the references
-        return torch.tensor(stats.q01, dtype=torch.float64), scale + epsilon / 2
+    if config.normalization == "quantile" and stats.quantiles is not None:
+        # to 0 .. 2, later minus 1, as in the references
+        return torch.tensor(stats.quantiles[0], dtype=torch.float64), scale + epsilon / 2
     if config.normalization == "zscore":
         return torch.tensor(stats.mean, dtype=torch.float64), scale + epsilon
     return torch.zeros_like(scale), torch.ones_like(scale)

@@ -14,6 +14,7 @@ from torchrl.envs import ExplorationType
 
 from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds
 from pitune.policies import FlowPolicy
+from pitune.policies.preprocessing.images import nearest
 from pitune.policies.preprocessing.model_input import with_words
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.experience.sub_dict import sub_dict
@@ -44,7 +45,7 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
     if missing:
         raise ValueError(
             f"the checkpoint needs cameras {missing}, {spec.id} was made with "
-            f"{list(spec.cameras)}; {_camera_advice(spec.id)}"
+            f"{list(spec.cameras)}{nearest(missing, spec.cameras)}; {_camera_advice(spec.id)}"
         )
 
     # instructions

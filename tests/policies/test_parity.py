@@ -14,7 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pitune.experiments.verify_checkpoint import VerifyConfig, compute, encoder_inputs, main, verify
+from pitune.experiments.verify_checkpoint import (
+    VerifyConfig,
+    compute,
+    encoder_inputs,
+    error_of,
+    main,
+    verify,
+)
 from pitune.policies.checkpoints.formats import load_network
 from pitune.policies.network import flow_time, gemma, layers, pi0, siglip
 
@@ -304,3 +311,23 @@ def test_text_embeddings_are_scaled_by_the_root_of_the_width() -> None:
     assert network.vlm is not None
     words = network.vlm.language_model.embed_tokens(inputs["tokens"])
     assert torch.allclose(embedded[:, -48:], words * math.sqrt(64))
+
+
+def test_large_numbers_are_compared_in_relative_terms() -> None:
+    reference = torch.tensor([0.0, 0.5, -1.0, 300.0, -4e4])
+    assert error_of(reference * (1 + 1e-6), reference) < 1.1e-6
+    assert error_of(reference + 1e-3, reference) == pytest.approx(1e-3, rel=1e-3)  # near zero
+    assert error_of(torch.tensor([330.0]), torch.tensor([300.0])) == pytest.approx(0.1)
+    assert math.isnan(error_of(torch.tensor([math.nan, 1.0]), torch.ones(2)))
+
+
+def test_a_camera_that_the_network_lacks_is_refused_with_the_nearest() -> None:
+    inputs = {"image_uint8.base_rgb": torch.zeros(1, 4, 4, 3, dtype=torch.uint8)}
+    with pytest.raises(ValueError, match=r"\['base_rgb'\], but .* mean 'base_0_rgb' instead of"):
+        encoder_inputs(inputs)
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
+def test_a_tolerance_without_a_meaning_is_refused(tolerance: float) -> None:
+    with pytest.raises(ValueError, match=r"tolerance=.* must be finite and not negative"):
+        VerifyConfig(checkpoint=Path("x"), inputs=Path("i"), outputs=Path("o"), tolerance=tolerance)

@@ -183,7 +183,7 @@ def test_openpi_has_no_other_cameras_than_its_own(tmp_path: Path) -> None:
     policy = load_openpi("pi0")
     pictures = policy.preprocessor.config.pictures
     assert pictures is not None
-    policy = exported(policy, pictures=replace(pictures, cameras={"top": "image"}))
+    policy = exported(policy, pictures=replace(pictures, cameras={"top": "image"}, order=()))
     with pytest.raises(
         ValueError, match=r"openpi's cameras are .* this policy's \['top'\], and it"
     ):

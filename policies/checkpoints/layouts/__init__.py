@@ -1,0 +1,1 @@
+"""How checkpoints lie on disk: folders, weight files, names in wrappers, and adapters."""
