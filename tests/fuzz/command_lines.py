@@ -30,7 +30,9 @@ Result = Callable[[Path, Ending], bool]
 JUNK = ("", "abc", "nan", "inf", "-inf", "-1", "0", "1e400", "1.5", "None", "true", "π", "--", "-x")
 """Values that hardly any option takes."""
 HUGE = "1000000000000000"
-KEEP_SMALL = frozenset({"num_envs", "id", "num_iterations", "gradient_steps", "repeats", "fast"})
+KEEP_SMALL = frozenset(
+    {"num_envs", "id", "num_iterations", "gradient_steps", "repeats", "fast", "max_minutes"}
+)
 """Fields that keep the value of the base command, except for an invalid one."""
 
 
