@@ -89,7 +89,8 @@ def bases() -> dict[str, Base]:
     clone = ("--checkpoint", "clone/pretrained")
     demonstrations = ("--demonstrations", "clone/demonstrations.safetensors")
     checkpoint, file = Path("clone/pretrained"), Path("x")
-    found = {}
+    found: dict[str, Base] = {}
+    words: tuple[str, ...]
     for word in (*rl.presets(), "ppo:flow_noise", "dsrl:sac", "grpo:one_step"):
         config = TrainConfig(algorithm=preset(word), env=env)
         small = ("--num-iterations", "1", "--no-video", "--out", "new")
@@ -128,9 +129,9 @@ def bases() -> dict[str, Base]:
         found[f"list {word}"] = Base(("list", word), (), lambda _, end: len(end.out) > 40)
     found["doctor"] = Base(("doctor",), (), shows("needed is here"))
     found["help"] = Base(("--help",), (), shows("usage: pitune"))
-    small = ("--prompt-tokens", "4", "--flow-steps", "2", "--repeats", "1", "--no-training")
+    sizes = ("--prompt-tokens", "4", "--flow-steps", "2", "--repeats", "1", "--no-training")
     timed = tuple(options_of(pi0.BenchmarkConfig()))
-    found["bench pi0"] = Base(("bench", "pi0", *small), timed, shows("sample "))
+    found["bench pi0"] = Base(("bench", "pi0", *sizes), timed, shows("sample "))
     words = ("bench", "rollout", *ENV_WORDS, "--num-chunks", "2", "--repeats", "1")
     timed = tuple(options_of(rollout.BenchmarkConfig(env=env)))
     found["bench rollout"] = Base(words, timed, shows("raw simulator"))
