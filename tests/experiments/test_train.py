@@ -329,7 +329,7 @@ def test_an_algorithm_without_rollouts_takes_no_environment_steps(whole: Callabl
 def test_time_that_is_up_ends_the_run_with_a_checkpoint(
     config_of: Callable, tmp_path: Path
 ) -> None:
-    summary = train(config_of("bc", tmp_path, max_minutes=0.0))
+    summary = train(config_of("bc", tmp_path, max_minutes=1e-9))
     assert summary["iterations"] == 1
     assert (tmp_path / "checkpoint_000001").is_dir()
     assert rows(tmp_path)[0]["success_rate"] != ""

@@ -94,7 +94,10 @@ def bases() -> dict[str, Base]:
     for word in (*rl.presets(), "ppo:flow_noise", "dsrl:sac", "grpo:one_step"):
         config = TrainConfig(algorithm=preset(word), env=env)
         small = ("--num-iterations", "1", "--no-video", "--out", "new")
-        words = ("train", word, *clone, *ENV_WORDS, *LOOP, *small, *_small_settings(config))
+        # whole episodes of 20 steps, in chunks of 2
+        whole = rl.registry.entry(word.partition(":")[0]).whole_episodes
+        loop = (*LOOP, "--num-chunks", "10") if whole else LOOP
+        words = ("train", word, *clone, *ENV_WORDS, *loop, *small, *_small_settings(config))
         done = has("summary.json")
         found[f"train {word}"] = Base(words, tuple(options_of(config)), done)
     resumed = TrainConfig(algorithm=rl.PPOConfig(), env=env)
