@@ -17,15 +17,15 @@ from typing import Any
 import torch
 
 from pitune import envs, policies, rl
-from pitune.experiments.command_line.checkpoints import (
-    environment_note,
-    find_checkpoint,
-    with_environment,
-)
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.listing import algorithm_lines
 from pitune.experiments.command_line.parsing import arguments, default_env, program, wants_help
 from pitune.experiments.command_line.parsing import parse as parse_config
+from pitune.experiments.find_checkpoint import (
+    environment_note,
+    find_checkpoint,
+    with_environment,
+)
 from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.recipes import preset
 from pitune.experiments.runs.evaluations import cut_note, evaluate_both, validate

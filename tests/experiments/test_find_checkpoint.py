@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from pitune import envs, policies
-from pitune.experiments.command_line.checkpoints import (
+from pitune.experiments.evaluate import main as evaluate
+from pitune.experiments.find_checkpoint import (
     environment_note,
     find_checkpoint,
     with_environment,
 )
-from pitune.experiments.evaluate import main as evaluate
 
 Rates = dict[int, float]
 
