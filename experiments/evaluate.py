@@ -15,9 +15,9 @@ import torch
 from rich.console import Console
 
 from pitune import envs, policies, rl
-from pitune.experiments.command_line.checkpoints import environment_note, find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
+from pitune.experiments.find_checkpoint import environment_note, find_checkpoint
 from pitune.experiments.runs.config_file import plain, provenance
 from pitune.experiments.runs.progress import count_episodes, screen
 from pitune.ranges import DeviceName, PositiveInt, Seed, Settings

@@ -21,9 +21,9 @@ from rich.console import Console
 from torch import Tensor
 
 from pitune import policies, rl
-from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
+from pitune.experiments.find_checkpoint import find_checkpoint
 from pitune.policies import FlowPolicy, NormStats
 from pitune.policies.checkpoints.pipelines import pipeline_named
 from pitune.policies.preprocessing.norm_stats_file import norm_stats_json

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from pitune import envs, policies, rl
-from pitune.experiments.command_line.checkpoints import with_environment
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
+from pitune.experiments.find_checkpoint import with_environment
 from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import plain, write_config
 from pitune.experiments.runs.folder.same_config import check_same

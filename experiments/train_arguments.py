@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pitune import rl
-from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.listing import algorithm_lines
 from pitune.experiments.command_line.parsing import default_env, program, wants_help
 from pitune.experiments.command_line.parsing import parse as parse_config
+from pitune.experiments.find_checkpoint import find_checkpoint
 from pitune.experiments.recipes import preset
 from pitune.experiments.runs.resume import with_saved_options
 from pitune.experiments.runs.train_config import TrainConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pitune import policies
-from pitune.experiments.command_line.checkpoints import environment_note, with_environment
+from pitune.experiments.find_checkpoint import environment_note, with_environment
 from pitune.experiments.runs.folder.initial_policy import kept_policy, load_and_keep
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.train_config import TrainConfig

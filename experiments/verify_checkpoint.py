@@ -29,9 +29,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
+from pitune.experiments.find_checkpoint import find_checkpoint
 from pitune.policies.checkpoints import lerobot_read
 from pitune.policies.checkpoints.files import read_safetensors
 from pitune.policies.checkpoints.formats import load_network, recognize

@@ -17,7 +17,6 @@ import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -111,9 +110,8 @@ class Device:
         """Return how a message about an unusable device ends, or None for a usable one."""
         here = self._here()
         kind, colon, number = value.partition(":")
-        if kind not in ("cpu", "cuda", "mps") or (colon and not number.isascii()):
-            return f"={value!r} is no device; valid: {self.text()}; here: {', '.join(here)}"
-        if colon and not number.isdigit():
+        numbered = number.isascii() and number.isdigit()
+        if kind not in ("cpu", "cuda", "mps") or (colon and not numbered):
             return f"={value!r} is no device; valid: {self.text()}; here: {', '.join(here)}"
         if (value if kind == "cuda" else kind) in here or (kind == "cpu" and not colon):
             return None
@@ -142,12 +140,21 @@ Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
 DeviceName = Annotated[str, Device()]
 
 
-@cache
-def declared_types(config: Any) -> dict[str, Any]:
+def declared_types(config: type) -> dict[str, Any]:
     """Return the types of a dataclass's fields, with their ranges.
 
     Fields whose types cannot be found at runtime are left out.
     """
+    if config not in _TYPES:
+        _TYPES[config] = _declared_types(config)
+    return _TYPES[config]
+
+
+_TYPES: dict[Any, dict[str, Any]] = {}
+"""Declared types by class, because finding them takes longer than a check."""
+
+
+def _declared_types(config: Any) -> dict[str, Any]:
     names = [item.name for item in fields(config)]
     try:
         hints = get_type_hints(config, include_extras=True)

@@ -85,7 +85,8 @@ RANGED = [
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_config_is_checked_and_every_number_in_it_has_a_range(kind: type) -> None:
     assert issubclass(kind, Settings)
-    assert declared_types(kind).keys() == {item.name for item in fields(kind)}
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    assert declared_types(kind).keys() == names
     missing = [name for name in without_ranges(kind) if (kind.__name__, name) not in OF_USERS]
     assert missing == [], f"declare a range beside {kind.__name__}.{missing}"
 

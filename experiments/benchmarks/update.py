@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pitune import envs, policies, rl
-from pitune.experiments.command_line.checkpoints import find_checkpoint
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
+from pitune.experiments.find_checkpoint import find_checkpoint
 from pitune.experiments.runs.run import provenance
 from pitune.ranges import DeviceName, PositiveFloat, PositiveInt, Settings
 

@@ -30,7 +30,9 @@ Result = Callable[[Path, Ending], bool]
 JUNK = ("", "abc", "nan", "inf", "-inf", "-1", "0", "1e400", "1.5", "None", "true", "π", "--", "-x")
 """Values that hardly any option takes."""
 HUGE = "1000000000000000"
-KEEP_SMALL = frozenset({"num_envs", "id", "num_iterations", "gradient_steps", "repeats", "fast"})
+KEEP_SMALL = frozenset(
+    {"num_envs", "id", "num_iterations", "gradient_steps", "repeats", "fast", "max_minutes"}
+)
 """Fields that keep the value of the base command, except for an invalid one."""
 
 
@@ -87,11 +89,15 @@ def bases() -> dict[str, Base]:
     clone = ("--checkpoint", "clone/pretrained")
     demonstrations = ("--demonstrations", "clone/demonstrations.safetensors")
     checkpoint, file = Path("clone/pretrained"), Path("x")
-    found = {}
+    found: dict[str, Base] = {}
+    words: tuple[str, ...]
     for word in (*rl.presets(), "ppo:flow_noise", "dsrl:sac", "grpo:one_step"):
         config = TrainConfig(algorithm=preset(word), env=env)
         small = ("--num-iterations", "1", "--no-video", "--out", "new")
-        words = ("train", word, *clone, *ENV_WORDS, *LOOP, *small, *_small_settings(config))
+        # whole episodes of 20 steps, in chunks of 2
+        whole = rl.registry.entry(word.partition(":")[0]).whole_episodes
+        loop = (*LOOP, "--num-chunks", "10") if whole else LOOP
+        words = ("train", word, *clone, *ENV_WORDS, *loop, *small, *_small_settings(config))
         done = has("summary.json")
         found[f"train {word}"] = Base(words, tuple(options_of(config)), done)
     resumed = TrainConfig(algorithm=rl.PPOConfig(), env=env)
@@ -126,9 +132,9 @@ def bases() -> dict[str, Base]:
         found[f"list {word}"] = Base(("list", word), (), lambda _, end: len(end.out) > 40)
     found["doctor"] = Base(("doctor",), (), shows("needed is here"))
     found["help"] = Base(("--help",), (), shows("usage: pitune"))
-    small = ("--prompt-tokens", "4", "--flow-steps", "2", "--repeats", "1", "--no-training")
+    sizes = ("--prompt-tokens", "4", "--flow-steps", "2", "--repeats", "1", "--no-training")
     timed = tuple(options_of(pi0.BenchmarkConfig()))
-    found["bench pi0"] = Base(("bench", "pi0", *small), timed, shows("sample "))
+    found["bench pi0"] = Base(("bench", "pi0", *sizes), timed, shows("sample "))
     words = ("bench", "rollout", *ENV_WORDS, "--num-chunks", "2", "--repeats", "1")
     timed = tuple(options_of(rollout.BenchmarkConfig(env=env)))
     found["bench rollout"] = Base(words, timed, shows("raw simulator"))

@@ -32,6 +32,12 @@ def raising(error: BaseException) -> Callable[[], object]:
     return act
 
 
+def loop(path: Path) -> Path:
+    """Make a link that points to itself."""
+    path.symlink_to(path.name)
+    return path
+
+
 @pytest.mark.parametrize(
     "number",
     [
@@ -75,7 +81,7 @@ def test_an_unknown_error_of_the_system_is_one_sentence_too(capsys: pytest.Captu
         lambda folder: folder.read_text(),
         lambda folder: ((folder / "file").write_text(""), (folder / "file" / "x").mkdir()),
         lambda folder: (folder / ("x" * 300)).write_text(""),
-        lambda folder: (os.symlink("loop", folder / "loop"), (folder / "loop").read_text()),
+        lambda folder: loop(folder / "loop").read_text(),
         lambda _: Path("/dev/full").write_text("x"),
     ],
 )

@@ -86,10 +86,14 @@ def _success_rate(checkpoint: Path) -> tuple[str | None, float]:
         return f"it lacks {', '.join(missing)}", math.nan
     try:
         progress = json.loads((checkpoint / "progress.json").read_text())
-        rate = progress["success_rate"]  # none where a signal ended the run between evaluations
-        return None, math.nan if rate is None else float(rate)
+        stored = progress["success_rate"]
+        # none where a signal ended the run between evaluations
+        rate = math.nan if stored is None else float(stored)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"progress.json: {error!r}", math.nan
+    # nan where all episodes were broken
+    valid = math.isnan(rate) or 0 <= rate <= 1
+    return None if valid else f"progress.json: success_rate={rate}", rate
 
 
 def _start_of(run: Path) -> Path | None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from pitune import envs, policies
-from pitune.experiments.command_line.checkpoints import (
+from pitune.experiments.evaluate import main as evaluate
+from pitune.experiments.find_checkpoint import (
     environment_note,
     find_checkpoint,
     with_environment,
 )
-from pitune.experiments.evaluate import main as evaluate
 
 Rates = dict[int, float]
 
@@ -54,14 +54,15 @@ def test_a_run_gives_its_best_checkpoint_or_its_last_or_its_start(
 def test_copies_links_and_damaged_checkpoints_are_not_taken(
     half_trained: Path, tmp_path: Path, screen_text: list
 ) -> None:
-    run = make_run(tmp_path / "run", half_trained, {0: 0.1, 20: 0.9, 40: 0.8, 60: 0.7})
+    run = make_run(tmp_path / "run", half_trained, {0: 9.0, 20: 0.9, 40: 0.8, 60: 0.7})
     shutil.copytree(run / "checkpoint_000020", run / "checkpoint_000020_mine")
     (run / "checkpoint_000080").symlink_to(run / "checkpoint_000020_mine")
     (run / "checkpoint_000020" / "policy.safetensors").unlink()
     (run / "checkpoint_000040" / "progress.json").write_text("{")
     assert find_checkpoint(run) == run / "checkpoint_000060"
-    assert "checkpoint_000020 is damaged (it lacks policy.safetensors)" in screen_text[0]
-    assert "checkpoint_000040 is damaged (progress.json: " in screen_text[1]
+    assert "checkpoint_000000 is damaged (progress.json: success_rate=9.0)" in screen_text[0]
+    assert "checkpoint_000020 is damaged (it lacks policy.safetensors)" in screen_text[1]
+    assert "checkpoint_000040 is damaged (progress.json: " in screen_text[2]
 
 
 def test_the_folder_of_a_clone_gives_the_clone_and_refuses_a_choice(
