@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pitune import envs, policies
 from pitune.experiments.runs.config_file import plain
+from pitune.experiments.runs.folder.checkpoints import CHECKSUMS, checksum_fault, own_checkpoints
+from pitune.experiments.runs.folder.state import best_of
 from pitune.experiments.runs.progress import screen
 
-NAME = re.compile(r"checkpoint_[0-9]{6,}")
 PRETRAINED = "pretrained"
 """Folder of a clone, beside the runs that start from it."""
 WEIGHTS = ("policy.json", "policy.safetensors")
@@ -60,10 +60,7 @@ def _is_clone(folder: Path) -> bool:
 def _of_run(run: Path) -> tuple[Path, str] | None:
     """Return the checkpoint of a run with the reason for it, or None if this is no run."""
     rates = {}
-    for folder in sorted(run.glob("checkpoint_*")):
-        # a copy or a link beside them is the user's
-        if NAME.fullmatch(folder.name) is None or folder.is_symlink():
-            continue
+    for folder in own_checkpoints(run):
         fault, rate = _success_rate(folder)
         if fault:
             screen.note(f"warning: {folder} is damaged ({fault}) and not used")
@@ -71,7 +68,7 @@ def _of_run(run: Path) -> tuple[Path, str] | None:
             rates[folder] = rate
     measured = {folder: rate for folder, rate in rates.items() if not math.isnan(rate)}
     if measured:
-        best = max(measured, key=measured.__getitem__)
+        best = best_of(list(measured))
         return best, f"its best, with success {measured[best]:.1%} when it was saved"
     if rates:
         return list(rates)[-1], "its last, because no success was measured"
@@ -92,8 +89,11 @@ def _success_rate(checkpoint: Path) -> tuple[str | None, float]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"progress.json: {error!r}", math.nan
     # nan where all episodes were broken
-    valid = math.isnan(rate) or 0 <= rate <= 1
-    return None if valid else f"progress.json: success_rate={rate}", rate
+    if not (math.isnan(rate) or 0 <= rate <= 1):
+        return f"progress.json: success_rate={rate}", rate
+    # absent from checkpoints of pitune 0.2 and before
+    has_sums = (checkpoint / CHECKSUMS).is_file()
+    return checksum_fault(checkpoint, deep=True) if has_sums else None, rate
 
 
 def _start_of(run: Path) -> Path | None:
