@@ -14,6 +14,7 @@ LossSpace = Literal["velocity", "noise"]
 Steps = Literal["one", "all"]
 Reduction = Literal["sum", "mean"]
 Ratio = Literal["joint", "step"]
+NoiseEntries = Literal["executed", "all"]
 
 
 def _check_word(name: str, value: Any, valid: tuple[str, ...]) -> None:
@@ -61,10 +62,16 @@ class FlowStepConfig(LikelihoodConfig):
 
     stochastic_steps: Steps = "all"
     """Every flow step is random, or one per decision, which is drawn."""
+    noise_entries: NoiseEntries = "executed"
+    """Entries of a chunk with noise and a score. "executed": those that the robot executes, in
+    every flow step. "all": every entry, except in the last flow step, where it is the executed
+    ones. Executed entries depend on the others until then, so only with "all" are the ratios
+    importance weights. Without entries that are not executed both are the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_word("stochastic_steps", self.stochastic_steps, get_args(Steps))
+        _check_word("noise_entries", self.noise_entries, get_args(NoiseEntries))
 
 
 @dataclass(frozen=True, kw_only=True)

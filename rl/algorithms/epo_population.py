@@ -62,9 +62,9 @@ class EPOConfig(AlgorithmConfig):
         )
         check_positive(self, "log_ratio_cap")
         check_range(self, "fitness_decay", low=0, high=1)
-        if self.ppo.scored_steps == "one" or self.ppo.rescore:
+        if self.ppo.scored_steps == "one":
             raise ValueError(
-                "ppo.scored_steps='one' and ppo.rescore are not supported by epo; leave them"
+                "ppo.scored_steps='one' is not supported by epo; leave ppo.scored_steps='all'"
             )
 
     @property
