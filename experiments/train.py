@@ -27,6 +27,7 @@ from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import TrainingProgress, closing_table, learning_curve
 from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.train_config import TrainConfig
+from pitune.experiments.runs.update_progress import update_progress
 from pitune.experiments.runs.video import before_after, record_video
 from pitune.policies.finetuning.memory import available_bytes, check_memory, parameter_report
 
@@ -130,7 +131,8 @@ class Trainer:
         start = time.perf_counter()
         rollout = self.rollouts.collect()
         collected = time.perf_counter()
-        metrics = self.algorithm.update(rollout)
+        with update_progress(self.algorithm):
+            metrics = self.algorithm.update(rollout)
 
         # time of each phase
         simulator = self.rollouts.simulator_seconds

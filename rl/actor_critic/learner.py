@@ -31,11 +31,24 @@ from pitune.rl.actor_critic.critic_input import (
     stored_prefix,
 )
 from pitune.rl.actor_critic.learner_config import ActorCriticConfig
+from pitune.rl.actor_critic.memory_plan import (
+    MemoryPlan,
+    example_input,
+    plan_memory,
+    row_bytes,
+)
 from pitune.rl.actor_critic.td import OffPolicy, means
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
-from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
+from pitune.rl.gradient_step import (
+    Metrics,
+    Progress,
+    gradient_step,
+    no_progress,
+    split_rows,
+    to_floats,
+)
 from pitune.rl.policy_gradient.reference import frozen_copy
 
 
@@ -62,18 +75,48 @@ class FlowActorCritic:
         self.policy, self.config = policy, config
         self.chunk_dim = policy.sampler.execution_horizon * policy.preprocessor.action_dim
         self.input_dim = policy.preprocessor.model_state_dim + policy.feature_dim
-        self.off_policy = OffPolicy(
-            config.off_policy, self.input_dim + self.chunk_dim, policy.device
-        )
         trained = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.actor_learning_rate)
         self.num_rounds = 0
-        self.keep_prefix = config.keep_prefix and policy.prefix_is_frozen
         self.anchor = frozen_copy(policy) if config.anchor_coefficient else None
         needed = config.off_policy.offline_share or config.cloning_coefficient
         if demonstrations is None and needed:
             demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
         self._demonstrations = demonstrations
+
+        # memory, whose size decides whether it holds encoded prefixes
+        self.plan = self._memory_plan()
+        self.keep_prefix = self.plan.encoded
+        self.off_policy = OffPolicy(
+            config.off_policy, self.input_dim + self.chunk_dim, policy.device, self.plan.capacity
+        )
+
+    def notes(self) -> list[str]:
+        """Return a note if the memory differs from the settings."""
+        wanted = self.config.keep_prefix and self.policy.prefix_is_frozen
+        return self.plan.notes(self.config.off_policy, wanted)
+
+    @torch.no_grad()
+    def _memory_plan(self) -> MemoryPlan:
+        """Return the size of the memory, from the size of one observation."""
+        policy, config = self.policy, self.config.off_policy
+        inputs = example_input(policy)
+        plain = TensorDict({"model_input": inputs.tensordict()}, [1])
+        sizes: dict[str, int] = {}
+        if self.config.keep_prefix and policy.prefix_is_frozen:
+            small = inputs.tensordict().select("state", "robot_state")
+            encoded = TensorDict(
+                {"model_input": small, "prefix": pack(policy.encode_prefix(inputs))}, [1]
+            )
+            sizes["encoded"] = row_bytes(encoded, self.chunk_dim, policy.sampler.execution_horizon)
+        stored = config.offline_share and self._demonstrations is not None
+        return plan_memory(
+            config,
+            policy.device,
+            plain=row_bytes(plain, self.chunk_dim, policy.sampler.execution_horizon),
+            num_demonstrations=len(self._table.action) if stored else 0,
+            **sizes,
+        )
 
     @cached_property
     def cloned(self) -> TensorDict | None:
@@ -113,7 +156,7 @@ class FlowActorCritic:
             obs["prefix"] = rollout["prefix"]
             next_obs["prefix"] = encode_next(rollout, rollout["prefix"], self._encode_prefix)
         before: dict[str, Entry] = {"obs": obs, "chunk": normalize_chunk(self.policy, rollout)}
-        memory.replay.push(transitions(rollout, before, {"obs": next_obs}))
+        memory.push(transitions(rollout, before, {"obs": next_obs}))
 
     def demonstrated(self, num_steps: int) -> TensorDict:
         """Return the observations and next `num_steps` actions of demonstrated steps (N)."""
@@ -146,21 +189,30 @@ class FlowActorCritic:
         """Return the prefixes of observations (N) in the format of the memory."""
         return in_parts(rows, lambda part: pack(self.policy.encode_prefix(ModelInput.of(part))))
 
-    def learn(self, rounds: int, train_actor: bool = True) -> dict[str, float]:
+    def learn(
+        self,
+        rounds: int,
+        train_actor: bool = True,
+        on_progress: Progress = no_progress,
+    ) -> dict[str, float]:
         """Take rounds of gradient steps and return the means of their metrics.
 
         Args:
             rounds: Steps of the critics.
-            train_actor: Whether every `actor_every`-th round has a step of the policy.
+            train_actor: Whether every `actor_every`-th round has a step of the policy. Without
+                informative rewards there is none.
+            on_progress: Called after each round.
         """
+        train_actor = train_actor and self.off_policy.informative
         history = []
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             self.num_rounds += 1
             batch = self._sample()
             metrics = self.critic_step(batch)
             if train_actor and self.num_rounds % self.config.actor_every == 0:
                 metrics |= self.actor_step(batch)
             history.append(metrics)
+            on_progress("learning", number, rounds)
         return means(history)
 
     def _sample(self) -> TensorDictBase:

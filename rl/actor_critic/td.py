@@ -37,6 +37,7 @@ from pitune.rl.config import (
     check_range,
 )
 from pitune.rl.experience.replay import Replay
+from pitune.rl.experience.reward_record import RewardRecord
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
 from pitune.rl.policy_gradient.advantage import chunk_reward
@@ -52,7 +53,11 @@ class OffPolicyConfig(ReturnConfig, MinibatchConfig):
     """
 
     capacity: int = 200_000
-    """Decisions in the replay memory. When it is full, the oldest are overwritten."""
+    """Greatest number of decisions in the replay memory. When it is full, the oldest are
+    overwritten."""
+    memory_gib: float = 4.0
+    """Greatest size of the replay memory and the demonstrations in it, which bounds the capacity
+    [GiB]."""
     memory_folder: Path | None = None
     """Folder of a replay memory in files, or None for the memory of the policy's device. Saving a
     checkpoint copies all rows through main memory."""
@@ -92,7 +97,7 @@ class OffPolicyConfig(ReturnConfig, MinibatchConfig):
         MinibatchConfig.__post_init__(self)
         check_counts(self, "capacity", "num_critics")
         check_not_negative(self, "warmup_decisions", "warmup_rounds")
-        check_positive(self, "updates_per_decision", "critic_learning_rate")
+        check_positive(self, "updates_per_decision", "critic_learning_rate", "memory_gib")
         check_range(self, "target_update_rate", low=0, low_open=True, high=1)
         check_range(self, "offline_share", low=0, high=1, high_open=True)
         if self.offline_share and self.time_limit == "terminal":
@@ -137,20 +142,30 @@ class OffPolicy:
         config: Settings.
         in_dim: Width of observation and action, a critic's input without the used time.
         device: Device of memory and critics.
+        capacity: Decisions in the memory, that of the settings by default.
 
     Example:
         >>> OffPolicy(OffPolicyConfig(), in_dim=8, device=torch.device("cpu")).warming_up
         True
     """
 
-    def __init__(self, config: OffPolicyConfig, in_dim: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: OffPolicyConfig,
+        in_dim: int,
+        device: torch.device,
+        capacity: int | None = None,
+    ) -> None:
         self.config = config
-        self.replay = Replay(config.capacity, device, folder=config.memory_folder)
+        capacity = config.capacity if capacity is None else capacity
+        self.replay = Replay(capacity, device, folder=config.memory_folder)
         self.critic = QEnsemble(in_dim + 1, config.num_critics, config.hidden).to(device)
         self.target = make_target(self.critic)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
         self.demonstrations: Replay | None = None
         """Memory of the demonstrations, the source of `offline_share` of each minibatch."""
+        self.rewards = RewardRecord()
+        """Rewards of all decisions so far, and of the demonstrations."""
         self.num_warmup = 0
         """Decisions in the warm-up so far."""
         self.num_decisions = 0
@@ -162,6 +177,19 @@ class OffPolicy:
     def warming_up(self) -> bool:
         """Whether the next decisions belong to the warm-up."""
         return self.num_warmup < self.config.warmup_decisions
+
+    @property
+    def informative(self) -> bool:
+        """Whether the rewards so far can tell actions apart.
+
+        Otherwise the values are the critics' errors, and the policy must not follow them.
+        """
+        return self.rewards.informative(self.config.reward_scale, self.config.reward_offset)
+
+    def push(self, rows: TensorDictBase) -> None:
+        """Keep decisions (B) in the memory."""
+        self.rewards.add_rows(rows)
+        self.replay.push(rows)
 
     def rounds_due(self, num_decisions: int) -> int:
         """Return the number of rounds that are due after further decisions.
@@ -205,6 +233,7 @@ class OffPolicy:
 
     def store_demonstrations(self, rows: TensorDictBase) -> None:
         """Keep demonstrations (N), rows like those of the memory, in a memory of their own."""
+        self.rewards.add_rows(rows)
         self.demonstrations = Replay(len(rows), self.replay.device)
         self.demonstrations.push(rows)
 
@@ -260,6 +289,7 @@ class OffPolicy:
         """Return the state for resuming, without networks and optimizers."""
         return {
             "replay": self.replay.state(),
+            "rewards": self.rewards.state(),
             "num_warmup": self.num_warmup,
             "num_decisions": self.num_decisions,
             "num_rounds": self.num_rounds,
@@ -268,5 +298,9 @@ class OffPolicy:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the result of `state`."""
         self.replay.load_state(state["replay"])
+        if "rewards" in state:
+            self.rewards.load_state(state["rewards"])
+        elif len(self.replay):  # a run of pitune 0.2
+            self.rewards.add_rows(self.replay.all())
         self.num_warmup = state["num_warmup"]
         self.num_decisions, self.num_rounds = state["num_decisions"], state["num_rounds"]

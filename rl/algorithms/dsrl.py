@@ -24,6 +24,12 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.network.context import unpack
+from pitune.rl.actor_critic.memory_plan import (
+    MemoryPlan,
+    example_input,
+    plan_memory,
+    row_bytes,
+)
 from pitune.rl.actor_critic.q_ensemble import QEnsemble, reduce_ensemble
 from pitune.rl.actor_critic.td import OffPolicy, means, regression_loss
 from pitune.rl.actor_critic.temperature import Temperature
@@ -57,7 +63,12 @@ class DSRL(Algorithm[DSRLConfig]):
         # actor
         self.aliased = config.variant == "noise_aliased"
         self.policy = policy.with_noise_source(config.steering)
-        actor = NoiseSourceActor(self.policy, self.aliased and config.keep_context)
+        self._demonstrations: Demonstrations | None = None
+        if config.off_policy.offline_share:
+            self._demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
+        self.plan = self._memory_plan(config)
+        self.keep_context = self.plan.encoded
+        actor = NoiseSourceActor(self.policy, self.keep_context)
         super().__init__(config, actor)
         self.source, device = actor.source, policy.device
 
@@ -66,7 +77,9 @@ class DSRL(Algorithm[DSRLConfig]):
         latent_dim, input_dim = self.source.actor.latent_dim, self.source.input_dim
         chunk_dim = policy.sampler.execution_horizon * self.action_dim
         decision_dim = chunk_dim if self.aliased else latent_dim
-        self.off_policy = OffPolicy(config.off_policy, input_dim + decision_dim, device)
+        self.off_policy = OffPolicy(
+            config.off_policy, input_dim + decision_dim, device, self.plan.capacity
+        )
         self.temperature = Temperature(config.initial_temperature).to(device)
         self.networks |= {
             "critic": self.off_policy.critic,
@@ -94,24 +107,49 @@ class DSRL(Algorithm[DSRLConfig]):
             )
 
         self.num_rounds = 0
-        self._demonstrations: Demonstrations | None = None
-        if config.off_policy.offline_share:
-            self._demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
+
+    def notes(self) -> list[str]:
+        return self.plan.notes(self.config.off_policy, self.aliased and self.config.keep_context)
+
+    @torch.no_grad()
+    def _memory_plan(self, config: DSRLConfig) -> MemoryPlan:
+        """Return the size of the memory, from the size of one observation."""
+        policy, inputs = self.policy, example_input(self.policy)
+        actor = NoiseSourceActor(policy, keep_context=self.aliased)
+        stored = actor.encode(TensorDict({"model_input": inputs.tensordict()}, [1]))
+        plain = stored.exclude("context")
+        if self.aliased:
+            plain = plain.set("model_input", inputs.tensordict())
+        horizon = policy.sampler.execution_horizon
+        decision_dim = actor.source.actor.latent_dim + horizon * policy.preprocessor.action_dim
+        keep = self.aliased and config.keep_context
+        demonstrations = self._demonstrations
+        return plan_memory(
+            config.off_policy,
+            policy.device,
+            plain=row_bytes(plain, decision_dim, horizon),
+            encoded=row_bytes(stored, decision_dim, horizon) if keep else None,
+            num_demonstrations=0 if demonstrations is None else len(demonstrations.action),
+        )
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # experience
         rollout = rollout.to(self.policy.device)
         if self._demonstrations is not None and self.off_policy.demonstrations is None:
             self.off_policy.store_demonstrations(self.demonstration_rows(self._demonstrations))
-        self.off_policy.replay.push(self.rows(rollout))
+        self.off_policy.push(self.rows(rollout))
         self.num_updates += 1
 
         # gradient steps
         rounds = self.off_policy.rounds_due(rollout.numel())
-        history = [self.round() for _ in range(rounds)]
-        if self.num_rounds >= self.config.actor_every:
+        history = []
+        for number in range(1, rounds + 1):
+            history.append(self.round())
+            self.on_progress("learning", number, rounds)
+        if self.num_rounds >= self.config.actor_every and self.off_policy.informative:
             self.source.steered.fill_(True)
         metrics = {"replay_size": float(len(self.off_policy.replay)), "rounds": float(rounds)}
+        metrics["informative"] = float(self.off_policy.informative)
         return {**metrics, "steered": float(self.source.steered), **means(history)}
 
     def rows(self, rollout: TensorDictBase) -> TensorDictBase:
@@ -133,7 +171,7 @@ class DSRL(Algorithm[DSRLConfig]):
     @property
     def stores_inputs(self) -> bool:
         """Whether rows hold observations, which are encoded in each round."""
-        return self.aliased and not self.config.keep_context
+        return self.aliased and not self.keep_context
 
     @torch.no_grad()
     def demonstration_rows(self, demonstrations: Demonstrations) -> TensorDictBase:
@@ -155,14 +193,18 @@ class DSRL(Algorithm[DSRLConfig]):
         return stored.set("chunk", normalize_chunk(self.policy, rows))
 
     def round(self) -> dict[str, float]:
-        """Take a step of the critics and, every `actor_every` rounds, of the other networks."""
+        """Take a step of the critics and, every `actor_every` rounds, of the other networks.
+
+        The noise actor learns only from informative rewards.
+        """
         self.num_rounds += 1
         batch = self.off_policy.sample()
         metrics = self.critic_step(batch)
         if self.num_rounds % self.config.actor_every == 0:
             if self.aliased:
                 metrics |= self.distil_step(batch)
-            metrics |= self.actor_step(batch)
+            if self.off_policy.informative:
+                metrics |= self.actor_step(batch)
         return metrics
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
@@ -262,7 +304,7 @@ class DSRL(Algorithm[DSRLConfig]):
 
     def chunk_of(self, rows: TensorDictBase, latent: Tensor) -> Tensor:
         """Return the frozen flow's executed chunks (B, h * d) [normalized] for latents (B, W)."""
-        if self.config.keep_context:
+        if self.keep_context:
             context = unpack(sub_dict(rows, "context"))
         else:
             context = self.policy.encode(ModelInput.of(rows))

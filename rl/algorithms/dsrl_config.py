@@ -43,7 +43,8 @@ class DSRLConfig(AlgorithmConfig):
     keep_context: bool = True
     """noise_aliased: whether to store the keys and values of each observation, so that a frozen
     prefix is encoded once. At π0's full size in bfloat16 that is 30 MB per decision, for its own
-    observation and the next. Otherwise observations are stored and encoded in each round."""
+    observation and the next. Otherwise, or if `off_policy.memory_gib` holds fewer than 10,000 of
+    them, observations are stored and encoded in each round."""
 
     def __post_init__(self) -> None:
         check_counts(self, "actor_every")

@@ -12,7 +12,7 @@ action dim, D width.
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -49,7 +49,8 @@ class EPOConfig(AlgorithmConfig):
     evolve_every: int = 10
     """Updates between selections, or 0 for none."""
     selection_deviations: float = 2.0
-    """A replaced member is worse than the best by at least this number of standard errors [-]."""
+    """A replaced member of two is worse than the best by at least this number of standard errors.
+    Among more members it takes more, so that chance replaces no more of them [-]."""
     mutation_std: float = 0.3
     """Standard deviation of the noise on a child's gene [-]. That of the initial genes is 1."""
     fitness_decay: float = 0.7
@@ -119,6 +120,10 @@ class PopulationActor(LikelihoodActor):
         config: Settings of the likelihood.
         population: The genes, which are trained with the policy.
 
+    Attributes:
+        best: The deployed member.
+        alone: Whether it also explores in all environments.
+
     Example:
         >>> population = Population(4, gene_dim=16, width=64)  # doctest: +SKIP
         >>> actor = PopulationActor(policy, FlowSDEConfig(), population)  # doctest: +SKIP
@@ -131,6 +136,7 @@ class PopulationActor(LikelihoodActor):
         super().__init__(policy, config)
         self.population = population
         self.best = 0
+        self.alone = False
         self.out_keys.append("member")
 
     def state_offset(self, td: TensorDictBase) -> Tensor | None:
@@ -141,7 +147,17 @@ class PopulationActor(LikelihoodActor):
         return genes @ self.population.to_policy  # (N, D)
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
-        return super().explore(td.set("member", self.population.members(len(td))), noise)
+        if self.alone:
+            rows = torch.full((len(td),), self.best, device=self.policy.device)
+        else:
+            rows = self.population.members(len(td))
+        return super().explore(td.set("member", rows), noise)
+
+    def evaluated(self) -> PopulationActor:
+        """Return an actor of the same weights whose environments all belong to the best member."""
+        actor = copy(self)
+        actor.alone = True
+        return actor
 
     def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
         """Return the best member's actions (N, h, d) [robot units]."""

@@ -41,6 +41,7 @@ from pitune.rl.gradient_step import (
 )
 from pitune.rl.policy_gradient.batch import advantage_batch
 from pitune.rl.policy_gradient.config import CriticBasedConfig, PPOClipConfig
+from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.loss import (
     PolicyLoss,
     check_trainable,
@@ -48,7 +49,6 @@ from pitune.rl.policy_gradient.loss import (
     policy_metrics,
     with_one_step,
 )
-from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.rescoring import (
     actor_score,

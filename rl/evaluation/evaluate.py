@@ -137,6 +137,8 @@ def evaluate(
     if num_episodes < 1 or num_episodes % num_envs:
         raise ValueError(f"num_episodes={num_episodes} must be a multiple of {num_envs} envs")
 
+    actor = actor.evaluated()
+
     # environment with starts of its own
     chunk_env = ChunkEnv(
         env,

@@ -60,7 +60,9 @@ def step_by_step(actor: LikelihoodActor) -> Score:
 
     def score(batch: TensorDictBase) -> Tensor:
         num_steps = batch["action_log_prob"].shape[1]
-        steps = [batch["action_log_prob"].new_full((len(batch),), k).long() for k in range(num_steps)]
+        steps = [
+            batch["action_log_prob"].new_full((len(batch),), k).long() for k in range(num_steps)
+        ]
         return torch.cat([one(batch.copy().set("stochastic_step", step)) for step in steps], 1)
 
     return score
