@@ -104,7 +104,8 @@ def corrected_deviations(deviations: float, num_members: int) -> float:
         return deviations
     num_pairs = num_members * (num_members - 1) // 2
     # the lower tail, which is exact where the upper one would round to 1
-    return -NormalDist().inv_cdf(max(NormalDist().cdf(-deviations) / num_pairs, LEAST_TAIL))
+    tail = max(NormalDist().cdf(-deviations) / num_pairs, LEAST_TAIL)
+    return max(deviations, -NormalDist().inv_cdf(tail))
 
 
 def evolve(

@@ -413,7 +413,7 @@ def test_the_saved_policy_is_the_best_member_and_learning_goes_on(
     ("changes", "message"),
     [
         ({"num_members": 0}, "num_members=0 must be at least 1"),
-        ({"ppo": rl.PPOConfig(rescore=True)}, "ppo.rescore are not supported by epo"),
+        ({"ppo": rl.PPOConfig(scored_steps="one")}, "scored_steps='one' is not supported by epo"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict, message: str) -> None:
