@@ -25,18 +25,15 @@ from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.network.context import pack
 from pitune.rl.actor_critic.critic_input import (
+    chunk_distance,
     critic_input,
     encode_rows,
     executed_chunk,
     stored_prefix,
 )
 from pitune.rl.actor_critic.learner_config import ActorCriticConfig
-from pitune.rl.actor_critic.memory_plan import (
-    MemoryPlan,
-    example_input,
-    plan_memory,
-    row_bytes,
-)
+from pitune.rl.actor_critic.memory_plan import learner_plan
+from pitune.rl.actor_critic.q_ensemble import mean_size
 from pitune.rl.actor_critic.td import OffPolicy, means
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.sub_dict import Entry, sub_dict
@@ -84,38 +81,11 @@ class FlowActorCritic:
             demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
         self._demonstrations = demonstrations
 
-        # memory, whose size decides whether it holds encoded prefixes
-        self.plan = self._memory_plan()
+        num_stored = len(self._table.action) if config.off_policy.offline_share else 0
+        self.plan = learner_plan(policy, config, self.chunk_dim, num_stored)
         self.keep_prefix = self.plan.encoded
         self.off_policy = OffPolicy(
             config.off_policy, self.input_dim + self.chunk_dim, policy.device, self.plan.capacity
-        )
-
-    def notes(self) -> list[str]:
-        """Return a note if the memory differs from the settings."""
-        wanted = self.config.keep_prefix and self.policy.prefix_is_frozen
-        return self.plan.notes(self.config.off_policy, wanted)
-
-    @torch.no_grad()
-    def _memory_plan(self) -> MemoryPlan:
-        """Return the size of the memory, from the size of one observation."""
-        policy, config = self.policy, self.config.off_policy
-        inputs = example_input(policy)
-        plain = TensorDict({"model_input": inputs.tensordict()}, [1])
-        sizes: dict[str, int] = {}
-        if self.config.keep_prefix and policy.prefix_is_frozen:
-            small = inputs.tensordict().select("state", "robot_state")
-            encoded = TensorDict(
-                {"model_input": small, "prefix": pack(policy.encode_prefix(inputs))}, [1]
-            )
-            sizes["encoded"] = row_bytes(encoded, self.chunk_dim, policy.sampler.execution_horizon)
-        stored = config.offline_share and self._demonstrations is not None
-        return plan_memory(
-            config,
-            policy.device,
-            plain=row_bytes(plain, self.chunk_dim, policy.sampler.execution_horizon),
-            num_demonstrations=len(self._table.action) if stored else 0,
-            **sizes,
         )
 
     @cached_property
@@ -190,29 +160,25 @@ class FlowActorCritic:
         return in_parts(rows, lambda part: pack(self.policy.encode_prefix(ModelInput.of(part))))
 
     def learn(
-        self,
-        rounds: int,
-        train_actor: bool = True,
-        on_progress: Progress = no_progress,
+        self, rounds: int, train_actor: bool = True, on_progress: Progress = no_progress
     ) -> dict[str, float]:
         """Take rounds of gradient steps and return the means of their metrics.
 
         Args:
             rounds: Steps of the critics.
-            train_actor: Whether every `actor_every`-th round has a step of the policy. Without
-                informative rewards there is none.
+            train_actor: Whether rounds train the policy, if the rewards are informative.
             on_progress: Called after each round.
         """
         train_actor = train_actor and self.off_policy.informative
         history = []
-        for number in range(1, rounds + 1):
+        for _ in range(rounds):
             self.num_rounds += 1
             batch = self._sample()
             metrics = self.critic_step(batch)
             if train_actor and self.num_rounds % self.config.actor_every == 0:
                 metrics |= self.actor_step(batch)
             history.append(metrics)
-            on_progress("learning", number, rounds)
+            on_progress("learning", len(history), rounds)
         return means(history)
 
     def _sample(self) -> TensorDictBase:
@@ -273,7 +239,7 @@ class FlowActorCritic:
 
         # value
         value, chunk = self._value(batch)
-        scale = _mean_size(value) if value_scale is None else value_scale
+        scale = mean_size(value) if value_scale is None else value_scale
         loss = -value.mean() / scale
         metrics = {"policy_value": value.mean()}
 
@@ -292,7 +258,7 @@ class FlowActorCritic:
 
         # distance to the pretrained policy
         if self.anchor is not None:
-            distance = self._distance(self.anchor, sub_dict(batch, "obs"), batch["noise"], chunk)
+            distance = chunk_distance(self.anchor, sub_dict(batch, "obs"), batch["noise"], chunk)
             metrics["anchor_distance"] = distance
             loss = loss + config.anchor_coefficient * distance
         return loss, metrics
@@ -322,15 +288,7 @@ class FlowActorCritic:
     def _value_scale(self, batch: TensorDictBase, num_parts: int) -> Tensor:
         """Return the mean absolute value of a whole minibatch (B), computed in parts."""
         parts = split_rows(batch, num_parts)
-        return _mean_size(torch.cat([self._value(part)[0] for part in parts]))
-
-    def _distance(
-        self, anchor: FlowPolicy, obs: TensorDictBase, noise: Tensor, chunk: Tensor
-    ) -> Tensor:
-        """Return the mean squared distance of chunks (B, h * d) to the anchor's chunks."""
-        with torch.no_grad():
-            pretrained = executed_chunk(anchor, encode_rows(anchor, obs), noise)
-        return (chunk - pretrained).square().mean()
+        return mean_size(torch.cat([self._value(part)[0] for part in parts]))
 
     def state(self) -> dict[str, Any]:
         """Return the state for resuming, without networks and optimizers."""
@@ -340,8 +298,3 @@ class FlowActorCritic:
         """Restore the result of `state`."""
         self.off_policy.load_state(state["off_policy"])
         self.num_rounds = state["num_rounds"]
-
-
-def _mean_size(value: Tensor) -> Tensor:
-    """Return the mean absolute value of values (B), at least 1e-6."""
-    return value.detach().abs().mean().clamp(min=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pitune.rl.actor_critic.td import OffPolicyConfig
+from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 from pitune.rl.config import check_counts, check_not_negative, check_positive
 
 

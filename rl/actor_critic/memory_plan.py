@@ -11,11 +11,13 @@ import shutil
 from typing import NamedTuple
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.finetuning.memory import GIB, available_bytes, readable
-from pitune.rl.actor_critic.td import OffPolicyConfig
+from pitune.policies.network.context import pack
+from pitune.rl.actor_critic.learner_config import ActorCriticConfig
+from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 
 LEAST_ENCODED = 10_000
 """Decisions that a memory with encoded observations must hold. A smaller one has pictures."""
@@ -35,22 +37,8 @@ class MemoryPlan(NamedTuple):
     """Size of a decision [bytes]."""
     encoded: bool
     """Whether rows hold encoded observations."""
-
-    def notes(self, config: OffPolicyConfig, wanted: bool) -> list[str]:
-        """Return a note if the plan differs from the settings.
-
-        Args:
-            config: Settings of the memory.
-            wanted: Whether encoded observations were asked for.
-        """
-        if self.capacity == config.capacity and self.encoded == wanted:
-            return []
-        content = "encoded observations" if self.encoded else "pictures, not encoded"
-        return [
-            f"replay memory: {self.capacity:,} of capacity={config.capacity:,} decisions "
-            f"({content}, {readable(self.row_bytes)} each) fit off_policy.memory_gib="
-            f"{config.memory_gib:g}"
-        ]
+    notes: tuple[str, ...] = ()
+    """A note if the memory differs from the settings."""
 
 
 def plan_memory(
@@ -85,6 +73,8 @@ def plan_memory(
         capacity = min(config.capacity, fitting)
         if capacity >= min(config.capacity, wanted):
             plan = MemoryPlan(capacity, row_bytes, is_encoded)
+            if capacity < config.capacity or is_encoded != (encoded is not None):
+                plan = plan._replace(notes=(_note(plan, config),))
             _check_machine(plan, config, device, num_demonstrations)
             return plan
     needed = readable((least + num_demonstrations) * plain)
@@ -93,6 +83,15 @@ def plan_memory(
         f"{readable(plain)} beside {num_demonstrations:,} demonstrated ones, but "
         f"warmup_decisions={config.warmup_decisions} and minibatch_size={config.minibatch_size} "
         f"need {needed}; raise off_policy.memory_gib, or lower off_policy.warmup_decisions"
+    )
+
+
+def _note(plan: MemoryPlan, config: OffPolicyConfig) -> str:
+    """Return the number of decisions that fit, and their content."""
+    content = "encoded observations" if plan.encoded else "not encoded"
+    return (
+        f"replay memory: {plan.capacity:,} of capacity={config.capacity:,} decisions ({content}, "
+        f"{readable(plan.row_bytes)} each) fit off_policy.memory_gib={config.memory_gib:g}"
     )
 
 
@@ -148,3 +147,32 @@ def row_bytes(observation: TensorDictBase, decision_dim: int, num_steps: int) ->
     stored = sum(value.nbytes for value in observation.flatten_keys(".").values())
     flags_and_times = 32
     return 2 * stored + 4 * decision_dim + 5 * num_steps + flags_and_times
+
+
+@torch.no_grad()
+def learner_plan(
+    policy: FlowPolicy, config: ActorCriticConfig, chunk_dim: int, num_demonstrations: int
+) -> MemoryPlan:
+    """Return the size of the memory of an actor-critic, from the size of one observation.
+
+    Args:
+        policy: The trained policy.
+        config: Settings of the learner.
+        chunk_dim: Numbers of an executed chunk.
+        num_demonstrations: Demonstrated decisions that are stored too.
+    """
+    inputs, num_steps = example_input(policy), policy.sampler.execution_horizon
+    plain = TensorDict({"model_input": inputs.tensordict()}, [1])
+    encoded = None
+    if config.keep_prefix and policy.prefix_is_frozen:
+        small = inputs.tensordict().select("state", "robot_state")
+        prefix = pack(policy.encode_prefix(inputs))
+        rows = TensorDict({"model_input": small, "prefix": prefix}, [1])
+        encoded = row_bytes(rows, chunk_dim, num_steps)
+    return plan_memory(
+        config.off_policy,
+        policy.device,
+        plain=row_bytes(plain, chunk_dim, num_steps),
+        encoded=encoded,
+        num_demonstrations=num_demonstrations,
+    )

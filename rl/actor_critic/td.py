@@ -9,9 +9,7 @@ Letters: B minibatch rows, Q critics, D width of a critic's input.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,97 +17,19 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 from pitune.rl.actor_critic.q_ensemble import (
-    Pessimism,
     QEnsemble,
     make_target,
     polyak_update,
     reduce_ensemble,
     td_target,
 )
-from pitune.rl.config import (
-    MinibatchConfig,
-    ReturnConfig,
-    TimeLimit,
-    check_counts,
-    check_not_negative,
-    check_positive,
-    check_range,
-)
 from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.reward_record import RewardRecord
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
 from pitune.rl.policy_gradient.advantage import chunk_reward
-
-
-@dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig(ReturnConfig, MinibatchConfig):
-    """Replay memory, critics, and the number of gradient steps per decision.
-
-    Example:
-        >>> OffPolicyConfig(updates_per_decision=0.5).time_limit
-        'bootstrap'
-    """
-
-    capacity: int = 200_000
-    """Greatest number of decisions in the replay memory. When it is full, the oldest are
-    overwritten."""
-    memory_gib: float = 4.0
-    """Greatest size of the replay memory and the demonstrations in it, which bounds the capacity
-    [GiB]."""
-    memory_folder: Path | None = None
-    """Folder of a replay memory in files, or None for the memory of the policy's device. Saving a
-    checkpoint copies all rows through main memory."""
-    minibatch_size: int = 256
-    """Decisions per gradient step."""
-    warmup_decisions: int = 2000
-    """Decisions of the pretrained policy before the first gradient step, in whole rollouts."""
-    warmup_rounds: int = 500
-    """Rounds of gradient steps at the end of the warm-up."""
-    updates_per_decision: float = 0.25
-    """Update-to-data ratio: rounds of gradient steps per decision, counted after the warm-up."""
-    num_critics: int = 2
-    """Q."""
-    critic_subset: int = 0
-    """Number of random critics in a target (REDQ). 0 takes all."""
-    pessimism: Pessimism = "min"
-    """Reduction over these critics."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the critics' hidden layers."""
-    critic_learning_rate: float = 3e-4
-    """Adam's step size for the critics [-]."""
-    target_update_rate: float = 0.005
-    """Share by which the target critics move towards the critics per gradient step [-]."""
-    reward_scale: float = 1.0
-    """Factor of each step's reward [-]."""
-    reward_offset: float = 0.0
-    """Offset of each step's scaled reward [reward]. -1 makes a sparse reward a cost of time."""
-    time_limit: TimeLimit = "bootstrap"
-    """Whether the time limit ends the task, or values continue past it."""
-    demonstrations: Path = Path("demonstrations.safetensors")
-    """File from `pitune.experiments.pretrain`, loaded only if another setting needs it."""
-    offline_share: float = 0.0
-    """Share of each minibatch from the demonstrations (RLPD: 0.5) [-]."""
-
-    def __post_init__(self) -> None:
-        ReturnConfig.__post_init__(self)
-        MinibatchConfig.__post_init__(self)
-        check_counts(self, "capacity", "num_critics")
-        check_not_negative(self, "warmup_decisions", "warmup_rounds")
-        check_positive(self, "updates_per_decision", "critic_learning_rate", "memory_gib")
-        check_range(self, "target_update_rate", low=0, low_open=True, high=1)
-        check_range(self, "offline_share", low=0, high=1, high_open=True)
-        if self.offline_share and self.time_limit == "terminal":
-            raise ValueError(
-                "time_limit='terminal' needs the used time of every decision, which demonstrations "
-                "do not record; pass offline_share=0 or time_limit='bootstrap'"
-            )
-        if not 0 <= self.critic_subset <= self.num_critics:
-            raise ValueError(
-                f"critic_subset={self.critic_subset} must be between 0 (all) and "
-                f"num_critics={self.num_critics}"
-            )
 
 
 def means(history: list[dict[str, float]]) -> dict[str, float]:

@@ -171,7 +171,7 @@ class DGN(Algorithm[DGNConfig]):
         return self.learner.demonstrated(self.actor.policy.sampler.execution_horizon)
 
     def notes(self) -> list[str]:
-        return self.learner.notes()
+        return list(self.learner.plan.notes)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # experience

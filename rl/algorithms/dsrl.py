@@ -24,17 +24,11 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.network.context import unpack
-from pitune.rl.actor_critic.memory_plan import (
-    MemoryPlan,
-    example_input,
-    plan_memory,
-    row_bytes,
-)
 from pitune.rl.actor_critic.q_ensemble import QEnsemble, reduce_ensemble
 from pitune.rl.actor_critic.td import OffPolicy, means, regression_loss
 from pitune.rl.actor_critic.temperature import Temperature
 from pitune.rl.algorithm import Algorithm
-from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
+from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor, noise_plan
 from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.sub_dict import sub_dict
@@ -66,7 +60,7 @@ class DSRL(Algorithm[DSRLConfig]):
         self._demonstrations: Demonstrations | None = None
         if config.off_policy.offline_share:
             self._demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
-        self.plan = self._memory_plan(config)
+        self.plan = noise_plan(self.policy, config, self._demonstrations)
         self.keep_context = self.plan.encoded
         actor = NoiseSourceActor(self.policy, self.keep_context)
         super().__init__(config, actor)
@@ -109,28 +103,7 @@ class DSRL(Algorithm[DSRLConfig]):
         self.num_rounds = 0
 
     def notes(self) -> list[str]:
-        return self.plan.notes(self.config.off_policy, self.aliased and self.config.keep_context)
-
-    @torch.no_grad()
-    def _memory_plan(self, config: DSRLConfig) -> MemoryPlan:
-        """Return the size of the memory, from the size of one observation."""
-        policy, inputs = self.policy, example_input(self.policy)
-        actor = NoiseSourceActor(policy, keep_context=self.aliased)
-        stored = actor.encode(TensorDict({"model_input": inputs.tensordict()}, [1]))
-        plain = stored.exclude("context")
-        if self.aliased:
-            plain = plain.set("model_input", inputs.tensordict())
-        horizon = policy.sampler.execution_horizon
-        decision_dim = actor.source.actor.latent_dim + horizon * policy.preprocessor.action_dim
-        keep = self.aliased and config.keep_context
-        demonstrations = self._demonstrations
-        return plan_memory(
-            config.off_policy,
-            policy.device,
-            plain=row_bytes(plain, decision_dim, horizon),
-            encoded=row_bytes(stored, decision_dim, horizon) if keep else None,
-            num_demonstrations=0 if demonstrations is None else len(demonstrations.action),
-        )
+        return list(self.plan.notes)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # experience
@@ -140,12 +113,11 @@ class DSRL(Algorithm[DSRLConfig]):
         self.off_policy.push(self.rows(rollout))
         self.num_updates += 1
 
-        # gradient steps
         rounds = self.off_policy.rounds_due(rollout.numel())
         history = []
-        for number in range(1, rounds + 1):
+        for _ in range(rounds):
             history.append(self.round())
-            self.on_progress("learning", number, rounds)
+            self.on_progress("learning", len(history), rounds)
         if self.num_rounds >= self.config.actor_every and self.off_policy.informative:
             self.source.steered.fill_(True)
         metrics = {"replay_size": float(len(self.off_policy.replay)), "rounds": float(rounds)}
@@ -193,10 +165,7 @@ class DSRL(Algorithm[DSRLConfig]):
         return stored.set("chunk", normalize_chunk(self.policy, rows))
 
     def round(self) -> dict[str, float]:
-        """Take a step of the critics and, every `actor_every` rounds, of the other networks.
-
-        The noise actor learns only from informative rewards.
-        """
+        """Take a step of the critics and, every `actor_every` rounds, of the other networks."""
         self.num_rounds += 1
         batch = self.off_policy.sample()
         metrics = self.critic_step(batch)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pitune.policies import SteeringConfig
-from pitune.rl.actor_critic.td import OffPolicyConfig
+from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 from pitune.rl.algorithm import AlgorithmConfig
 from pitune.rl.config import check_counts, check_positive
 

@@ -91,9 +91,8 @@ class EPO(Algorithm[EPOConfig]):
         self.num_replaced = 0
 
     def notes(self) -> list[str]:
-        ppo = self.config.ppo
-        notes = rescore_notes(self.actor.policy, ppo.rescore)
-        return [*clip_notes(self.actor, ppo.clip), *notes]
+        notes = rescore_notes(self.actor.policy, self.config.ppo.rescore)
+        return [*clip_notes(self.actor, self.config.ppo.clip), *notes]
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # rollout with the member and the features of each observation
@@ -109,12 +108,9 @@ class EPO(Algorithm[EPOConfig]):
             rollout, self.actor, self.critic, ppo.advantage, self.information
         )
         batch, gaps = self._rescored(batch)
-        metrics |= gaps
-        informative = bool(len(batch)) and bool(batch["advantage"].any())
-        others = None
-        if informative and config.num_members > 1 and config.aggregate > 0:
-            others = self.others(rollout)
-            metrics["aggregated"] = float(len(others))
+        aggregates = config.num_members > 1 and config.aggregate > 0
+        others = self.others(rollout) if aggregates and metrics["informative"] else None
+        metrics |= gaps if others is None else gaps | {"aggregated": float(len(others))}
 
         # gradient steps
         rows = minibatches(len(batch), ppo.update.minibatch_size, ppo.update.num_epochs)
@@ -190,9 +186,8 @@ class EPO(Algorithm[EPOConfig]):
         chosen = (rollout["member"] != 0) & ~rollout["next", "invalid"].squeeze(-1)
         entries = (self.actor.in_keys, self.critic.in_keys, self.actor.out_keys, ADVANTAGE_KEYS)
         batch = sub_dict(select_decisions(relabeled, *entries), chosen)
-        batch["member"] = rollout["member"][chosen]  # who acted, for its log-probability
-        batch, _ = self._rescored(batch)
-        batch["member"] = torch.zeros_like(batch["member"])
+        acted = batch.copy().set("member", rollout["member"][chosen])
+        batch["action_log_prob"] = self._rescored(acted)[0]["action_log_prob"]
 
         # decisions that are likely enough under the master
         if not len(batch):

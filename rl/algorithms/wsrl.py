@@ -86,7 +86,7 @@ class WSRL(Algorithm[WSRLConfig]):
         self._explore()
 
     def notes(self) -> list[str]:
-        return self.learner.notes()
+        return list(self.learner.plan.notes)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # experience

@@ -14,7 +14,7 @@ from pitune import envs, rl
 from pitune.policies import FinetuneConfig, apply_finetuning
 from pitune.rl.actor_critic import memory_plan
 from pitune.rl.actor_critic.memory_plan import LEAST_ENCODED, plan_memory
-from pitune.rl.actor_critic.td import OffPolicyConfig
+from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 from settings import changed
 from vision_policies import ENV, vision_policy
 
@@ -69,7 +69,7 @@ def test_a_small_budget_stores_pictures_and_still_learns(name: str, new: Callabl
         small["initial_fit_steps"] = 2
     algorithm = new(name, memory_gib=0.05, **small)
     (note,) = algorithm.notes()
-    assert "pictures, not encoded" in note
+    assert "decisions (not encoded, " in note
     source = rl.Rollouts(envs.make(ENV), algorithm, 4, seed=0)
     metrics = [algorithm.update(source.collect()) for _ in range(2)][-1]
     assert metrics["rounds"] > 0
@@ -135,6 +135,6 @@ def test_demonstrations_take_their_part_of_the_budget() -> None:
 def test_rows_in_files_are_bounded_by_the_disk_alone(tmp_path: Path) -> None:
     config = OffPolicyConfig(memory_folder=tmp_path / "new" / "memory", capacity=5000)
     plan = plan_memory(config, CPU, plain=1000, encoded=2000)
-    assert plan == (5000, 2000, True)
+    assert plan[:3] == (5000, 2000, True)
     with pytest.raises(ValueError, match=r"are free on the disk of .*; lower off_policy\.capacity"):
         plan_memory(replace(config, capacity=200_000), CPU, plain=10**12)
