@@ -128,7 +128,7 @@ def test_the_warm_up_collects_exactly_its_number_of_transitions(
         metrics.append(algorithm.update(rollout))
 
     assert changed(algorithm, update) == set()
-    assert metrics[0] == {"replay_size": 16.0, "rounds": 0.0, "steered": 0.0}
+    assert metrics[0] == {"replay_size": 16.0, "rounds": 0.0, "informative": 1.0, "steered": 0.0}
     assert {"critic", "noise_actor"} <= changed(algorithm, update)
     assert (metrics[1]["replay_size"], metrics[1]["rounds"]) == (32.0, 4.0)
     steered = rollouts.collect()
