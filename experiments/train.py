@@ -21,6 +21,7 @@ from pitune.experiments.runs.report import TrainingProgress, closing_table, repo
 from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
+from pitune.experiments.runs.update_progress import update_progress
 from pitune.experiments.runs.video import before_after, record_video
 from pitune.experiments.train_arguments import parse as parse
 from pitune.experiments.train_policy import policy_to_train
@@ -180,7 +181,8 @@ class Trainer:
         start = time.perf_counter()
         rollout = self.rollouts.collect()
         collected = time.perf_counter()
-        metrics = self.algorithm.update(rollout)
+        with update_progress(self.algorithm):
+            metrics = self.algorithm.update(rollout)
 
         # time of each phase
         simulator = self.rollouts.simulator_seconds

@@ -65,6 +65,13 @@ class Actor(TensorDictModuleBase):
                 return td.set("action", self.deployed_actions(ModelInput.of(td), noise))
         return self.explore(td, noise)
 
+    def evaluated(self) -> Actor:
+        """Return the actor whose exploration is evaluated, this one by default.
+
+        An actor that explores as several policies returns the one that is deployed.
+        """
+        return self
+
     def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
         """Return the actions (N, h, d) [robot units] of the deployed policy."""
         return self.policy.sample_actions(inputs, noise)

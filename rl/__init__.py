@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pitune.rl import registry
     from pitune.rl.actor_critic.learner import ActorCriticConfig
-    from pitune.rl.actor_critic.td import OffPolicyConfig
+    from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
     from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
     from pitune.rl.algorithms.bc import BCConfig, BehaviorCloning
     from pitune.rl.algorithms.dgn import DGN, DGNConfig

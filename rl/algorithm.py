@@ -16,6 +16,7 @@ from torch import nn
 
 from pitune.policies import Actor, FlowPolicy, LikelihoodActor
 from pitune.ranges import Settings
+from pitune.rl.gradient_step import Progress, no_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,8 @@ class Algorithm(ABC, Generic[ConfigType]):
             self.networks["noise_network"] = actor.likelihood.head
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.num_updates = 0
+        self.on_progress: Progress = no_progress
+        """Called in updates that may take minutes, to show their progress."""
 
     @abstractmethod
     def update(self, rollout: TensorDictBase) -> dict[str, float]:

@@ -40,6 +40,11 @@ class MinibatchConfig(Settings):
     """Number of parts of a minibatch. More parts need less memory and give the same gradient, up to
     rounding."""
 
+    @property
+    def part_size(self) -> int:
+        """Decisions of one part of a minibatch."""
+        return -(-self.minibatch_size // self.num_parts)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_parts > self.minibatch_size:

@@ -22,16 +22,27 @@ Loss = Callable[[TensorDictBase], tuple[Tensor, Metrics]]
 function draws no random numbers and has no state, so that a batch can be passed in parts."""
 
 
+Progress = Callable[[str, int, int], None]
+"""`(work, done, total)`, called in an update that may take minutes."""
+
+
+def no_progress(work: str, done: int, total: int) -> None:
+    """Show nothing, the default where progress may be shown."""
+
+
 def minibatches(num: int, size: int, num_epochs: int) -> list[Tensor]:
     """Return the rows of each gradient step of all epochs, in order.
 
-    A ragged last minibatch is dropped. A `size` above `num` is reduced to `num`.
+    A ragged last minibatch is dropped. A `size` above `num` is reduced to `num`. An empty batch has
+    no gradient step.
 
     Args:
         num: Rows of the batch.
         size: Rows of a minibatch.
         num_epochs: Passes over the batch.
     """
+    if not num:
+        return []
     size = min(size, num)
     rows: list[Tensor] = []
     for _ in range(num_epochs):
@@ -62,9 +73,12 @@ def run_epochs(
         if history[-1].get("approx_kl", 0.0) > target_kl:
             break
 
-    # means over the steps
-    first = {key: history[0].pop(key) for key in ("ratio_deviation",) if key in history[0]}
-    means = {key: fmean(metrics[key] for metrics in history) for key in history[0]}
+    # means over the steps, of which some may lack a metric of others
+    if not history:
+        return {"gradient_steps": 0.0}
+    first = {key: value for key, value in history[0].items() if key == "ratio_deviation"}
+    keys = {key: None for metrics in history for key in metrics if key != "ratio_deviation"}
+    means = {key: fmean(step[key] for step in history if key in step) for key in keys}
     return {**first, **means, "gradient_steps": float(len(history))}
 
 
@@ -142,6 +156,15 @@ def gradient_step(
         norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
     return merge_metrics(history, shares), float(norm)
+
+
+@torch.no_grad()
+def loss_metrics(loss: Loss, batch: TensorDictBase, num_parts: int = 1) -> Metrics:
+    """Return the metrics of a loss on a batch (B,), without a gradient step."""
+    parts = split_rows(batch, num_parts)
+    return merge_metrics(
+        [loss(part)[1] for part in parts], [len(part) / len(batch) for part in parts]
+    )
 
 
 def split_rows(

@@ -16,8 +16,8 @@ POLICY_GRADIENT = (
         algorithms=RATIO,
         meaning="greatest distance of a ratio from 1 before the first gradient step [-]",
         healthy="below 1e-4 in float32, below 1e-3 always",
-        advice="Sampler and scorer disagree, so the gradient is wrong. Set `rescore` (ppo), or "
-        "compute in float32.",
+        advice="Sampler and scorer disagree, so the gradient is wrong. Set `rescore`, or compute "
+        "in float32.",
         high=1e-3,
         optional=True,
     ),
@@ -108,12 +108,22 @@ POLICY_GRADIENT = (
     ),
     Metric(
         name="log_prob_gap*",
-        algorithms=("ppo",),
-        meaning="with `rescore`: distance of the sampler's log-probabilities from the training "
-        "forward's, mean and greatest [nats]",
+        algorithms=RATIO,
+        meaning="with `rescore`, the default below float32: distance of the sampler's "
+        "log-probabilities from the training forward's, mean and greatest [nats]",
         healthy="1e-5 in float32, more in bfloat16",
         advice="Keep `rescore`, or compute in float32.",
         optional=True,
+    ),
+    Metric(
+        name="informative",
+        algorithms=(*CRITIC, "dsrl", "wsrl", "dgn"),
+        meaning="1 if rewards, or a critic that learned from some, can tell actions apart, else 0",
+        healthy="1",
+        advice="All rewards are equal, so the policy is not trained. Check the reward of the "
+        "environment, or take a better clone.",
+        low=0.5,
+        window=3,
     ),
     Metric(
         name="reference_kl",

@@ -1,7 +1,7 @@
 """Transition kernels: one flow step as a Gaussian, with its log-density and KL divergence.
 
 The conventions are those of `pitune.policies.flow.path`.
-Letters: B rows, M scored flow steps, H action horizon, A model action dim.
+Letters: B rows, M scored flow steps, K flow steps, H action horizon, A model action dim.
 
 The same kernel samples a step and scores it. A sampler and a scorer that disagree are a common
 defect of flow-matching RL, and a shared kernel excludes it.
@@ -62,9 +62,8 @@ class FlowSDE:
     """Euler-Maruyama step of the SDE with the same marginals as the ODE, at any noise level.
 
     The diffusion is g(t) = noise_level * sqrt(t / (1 - t)). It is infinite at t = 1, so there the
-    denominator is that of the next time. `mask` (H, A) is 1 where there is noise. It keeps the
-    noise out of entries that are not executed. It masks the drift too, so the marginals stay those
-    of the ODE.
+    denominator is that of the next time. `mask` (H, A), or (K, H, A) for one of each flow step, is
+    1 where there is noise. It masks the drift too, so the marginals stay those of the ODE.
     Source: Flow-GRPO eq. 9, in πRL's weight form.
 
     Raises:
@@ -95,7 +94,7 @@ class FlowSDE:
         latest = times[1] if grid.flow_steps > 1 else times.new_tensor(0.0)
         g = self.noise_level * (t / (1 - torch.minimum(t, latest))).sqrt()
         if self.mask is not None:
-            g = g * self.mask  # (B, M, H, A)
+            g = g * mask_at(self.mask, step)  # (B, M, H, A)
 
         # mean as a weighted sum of action and noise, and standard deviation
         action = predicted_action(x, output.velocity, t)
@@ -121,13 +120,23 @@ class FlowNoise:
     std: Callable[[FlowOutput, Tensor], Tensor]
     """`(output, flow_time (B, M)) -> (B, M, H, A)`, the standard deviation [normalized action]."""
     mask: Tensor | None = None
-    """1 where there is noise (H, A). Everywhere by default."""
+    """1 where there is noise: (H, A), or (K, H, A) for one of each step. Everywhere by default."""
 
     def __call__(self, x: Tensor, output: FlowOutput, step: Tensor, grid: TimeGrid) -> Transition:
         std = self.std(output, grid.times(x.device)[step])
         if self.mask is not None:
-            std = std * self.mask
+            std = std * mask_at(self.mask, step)
         return Transition(x - grid.dt * output.velocity, std)
+
+
+def mask_at(mask: Tensor, step: Tensor) -> Tensor:
+    """Return the mask of noise at flow steps (B, M), which broadcasts to (B, M, H, A).
+
+    Args:
+        mask: (H, A) for all steps, or (K, H, A).
+        step: Steps (B, M) int64, counted from the noise end.
+    """
+    return mask if mask.ndim == 2 else mask.to(step.device)[step]
 
 
 def kl_divergence(transition: Transition, reference: Transition) -> Tensor:

@@ -23,6 +23,7 @@ LossSpace = Literal["velocity", "noise"]
 Steps = Literal["one", "all"]
 Reduction = Literal["sum", "mean"]
 Ratio = Literal["joint", "step"]
+NoiseEntries = Literal["executed", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,11 @@ class FlowStepConfig(LikelihoodConfig):
 
     stochastic_steps: Steps = "all"
     """Every flow step is random, or one per decision, which is drawn."""
+    noise_entries: NoiseEntries = "executed"
+    """Entries of a chunk with noise and a score. "executed": those that the robot executes, in
+    every flow step. "all": every entry, except in the last flow step, where it is the executed
+    ones. Executed entries depend on the others until then, so only with "all" are the ratios
+    importance weights. Without entries that are not executed both are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)

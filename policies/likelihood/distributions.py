@@ -75,7 +75,7 @@ class FlowChain(ActionDistribution):
         config: Reductions.
         stochastic_step: The random step of each row (N,), or None if all are random.
         shape: (N, H, A).
-        num_scored: Executed entries of a point. Only these are random and scored.
+        num_scored: Random and scored entries of a point, or a tensor that broadcasts to (N, M).
         device: Device of the chains.
 
     Example:
@@ -105,7 +105,7 @@ class FlowChain(ActionDistribution):
         config: LikelihoodConfig,
         stochastic_step: Tensor | None,
         shape: tuple[int, int, int],
-        num_scored: int,
+        num_scored: int | Tensor,
         device: torch.device,
     ) -> None:
         self.field, self.kernel, self.config = field, kernel, config

@@ -1,6 +1,6 @@
 """Likelihoods whose flow steps are Gaussians: Flow-SDE, Flow-Noise and a Gaussian velocity.
 
-Letters: N rows, H action horizon, A model action dim.
+Letters: N rows, K flow steps, H action horizon, A model action dim.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ class FlowStepLikelihood(Likelihood[StepConfigType]):
 
     @abstractmethod
     def kernel(self, mask: Tensor) -> Kernel:
-        """Return the transition kernel with noise only where `mask` (H, A) is 1."""
+        """Return the transition kernel with noise only where a mask is 1.
+
+        Args:
+            mask: (H, A) for all flow steps, or (K, H, A) for one of each.
+        """
 
     @property
     def draw_keys(self) -> list[str]:
@@ -56,15 +60,16 @@ class FlowStepLikelihood(Likelihood[StepConfigType]):
     def distribution(
         self, policy: FlowPolicy, context: Context, num: int, draws: Draws
     ) -> FlowChain:
-        step, mask = draws.get("stochastic_step", None), policy.executed_mask()
+        step, mask = draws.get("stochastic_step", None), noise_mask(policy, self.config)
+        step = None if step is None else step.to(policy.device)
         return FlowChain(
             policy.field(context),
             self.kernel(mask),
             policy.grid,
             self.config,
-            None if step is None else step.to(policy.device),
+            step,
             (num, *policy.chunk_shape),
-            num_scored=policy.sampler.execution_horizon * policy.preprocessor.action_dim,
+            num_scored=_num_scored(mask, step),
             device=policy.device,
         )
 
@@ -74,6 +79,31 @@ class FlowStepLikelihood(Likelihood[StepConfigType]):
         dist.log_prob(chain)
         random = dist.scored_std > 0
         return float(dist.scored_std[random].mean())
+
+
+def noise_mask(policy: FlowPolicy, config: FlowStepConfig) -> Tensor:
+    """Return 1 where flow steps have noise: (H, A), or (K, H, A) if it depends on the step.
+
+    A noise on all entries ends before the last step, whose other entries nothing depends on.
+    """
+    executed = policy.executed_mask()  # (H, A)
+    whole = (policy.sampler.execution_horizon, policy.preprocessor.action_dim)
+    if config.noise_entries == "executed" or policy.chunk_shape == whole:
+        return executed
+    mask = torch.ones(policy.grid.flow_steps, *executed.shape, device=executed.device)
+    mask[-1] = executed
+    return mask
+
+
+def _num_scored(mask: Tensor, step: Tensor | None) -> Tensor:
+    """Return the number of entries with noise, (N, 1) or (K,), or () if it is always the same.
+
+    Args:
+        mask: Of `noise_mask`.
+        step: The random step of each row (N,), or None if all are random.
+    """
+    num = mask.sum((-2, -1))  # () or (K,)
+    return num if step is None or num.ndim == 0 else num[step][:, None]
 
 
 @register_likelihood("flow_sde", FlowSDEConfig)

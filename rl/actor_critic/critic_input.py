@@ -6,6 +6,7 @@ width of a critic's input.
 
 from __future__ import annotations
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -49,3 +50,17 @@ def executed_chunk(policy: FlowPolicy, context: Context, noise: Tensor) -> Tenso
     point = integrate(policy.field(context), noise, policy.grid, policy.sampler.solver)
     executed = point[:, : policy.sampler.execution_horizon, : policy.preprocessor.action_dim]
     return executed.flatten(1)  # (N, h, d) -> (N, h * d)
+
+
+def chunk_distance(anchor: FlowPolicy, obs: TensorDictBase, noise: Tensor, chunk: Tensor) -> Tensor:
+    """Return the mean squared distance of chunks (N, h * d) to those of another policy.
+
+    Args:
+        anchor: The other policy, which gets no gradient.
+        obs: Observations (N).
+        noise: Starting noise (N, H, A).
+        chunk: The chunks [normalized].
+    """
+    with torch.no_grad():
+        other = executed_chunk(anchor, encode_rows(anchor, obs), noise)
+    return (chunk - other).square().mean()

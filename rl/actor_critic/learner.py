@@ -25,17 +25,27 @@ from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.network.context import pack
 from pitune.rl.actor_critic.critic_input import (
+    chunk_distance,
     critic_input,
     encode_rows,
     executed_chunk,
     stored_prefix,
 )
 from pitune.rl.actor_critic.learner_config import ActorCriticConfig
+from pitune.rl.actor_critic.memory_plan import learner_plan
+from pitune.rl.actor_critic.q_ensemble import mean_size
 from pitune.rl.actor_critic.td import OffPolicy, means
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
-from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
+from pitune.rl.gradient_step import (
+    Metrics,
+    Progress,
+    gradient_step,
+    no_progress,
+    split_rows,
+    to_floats,
+)
 from pitune.rl.policy_gradient.reference import frozen_copy
 
 
@@ -62,18 +72,21 @@ class FlowActorCritic:
         self.policy, self.config = policy, config
         self.chunk_dim = policy.sampler.execution_horizon * policy.preprocessor.action_dim
         self.input_dim = policy.preprocessor.model_state_dim + policy.feature_dim
-        self.off_policy = OffPolicy(
-            config.off_policy, self.input_dim + self.chunk_dim, policy.device
-        )
         trained = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.actor_learning_rate)
         self.num_rounds = 0
-        self.keep_prefix = config.keep_prefix and policy.prefix_is_frozen
         self.anchor = frozen_copy(policy) if config.anchor_coefficient else None
         needed = config.off_policy.offline_share or config.cloning_coefficient
         if demonstrations is None and needed:
             demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
         self._demonstrations = demonstrations
+
+        num_stored = len(self._table.action) if config.off_policy.offline_share else 0
+        self.plan = learner_plan(policy, config, self.chunk_dim, num_stored)
+        self.keep_prefix = self.plan.encoded
+        self.off_policy = OffPolicy(
+            config.off_policy, self.input_dim + self.chunk_dim, policy.device, self.plan.capacity
+        )
 
     @cached_property
     def cloned(self) -> TensorDict | None:
@@ -118,7 +131,7 @@ class FlowActorCritic:
             obs["prefix"] = rollout["prefix"]
             next_obs["prefix"] = encode_next(rollout, rollout["prefix"], self._encode_prefix)
         before: dict[str, Entry] = {"obs": obs, "chunk": normalize_chunk(self.policy, rollout)}
-        memory.replay.push(transitions(rollout, before, {"obs": next_obs}))
+        memory.push(transitions(rollout, before, {"obs": next_obs}))
 
     def demonstrated(self, num_steps: int) -> TensorDict:
         """Return the observations and next `num_steps` actions of demonstrated steps (N)."""
@@ -151,13 +164,17 @@ class FlowActorCritic:
         """Return the prefixes of observations (N) in the format of the memory."""
         return in_parts(rows, lambda part: pack(self.policy.encode_prefix(ModelInput.of(part))))
 
-    def learn(self, rounds: int, train_actor: bool = True) -> dict[str, float]:
+    def learn(
+        self, rounds: int, train_actor: bool = True, on_progress: Progress = no_progress
+    ) -> dict[str, float]:
         """Take rounds of gradient steps and return the means of their metrics.
 
         Args:
             rounds: Steps of the critics.
-            train_actor: Whether every `actor_every`-th round has a step of the policy.
+            train_actor: Whether rounds train the policy, if the rewards are informative.
+            on_progress: Called after each round.
         """
+        train_actor = train_actor and self.off_policy.informative
         history = []
         for _ in range(rounds):
             self.num_rounds += 1
@@ -166,6 +183,7 @@ class FlowActorCritic:
             if train_actor and self.num_rounds % self.config.actor_every == 0:
                 metrics |= self.actor_step(batch)
             history.append(metrics)
+            on_progress("learning", len(history), rounds)
         return means(history)
 
     def _sample(self) -> TensorDictBase:
@@ -226,7 +244,7 @@ class FlowActorCritic:
 
         # value
         value, chunk = self._value(batch)
-        scale = _mean_size(value) if value_scale is None else value_scale
+        scale = mean_size(value) if value_scale is None else value_scale
         loss = -value.mean() / scale
         metrics = {"policy_value": value.mean()}
 
@@ -245,7 +263,7 @@ class FlowActorCritic:
 
         # distance to the pretrained policy
         if self.anchor is not None:
-            distance = self._distance(self.anchor, sub_dict(batch, "obs"), batch["noise"], chunk)
+            distance = chunk_distance(self.anchor, sub_dict(batch, "obs"), batch["noise"], chunk)
             metrics["anchor_distance"] = distance
             loss = loss + config.anchor_coefficient * distance
         return loss, metrics
@@ -275,15 +293,7 @@ class FlowActorCritic:
     def _value_scale(self, batch: TensorDictBase, num_parts: int) -> Tensor:
         """Return the mean absolute value of a whole minibatch (B), computed in parts."""
         parts = split_rows(batch, num_parts)
-        return _mean_size(torch.cat([self._value(part)[0] for part in parts]))
-
-    def _distance(
-        self, anchor: FlowPolicy, obs: TensorDictBase, noise: Tensor, chunk: Tensor
-    ) -> Tensor:
-        """Return the mean squared distance of chunks (B, h * d) to the anchor's chunks."""
-        with torch.no_grad():
-            pretrained = executed_chunk(anchor, encode_rows(anchor, obs), noise)
-        return (chunk - pretrained).square().mean()
+        return mean_size(torch.cat([self._value(part)[0] for part in parts]))
 
     def state(self) -> dict[str, Any]:
         """Return the state for resuming, without networks and optimizers."""
@@ -293,8 +303,3 @@ class FlowActorCritic:
         """Restore the result of `state`."""
         self.off_policy.load_state(state["off_policy"])
         self.num_rounds = state["num_rounds"]
-
-
-def _mean_size(value: Tensor) -> Tensor:
-    """Return the mean absolute value of values (B), at least 1e-6."""
-    return value.detach().abs().mean().clamp(min=1e-6)

@@ -12,7 +12,7 @@ from pitune.ranges import (
     PositiveOrInfinite,
     Settings,
 )
-from pitune.rl.actor_critic.td import OffPolicyConfig
+from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,8 @@ class ActorCriticConfig(Settings):
     keep_prefix: bool = True
     """Whether to store the keys and values of pictures and prompt while their encoder is frozen, so
     that each is encoded once. At π0's full size in bfloat16 that is 30 MB per decision, 15 for its
-    observation and 15 for the next. Otherwise the pictures are stored and encoded in each round."""
+    observation and 15 for the next. Otherwise, or if `off_policy.memory_gib` holds fewer than
+    10,000 of them, the pictures are stored and encoded in each round."""
 
     def with_demonstrations(self, file: Path) -> ActorCriticConfig:
         """Return the settings with this file of demonstrations."""

@@ -126,3 +126,8 @@ def td_target(reward: Tensor, discount: Tensor, terminated: Tensor, next_value: 
         next_value: Value of the observation after the chunk (B).
     """
     return reward + discount * (~terminated) * next_value
+
+
+def mean_size(value: Tensor) -> Tensor:
+    """Return the mean absolute value of values (B), at least 1e-6."""
+    return value.detach().abs().mean().clamp(min=1e-6)

@@ -9,95 +9,27 @@ Letters: B minibatch rows, Q critics, D width of a critic's input.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pitune.ranges import (
-    Finite,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Range,
-)
+from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 from pitune.rl.actor_critic.q_ensemble import (
-    Pessimism,
     QEnsemble,
     make_target,
     polyak_update,
     reduce_ensemble,
     td_target,
 )
-from pitune.rl.config import MinibatchConfig, ReturnConfig, TimeLimit
 from pitune.rl.experience.replay import Replay
+from pitune.rl.experience.reward_record import RewardRecord
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
 from pitune.rl.policy_gradient.advantage import chunk_reward
-
-
-@dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig(ReturnConfig, MinibatchConfig):
-    """Replay memory, critics, and the number of gradient steps per decision.
-
-    Example:
-        >>> OffPolicyConfig(updates_per_decision=0.5).time_limit
-        'bootstrap'
-    """
-
-    capacity: PositiveInt = 200_000
-    """Decisions in the replay memory. When it is full, the oldest are overwritten."""
-    memory_folder: Path | None = None
-    """Folder of a replay memory in files, or None for the memory of the policy's device. Saving a
-    checkpoint copies all rows through main memory."""
-    minibatch_size: PositiveInt = 256
-    """Decisions per gradient step."""
-    warmup_decisions: NonNegativeInt = 2000
-    """Decisions of the pretrained policy before the first gradient step, in whole rollouts."""
-    warmup_rounds: NonNegativeInt = 500
-    """Rounds of gradient steps at the end of the warm-up."""
-    updates_per_decision: PositiveFloat = 0.25
-    """Update-to-data ratio: rounds of gradient steps per decision, counted after the warm-up."""
-    num_critics: PositiveInt = 2
-    """Q."""
-    critic_subset: NonNegativeInt = 0
-    """Number of random critics in a target (REDQ). 0 takes all."""
-    pessimism: Pessimism = "min"
-    """Reduction over these critics."""
-    hidden: tuple[PositiveInt, ...] = (256, 256)
-    """Widths of the critics' hidden layers."""
-    critic_learning_rate: PositiveFloat = 3e-4
-    """Adam's step size for the critics [-]."""
-    target_update_rate: Annotated[float, Range(low=0, low_open=True, high=1)] = 0.005
-    """Share by which the target critics move towards the critics per gradient step [-]."""
-    reward_scale: Finite = 1.0
-    """Factor of each step's reward [-]."""
-    reward_offset: Finite = 0.0
-    """Offset of each step's scaled reward [reward]. -1 makes a sparse reward a cost of time."""
-    time_limit: TimeLimit = "bootstrap"
-    """Whether the time limit ends the task, or values continue past it."""
-    demonstrations: Path = Path("demonstrations.safetensors")
-    """File from `pitune.experiments.pretrain`, loaded only if another setting needs it."""
-    offline_share: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.0
-    """Share of each minibatch from the demonstrations (RLPD: 0.5) [-]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.offline_share and self.time_limit == "terminal":
-            raise ValueError(
-                "time_limit='terminal' needs the used time of every decision, which demonstrations "
-                "do not record; pass offline_share=0 or time_limit='bootstrap'"
-            )
-        if not 0 <= self.critic_subset <= self.num_critics:
-            raise ValueError(
-                f"critic_subset={self.critic_subset} must be between 0 (all) and "
-                f"num_critics={self.num_critics}"
-            )
 
 
 def means(history: list[dict[str, float]]) -> dict[str, float]:
@@ -130,20 +62,30 @@ class OffPolicy:
         config: Settings.
         in_dim: Width of observation and action, a critic's input without the used time.
         device: Device of memory and critics.
+        capacity: Decisions in the memory, that of the settings by default.
 
     Example:
         >>> OffPolicy(OffPolicyConfig(), in_dim=8, device=torch.device("cpu")).warming_up
         True
     """
 
-    def __init__(self, config: OffPolicyConfig, in_dim: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: OffPolicyConfig,
+        in_dim: int,
+        device: torch.device,
+        capacity: int | None = None,
+    ) -> None:
         self.config = config
-        self.replay = Replay(config.capacity, device, folder=config.memory_folder)
+        capacity = config.capacity if capacity is None else capacity
+        self.replay = Replay(capacity, device, folder=config.memory_folder)
         self.critic = QEnsemble(in_dim + 1, config.num_critics, config.hidden).to(device)
         self.target = make_target(self.critic)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
         self.demonstrations: Replay | None = None
         """Memory of the demonstrations, the source of `offline_share` of each minibatch."""
+        self.rewards = RewardRecord()
+        """Rewards of all decisions so far, and of the demonstrations."""
         self.num_warmup = 0
         """Decisions in the warm-up so far."""
         self.num_decisions = 0
@@ -155,6 +97,19 @@ class OffPolicy:
     def warming_up(self) -> bool:
         """Whether the next decisions belong to the warm-up."""
         return self.num_warmup < self.config.warmup_decisions
+
+    @property
+    def informative(self) -> bool:
+        """Whether the rewards so far can tell actions apart.
+
+        Otherwise the values are the critics' errors, and the policy must not follow them.
+        """
+        return self.rewards.informative(self.config.reward_scale, self.config.reward_offset)
+
+    def push(self, rows: TensorDictBase) -> None:
+        """Keep decisions (B) in the memory."""
+        self.rewards.add_rows(rows)
+        self.replay.push(rows)
 
     def rounds_due(self, num_decisions: int) -> int:
         """Return the number of rounds that are due after further decisions.
@@ -198,6 +153,7 @@ class OffPolicy:
 
     def store_demonstrations(self, rows: TensorDictBase) -> None:
         """Keep demonstrations (N), rows like those of the memory, in a memory of their own."""
+        self.rewards.add_rows(rows)
         self.demonstrations = Replay(len(rows), self.replay.device)
         self.demonstrations.push(rows)
 
@@ -253,6 +209,7 @@ class OffPolicy:
         """Return the state for resuming, without networks and optimizers."""
         return {
             "replay": self.replay.state(),
+            "rewards": self.rewards.state(),
             "num_warmup": self.num_warmup,
             "num_decisions": self.num_decisions,
             "num_rounds": self.num_rounds,
@@ -261,5 +218,9 @@ class OffPolicy:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the result of `state`."""
         self.replay.load_state(state["replay"])
+        if "rewards" in state:
+            self.rewards.load_state(state["rewards"])
+        elif len(self.replay):  # a run of pitune 0.2
+            self.rewards.add_rows(self.replay.all())
         self.num_warmup = state["num_warmup"]
         self.num_decisions, self.num_rounds = state["num_decisions"], state["num_rounds"]

@@ -42,6 +42,9 @@ from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import in_parts, normalize_chunk
 from pitune.rl.registry import register
 
+LEAST_SCALE = 1e-12
+"""Least factor of noise that decays exponentially [-]."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DGNConfig(AlgorithmConfig):
@@ -165,6 +168,9 @@ class DGN(Algorithm[DGNConfig]):
         """Demonstrated observations (N) with their executed chunks."""
         return self.learner.demonstrated(self.actor.policy.sampler.execution_horizon)
 
+    def notes(self) -> list[str]:
+        return list(self.learner.plan.notes)
+
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # experience
         rollout = rollout.to(self.actor.policy.device)
@@ -176,10 +182,11 @@ class DGN(Algorithm[DGNConfig]):
         memory = self.learner.off_policy
         warm_up = memory.warming_up
         rounds = memory.rounds_due(rollout.numel())
-        metrics = self.learner.learn(rounds, train_actor=not warm_up)
+        metrics = self.learner.learn(rounds, not warm_up, self.on_progress)
 
         # exploration noise
         metrics |= self._refit(rollout.numel()) | {"noise_scale": self.noise_scale()}
+        metrics["informative"] = float(memory.informative)
         self._explore()
         return {"replay_size": float(len(memory.replay)), "rounds": float(rounds), **metrics}
 
@@ -207,7 +214,8 @@ class DGN(Algorithm[DGNConfig]):
         """Return the schedule's factor of the fitted noise, or 0 for white noise."""
         config = self.config
         if config.schedule == "exponential":
-            return math.exp(-self.learner.off_policy.num_decisions / config.decay_decisions)
+            age = self.learner.off_policy.num_decisions / config.decay_decisions
+            return max(math.exp(-age), LEAST_SCALE)  # 0 would mean white noise
         if config.schedule == "success" and len(self.outcomes) >= config.success_window:
             rate = sum(self.outcomes) / len(self.outcomes)
             return 0.0 if rate >= config.success_threshold else 1.0
@@ -259,6 +267,7 @@ class DGN(Algorithm[DGNConfig]):
             steps,
             config.noise_minibatch_size,
             config.learner.off_policy.num_parts,
+            self.on_progress,
         )
         std = self.noise_model.sample(obs).square().mean().sqrt()
         return {

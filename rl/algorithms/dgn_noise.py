@@ -26,7 +26,7 @@ from torch.distributions import MultivariateNormal
 from torch.nn.functional import silu, softplus
 
 from pitune.rl.experience.sub_dict import sub_dict
-from pitune.rl.gradient_step import Metrics, gradient_step
+from pitune.rl.gradient_step import Metrics, Progress, gradient_step, no_progress
 
 Shape = Literal["data_guided", "equal_size"]
 MIN_DIAGONAL = 1e-5
@@ -123,6 +123,7 @@ def fit(
     num_steps: int,
     minibatch_size: int,
     num_parts: int = 1,
+    on_progress: Progress = no_progress,
 ) -> float:
     """Take maximum-likelihood steps on differences (N, dim) and return the mean loss [nats].
 
@@ -134,6 +135,7 @@ def fit(
         num_steps: Gradient steps.
         minibatch_size: Rows per step, drawn with replacement.
         num_parts: Number of parts of a minibatch.
+        on_progress: Called after each step.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -155,6 +157,7 @@ def fit(
             num_parts=num_parts,
         )
         total += float(metrics["noise_loss"])
+        on_progress("noise model", step + 1, num_steps)
     return total / max(1, num_steps)
 
 

@@ -28,7 +28,7 @@ from pitune.rl.actor_critic.q_ensemble import QEnsemble, reduce_ensemble
 from pitune.rl.actor_critic.td import OffPolicy, means, regression_loss
 from pitune.rl.actor_critic.temperature import Temperature
 from pitune.rl.algorithm import Algorithm
-from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
+from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor, noise_plan
 from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.sub_dict import sub_dict
@@ -57,7 +57,12 @@ class DSRL(Algorithm[DSRLConfig]):
         # actor
         self.aliased = config.variant == "noise_aliased"
         self.policy = policy.with_noise_source(config.steering)
-        actor = NoiseSourceActor(self.policy, self.aliased and config.keep_context)
+        self._demonstrations: Demonstrations | None = None
+        if config.off_policy.offline_share:
+            self._demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
+        self.plan = noise_plan(self.policy, config, self._demonstrations)
+        self.keep_context = self.plan.encoded
+        actor = NoiseSourceActor(self.policy, self.keep_context)
         super().__init__(config, actor)
         self.source, device = actor.source, policy.device
 
@@ -66,7 +71,9 @@ class DSRL(Algorithm[DSRLConfig]):
         latent_dim, input_dim = self.source.actor.latent_dim, self.source.input_dim
         chunk_dim = policy.sampler.execution_horizon * self.action_dim
         decision_dim = chunk_dim if self.aliased else latent_dim
-        self.off_policy = OffPolicy(config.off_policy, input_dim + decision_dim, device)
+        self.off_policy = OffPolicy(
+            config.off_policy, input_dim + decision_dim, device, self.plan.capacity
+        )
         self.temperature = Temperature(config.initial_temperature).to(device)
         self.networks |= {
             "critic": self.off_policy.critic,
@@ -94,9 +101,9 @@ class DSRL(Algorithm[DSRLConfig]):
             )
 
         self.num_rounds = 0
-        self._demonstrations: Demonstrations | None = None
-        if config.off_policy.offline_share:
-            self._demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
+
+    def notes(self) -> list[str]:
+        return list(self.plan.notes)
 
     @property
     def demonstrated_reward(self) -> str | None:
@@ -107,15 +114,18 @@ class DSRL(Algorithm[DSRLConfig]):
         rollout = rollout.to(self.policy.device)
         if self._demonstrations is not None and self.off_policy.demonstrations is None:
             self.off_policy.store_demonstrations(self.demonstration_rows(self._demonstrations))
-        self.off_policy.replay.push(self.rows(rollout))
+        self.off_policy.push(self.rows(rollout))
         self.num_updates += 1
 
-        # gradient steps
         rounds = self.off_policy.rounds_due(rollout.numel())
-        history = [self.round() for _ in range(rounds)]
-        if self.num_rounds >= self.config.actor_every:
+        history = []
+        for _ in range(rounds):
+            history.append(self.round())
+            self.on_progress("learning", len(history), rounds)
+        if self.num_rounds >= self.config.actor_every and self.off_policy.informative:
             self.source.steered.fill_(True)
         metrics = {"replay_size": float(len(self.off_policy.replay)), "rounds": float(rounds)}
+        metrics["informative"] = float(self.off_policy.informative)
         return {**metrics, "steered": float(self.source.steered), **means(history)}
 
     def rows(self, rollout: TensorDictBase) -> TensorDictBase:
@@ -137,7 +147,7 @@ class DSRL(Algorithm[DSRLConfig]):
     @property
     def stores_inputs(self) -> bool:
         """Whether rows hold observations, which are encoded in each round."""
-        return self.aliased and not self.config.keep_context
+        return self.aliased and not self.keep_context
 
     @torch.no_grad()
     def demonstration_rows(self, demonstrations: Demonstrations) -> TensorDictBase:
@@ -166,7 +176,8 @@ class DSRL(Algorithm[DSRLConfig]):
         if self.num_rounds % self.config.actor_every == 0:
             if self.aliased:
                 metrics |= self.distil_step(batch)
-            metrics |= self.actor_step(batch)
+            if self.off_policy.informative:
+                metrics |= self.actor_step(batch)
         return metrics
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
@@ -266,7 +277,7 @@ class DSRL(Algorithm[DSRLConfig]):
 
     def chunk_of(self, rows: TensorDictBase, latent: Tensor) -> Tensor:
         """Return the frozen flow's executed chunks (B, h * d) [normalized] for latents (B, W)."""
-        if self.config.keep_context:
+        if self.keep_context:
             context = unpack(sub_dict(rows, "context"))
         else:
             context = self.policy.encode(ModelInput.of(rows))

@@ -13,6 +13,14 @@ from torch import Tensor
 from pitune.policies import Actor, FlowPolicy, ModelInput, NoiseSource
 from pitune.policies.flow.ode import integrate
 from pitune.policies.network.context import Context, pack
+from pitune.rl.actor_critic.memory_plan import (
+    MemoryPlan,
+    example_input,
+    plan_memory,
+    row_bytes,
+)
+from pitune.rl.algorithms.dsrl_config import DSRLConfig
+from pitune.rl.experience.demonstrations import Demonstrations
 
 
 class NoiseSourceActor(Actor):
@@ -83,3 +91,32 @@ class NoiseSourceActor(Actor):
         if self.keep_context:
             values["context"] = pack(context)
         return TensorDict(values, batch_size=[len(inputs)])
+
+
+@torch.no_grad()
+def noise_plan(
+    policy: FlowPolicy, config: DSRLConfig, demonstrations: Demonstrations | None
+) -> MemoryPlan:
+    """Return the size of DSRL's memory, from the size of one observation.
+
+    Args:
+        policy: A policy with a noise source.
+        config: Settings.
+        demonstrations: Those that are stored too, if any.
+    """
+    aliased, inputs = config.variant == "noise_aliased", example_input(policy)
+    actor = NoiseSourceActor(policy, keep_context=aliased)
+    encoded = actor.encode(TensorDict({"model_input": inputs.tensordict()}, [1]))
+    plain = encoded.exclude("context")
+    if aliased:
+        plain = plain.set("model_input", inputs.tensordict())
+    horizon = policy.sampler.execution_horizon
+    decision_dim = actor.source.actor.latent_dim + horizon * policy.preprocessor.action_dim
+    keep = aliased and config.keep_context
+    return plan_memory(
+        config.off_policy,
+        policy.device,
+        plain=row_bytes(plain, decision_dim, horizon),
+        encoded=row_bytes(encoded, decision_dim, horizon) if keep else None,
+        num_demonstrations=0 if demonstrations is None else len(demonstrations.action),
+    )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pitune.policies import SteeringConfig
 from pitune.ranges import Finite, PositiveFloat, PositiveInt
-from pitune.rl.actor_critic.td import OffPolicyConfig
+from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 from pitune.rl.algorithm import AlgorithmConfig
 
 
@@ -43,7 +43,8 @@ class DSRLConfig(AlgorithmConfig):
     keep_context: bool = True
     """noise_aliased: whether to store the keys and values of each observation, so that a frozen
     prefix is encoded once. At π0's full size in bfloat16 that is 30 MB per decision, for its own
-    observation and the next. Otherwise observations are stored and encoded in each round."""
+    observation and the next. Otherwise, or if `off_policy.memory_gib` holds fewer than 10,000 of
+    them, observations are stored and encoded in each round."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,13 +36,16 @@ from pitune.rl.gradient_step import (
     Loss,
     Metrics,
     gradient_step,
+    loss_metrics,
     minibatches,
     run_epochs,
     to_floats,
 )
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
+from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.loss import clip_notes, log_ratios, policy_metrics
+from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate
 from pitune.rl.registry import register
 
@@ -76,6 +79,7 @@ class EPO(Algorithm[EPOConfig]):
         ).to(policy.device)
         self.networks |= {"population": population, "critic": self.critic}
         self.loss = policy_loss(self.actor, config.ppo)
+        self.information = Information()
         ppo = config.ppo
         self.optimizers = {
             "actor": torch.optim.Adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
@@ -87,7 +91,8 @@ class EPO(Algorithm[EPOConfig]):
         self.num_replaced = 0
 
     def notes(self) -> list[str]:
-        return clip_notes(self.actor, self.config.ppo.clip)
+        notes = rescore_notes(self.actor.policy, self.config.ppo.rescore)
+        return [*clip_notes(self.actor, self.config.ppo.clip), *notes]
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # rollout with the member and the features of each observation
@@ -99,10 +104,13 @@ class EPO(Algorithm[EPOConfig]):
         self.fitness.add(rollout)
 
         # decisions of all members, and those of the others for the master
-        batch, metrics = advantage_batch(rollout, self.actor, self.critic, ppo.advantage)
-        others = self.others(rollout) if config.num_members > 1 and config.aggregate > 0 else None
-        if others is not None:
-            metrics["aggregated"] = float(len(others))
+        batch, metrics = advantage_batch(
+            rollout, self.actor, self.critic, ppo.advantage, self.information
+        )
+        batch, gaps = self._rescored(batch)
+        aggregates = config.num_members > 1 and config.aggregate > 0
+        others = self.others(rollout) if aggregates and metrics["informative"] else None
+        metrics |= gaps if others is None else gaps | {"aggregated": float(len(others))}
 
         # gradient steps
         rows = minibatches(len(batch), ppo.update.minibatch_size, ppo.update.num_epochs)
@@ -121,6 +129,8 @@ class EPO(Algorithm[EPOConfig]):
         self, batch: TensorDictBase, others: TensorDictBase | None
     ) -> dict[str, float]:
         """Take one gradient step on the critic and, after its warm-up, on the policy.
+
+        The policy has none if all advantages are 0, because Adam would go on with its last ones.
 
         Args:
             batch: Decisions (B) of all members.
@@ -142,9 +152,13 @@ class EPO(Algorithm[EPOConfig]):
         # policy
         ppo = self.config.ppo
         if self.num_updates >= ppo.critic_warmup:
-            policy, norm = self._gradient_step(
-                "actor", lambda part: self._actor_loss(part, others), self.loss.with_draws(batch)
-            )
+            batch = self.loss.with_draws(batch)
+            if batch["advantage"].any():
+                policy, norm = self._gradient_step(
+                    "actor", lambda part: self._actor_loss(part, others), batch
+                )
+            else:
+                policy, norm = loss_metrics(self.loss, batch, ppo.update.num_parts), 0.0
             metrics |= {**policy_metrics(policy, ppo.clip), "grad_norm": norm}
         return metrics
 
@@ -172,13 +186,25 @@ class EPO(Algorithm[EPOConfig]):
         chosen = (rollout["member"] != 0) & ~rollout["next", "invalid"].squeeze(-1)
         entries = (self.actor.in_keys, self.critic.in_keys, self.actor.out_keys, ADVANTAGE_KEYS)
         batch = sub_dict(select_decisions(relabeled, *entries), chosen)
+        acted = batch.copy().set("member", rollout["member"][chosen])
+        batch["action_log_prob"] = self._rescored(acted)[0]["action_log_prob"]
 
         # decisions that are likely enough under the master
+        if not len(batch):
+            return batch
         parts = batch.split(ppo.update.minibatch_size)
         batch["center"] = torch.cat([log_ratios(self.actor, part)[0] for part in parts])  # (B, M)
         near = (batch["center"].abs() <= self.config.log_ratio_cap).all(1)
-        batch["advantage"] = standardize(batch["advantage"])
+        size = max(float(batch[key].abs().max()) for key in ("state_value", "value_target"))
+        batch["advantage"] = standardize(batch["advantage"], size=size)
         return sub_dict(batch, near)
+
+    def _rescored(self, batch: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
+        """Return decisions (B) with log-probabilities of the members that acted, and metrics."""
+        ppo = self.config.ppo
+        if not rescores(self.actor.policy, ppo.rescore):
+            return batch, {}
+        return rescore(batch, actor_score(self.actor), ppo.update.part_size)
 
     def _actor_loss(
         self, batch: TensorDictBase, others: TensorDictBase | None
@@ -236,7 +262,7 @@ class EPO(Algorithm[EPOConfig]):
     @torch.no_grad()
     def _population_metrics(self, batch: TensorDictBase) -> dict[str, float]:
         """Return metrics of the members' success, and of the spread of their genes and actions."""
-        if self.config.num_members == 1:
+        if self.config.num_members == 1 or not len(batch):
             return {}
         rate = self.fitness.rate()
         metrics = {f"fitness/{i}": value for i, value in enumerate(rate.tolist()) if value == value}
@@ -262,10 +288,12 @@ class EPO(Algorithm[EPOConfig]):
         # the saved policy is the best member, so the shared bias is saved here
         bias = self.actor.policy.network.state_proj.bias.detach().clone()
         record = {"successes": self.fitness.successes, "episodes": self.fitness.episodes}
-        return {**record, "bias": bias, "best": self.actor.best, "replaced": self.num_replaced}
+        numbers = {"best": self.actor.best, "replaced": self.num_replaced}
+        return {**record, **numbers, "bias": bias, "informative_std": self.information.std}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             self.actor.policy.network.state_proj.bias.copy_(state["bias"])
         self.fitness.successes, self.fitness.episodes = state["successes"], state["episodes"]
         self.actor.best, self.num_replaced = state["best"], state["replaced"]
+        self.information.std = state.get("informative_std", 0.0)

@@ -8,12 +8,17 @@ after the first generation.
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.rl.algorithms.epo_population import Population
 from pitune.rl.experience.sub_dict import sub_dict
+
+LEAST_TAIL = 1e-300
+"""Least probability of a test, for deviations beyond the precision of floats [-]."""
 
 
 class Fitness:
@@ -59,7 +64,8 @@ class Fitness:
         """Return the members that are significantly worse than the best, the worst first.
 
         Args:
-            deviations: Standard errors of a significant difference.
+            deviations: Standard errors of a significant difference between two members. Among more
+                members it takes more, see `corrected_deviations`.
         """
         # difference to the best
         rate, best = self.rate(), self.best()
@@ -67,7 +73,8 @@ class Fitness:
         smooth = (self.successes + 1) / (self.episodes + 2)
         variance = smooth * (1 - smooth) / self.episodes.clamp(min=1)
         gap = rate[best] - rate
-        worse = gap > deviations * (variance + variance[best]).sqrt()  # False for nan
+        least = corrected_deviations(deviations, int((~rate.isnan()).sum()))
+        worse = gap > least * (variance + variance[best]).sqrt()  # False for nan
 
         # the worst first
         order = rate.nan_to_num(2.0).argsort().tolist()
@@ -76,6 +83,29 @@ class Fitness:
     def forget(self, member: int) -> None:
         """Reset a member's record."""
         self.successes[member] = self.episodes[member] = 0
+
+
+def corrected_deviations(deviations: float, num_members: int) -> float:
+    """Return the standard errors that a difference needs among several members (Bonferroni).
+
+    The best of many members is the best by chance too. Without a correction, some of 16 equal
+    members would be replaced in 45 % of selections. With it, the chance of replacing any of
+    several equal members is at most about that of two.
+
+    Args:
+        deviations: Standard errors for two members. 0 means that any difference counts.
+        num_members: Number of compared members.
+
+    Example:
+        >>> round(corrected_deviations(2.0, 2), 3), round(corrected_deviations(2.0, 16), 3)
+        (2.0, 3.557)
+    """
+    if deviations == 0 or num_members < 2:
+        return deviations
+    num_pairs = num_members * (num_members - 1) // 2
+    # the lower tail, which is exact where the upper one would round to 1
+    tail = max(NormalDist().cdf(-deviations) / num_pairs, LEAST_TAIL)
+    return max(deviations, -NormalDist().inv_cdf(tail))
 
 
 def evolve(

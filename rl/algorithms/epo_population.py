@@ -12,7 +12,7 @@ action dim, D width.
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -55,7 +55,8 @@ class EPOConfig(AlgorithmConfig):
     evolve_every: NonNegativeInt = 10
     """Updates between selections, or 0 for none."""
     selection_deviations: NonNegativeFloat = 2.0
-    """A replaced member is worse than the best by at least this number of standard errors [-]."""
+    """A replaced member of two is worse than the best by at least this number of standard errors.
+    Among more members it takes more, so that chance replaces no more of them [-]."""
     mutation_std: NonNegativeFloat = 0.3
     """Standard deviation of the noise on a child's gene [-]. That of the initial genes is 1."""
     fitness_decay: Share = 0.7
@@ -63,9 +64,9 @@ class EPOConfig(AlgorithmConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ppo.scored_steps == "one" or self.ppo.rescore:
+        if self.ppo.scored_steps == "one":
             raise ValueError(
-                "ppo.scored_steps='one' and ppo.rescore are not supported by epo; leave them"
+                "ppo.scored_steps='one' is not supported by epo; leave ppo.scored_steps='all'"
             )
 
     @property
@@ -120,6 +121,10 @@ class PopulationActor(LikelihoodActor):
         config: Settings of the likelihood.
         population: The genes, which are trained with the policy.
 
+    Attributes:
+        best: The deployed member.
+        alone: Whether it also explores in all environments.
+
     Example:
         >>> population = Population(4, gene_dim=16, width=64)  # doctest: +SKIP
         >>> actor = PopulationActor(policy, FlowSDEConfig(), population)  # doctest: +SKIP
@@ -132,6 +137,7 @@ class PopulationActor(LikelihoodActor):
         super().__init__(policy, config)
         self.population = population
         self.best = 0
+        self.alone = False
         self.out_keys.append("member")
 
     def state_offset(self, td: TensorDictBase) -> Tensor | None:
@@ -142,7 +148,17 @@ class PopulationActor(LikelihoodActor):
         return genes @ self.population.to_policy  # (N, D)
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
-        return super().explore(td.set("member", self.population.members(len(td))), noise)
+        if self.alone:
+            rows = torch.full((len(td),), self.best, device=self.policy.device)
+        else:
+            rows = self.population.members(len(td))
+        return super().explore(td.set("member", rows), noise)
+
+    def evaluated(self) -> PopulationActor:
+        """Return an actor of the same weights whose environments all belong to the best member."""
+        actor = copy(self)
+        actor.alone = True
+        return actor
 
     def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
         """Return the best member's actions (N, h, d) [robot units]."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -32,13 +32,16 @@ from pitune.rl.gradient_step import (
     Loss,
     Metrics,
     gradient_step,
+    loss_metrics,
     minibatches,
     run_epochs,
     to_floats,
 )
 from pitune.rl.policy_gradient.batch import advantage_batch
 from pitune.rl.policy_gradient.config import ClipConfig, CriticBasedConfig
+from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.loss import PolicyLoss, policy_metrics
+from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import asymmetric_surrogate, clipped_surrogate
 from pitune.rl.policy_gradient.value import ValueCritic
 from pitune.rl.registry import register
@@ -63,6 +66,9 @@ class FPOConfig(CriticBasedConfig):
     """Range of the ratio."""
     log_ratio_clamp: PositiveFloat = 5.0
     """Bound of the absolute log-ratios [-]. Outside of it there is no gradient."""
+    rescore: bool | None = None
+    """Whether to take old losses from the training forward instead of the sampler, and
+    log their difference. By default only if the policy computes in less than float32."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.likelihood, FlowMatchingConfig):
@@ -99,6 +105,7 @@ class FPO(Algorithm[FPOConfig]):
         )
         self.networks["critic"] = self.critic
         self.loss = PolicyLoss(self.actor, self._surrogate)
+        self.information = Information()
         self.optimizers = {
             "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
             "critic": torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate),
@@ -114,12 +121,25 @@ class FPO(Algorithm[FPOConfig]):
 
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
         """Return the valid decisions (B) with advantages and value targets, and metrics."""
-        batch, metrics = advantage_batch(rollout, self.actor, self.critic, self.config.advantage)
-        metrics["flow_loss"] = -float(batch["action_log_prob"].mean())
+        config = self.config
+        batch, metrics = advantage_batch(
+            rollout, self.actor, self.critic, config.advantage, self.information
+        )
+        if rescores(self.actor.policy, config.rescore):
+            batch, gaps = rescore(batch, actor_score(self.actor), config.update.part_size)
+            metrics |= gaps
+        if len(batch):
+            metrics["flow_loss"] = -float(batch["action_log_prob"].mean())
         return batch, metrics
 
+    def notes(self) -> list[str]:
+        return rescore_notes(self.actor.policy, self.config.rescore)
+
     def minibatch_step(self, batch: TensorDictBase) -> dict[str, float]:
-        """Take one gradient step on the critic and, after its warm-up, on the policy."""
+        """Take one gradient step on the critic and, after its warm-up, on the policy.
+
+        The policy has none if all advantages are 0, because Adam would go on with its last ones.
+        """
         # critic
         value_loss = partial(critic_loss, self.critic, clip=math.inf)
         value_metrics, _ = self._gradient_step("critic", value_loss, batch)
@@ -127,9 +147,19 @@ class FPO(Algorithm[FPOConfig]):
 
         # policy
         if self.num_updates >= self.config.critic_warmup:
-            policy, norm = self._gradient_step("actor", self.loss, batch)
+            if batch["advantage"].any():
+                policy, norm = self._gradient_step("actor", self.loss, batch)
+            else:
+                num_parts = self.config.update.num_parts
+                policy, norm = loss_metrics(self.loss, batch, num_parts), 0.0
             metrics |= {**policy_metrics(policy, self.config.clip), "grad_norm": norm}
         return metrics
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"informative_std": self.information.std}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.information.std = state.get("informative_std", 0.0)
 
     def _surrogate(self, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         """Return the objective (B, draws) of log-ratios (B, draws) and advantages (B, 1)."""

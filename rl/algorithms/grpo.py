@@ -41,6 +41,7 @@ from pitune.rl.policy_gradient.loss import (
     policy_metrics,
 )
 from pitune.rl.policy_gradient.reference import KLSpace
+from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate, trajectory_log_ratio
 from pitune.rl.registry import register
 
@@ -80,6 +81,9 @@ class GRPOConfig(AlgorithmConfig):
     """Weight of the divergence from the pretrained policy, per scored flow step [-]."""
     kl_space: KLSpace = "kernel"
     """Divergence of the flow steps' Gaussians [nats], or of their velocities."""
+    rescore: bool | None = None
+    """Whether to take old log-probabilities from the training forward instead of the sampler, and
+    log their difference. By default only if the policy computes in less than float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +123,8 @@ class GRPO(Algorithm[GRPOConfig]):
         self.num_pending_groups = 0
 
     def notes(self) -> list[str]:
-        return clip_notes(self.actor, self.config.clip)
+        notes = rescore_notes(self.actor.policy, self.config.rescore)
+        return [*clip_notes(self.actor, self.config.clip), *notes]
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # decisions of the rollout
@@ -134,6 +139,10 @@ class GRPO(Algorithm[GRPOConfig]):
 
         # gradient steps
         batch = self._whole_batch()
+        if rescores(self.actor.policy, self.config.rescore):
+            size = self.config.update.part_size
+            batch, gaps = rescore(batch, actor_score(self.actor), size)
+            metrics |= gaps
         rows = self._minibatches(batch)
         return metrics | run_epochs(batch, rows, self.actor_step, self.config.update.target_kl)
 
@@ -161,6 +170,7 @@ class GRPO(Algorithm[GRPOConfig]):
         advantage = group_relative(
             grouped(played.score, size), counted & kept[:, None], config.advantage_scale
         )
+        kept = kept & (advantage != 0).any(1)  # equal scores carry no information
         table = ungrouped(advantage, played.score.shape[1])
         chosen = ungrouped(counted & kept[:, None], played.score.shape[1])
         batch = self._decisions(rollout, played, table, chosen)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -31,9 +31,17 @@ from pitune.policies import (
 )
 from pitune.ranges import NonNegativeFloat
 from pitune.rl.algorithm import Algorithm
-from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs, to_floats
-from pitune.rl.policy_gradient.batch import advantage_batch, rescore
+from pitune.rl.gradient_step import (
+    Metrics,
+    gradient_step,
+    loss_metrics,
+    minibatches,
+    run_epochs,
+    to_floats,
+)
+from pitune.rl.policy_gradient.batch import advantage_batch
 from pitune.rl.policy_gradient.config import CriticBasedConfig, PPOClipConfig
+from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.loss import (
     PolicyLoss,
     check_trainable,
@@ -42,6 +50,13 @@ from pitune.rl.policy_gradient.loss import (
     with_one_step,
 )
 from pitune.rl.policy_gradient.reference import KLSpace
+from pitune.rl.policy_gradient.rescoring import (
+    actor_score,
+    rescore,
+    rescore_notes,
+    rescores,
+    step_by_step,
+)
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate, value_loss
 from pitune.rl.policy_gradient.value import ValueCritic
 from pitune.rl.registry import register
@@ -69,9 +84,9 @@ class PPOConfig(CriticBasedConfig):
     """Divergence of the flow steps' Gaussians [nats], or of their velocities."""
     bc_coefficient: NonNegativeFloat = 0.0
     """Weight of cloning the pretrained policy at the visited observations [-]."""
-    rescore: bool = False
+    rescore: bool | None = None
     """Whether to take old log-probabilities from the training forward instead of the sampler, and
-    log their difference. For machines where it is more than rounding."""
+    log their difference. By default only if the policy computes in less than float32."""
     scored_steps: Literal["all", "one"] = "all"
     """Flow steps of a fully random chain that a gradient step scores: all, or one per row, which is
     drawn. One step costs one K-th and gives the same mean gradient."""
@@ -139,6 +154,7 @@ class PPO(Algorithm[PPOConfig]):
         )
         self.networks["critic"] = self.critic
         self.loss = policy_loss(self.actor, config)
+        self.information = Information()
         self.optimizers = {
             "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
             "critic": torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate),
@@ -162,22 +178,35 @@ class PPO(Algorithm[PPOConfig]):
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
         """Return the valid decisions (B,) with advantages and value targets, and metrics."""
         config = self.config
-        batch, metrics = advantage_batch(rollout, self.actor, self.critic, config.advantage)
-        if config.rescore:
-            batch, gaps = rescore(batch, self.actor, config.update.minibatch_size)
+        batch, metrics = advantage_batch(
+            rollout, self.actor, self.critic, config.advantage, self.information
+        )
+        if rescores(self.actor.policy, config.rescore):
+            one_step = config.scored_steps == "one"
+            score = step_by_step(self.actor) if one_step else actor_score(self.actor)
+            batch, gaps = rescore(batch, score, config.update.part_size)
             metrics |= gaps
         return batch, metrics
 
     def notes(self) -> list[str]:
-        return clip_notes(self.actor, self.config.clip)
+        notes = rescore_notes(self.actor.policy, self.config.rescore)
+        return [*clip_notes(self.actor, self.config.clip), *notes]
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
-        """Take one gradient step on the policy and return its metrics."""
+        """Take one gradient step on the policy and return its metrics.
+
+        There is no step if all advantages are 0, which is how advantages without information come.
+        """
         config = self.config
         # random draws of the whole minibatch
         if config.scored_steps == "one":
             batch = with_one_step(batch, self.actor.policy.grid.flow_steps)
         batch = self.loss.with_draws(batch)
+
+        # no step, because Adam would go on with its last ones
+        if not batch["advantage"].any():
+            metrics = loss_metrics(self.loss, batch, config.update.num_parts)
+            return {**policy_metrics(metrics, config.clip), "grad_norm": 0.0}
 
         metrics, grad_norm = gradient_step(
             self.optimizers["actor"],
@@ -203,3 +232,9 @@ class PPO(Algorithm[PPOConfig]):
             num_parts=update.num_parts,
         )
         return to_floats(metrics)
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"informative_std": self.information.std}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.information.std = state.get("informative_std", 0.0)

@@ -86,6 +86,9 @@ class WSRL(Algorithm[WSRLConfig]):
     def demonstrated_reward(self) -> str | None:
         return self.learner.demonstrated_reward
 
+    def notes(self) -> list[str]:
+        return list(self.learner.plan.notes)
+
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # experience
         rollout = rollout.to(self.actor.policy.device)
@@ -96,8 +99,9 @@ class WSRL(Algorithm[WSRLConfig]):
         memory = self.learner.off_policy
         warm_up = memory.warming_up
         rounds = memory.rounds_due(rollout.numel())
-        metrics = self.learner.learn(rounds, train_actor=not warm_up)
+        metrics = self.learner.learn(rounds, not warm_up, self.on_progress)
         self._explore()
+        metrics["informative"] = float(memory.informative)
         return {"replay_size": float(len(memory.replay)), "rounds": float(rounds), **metrics}
 
     def extra_state(self) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def evaluate(
     check_rule(rule)
     check_fit(actor.policy, env.spec)
 
+    actor = actor.evaluated()
+
     # environment with starts of its own
     seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split)
     chunk_env = ChunkEnv(

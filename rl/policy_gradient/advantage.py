@@ -69,14 +69,24 @@ def generalized_advantage(
     )
 
 
-def standardize(advantage: Tensor, epsilon: float = 1e-5) -> Tensor:
+ROUNDING = 1e-5
+"""Differences below this share of the numbers that they are computed from are rounding [-]."""
+
+
+def standardize(advantage: Tensor, epsilon: float = 1e-5, size: float = 0.0) -> Tensor:
     """Return advantages with mean 0 and standard deviation 1 over the whole batch.
 
     Equal advantages become 0, because their rounding errors must not be scaled up.
+
+    Args:
+        advantage: Advantages of a batch.
+        epsilon: Added to the divisor. A smaller standard deviation counts as 0.
+        size: Greatest absolute value and value target, whose rounding enters the advantages.
     """
     centered = advantage - advantage.mean()
     std = centered.square().mean().sqrt()
-    return centered / (std + epsilon) if std > epsilon else torch.zeros_like(advantage)
+    differ = std > max(epsilon, ROUNDING * size)
+    return centered / (std + epsilon) if differ else torch.zeros_like(advantage)
 
 
 def group_relative(
@@ -86,7 +96,8 @@ def group_relative(
 
     Args:
         score: Scores (groups, episodes).
-        counted: Mask of the counted episodes (groups, episodes). The others get 0.
+        counted: Mask of the counted episodes (groups, episodes). The others get 0, and so do all of
+            a group whose scores are equal up to rounding.
         scale: Divisor: the standard deviation within the group, that of the whole batch, or none.
         epsilon: Added to the divisor.
 
@@ -98,6 +109,9 @@ def group_relative(
     weight = counted.to(score.dtype)
     num = weight.sum(1, keepdim=True).clamp(min=1)
     centered = (score - (score * weight).sum(1, keepdim=True) / num) * weight
+    size = (score * weight).abs().amax(1, keepdim=True)  # (groups, 1)
+    differ = centered.abs().amax(1, keepdim=True) > ROUNDING * size
+    centered = torch.where(differ, centered, torch.zeros_like(centered))
 
     # scale
     if scale == "group":

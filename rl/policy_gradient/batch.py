@@ -15,17 +15,23 @@ from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
 from pitune.rl.policy_gradient.config import AdvantageConfig
+from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.value import ValueCritic, explained_variance
 
 
 @torch.no_grad()
 def advantage_batch(
-    rollout: TensorDictBase, actor: LikelihoodActor, critic: ValueCritic, config: AdvantageConfig
+    rollout: TensorDictBase,
+    actor: LikelihoodActor,
+    critic: ValueCritic,
+    config: AdvantageConfig,
+    information: Information,
 ) -> tuple[TensorDictBase, dict[str, float]]:
     """Return the valid decisions (B) of a rollout (E, T), and metrics of the critic.
 
     They have the entries that the actor needs for scoring, `advantage` (standardized over the
     batch), `state_value` and `value_target` (B, 1). Decisions in a broken simulator are left out.
+    All advantages are 0 if they carry no information.
     """
     # values before and after each decision
     rollout = rollout.to(actor.policy.device).copy()
@@ -44,13 +50,19 @@ def advantage_batch(
     valid: Tensor = ~rollout["next", "invalid"].squeeze(-1)  # (E, T)
     entries = (actor.in_keys, critic.in_keys, actor.out_keys, ADVANTAGE_KEYS)
     batch = sub_dict(select_decisions(rollout, *entries), valid)
-    batch["advantage"] = standardize(batch["advantage"])
+    if not len(batch):
+        return batch, {"informative": 0.0}
+    informative = information.of(rollout, batch["advantage"])
+    size = max(float(batch[key].abs().max()) for key in ("state_value", "value_target"))
+    raw_std = float(batch["advantage"].std())
+    batch["advantage"] = standardize(batch["advantage"], size=size) * informative
 
     # metrics
     metrics = {
+        "informative": float(informative),
         "value": float(batch["state_value"].mean()),
         "explained_variance": explained_variance(batch["state_value"], batch["value_target"]),
-        "advantage_std": float(advantage[valid].std()),
+        "advantage_std": raw_std,
         "terminal_std": actor.terminal_std(sub_dict(batch, slice(TERMINAL_ROWS))),
     }
     if config.normalize_returns:
@@ -77,23 +89,3 @@ def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
         return in_parts(obs, lambda part: policy.encode(ModelInput.of(part)).features)
 
     rollout["next", "features"] = encode_next(rollout, rollout["features"], encode)
-
-
-@torch.no_grad()
-def rescore(
-    batch: TensorDictBase, actor: LikelihoodActor, size: int
-) -> tuple[TensorDictBase, dict[str, float]]:
-    """Return decisions (B) with old log-probabilities from the training forward.
-
-    Sampling runs the flow steps one after another and scoring runs them together, possibly in
-    another precision or with other GPU kernels. The metrics are the difference of the two [nats].
-
-    Args:
-        batch: Decisions of the current policy, with `chain` and `action_log_prob`.
-        actor: Scores the chains.
-        size: Decisions per pass, as in training for the same rounding.
-    """
-    new = torch.cat([actor.get_dist(part).log_prob(part["chain"]) for part in batch.split(size)])
-    gap = (new - batch["action_log_prob"]).abs()
-    metrics = {"log_prob_gap": float(gap.mean()), "log_prob_gap_max": float(gap.max())}
-    return batch.copy().set("action_log_prob", new), metrics

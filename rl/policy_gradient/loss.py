@@ -19,6 +19,7 @@ from pitune.policies import (
     likelihood_name,
     likelihoods,
 )
+from pitune.policies.likelihood.flow_steps import noise_mask
 from pitune.rl.gradient_step import Metrics, to_floats
 from pitune.rl.policy_gradient.config import ClipConfig
 from pitune.rl.policy_gradient.reference import KLSpace, Reference
@@ -49,7 +50,8 @@ def clip_notes(actor: LikelihoodActor, clip: ClipConfig) -> list[str]:
         return []
     joint = config.ratio == "joint" and config.stochastic_steps == "all"
     num_steps = policy.grid.flow_steps if joint else 1
-    num_entries = int(policy.executed_mask().sum())
+    # the first flow step, which has the most entries
+    num_entries = int(noise_mask(policy, config).sum((-2, -1)).max())
     return [implied_clip(clip.low, clip.high, config.reduction, num_entries, num_steps)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from rewards import rewarded
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
@@ -50,7 +51,7 @@ def learned(algorithm: rl.Algorithm[Any], num: int = 3) -> list[dict[str, float]
     """Return the metrics of updates on as many rollouts."""
     rollouts = rl.Rollouts(envs.make(ENV), algorithm, 4, seed=0)
     torch.manual_seed(0)
-    return [algorithm.update(rollouts.collect()) for _ in range(num)]
+    return [algorithm.update(rewarded(rollouts.collect())) for _ in range(num)]
 
 
 @LEARNERS
@@ -98,7 +99,7 @@ def test_each_observation_is_encoded_once(
     steps = len(rl.Demonstrations.load(demonstrations).action)
     for number in range(3):
         encoded.clear()
-        rollout = rollouts.collect()
+        rollout = rewarded(rollouts.collect())
         assert sum(encoded) == 16
         encoded.clear()
         metrics = algorithm.update(rollout)

@@ -11,7 +11,8 @@ from tensordict import TensorDict, TensorDictBase
 from pitune.envs import ChunkEnv, EpisodeSeeds
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.mock.reach import Script
-from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig
+from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
+from pitune.rl.actor_critic.td import OffPolicy
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import encode_next, transitions
 

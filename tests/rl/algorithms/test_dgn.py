@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from rewards import rewarded
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
@@ -227,7 +228,7 @@ def test_noise_acts_after_the_first_rollout_and_never_in_evaluation(new: Callabl
 
     assert algorithm.exploring.perturb is None
     assert torch.equal(acted(ExplorationType.RANDOM), acted(ExplorationType.DETERMINISTIC))
-    metrics = algorithm.update(rollouts.collect())
+    metrics = algorithm.update(rewarded(rollouts.collect()))
     assert algorithm.learner.off_policy.warming_up  # critics are fitted to what the noise found
     assert algorithm.exploring.perturb is not None
     assert metrics["noise_std"] > 0
@@ -235,7 +236,7 @@ def test_noise_acts_after_the_first_rollout_and_never_in_evaluation(new: Callabl
     assert torch.equal(acted(ExplorationType.DETERMINISTIC), deployed)
     assert (acted(ExplorationType.RANDOM) - deployed).abs().max() > 1e-3
     silent = new(noise="none")
-    silent.update(experience(silent).collect())
+    silent.update(rewarded(experience(silent).collect()))
     assert silent.exploring.perturb is None
 
 
@@ -245,7 +246,7 @@ def test_fitting_the_noise_leaves_policy_and_critics_alone_and_they_leave_it(
     algorithm = new()
     rollouts = experience(algorithm)
     for _ in range(3):
-        algorithm.update(rollouts.collect())
+        algorithm.update(rewarded(rollouts.collect()))
     learner = [
         *algorithm.actor.policy.parameters(),
         *algorithm.learner.off_policy.critic.parameters(),
@@ -269,7 +270,7 @@ def test_fitting_the_noise_leaves_policy_and_critics_alone_and_they_leave_it(
 def test_the_noise_is_fitted_again_when_it_is_due(new: Callable) -> None:
     algorithm = new(fit_every=32)
     rollouts = experience(algorithm)
-    fits = ["noise_loss" in algorithm.update(rollouts.collect()) for _ in range(6)]
+    fits = ["noise_loss" in algorithm.update(rewarded(rollouts.collect())) for _ in range(6)]
     assert fits == [True, False, True, False, True, False]
 
 
@@ -282,7 +283,7 @@ def test_shuffled_differences_are_the_same_ones_elsewhere(new: Callable) -> None
             noise_learning_rate=1e-2,
             dropout=0.0,
         )
-        seen[shuffle] = algorithm.update(experience(algorithm).collect())
+        seen[shuffle] = algorithm.update(rewarded(experience(algorithm).collect()))
     assert seen[True]["difference"] == pytest.approx(seen[False]["difference"])
     assert seen[True]["noise_loss"] > seen[False]["noise_loss"] + 0.1  # the state says nothing
 
@@ -297,7 +298,7 @@ def test_the_exponential_schedule_counts_decisions_after_the_warm_up(new: Callab
     assert algorithm.noise_scale() == pytest.approx(math.exp(-0.5))
     rollouts = experience(algorithm)
     algorithm.learner.off_policy.num_decisions = 0
-    scales = [algorithm.update(rollouts.collect())["noise_scale"] for _ in range(4)]
+    scales = [algorithm.update(rewarded(rollouts.collect()))["noise_scale"] for _ in range(4)]
     assert scales == pytest.approx([1.0, 1.0, math.exp(-0.16), math.exp(-0.32)])
     torch.manual_seed(0)
     seen = torch.rand(2000, 4)
@@ -375,7 +376,7 @@ def test_the_baselines_are_settings(noise: str, new: Callable) -> None:
     algorithm = new(noise=noise, exploration_std=0.2, schedule="constant")
     rollouts = experience(algorithm)
     for _ in range(3):
-        algorithm.update(rollouts.collect())
+        algorithm.update(rewarded(rollouts.collect()))
     noise_drawn = algorithm.perturbation(torch.full((20_000, 4), 0.5))
     correlation = torch.corrcoef(noise_drawn.T) - torch.eye(4)
     assert correlation.abs().max() < 0.03

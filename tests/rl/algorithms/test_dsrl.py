@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from rewards import rewarded
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
@@ -87,7 +88,7 @@ def test_the_frozen_policy_is_bit_identical_after_a_thousand_rounds(
     rollouts = experience(algorithm)
     base = values_of(algorithm.policy.network)
     for _ in range(3):
-        algorithm.update(rollouts.collect())
+        algorithm.update(rewarded(rollouts.collect()))
     for _ in range(1000):
         algorithm.round()
     for key, value in algorithm.policy.network.state_dict().items():
@@ -100,7 +101,7 @@ def test_each_step_changes_its_own_networks_and_nothing_else(variant: str, new: 
     algorithm = new(variant)
     rollouts = experience(algorithm)
     for _ in range(3):
-        algorithm.update(rollouts.collect())
+        algorithm.update(rewarded(rollouts.collect()))
     batch = algorithm.off_policy.sample()
     critics = {"critic", "target_critic"}
     assert changed(algorithm, lambda: algorithm.critic_step(batch)) == critics
@@ -122,12 +123,12 @@ def test_the_warm_up_collects_exactly_its_number_of_transitions(
     metrics = []
 
     def update() -> None:
-        rollout = rollouts.collect()
+        rollout = rewarded(rollouts.collect())
         assert rollout["latent"].abs().max() > algorithm.config.steering.magnitude
         metrics.append(algorithm.update(rollout))
 
     assert changed(algorithm, update) == set()
-    assert metrics[0] == {"replay_size": 16.0, "rounds": 0.0, "steered": 0.0}
+    assert metrics[0] == {"replay_size": 16.0, "rounds": 0.0, "informative": 1.0, "steered": 0.0}
     assert {"critic", "noise_actor"} <= changed(algorithm, update)
     assert (metrics[1]["replay_size"], metrics[1]["rounds"]) == (32.0, 4.0)
     steered = rollouts.collect()
@@ -140,7 +141,7 @@ def test_the_warm_up_collects_exactly_its_number_of_transitions(
 def test_the_update_to_data_ratio_counts_from_the_warm_up(variant: str, new: Callable) -> None:
     algorithm = new(variant, off_policy=replace(SMALL, updates_per_decision=0.2))
     rollouts = experience(algorithm)
-    rounds = [algorithm.update(rollouts.collect())["rounds"] for _ in range(7)]
+    rounds = [algorithm.update(rewarded(rollouts.collect()))["rounds"] for _ in range(7)]
     assert rounds == [0, 4, 3, 3, 3, 3, 4]  # 3.2 each, the fraction carried over
 
 
@@ -150,7 +151,7 @@ def test_observations_instead_of_contexts_teach_the_same(new: Callable) -> None:
     for keep in (True, False):
         algorithm = new(keep_context=keep)
         rollouts = experience(algorithm)
-        histories.append([algorithm.update(rollouts.collect()) for _ in range(4)])
+        histories.append([algorithm.update(rewarded(rollouts.collect())) for _ in range(4)])
         stored = algorithm.off_policy.replay.all()
         assert ("model_input" in stored.keys()) is not keep
         assert ("model_input" in stored["next"].keys()) is not keep
@@ -169,7 +170,9 @@ def test_demonstrations_teach_the_action_critic(
     rollouts = experience(algorithm)
     for _ in range(3):
         assert all(
-            torch.isfinite(torch.tensor(list(algorithm.update(rollouts.collect()).values())))
+            torch.isfinite(
+                torch.tensor(list(algorithm.update(rewarded(rollouts.collect())).values()))
+            )
         )
     memory = algorithm.off_policy
     assert memory.demonstrations is not None
@@ -194,7 +197,7 @@ def test_evaluation_acts_as_deployed(new: Callable, tmp_path: Any) -> None:
     algorithm = new()
     rollouts = experience(algorithm)
     for _ in range(3):
-        algorithm.update(rollouts.collect())
+        algorithm.update(rewarded(rollouts.collect()))
     obs = sub_dict(rollouts.collect(), (slice(None), 0)).select("model_input")
     with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
         acted = algorithm.actor(obs.clone())["action"]
@@ -376,7 +379,7 @@ def test_a_loss_that_is_not_finite_stops(new: Callable) -> None:
     algorithm = new()
     rollouts = experience(algorithm)
     for _ in range(2):
-        algorithm.update(rollouts.collect())
+        algorithm.update(rewarded(rollouts.collect()))
     batch: TensorDictBase = algorithm.off_policy.sample()
     batch["critic_input"][:] = float("nan")
     with pytest.raises(FloatingPointError, match=r"actor loss is nan in round \d+; lower its"):

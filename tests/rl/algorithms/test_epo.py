@@ -46,8 +46,12 @@ def rollouts(algorithm: rl.Algorithm, num_envs: int = 8) -> rl.Rollouts:
 
 def gather(algorithm: rl.EPO) -> TensorDictBase:
     """Return a rollout (8, 5) with rewards that differ."""
-    rollout = rollouts(algorithm).collect()
-    rollout["next", "reward_steps"] += torch.rand(8, 5, 2)
+    return rewarded(rollouts(algorithm).collect())
+
+
+def rewarded(rollout: TensorDictBase) -> TensorDictBase:
+    """Return a rollout with further rewards that differ."""
+    rollout["next", "reward_steps"] += torch.rand(rollout["next", "reward_steps"].shape)
     return rollout
 
 
@@ -89,7 +93,7 @@ def test_one_member_without_evolution_is_ppo_bit_for_bit(
             else rl.PPO(config, tiny_policy())
         )
         experience = rollouts(algorithm)
-        metrics.append([algorithm.update(experience.collect()) for _ in range(4)])
+        metrics.append([algorithm.update(rewarded(experience.collect())) for _ in range(4)])
         ends.append(weights(algorithm.actor.policy))
         noise = algorithm.actor.likelihood.head
         if noise is not None:
@@ -409,7 +413,7 @@ def test_the_saved_policy_is_the_best_member_and_learning_goes_on(
     ("changes", "message"),
     [
         ({"num_members": 0}, "num_members=0 must be at least 1"),
-        ({"ppo": rl.PPOConfig(rescore=True)}, "ppo.rescore are not supported by epo"),
+        ({"ppo": rl.PPOConfig(scored_steps="one")}, "scored_steps='one' is not supported by epo"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict, message: str) -> None:

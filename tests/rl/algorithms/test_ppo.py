@@ -52,10 +52,13 @@ def new_ppo(policy: FlowPolicy, **changes: Any) -> rl.PPO:
 
 
 def gather(algorithm: rl.PPO, num_chunks: int = 4) -> TensorDictBase:
-    """Return a rollout (4, T) on `mock/Reach`."""
+    """Return a rollout (4, T) on `mock/Reach`, with rewards that differ."""
     torch.manual_seed(0)
     config = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7)
-    return rl.Rollouts(envs.make(config), algorithm, num_chunks, seed=0).collect()
+    rollout = rl.Rollouts(envs.make(config), algorithm, num_chunks, seed=0).collect()
+    generator = torch.Generator().manual_seed(0)  # no draw from the numbers of the update
+    rollout["next", "reward_steps"] += torch.rand(4, num_chunks, 2, generator=generator)
+    return rollout
 
 
 def perturb(algorithm: rl.PPO, size: float) -> None:

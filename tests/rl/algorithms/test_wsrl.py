@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from rewards import rewarded
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
@@ -80,15 +81,19 @@ def test_the_warm_up_collects_exactly_its_number_of_transitions_with_the_frozen_
     rollouts = experience(algorithm)
     policy, critic = algorithm.actor.policy, algorithm.learner.off_policy.critic
     start, start_critic = weights(policy), weights(critic)
-    assert algorithm.update(rollouts.collect()) == {"replay_size": 16.0, "rounds": 0.0}
+    assert algorithm.update(rewarded(rollouts.collect())) == {
+        "replay_size": 16.0,
+        "rounds": 0.0,
+        "informative": 1.0,
+    }
     assert same(weights(policy), start)
     assert same(weights(critic), start_critic)
-    metrics = algorithm.update(rollouts.collect())
+    metrics = algorithm.update(rewarded(rollouts.collect()))
     assert (metrics["replay_size"], metrics["rounds"]) == (32.0, 6.0)
     assert same(weights(policy), start)  # only the critics were fitted
     assert not same(weights(critic), start_critic)
     assert not algorithm.optimizers["actor"].state
-    metrics = algorithm.update(rollouts.collect())
+    metrics = algorithm.update(rewarded(rollouts.collect()))
     assert (metrics["replay_size"], metrics["rounds"]) == (48.0, 8.0)
     assert not same(weights(policy), start)
 
@@ -96,7 +101,7 @@ def test_the_warm_up_collects_exactly_its_number_of_transitions_with_the_frozen_
 def test_without_a_warm_up_the_policy_moves_at_once(new: Callable) -> None:
     algorithm = new(warmup_decisions=0)
     start = weights(algorithm.actor.policy)
-    metrics = algorithm.update(experience(algorithm).collect())
+    metrics = algorithm.update(rewarded(experience(algorithm).collect()))
     assert metrics["rounds"] == 8.0
     assert not same(weights(algorithm.actor.policy), start)
 
@@ -111,7 +116,7 @@ def test_the_warm_up_explores_with_the_policys_own_noise_only(new: Callable) -> 
         assert torch.equal(algorithm.actor(given.clone())["action"], expected)
         rollouts = experience(algorithm)
         for _ in range(2):
-            algorithm.update(rollouts.collect())
+            algorithm.update(rewarded(rollouts.collect()))
         assert algorithm.exploring.perturb is not None
         torch.manual_seed(0)
         many = algorithm.actor(observed(algorithm.actor.policy, torch.rand(4000, 4)))
@@ -132,7 +137,7 @@ def test_the_warm_up_may_have_noise_of_its_own(new: Callable) -> None:
     assert float(noisy.exploring.perturb(seen).std()) == pytest.approx(0.3, rel=0.03)
     rollouts = experience(noisy)
     for _ in range(2):
-        noisy.update(rollouts.collect())
+        noisy.update(rewarded(rollouts.collect()))
     assert float(noisy.exploring.perturb(seen).std()) == pytest.approx(0.1, rel=0.03)
 
 
@@ -160,7 +165,7 @@ def test_online_memory_never_holds_demonstrations(new: Callable) -> None:
     rollouts = experience(algorithm)
     memory = algorithm.learner.off_policy
     for _ in range(3):
-        algorithm.update(rollouts.collect())
+        algorithm.update(rewarded(rollouts.collect()))
     assert len(memory.replay) == 48
     assert memory.demonstrations is not None
     key = ("obs", "model_input", "state")
@@ -183,7 +188,7 @@ def test_without_a_share_the_demonstrations_are_not_even_read(new: Callable) -> 
 
 def test_rows_of_demonstrations_are_those_of_rollouts(new: Callable) -> None:
     algorithm = new(offline_share=0.5)
-    algorithm.update(experience(algorithm).collect())
+    algorithm.update(rewarded(experience(algorithm).collect()))
     memory = algorithm.learner.off_policy
     assert memory.demonstrations is not None
     online, offline = memory.replay.all()[0], memory.demonstrations.all()[0]
@@ -201,7 +206,7 @@ def test_no_gradient_reaches_parameters_that_are_not_stepped(new: Callable) -> N
     algorithm = new()
     rollouts = experience(algorithm)
     for _ in range(3):
-        algorithm.update(rollouts.collect())
+        algorithm.update(rewarded(rollouts.collect()))
     learner = algorithm.learner
     policy, critic = algorithm.actor.policy, learner.off_policy.critic
     batch = learner.off_policy.sample()
@@ -311,7 +316,7 @@ def test_an_anchor_bounds_how_far_the_policy_follows_the_critics(tiny_policy: Ca
 
 def test_a_loss_that_is_not_finite_stops(new: Callable) -> None:
     algorithm = new(warmup_decisions=0)
-    algorithm.update(experience(algorithm).collect())
+    algorithm.update(rewarded(experience(algorithm).collect()))
     batch = algorithm.learner.off_policy.sample()
     batch["obs", "model_input", "state"][:] = float("nan")
     with pytest.raises(FloatingPointError, match=r"actor loss is nan in round \d+; lower"):
