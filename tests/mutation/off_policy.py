@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from tests.mutation.mutant import Change, Mutants
 
-CRITICS = ("tests/rl/actor_critic/test_q_ensemble.py", "tests/rl/actor_critic/test_td.py")
+CRITICS = (
+    "tests/rl/actor_critic/test_td_step.py",
+    "tests/rl/actor_critic/test_q_ensemble.py",
+    "tests/rl/actor_critic/test_td.py",
+)
 WSRL = ("tests/rl/algorithms/test_wsrl.py",)
-LEARNER = (*WSRL, "tests/rl/actor_critic/test_frozen_prefix.py")
-DSRL = ("tests/rl/algorithms/test_dsrl_actor.py", "tests/rl/algorithms/test_dsrl.py")
+LEARNER = (
+    "tests/rl/actor_critic/test_learner.py",
+    *WSRL,
+    "tests/rl/actor_critic/test_frozen_prefix.py",
+)
+DSRL = (
+    "tests/rl/algorithms/test_dsrl_step.py",
+    "tests/rl/algorithms/test_dsrl_actor.py",
+    "tests/rl/algorithms/test_dsrl.py",
+)
 DGN = ("tests/rl/algorithms/test_dgn.py",)
 
 OFF_POLICY = [
@@ -137,7 +149,7 @@ OFF_POLICY = [
     ),
     Mutants(
         "rl/actor_critic/actor.py",
-        (*WSRL, *DGN),
+        ("tests/rl/actor_critic/test_learner.py", *WSRL, *DGN),
         [
             Change(
                 "sign of the noise",

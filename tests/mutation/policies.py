@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from tests.mutation.mutant import Change, Mutants
 
-FLOW = ("tests/policies/flow",)
-LIKELIHOOD = ("tests/policies/likelihood", "tests/rl/algorithms/test_fpo.py")
-PREPROCESSING = ("tests/policies/preprocessing",)
+_FLOW = "tests/policies/flow"
+_LIKELIHOOD = "tests/policies/likelihood"
+_PREPROCESSING = "tests/policies/preprocessing"
+FLOW = (
+    f"{_FLOW}/test_by_hand.py",
+    f"{_FLOW}/test_path.py",
+    f"{_FLOW}/test_ode.py",
+    f"{_FLOW}/test_chain.py",
+    f"{_FLOW}/test_kernels.py",
+)
+LIKELIHOOD = (
+    f"{_LIKELIHOOD}/test_reductions.py",
+    f"{_LIKELIHOOD}/test_likelihood.py",
+    "tests/rl/algorithms/test_fpo.py",
+)
+PREPROCESSING = (
+    f"{_PREPROCESSING}/test_relative_actions.py",
+    f"{_PREPROCESSING}/test_parts.py",
+    f"{_PREPROCESSING}/test_preprocessor.py",
+    f"{_PREPROCESSING}/test_model_input.py",
+    f"{_PREPROCESSING}/test_critic_input.py",
+)
 
 POLICIES = [
     Mutants(

@@ -23,6 +23,11 @@ SLOW_TESTS = (
     "test_a_large_coefficient_keeps_the_policy_in_place",
     "test_a_sampler_that_ignores_the_noise_cannot_be_steered",
     "test_a_policy_that_does_as_demonstrated_is_left_alone",
+    "test_the_exact_likelihood_stands_behind_get_dist",
+    "test_flow_sdes_marginal_is_the_exact_likelihood_of_the_ode",
+    "test_an_anchor_bounds_how_far_the_policy_follows_the_critics",
+    "test_with_a_mean_covariance_and_bias_are_recovered",
+    "test_with_the_identity_as_flow_noise_and_actions_have_equal_values",
     "test_dropout_keeps_the_covariance_right_where_nothing_was_demonstrated",
 )
 """Tests that take seconds and are left out, so that a run takes minutes."""
