@@ -5,8 +5,11 @@ from __future__ import annotations
 from tests.mutation.mutant import Change, Mutants
 
 CHUNK_ENV = ("tests/envs/test_chunk_env.py",)
-TRANSITIONS = ("tests/rl/actor_critic/test_td.py", "tests/rl/actor_critic/test_frozen_prefix.py")
-DEMONSTRATIONS = ("tests/rl/experience/test_demonstrations.py", "tests/rl/algorithms/test_wsrl.py")
+TRANSITIONS = ("tests/rl/experience/test_rows.py", "tests/rl/actor_critic/test_td.py")
+DEMONSTRATIONS = (
+    "tests/rl/experience/test_rows.py",
+    "tests/rl/experience/test_demonstrations.py",
+)
 ROLLOUTS = ("tests/rl/algorithms/test_algorithms.py",)
 EVALUATE = ("tests/rl/evaluation/test_evaluate.py",)
 

@@ -20,7 +20,7 @@ DSRL = (
     "tests/rl/algorithms/test_dsrl_actor.py",
     "tests/rl/algorithms/test_dsrl.py",
 )
-DGN = ("tests/rl/algorithms/test_dgn.py",)
+DGN = ("tests/rl/algorithms/test_dgn_step.py", "tests/rl/algorithms/test_dgn.py")
 
 OFF_POLICY = [
     Mutants(

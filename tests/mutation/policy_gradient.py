@@ -10,8 +10,9 @@ PPO = ("tests/rl/algorithms/test_ppo.py", "tests/rl/algorithms/test_ppo_options.
 GRPO = ("tests/rl/algorithms/test_grpo_groups.py", "tests/rl/algorithms/test_grpo.py")
 FPO = ("tests/rl/algorithms/test_fpo.py",)
 EPO = ("tests/rl/algorithms/test_epo_step.py", "tests/rl/algorithms/test_epo.py")
-BC = ("tests/rl/algorithms/test_bc.py",)
+BC = ("tests/rl/algorithms/test_cloning_step.py", "tests/rl/algorithms/test_bc.py")
 FILTERED_BC = ("tests/rl/algorithms/test_filtered_bc.py",)
+REFERENCE = ("tests/rl/policy_gradient/test_reference_and_value.py",)
 STEP = ("tests/rl/test_gradient_step.py",)
 
 POLICY_GRADIENT = [
@@ -150,7 +151,7 @@ POLICY_GRADIENT = [
     ),
     Mutants(
         "rl/policy_gradient/reference.py",
-        (*GRPO, *PPO),
+        (*REFERENCE, *PPO),
         [
             Change(
                 "divergence turned round",
@@ -179,7 +180,7 @@ POLICY_GRADIENT = [
                 "frozen parts copied",
                 "deepcopy(module, memo=shared)",
                 "deepcopy(module)",
-                ("tests/rl/policy_gradient", *GRPO),
+                PPO[1:],
             ),
         ],
     ),
@@ -239,7 +240,7 @@ POLICY_GRADIENT = [
     ),
     Mutants(
         "rl/policy_gradient/value.py",
-        ("tests/rl/policy_gradient/test_advantage.py", *PPO),
+        (*REFERENCE, *PPO),
         [
             Change(
                 "mean of returns",

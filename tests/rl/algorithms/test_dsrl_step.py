@@ -15,6 +15,7 @@ from pitune import envs, rl
 from pitune.policies import ModelInput, SteeringConfig
 from pitune.rl import DSRL, DSRLConfig, OffPolicyConfig
 from pitune.rl.actor_critic.q_ensemble import QEnsemble
+from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor
 from pitune.rl.experience.demonstrations import Demonstrations
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -261,6 +262,18 @@ def test_the_reported_entropy_is_per_entry(new: Callable, monkeypatch: pytest.Mo
     torch.manual_seed(2)
     found = algorithm.actor_step(batch)["entropy"]
     assert found == pytest.approx(float(-log_prob.mean() / 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
+def test_a_latent_is_decoded_by_the_samplers_solver(solver: Any, tiny_policy: Callable) -> None:
+    base = tiny_policy()
+    base = base.replace(sampler=replace(base.sampler, solver=solver))
+    actor = NoiseSourceActor(base.with_noise_source(SteeringConfig(layout="full")), False)
+    state, latent = torch.rand(6, 4), torch.randn(6, 4)
+    inputs = base.model_input({"state": state})
+    found = actor.decode(base.encode(inputs), latent)
+    expected = base.sample_actions(inputs, latent.unflatten(1, (2, 2)))
+    assert torch.allclose(base.preprocessor.unnormalize_action(found), expected, atol=1e-6)
 
 
 # Rounds and rows
