@@ -170,7 +170,8 @@ def run(mutants: list[Mutant], num_workers: int, timeout: float) -> list[Result]
     with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
         copies = [copy_checkout(Path(folder) / str(i)) for i in range(num_workers)]
         check_unchanged(copies, mutants)
-        waiting, jobs, results = list(mutants), [], []
+        waiting, results = list(mutants), []
+        jobs: list[Job] = []
         while waiting or jobs:
             while waiting and copies:
                 mutant = waiting.pop(0)

@@ -167,7 +167,7 @@ def test_the_mean_of_entries_counts_executed_ones(tiny_policy: Callable) -> None
     td = None
     found = {}
     for reduction in ("sum", "mean"):
-        actor = LikelihoodActor(policy, FlowSDEConfig(reduction=reduction))  # type: ignore[arg-type]
+        actor = LikelihoodActor(policy, FlowSDEConfig(reduction=reduction))
         if td is None:
             td = actor(observed(policy, torch.rand(6, 4)))
         found[reduction] = actor.get_dist(td).log_prob(td["chain"])
@@ -221,6 +221,6 @@ def test_the_noise_of_a_velocity_is_scaled_by_the_step(dt: float) -> None:
     output = FlowOutput(torch.zeros(3, 1, 4, 2), torch.randn(3, 1, 4, 8))
     assert torch.allclose(head(output, torch.zeros(3, 1)), torch.full((3, 1, 4, 2), 0.1))
     with torch.no_grad():
-        head.head.bias += 1.0
+        head.head.bias.add_(1.0)
     found = head(output, torch.zeros(3, 1))
     assert torch.allclose(found, torch.full((3, 1, 4, 2), 0.1 * math.e))

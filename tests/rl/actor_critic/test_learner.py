@@ -65,7 +65,8 @@ def test_the_next_value_is_asked_at_the_next_observation_with_its_own_chunk(
 ) -> None:
     policy = tiny_policy(horizon=horizon)
     learner, batch = new(policy), rows(policy)
-    asked, learned = [], []
+    asked: list[Tensor] = []
+    learned: list[Tensor] = []
 
     def next_value(batch: TensorDictBase, *inputs: Tensor) -> Tensor:
         asked.extend(inputs)
@@ -104,11 +105,11 @@ def test_a_rollouts_rows_have_their_next_observations(tiny_policy: Callable) -> 
     }
     now["next"], now["elapsed"] = later.update(outcome), torch.zeros(6, 1)
     now["action"] = torch.rand(6, 2, 2)
-    learner.push(now[:, None])
+    learner.push(now.unsqueeze(1))
     stored = learner.off_policy.replay.all()
     state = ("model_input", "state")
-    assert torch.equal(stored["obs"][state], now[state])
-    assert torch.equal(stored["next", "obs"][state], now["next"][state])
+    assert torch.equal(stored[("obs", *state)], now[state])
+    assert torch.equal(stored[("next", "obs", *state)], now[("next", *state)])
     assert torch.allclose(stored["chunk"], normalized(policy, now["action"]), atol=1e-6)
     assert stored["next", "elapsed"].eq(1).all()
     assert stored["elapsed"].eq(0).all()
@@ -168,13 +169,14 @@ def test_prefixes_of_demonstrations_are_those_of_their_observations() -> None:
     assert learner.keep_prefix
     found = learner._demonstration_rows()
     anew = learner._encode_prefix(table.chunks(1))
-    for place, expected in (("obs", anew), (("next", "obs"), anew[AFTER_TWO_STEPS])):
-        prefix = sub_dict(found, place)["prefix"]
+    after, places = torch.tensor(AFTER_TWO_STEPS), (("obs", "prefix"), ("next", "obs", "prefix"))
+    for place, expected in zip(places, (anew, sub_dict(anew, after)), strict=True):
+        prefix = sub_dict(found, place)
         assert prefix.keys() == expected.keys()
-        for key in expected.keys():
-            assert torch.allclose(prefix[key].float(), expected[key].float(), atol=1e-4), key
-    keys = [key for key in anew.keys() if anew[key].is_floating_point()]
-    assert any(not torch.allclose(anew[key], anew[key][AFTER_TWO_STEPS]) for key in keys)
+        for key, value in expected.items():
+            assert torch.allclose(prefix[key].float(), value.float(), atol=1e-4), key
+    moved = [not torch.allclose(v.float(), v[after].float()) for v in anew.values()]
+    assert any(moved)  # the control
 
 
 # The policy's loss
@@ -300,9 +302,12 @@ def test_the_policy_steps_in_every_nth_round(
     monkeypatch.setattr(learner, "_sample", lambda: batch)
     monkeypatch.setattr(learner, "critic_step", lambda batch: {})
     stepped: list[int] = []
-    monkeypatch.setattr(
-        learner, "actor_step", lambda batch: stepped.append(learner.num_rounds) or {}
-    )
+
+    def actor_step(batch: TensorDictBase) -> dict[str, float]:
+        stepped.append(learner.num_rounds)
+        return {}
+
+    monkeypatch.setattr(learner, "actor_step", actor_step)
     learner.learn(7)
     assert stepped == [3, 6]
     learner.learn(5, train_actor=False)

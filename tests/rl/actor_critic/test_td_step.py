@@ -34,11 +34,10 @@ def say(ensemble: QEnsemble, values: Sequence[float]) -> None:
 
 def batch(elapsed: float = 0.25, next_elapsed: float = 0.5) -> TensorDict:
     """Return two sampled rows: the first goes on for a chunk of two steps, the second ends."""
-    times = {"elapsed": torch.full((2, 1), elapsed)}
     after = TensorDict({"elapsed": torch.full((2, 1), next_elapsed)}, [2])
     return TensorDict(
         {
-            **times,
+            "elapsed": torch.full((2, 1), elapsed),
             "next": after,
             "discounted_reward": torch.tensor([2.0, 3.0]),
             "discount": torch.tensor([0.81, 0.9]),

@@ -89,7 +89,7 @@ def test_white_noise_has_the_second_moment_of_the_guided_one(with_mean: bool) ->
     dist = model(obs[:1])
     length = float(dist.covariance_matrix.diagonal(dim1=-2, dim2=-1).sum()) + 25 * with_mean
     for shape in ("data_guided", "equal_size"):
-        found = model.sample(obs, shape).square().sum(1).mean()  # type: ignore[arg-type]
+        found = model.sample(obs, shape).square().sum(1).mean()
         assert float(found) == pytest.approx(length, rel=0.03)
 
 
@@ -155,7 +155,12 @@ def test_the_first_fit_is_longer_than_the_later_ones(
 ) -> None:
     algorithm = new()
     steps: list[int] = []
-    monkeypatch.setattr(dgn, "fit", lambda *args: steps.append(args[4]) or 0.0)
+
+    def fit(*args: Any) -> float:
+        steps.append(args[4])
+        return 0.0
+
+    monkeypatch.setattr(dgn, "fit", fit)
     rollouts = experience(algorithm)
     for _ in range(3):
         algorithm.update(rollouts.collect())

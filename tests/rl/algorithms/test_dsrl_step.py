@@ -73,7 +73,8 @@ def test_the_target_of_the_critics_by_hand(
     """The value of the next observation with its own noise, less the weighted log-density."""
     algorithm = new(variant, keep_context=keep, entropy_in_target=entropy)
     batch = sampled(algorithm)
-    asked, learned = [], []
+    asked: list[Tensor] = []
+    learned: list[Tensor] = []
 
     def next_value(batch: TensorDictBase, *inputs: Tensor) -> Tensor:
         asked.extend(inputs)
@@ -125,7 +126,7 @@ def test_the_actors_loss_is_the_weighted_log_density_minus_the_pessimistic_value
     critic = algorithm.noise_critic if variant == "noise_aliased" else algorithm.off_policy.critic
     critic.forward = values
     rows = {"input": torch.rand(8, algorithm.source.input_dim), "noise": torch.randn(8, 2)}
-    batch = TensorDict({**rows, "time": torch.full((8, 1), 0.5)}, [8])
+    batch = TensorDict(rows | {"time": torch.full((8, 1), 0.5)}, [8])
     with torch.no_grad():
         loss, metrics = algorithm.actor_loss(batch)
         latent, log_prob = algorithm.source.actor.sample(batch["input"], batch["noise"])
@@ -202,7 +203,8 @@ def test_the_distilled_value_is_that_of_the_flows_chunk(
 ) -> None:
     algorithm = new()
     batch = sampled(algorithm)
-    latent, asked = torch.randn(8, 2), []
+    latent = torch.randn(8, 2)
+    asked: list[Tensor] = []
     monkeypatch.setattr(algorithm, "distillation_noise", lambda obs: latent)
 
     def value(batch: TensorDictBase, *inputs: Tensor) -> Tensor:

@@ -169,6 +169,16 @@ def test_an_update_needs_at_least_its_share_of_the_groups(
 
 
 @torch.no_grad()
+def test_the_loss_is_the_weighted_mean_of_the_decisions(policy: FlowPolicy) -> None:
+    algorithm = new_grpo(policy)
+    batch, *_ = algorithm.prepare(ended(algorithm))
+    batch["weight"], batch["advantage"] = torch.rand(2, len(batch), 1)
+    weighted = (batch["advantage"] * batch["weight"]).mean()  # at ratio 1
+    assert float(algorithm.loss(batch)[0]) == pytest.approx(-float(weighted), rel=1e-4)
+    assert float(weighted) != pytest.approx(float(batch["advantage"].mean()), rel=1e-3)
+
+
+@torch.no_grad()
 def test_the_sides_of_the_clip_are_its_own(policy: FlowPolicy) -> None:
     algorithm = new_grpo(policy, low=0.1, high=0.4)
     batch, *_ = algorithm.prepare(ended(algorithm))

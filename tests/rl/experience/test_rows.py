@@ -59,7 +59,7 @@ def test_the_experts_actions_are_kept_inside_the_bounds() -> None:
         def act(self) -> torch.Tensor:
             return 100 * expert.act()
 
-    env.expert = Wild  # type: ignore[method-assign, assignment]
+    env.expert = Wild  # type: ignore[method-assign]
     found = collect_demonstrations(env, 4, seed=0)
     assert (found.action <= env.high).all()
     assert (found.action >= env.low).all()
