@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutation.mutant import ROOT, Change, Mutant
+from tests.mutation.run import Result, report
 from tests.mutation.table import MUTANTS, SLOW_TESTS, SURVIVORS
 
 LEAST_KILLED = 0.95
@@ -49,6 +51,49 @@ def test_a_text_that_occurs_twice_or_never_is_refused() -> None:
     for source, num in (("c = a", 0), ("c = a + b\nd = a + b", 2)):
         with pytest.raises(ValueError, match=f"rl/x.py: a name: 'a \\+ b' occurs {num} times; it"):
             mutant.applied(source)
+
+
+def test_the_report_lists_the_survivors_with_their_reasons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(SURVIVORS, "a.py: known", "it is equivalent")
+    outcomes = [("a.py: killed", "killed"), ("a.py: known", "survived"), ("a.py: new", "survived")]
+    results = [Result(name, outcome, 1.0, "") for name, outcome in outcomes]  # type: ignore[arg-type]
+    assert report(results, 5.2).splitlines() == [
+        "3 mutants in 5 s: {'killed': 1, 'survived': 2}",
+        "survived: a.py: known (it is equivalent)",
+        "survived: a.py: new (not explained)",
+    ]
+
+
+CONTROL = """
+from tests.mutation.mutant import Change, Mutant
+from tests.mutation.run import run
+
+changes = [
+    Change("harmless", "SPLITS: tuple[Split, ...]", "SPLITS: tuple[str, ...]"),
+    Change("wrong", ">> 1)", ">> 2)"),
+    Change("no Python", "def next(self", "def next(self,,"),
+    Change("endless", "key = [seed,", "while True: key = [seed,"),
+]
+mutants = [Mutant("envs/seeding.py", change, ("tests/envs/test_seeding.py",)) for change in changes]
+print({result.name: result.outcome for result in run(mutants, num_workers=2, timeout=30)})
+"""
+
+
+@pytest.mark.slow
+def test_harmless_wrong_broken_and_endless_changes_are_told_apart() -> None:
+    """Control of the test below: the changes reach the tests, and reach nothing else."""
+    before = (ROOT / "envs/seeding.py").read_text()
+    command = [sys.executable, "-c", CONTROL]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ast.literal_eval(done.stdout.splitlines()[-1]) == {
+        "envs/seeding.py: harmless": "survived",
+        "envs/seeding.py: wrong": "killed",
+        "envs/seeding.py: no Python": "broken",
+        "envs/seeding.py: endless": "timed out",
+    }
+    assert (ROOT / "envs/seeding.py").read_text() == before
 
 
 @pytest.mark.slow
