@@ -10,7 +10,7 @@ DEMONSTRATIONS = (
     "tests/rl/experience/test_rows.py",
     "tests/rl/experience/test_demonstrations.py",
 )
-ROLLOUTS = ("tests/rl/algorithms/test_algorithms.py",)
+ROLLOUTS = ("tests/rl/experience/test_rows.py", "tests/rl/algorithms/test_algorithms.py")
 EVALUATE = ("tests/rl/evaluation/test_evaluate.py",)
 
 EXPERIENCE = [

@@ -10,7 +10,8 @@ import torch
 from tensordict import TensorDictBase
 
 from observations import observed
-from pitune.envs import CheckedEnv
+from pitune import rl
+from pitune.envs import CheckedEnv, EpisodeSeeds, StepResult
 from pitune.envs.mock.reach import Reach
 from pitune.policies import FlowPolicy
 from pitune.rl import Demonstrations, collect_demonstrations
@@ -66,7 +67,39 @@ def test_the_experts_actions_are_kept_inside_the_bounds() -> None:
     assert found.action.abs().max() == env.high.max()
 
 
+def test_a_success_of_an_episode_that_is_over_is_none() -> None:
+    """The first environment fails at once, and reports success while it waits for the others."""
+
+    class Careless(Reach):
+        def step(self, action: torch.Tensor, active: torch.Tensor) -> StepResult:
+            result = super().step(action, active)
+            fails = torch.tensor([True, False, False, False])
+            success = (result.info["success"] & ~fails) | ~active
+            return result._replace(
+                terminated=result.terminated | (fails & active),
+                info={**result.info, "success": success},
+            )
+
+    found = collect_demonstrations(CheckedEnv(Careless(4)), 3, seed=0)
+    seeds = EpisodeSeeds(4, 0, "demonstrations").next(torch.arange(4))
+    starts = Reach(4).reset(seeds)["state"][1:]
+    state = found.obs["state"]
+    assert isinstance(state, torch.Tensor)
+    first = [int((found.episode == episode).nonzero()[0]) for episode in range(3)]
+    assert torch.equal(state[first], starts)
+
+
 # Rollouts
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_rollouts_begin_with_the_starts_of_training(group_size: int, tiny_policy: Callable) -> None:
+    env = CheckedEnv(Reach(4))
+    algorithm = rl.PPO(rl.PPOConfig(), tiny_policy())
+    algorithm.needs = rl.Needs(group_size=group_size)
+    rollout = rl.Rollouts(env, algorithm, 2, seed=5).collect()
+    seeds = EpisodeSeeds(4, 5, "train", group_size).next(torch.arange(4))
+    assert torch.equal(rollout["state"][:, 0], Reach(4).reset(seeds)["state"])
 
 
 def rollout_of(policy: FlowPolicy) -> TensorDictBase:
