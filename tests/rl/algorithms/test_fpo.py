@@ -236,3 +236,17 @@ def test_the_sides_of_the_clip_are_its_own(tiny_policy: Callable) -> None:
     algorithm = new_fpo(tiny_policy(), plus_plus, low=0.1, high=0.4)
     gain = algorithm._surrogate(torch.tensor([[math.log(0.5)]]), -torch.ones(1, 1))
     assert gain.item() == pytest.approx(-0.5 - 0.25 / (2 * 0.1))
+
+
+def test_the_reported_loss_is_the_mean_flow_matching_loss(tiny_policy: Callable) -> None:
+    algorithm = new_fpo(tiny_policy())
+    batch, metrics = algorithm.prepare(gather(algorithm))
+    policy, inputs = algorithm.actor.policy, ModelInput.of(batch)
+    chunk = policy.preprocessor.unnormalize_action(batch["chain"][:, -1])
+    losses = [
+        policy.loss(inputs, chunk, batch["draw_noise"][:, i], batch["draw_time"][:, i])
+        for i in range(batch["draw_time"].shape[1])
+    ]
+    expected = torch.stack(losses).sum((2, 3)).mean()  # summed over the executed entries
+    assert metrics["flow_loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert metrics["flow_loss"] > 0
