@@ -14,6 +14,9 @@ BC = ("tests/rl/algorithms/test_cloning_step.py", "tests/rl/algorithms/test_bc.p
 FILTERED_BC = ("tests/rl/algorithms/test_filtered_bc.py",)
 REFERENCE = ("tests/rl/policy_gradient/test_reference_and_value.py",)
 STEP = ("tests/rl/test_gradient_step.py",)
+OWN_GRADIENT = (f"{STEP[0]}::test_each_step_has_a_gradient_of_its_own",)
+MINIBATCHES = (f"{STEP[0]}::test_minibatches_are_random_and_of_one_size",)
+EPOCHS = (f"{STEP[0]}::test_an_update_ends_after_the_step_that_went_too_far",)
 
 POLICY_GRADIENT = [
     Mutants(
@@ -278,14 +281,16 @@ POLICY_GRADIENT = [
                 "gradients add up",
                 "optimizer.zero_grad(set_to_none=True)",
                 "parameters = list(parameters)",
+                OWN_GRADIENT,
             ),
             Change("gradients of other networks", ".backward(inputs=parameters)", ".backward()"),
-            Change("target of the divergence", "> target_kl:", "< target_kl:"),
-            Change("ragged minibatches", "if len(part) == size]", "if len(part)]"),
+            Change("target of the divergence", "> target_kl:", "< target_kl:", EPOCHS),
+            Change("ragged minibatches", "if len(part) == size]", "if len(part)]", MINIBATCHES),
             Change(
                 "minibatches in order",
                 "torch.randperm(num).split(size)",
                 "torch.arange(num).split(size)",
+                MINIBATCHES,
             ),
         ],
     ),
