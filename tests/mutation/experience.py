@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutation.mutant import Change, Mutants
 
-CHUNK_ENV = ("tests/envs/test_chunk_env.py",)
+CHUNK_ENV = ("tests/envs/test_waiting.py", "tests/envs/test_chunk_env.py")
 TRANSITIONS = ("tests/rl/experience/test_rows.py", "tests/rl/actor_critic/test_td.py")
 DEMONSTRATIONS = (
     "tests/rl/experience/test_rows.py",

@@ -266,6 +266,18 @@ def test_the_reported_entropy_is_per_entry(new: Callable, monkeypatch: pytest.Mo
     assert found == pytest.approx(float(-log_prob.mean() / 2), rel=1e-4)
 
 
+@torch.no_grad()
+def test_the_deployed_latent_is_the_squashed_mean(new: Callable) -> None:
+    """Inside the bound, and the middle of the samples before they are squashed."""
+    algorithm = new(steering=SteeringConfig(magnitude=0.7, hidden=(8,)))
+    actor, obs = algorithm.source.actor, 3 * torch.rand(50, algorithm.source.input_dim)
+    torch.nn.init.normal_(actor.net[-1].get_parameter("weight"))
+    mean, _ = actor(obs)
+    assert torch.allclose(actor.mode(obs), 0.7 * torch.tanh(mean))
+    assert torch.allclose(actor.mode(obs), actor.sample(obs, torch.zeros_like(mean))[0])
+    assert mean.abs().max() > 0.7 >= actor.mode(obs).abs().max()
+
+
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
 def test_a_latent_is_decoded_by_the_samplers_solver(solver: Any, tiny_policy: Callable) -> None:
     base = tiny_policy()
