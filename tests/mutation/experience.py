@@ -93,6 +93,7 @@ EXPERIENCE = [
                 '"elapsed": rollout["elapsed"]}',
             ),
             Change("end of the rollout", "last[:, -1] = True", "last[:, -1] |= False"),
+            Change("rows of a pass", "ENCODED_ROWS = 64", "ENCODED_ROWS = 32"),
             Change("previous encoding", ".roll(-1)", ".roll(1)"),
             Change(
                 "ends of the rollout changed",

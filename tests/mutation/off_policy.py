@@ -116,6 +116,7 @@ OFF_POLICY = [
                 "return 0 if self.warming_up else self.config.warmup_rounds",
                 "return self.config.warmup_rounds",
             ),
+            Change("gradient to the next value", "next_value.detach()", "next_value"),
             Change(
                 "rounds due again",
                 "* self.num_decisions) - self.num_rounds",
@@ -283,6 +284,9 @@ OFF_POLICY = [
                 "actor away from entropy",
                 "(self.temperature().detach() * log_prob",
                 "(-self.temperature().detach() * log_prob",
+            ),
+            Change(
+                "gradient to the temperature", "self.temperature().detach()", "self.temperature()"
             ),
             Change(
                 "optimistic actor",

@@ -10,7 +10,15 @@ from tests.mutation.policy_gradient import POLICY_GRADIENT
 
 MUTANTS: list[Mutant] = mutants(*POLICIES, *POLICY_GRADIENT, *OFF_POLICY, *EXPERIENCE)
 
-SURVIVORS: dict[str, str] = {}
+SURVIVORS = {
+    "rl/actor_critic/td.py: gradient to the next value": (
+        "equivalent: `gradient_step` computes gradients of the optimizer's parameters only"
+    ),
+    "rl/algorithms/dsrl.py: gradient to the temperature": (
+        "equivalent: `gradient_step` computes gradients of the optimizer's parameters only"
+    ),
+    "rl/experience/transitions.py: rows of a pass": "memory and speed only",
+}
 """Why a mutant survives, by its name."""
 
 SLOW_TESTS = (
