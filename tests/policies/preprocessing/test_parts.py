@@ -154,7 +154,7 @@ def test_a_dimension_is_flat_by_its_deviation_or_by_half_its_range() -> None:
 
 
 def test_the_first_dimensions_are_those_of_the_robot() -> None:
-    stats = NormStats(mean=(1.0, 2.0), std=(3.0, 4.0), q01=(5.0, 6.0), q99=(7.0, 8.0))
+    stats = NormStats(mean=(1.0, 0.0), std=(3.0, 0.0), q01=(5.0, 0.0), q99=(7.0, 0.0))  # padded
     assert stats.first(1) == NormStats(mean=(1.0,), std=(3.0,), q01=(5.0,), q99=(7.0,))
     with pytest.raises(ValueError, match="the norm stats have 2 dimensions, the robot has 3"):
         stats.first(3)

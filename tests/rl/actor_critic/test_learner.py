@@ -91,20 +91,26 @@ def test_the_next_value_is_asked_at_the_next_observation_with_its_own_chunk(
     assert torch.equal(taken, batch["chunk"])
 
 
-def test_a_rollouts_rows_have_their_next_observations(tiny_policy: Callable) -> None:
-    policy = tiny_policy()
-    learner = new(policy)
+def played(policy: FlowPolicy) -> TensorDict:
+    """Return six decisions with rewards that differ."""
     now, later = (observed(policy, torch.rand(6, 4)) for _ in range(2))
     flag = torch.zeros(6, 1, dtype=torch.bool)
     outcome = {
         "elapsed": torch.ones(6, 1),
-        "reward_steps": torch.zeros(6, 2),
+        "reward_steps": torch.rand(6, 2),
         "live": torch.ones(6, 2, dtype=torch.bool),
         "duration": torch.full((6, 1), 2),
         **{key: flag for key in ("terminated", "truncated", "done", "invalid")},
     }
     now["next"], now["elapsed"] = later.update(outcome), torch.zeros(6, 1)
     now["action"] = torch.rand(6, 2, 2)
+    return now
+
+
+def test_a_rollouts_rows_have_their_next_observations(tiny_policy: Callable) -> None:
+    policy = tiny_policy()
+    learner = new(policy)
+    now = played(policy)
     learner.push(now.unsqueeze(1))
     stored = learner.off_policy.replay.all()
     state = ("model_input", "state")
@@ -294,8 +300,9 @@ def test_the_anchor_is_the_policy_before_training_from_the_same_noise(
 def test_the_policy_steps_in_every_nth_round(
     tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = new(tiny_policy(), actor_every=3)
-    batch = TensorDict({}, [1])
+    policy = tiny_policy()
+    learner, batch = new(policy, actor_every=3), TensorDict({}, [1])
+    learner.push(played(policy).unsqueeze(1))
     monkeypatch.setattr(learner, "_sample", lambda: batch)
     monkeypatch.setattr(learner, "critic_step", lambda batch: {})
     stepped: list[int] = []

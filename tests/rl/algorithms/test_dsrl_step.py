@@ -310,6 +310,7 @@ def test_the_policy_is_steered_from_the_first_step_of_its_noise_actor_on(
     torch.manual_seed(0)
     config = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7)
     rollout = rl.Rollouts(envs.make(config), algorithm, 4, seed=0).collect()
+    rollout["next", "reward_steps"] += torch.rand(4, 4, 2)
     assert algorithm.update(rollout)["steered"] == steered
     assert stepped == ([3] if steered else [])
 

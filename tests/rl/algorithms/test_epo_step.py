@@ -14,7 +14,6 @@ from pitune import envs, rl
 from pitune.policies import FlowPolicy
 from pitune.rl.algorithms.ppo import critic_loss
 from pitune.rl.experience.sub_dict import sub_dict
-from pitune.rl.policy_gradient.batch import advantage_batch
 from settings import changed
 
 LEARNING: dict[str, Any] = {"critic_warmup": 0, "minibatch_size": 8, "num_epochs": 1}
@@ -48,11 +47,18 @@ def gather(algorithm: rl.EPO) -> TensorDictBase:
 
 
 def batches(algorithm: rl.EPO) -> tuple[TensorDictBase, TensorDictBase]:
-    """Return the decisions of all members, and those of the others for the master."""
-    rollout = gather(algorithm)
-    config = algorithm.config.ppo.advantage
-    batch, _ = advantage_batch(rollout, algorithm.actor, algorithm.critic, config)
-    return batch, algorithm.others(rollout)
+    """Return a minibatch (8) of all members, and the others' decisions for the master."""
+    seen: list[tuple[TensorDictBase, TensorDictBase]] = []
+
+    def step(batch: TensorDictBase, others: TensorDictBase | None) -> dict[str, float]:
+        assert others is not None
+        seen.append((batch, others))
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algorithm, "minibatch_step", step)
+        algorithm.update(gather(algorithm))
+    return seen[0]
 
 
 @pytest.mark.parametrize("aggregate", [0.25, 2.0])
