@@ -15,7 +15,13 @@ from pitune import envs, rl
 from pitune.policies import FlowPolicy, likelihood_config
 from pitune.rl.actor_critic.learner import FlowActorCritic
 from pitune.rl.experience.sub_dict import sub_dict
-from pitune.rl.gradient_step import gradient_step, merge_metrics, split_rows
+from pitune.rl.gradient_step import (
+    gradient_step,
+    merge_metrics,
+    minibatches,
+    run_epochs,
+    split_rows,
+)
 from settings import changed
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -260,3 +266,57 @@ def test_parts_hold_every_row_once_and_whole_groups_together() -> None:
         assert sorted(torch.cat([part["row"] for part in parts]).tolist()) == list(range(7))
         owners = [set(part["episode"].tolist()) for part in parts]
         assert sum(len(owner) for owner in owners) == 3
+
+
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_each_step_has_a_gradient_of_its_own(num_parts: int) -> None:
+    """Of the mean of x in two steps with x = 1, then x = 2: the steps are 1 and 2, not 1 and 3."""
+    weight = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+
+    def loss(batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        return (weight * batch["x"]).mean(), {}
+
+    ends = []
+    for x in (1.0, 2.0):
+        batch = TensorDict({"x": torch.full((5,), x)}, [5])
+        _, norm = gradient_step(
+            optimizer, loss, batch, name="weight", step="update 0", num_parts=num_parts
+        )
+        assert norm == pytest.approx(x)
+        ends.append(weight.item())
+    assert ends == pytest.approx([-1.0, -3.0])
+
+
+def test_minibatches_are_random_and_of_one_size() -> None:
+    torch.manual_seed(0)
+    rows = minibatches(10, 4, num_epochs=3)
+    assert [len(part) for part in rows] == [4] * 6
+    for epoch in range(3):
+        both = torch.cat(rows[2 * epoch : 2 * epoch + 2])
+        assert len(both.unique()) == 8
+        assert both.tolist() != sorted(both.tolist())
+    assert not torch.equal(rows[0], rows[2])
+    whole = minibatches(3, 4, num_epochs=2)
+    assert [sorted(part.tolist()) for part in whole] == [[0, 1, 2]] * 2
+
+
+def test_an_update_ends_after_the_step_that_went_too_far() -> None:
+    batch = TensorDict({"x": torch.arange(8)}, [8])
+    rows = list(torch.arange(8).split(2))
+    seen: list[list[int]] = []
+
+    def step(part: TensorDictBase) -> dict[str, float]:
+        seen.append(part["x"].tolist())
+        divergence = (0.1, 0.3, 0.05, 0.0)[len(seen) - 1]
+        return {"approx_kl": divergence, "ratio_deviation": float(len(seen))}
+
+    found = run_epochs(batch, rows, step, target_kl=0.2)
+    assert seen == [[0, 1], [2, 3]]
+    assert found == {
+        "ratio_deviation": 1.0,  # that of the first step
+        "approx_kl": pytest.approx(0.2),
+        "gradient_steps": 2.0,
+    }
+    seen.clear()
+    assert run_epochs(batch, rows, step, target_kl=0.5)["gradient_steps"] == 4

@@ -210,3 +210,45 @@ def test_settings_of_plus_plus_keep_the_others() -> None:
     config = changed(rl.FPOConfig(), discount=0.9)
     assert plus_plus(config).advantage.discount == 0.9
     assert likelihood_name(plus_plus(config).likelihood) == "flow_matching"
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "advantage"), [(3.0, 1.0), (3.0, -1.0), (-3.0, 1.0), (-3.0, -1.0)]
+)
+def test_log_ratios_are_clamped_on_both_sides(
+    log_ratio: float, advantage: float, tiny_policy: Callable
+) -> None:
+    """Inside a clip that is wider than the clamp."""
+    algorithm = new_fpo(tiny_policy(), log_ratio_clamp=0.5, low=0.9, high=9.0)
+    far = torch.tensor([[log_ratio]], requires_grad=True)
+    gain = algorithm._surrogate(far, torch.full((1, 1), advantage))
+    assert gain.item() == pytest.approx(advantage * math.exp(math.copysign(0.5, log_ratio)))
+    assert torch.autograd.grad(gain.sum(), far)[0].item() == 0
+    near = torch.tensor([[0.1 * log_ratio]], requires_grad=True)
+    gain = algorithm._surrogate(near, torch.full((1, 1), advantage))
+    assert gain.item() == pytest.approx(advantage * math.exp(0.1 * log_ratio))
+    assert torch.autograd.grad(gain.sum(), near)[0].item() == pytest.approx(gain.item())
+
+
+def test_the_sides_of_the_clip_are_its_own(tiny_policy: Callable) -> None:
+    algorithm = new_fpo(tiny_policy(), low=0.1, high=0.4)
+    for log_ratio, advantage, expected in ((1.0, 1.0, 1.4), (-1.0, -1.0, -0.9)):
+        gain = algorithm._surrogate(torch.tensor([[log_ratio]]), torch.full((1, 1), advantage))
+        assert gain.item() == pytest.approx(expected)
+    algorithm = new_fpo(tiny_policy(), plus_plus, low=0.1, high=0.4)
+    gain = algorithm._surrogate(torch.tensor([[math.log(0.5)]]), -torch.ones(1, 1))
+    assert gain.item() == pytest.approx(-0.5 - 0.25 / (2 * 0.1))
+
+
+def test_the_reported_loss_is_the_mean_flow_matching_loss(tiny_policy: Callable) -> None:
+    algorithm = new_fpo(tiny_policy())
+    batch, metrics = algorithm.prepare(gather(algorithm))
+    policy, inputs = algorithm.actor.policy, ModelInput.of(batch)
+    chunk = policy.preprocessor.unnormalize_action(batch["chain"][:, -1])
+    losses = [
+        policy.loss(inputs, chunk, batch["draw_noise"][:, i], batch["draw_time"][:, i])
+        for i in range(batch["draw_time"].shape[1])
+    ]
+    expected = torch.stack(losses).sum((2, 3)).mean()  # summed over the executed entries
+    assert metrics["flow_loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert metrics["flow_loss"] > 0

@@ -235,3 +235,22 @@ def test_each_decision_counts_by_its_weight(tiny_policy: Callable) -> None:
     few = loss(sub_dict(batch, slice(6)))[0]
     assert torch.allclose(weighted, few, atol=1e-6)
     assert not torch.allclose(whole, few, atol=1e-3)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_value_clip_bounds_both_directions(sign: float) -> None:
+    """A value that has moved by 0.5 towards a target at 1 counts as moved by 0.2."""
+    value = torch.tensor([[sign * 0.5]], requires_grad=True)
+    loss = value_loss(value, torch.zeros(1, 1), torch.full((1, 1), sign), 0.2)
+    assert loss.item() == pytest.approx(0.8**2)
+    assert gradient(loss, [value]).item() == 0
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.4), (0.3, 0.05)])
+def test_the_parabola_has_the_width_of_the_lower_clip(low: float, high: float) -> None:
+    """Its maximum is at the ratio 1 - low, whatever the upper clip."""
+    ratio = torch.linspace(0.5, 1.5, 2001)[:, None]
+    gain = asymmetric_surrogate(ratio.log(), -torch.ones(2001, 1), low, high)
+    assert float(ratio[gain.argmax()]) == pytest.approx(1 - low, abs=1e-3)
+    good = asymmetric_surrogate(ratio.log(), torch.ones(2001, 1), low, high)
+    assert float(good.max()) == pytest.approx(1 + high, abs=1e-3)
