@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from pitune.policies.policy import FlowPolicy
+from pitune.policies.preprocessing.model_input import ModelInput
 from pitune.policies.preprocessing.prompt import PromptConfig
 
 _STATES = (
@@ -50,13 +51,17 @@ def infer(
         >>> infer(policy, {"observation/state": [0.0, 0.0, 0.0, 0.0]}).shape
         (8, 2)
     """
+    start = None if noise is None else torch.as_tensor(noise, device=policy.device).float()[None]
+    with torch.no_grad():
+        return policy.sample_chunk(robot_input(policy, raw), start)[0].cpu().numpy()
+
+
+def robot_input(policy: FlowPolicy, raw: Mapping[str, Any]) -> ModelInput:
+    """Return the network's input (1 row) for one robot's observation. See `infer`."""
     prompt = policy.preprocessor.config.prompt
     words = raw.get("prompt", raw.get("task"))
     instructions = () if prompt is None else (_instruction(words, prompt),)
-    start = None if noise is None else torch.as_tensor(noise, device=policy.device).float()[None]
-    with torch.no_grad():
-        inputs = policy.model_input(observation(policy, raw), instructions)
-        return policy.sample_chunk(inputs, start)[0].cpu().numpy()
+    return policy.model_input(observation(policy, raw), instructions)
 
 
 def observation(policy: FlowPolicy, raw: Mapping[str, Any]) -> TensorDict:

@@ -21,6 +21,8 @@ BASIC: Mapping[str, tuple[str, ...]] = {
     "EnvConfig": ("id", "num_envs", "num_workers"),
     "LoadConfig": ("pipeline",),
     "FinetuneConfig": (),
+    "ServeConfig": ("checkpoint", "api_key_file", "device"),
+    "ServerConfig": ("host", "port", "max_batch", "max_wait_ms"),
     "SamplerConfig": ("flow_steps", "execution_horizon"),
     "GemmaConfig": (),
 }
