@@ -83,8 +83,11 @@ def infer_batch(policy: FlowPolicy, requests: Sequence[Request]) -> list[Answer 
         try:
             rows.append(robot_input(policy, request.raw))
             answers.append(None)
-        except Exception as error:  # of this request alone, the others are computed
+        except ValueError as error:
             answers.append(error)
+        except Exception as error:  # of this request alone, the others are computed
+            cause = f"the observation cannot be read: {type(error).__name__}: {error}"
+            answers.append(ValueError(cause))
 
     # actions of all of them (N, H, d)
     valid = [index for index, answer in enumerate(answers) if answer is None]
