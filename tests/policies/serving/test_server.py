@@ -153,7 +153,7 @@ def test_two_hundred_malformed_messages_leave_another_client_untouched(policy: F
             elif kind == 2:  # text
                 bad.send("give me actions")
             else:  # a value of a wrong type
-                key = rng.choice(["state", "front", "wrist", "prompt"])
+                key = rng.choice(["state", "front", "wrist"])
                 bad.send(pack({**observation(), key: [None, "x", {}, [[]], -1][number % 5]}))
             assert isinstance(bad.recv(timeout=20), str)
             if number % 40 == 0:
