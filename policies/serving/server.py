@@ -32,12 +32,15 @@ from websockets.http11 import Response
 
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.serving.batching import Batcher, Request, infer_batch
+from pitune.policies.serving.description import blank_observation, policy_metadata
 from pitune.policies.serving.metrics import ServerMetrics
 from pitune.policies.serving.wire import WireError, pack, unpack
 
 _log = logging.getLogger("pitune.serve")
 _DRAIN_SECONDS = 10.0
 """Longest time that a stopping server waits for the requests in flight [s]."""
+_CLOSE_SECONDS = 2.0
+"""Longest time that a closing connection waits for its client [s]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,7 @@ class PolicyServer:
                 max_size=int(config.max_message_mib * 2**20),
                 ping_interval=config.ping_seconds,
                 ping_timeout=config.ping_seconds,
+                close_timeout=_CLOSE_SECONDS,
             )
             self.port = next(iter(server.sockets)).getsockname()[1]
             if ready is not None:
@@ -174,7 +178,9 @@ class PolicyServer:
         end = time.monotonic() + _DRAIN_SECONDS
         while self._num_open and time.monotonic() < end:
             await asyncio.sleep(0.01)
-        server.close()
+        # the clients that ask nothing now
+        idle = [c.close(CloseCode.GOING_AWAY, "the server stops") for c in server.connections]
+        await asyncio.gather(*idle, return_exceptions=True)
         await server.wait_closed()
         _log.info("stopped after %s", self.metrics.line())
 
@@ -271,42 +277,3 @@ class PolicyServer:
                 "server_timing": timing,
             }
         )
-
-
-def policy_metadata(policy: FlowPolicy) -> dict[str, Any]:
-    """Return the facts that a client needs: shapes, cameras, and whether there is a prompt.
-
-    Example:
-        >>> from pitune.policies import SamplerConfig, small_policy
-        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
-        >>> policy = small_policy(states, actions, action_horizon=8, sampler=SamplerConfig())
-        >>> policy_metadata(policy)["action_horizon"]
-        8
-    """
-    preprocessor = policy.preprocessor
-    cameras = [key.removeprefix("image/") for key in policy.obs_keys if key.startswith("image/")]
-    return {
-        "server": "pitune",
-        "action_horizon": policy.chunk_shape[0],
-        "execution_horizon": policy.sampler.execution_horizon,
-        "action_dim": preprocessor.action_dim,
-        "state_dim": preprocessor.state_dim,
-        "cameras": cameras,
-        "prompt": preprocessor.config.prompt is not None,
-    }
-
-
-def blank_observation(policy: FlowPolicy) -> dict[str, Any]:
-    """Return an observation of zeros in the form of `policies.infer`.
-
-    Args:
-        policy: Decides the state's width, the cameras and whether there is a prompt.
-    """
-    config = policy.preprocessor.config
-    raw: dict[str, Any] = {"observation/state": torch.zeros(config.state.dim).numpy()}
-    if config.pictures is not None:
-        blank = torch.zeros(224, 224, 3, dtype=torch.uint8).numpy()
-        raw |= {f"observation/{camera}": blank for camera in config.pictures.cameras.values()}
-    if config.prompt is not None:
-        raw["prompt"] = "warm up"
-    return raw

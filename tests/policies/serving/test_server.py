@@ -19,7 +19,8 @@ from openpi_fixtures import load_openpi
 from pitune import policies
 from pitune.policies import FlowPolicy
 from pitune.policies.serving import server as server_module
-from pitune.policies.serving.server import PolicyServer, ServerConfig, policy_metadata
+from pitune.policies.serving.description import policy_metadata
+from pitune.policies.serving.server import PolicyServer, ServerConfig
 from pitune.policies.serving.wire import pack, unpack
 from policy_server import ask, client, received, serving
 from vision_policies import vision_policy
@@ -297,6 +298,18 @@ def test_a_request_in_flight_is_answered_before_the_server_stops(
         assert unpack(received(connection))["actions"].shape == (4, 2)
         with pytest.raises(ConnectionClosed):
             connection.recv(timeout=5)
+
+
+def test_a_client_that_asks_nothing_does_not_keep_the_server_from_stopping(
+    policy: FlowPolicy,
+) -> None:
+    with ExitStack() as stack:
+        with serving(policy) as server:
+            connection = stack.enter_context(client(server))
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(timeout=5)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
 
 
 def wait_until(condition: object, seconds: float = 20.0) -> None:
