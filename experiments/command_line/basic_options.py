@@ -60,6 +60,7 @@ ALL_BASIC = (
     "NormStatsConfig",
     "QuickstartConfig",
     "QuickstartEnv",
+    "ServingConfig",
     "VerifyConfig",
 )
 """Configs whose fields are all basic. So are all fields of a config from outside pitune."""

@@ -80,6 +80,11 @@ class ServerConfig:
             raise ValueError(f"port={self.port} must be at most 65535")
 
 
+def connection_seed(seed: int, number: int) -> int:
+    """Return the seed of the starting noise of a server's connection, counted from 0."""
+    return (seed + 1) * 1_000_003 + number
+
+
 @dataclass
 class _Session:
     """The state of one client, which lives as long as its connection."""
@@ -223,8 +228,7 @@ class PolicyServer:
         if self.config.seed is None:
             session.generator.seed()
         else:
-            # one stream per connection
-            session.generator.manual_seed((self.config.seed + 1) * 1_000_003 + number)
+            session.generator.manual_seed(connection_seed(self.config.seed, number))
         return session
 
     async def _answer(

@@ -13,6 +13,7 @@ from websockets.sync.server import ServerConnection, serve
 from pitune import policies
 from pitune.policies.serving.client import RemoteClient, RemoteConfig, RemoteError
 from pitune.policies.serving.remote_policy import RemoteActor, RemotePolicy, RemotePreprocessor
+from pitune.policies.serving.server import connection_seed
 from pitune.policies.serving.wire import pack, unpack
 from policy_server import serving
 from vision_policies import vision_policy
@@ -144,7 +145,7 @@ def test_the_served_policy_acts_as_the_policy_itself() -> None:
     assert remote.waiting_seconds > 0
     # the noise belongs to the connection, in the order of the rows
     for row in range(3):
-        generator = torch.Generator().manual_seed(5 * 1_000_003 + row)
+        generator = torch.Generator().manual_seed(connection_seed(4, row))
         noise = torch.randn(1, *policy.chunk_shape, generator=generator)
         inputs = policy.model_input(rows(3)[row : row + 1], TASKS)
         with torch.no_grad():

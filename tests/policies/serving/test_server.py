@@ -20,7 +20,7 @@ from pitune import policies
 from pitune.policies import FlowPolicy
 from pitune.policies.serving import server as server_module
 from pitune.policies.serving.description import policy_metadata
-from pitune.policies.serving.server import PolicyServer, ServerConfig
+from pitune.policies.serving.server import PolicyServer, ServerConfig, connection_seed
 from pitune.policies.serving.wire import pack, unpack
 from policy_server import ask, client, received, serving
 from vision_policies import vision_policy
@@ -41,7 +41,7 @@ def observation(prompt: str = "push") -> dict[str, object]:
 
 def noises(policy: FlowPolicy, seed: int, connection: int, num: int) -> list[np.ndarray]:
     """Return the starting points that a server with a seed gives one connection."""
-    generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + connection)
+    generator = torch.Generator().manual_seed(connection_seed(seed, connection))
     return [torch.randn(*policy.chunk_shape, generator=generator).numpy() for _ in range(num)]
 
 
