@@ -14,6 +14,7 @@ from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.prompt import Encoder
+from pitune.policies.real_time.guidance import RealTimeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,15 @@ class SamplerConfig:
     """ODE solver of the deployed policy."""
     accumulated_time: bool = False
     """Whether flow times are accumulated (openpi) or computed (lerobot), see `TimeGrid`."""
+    real_time: RealTimeConfig | None = None
+    """How a new chunk continues the one that is being executed. None begins each chunk afresh."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplerConfig:
+        """Rebuild the config from `dataclasses.asdict`, also after a round trip through JSON."""
+        real_time = values.get("real_time")
+        parts = {"real_time": None if real_time is None else RealTimeConfig(**real_time)}
+        return cls(**{**values, **parts})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,7 @@ def load_policy(folder: Path) -> FlowPolicy:
         preprocessor = PreprocessorConfig.from_dict(description["preprocessor"])
         network, lora = _network_without_memory(description)
         info = PolicyInfo(origin=dict(description.get("origin", {})), lora=lora)
-        sampler = SamplerConfig(**description["sampler"])
+        sampler = SamplerConfig.from_dict(description["sampler"])
         policy = FlowPolicy(network, preprocessor, sampler, info=info)
         if "steering" in description:
             config = SteeringConfig.from_dict(description["steering"])
