@@ -25,8 +25,9 @@ import torch
 from pitune import policies
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
+from pitune.policies.serving.config import ServerConfig
 from pitune.policies.serving.description import policy_metadata
-from pitune.policies.serving.server import PolicyServer, ServerConfig
+from pitune.policies.serving.server import PolicyServer
 
 _log = logging.getLogger("pitune.serve")
 _LOG_SECONDS = 60.0

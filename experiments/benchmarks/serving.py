@@ -33,8 +33,9 @@ from pitune.experiments.runs.run import provenance
 from pitune.policies import FlowPolicy
 from pitune.policies.serving.batching import Answer, Request, infer_batch
 from pitune.policies.serving.client import RemoteClient, RemoteConfig
+from pitune.policies.serving.config import ServerConfig
 from pitune.policies.serving.description import blank_observation
-from pitune.policies.serving.server import PolicyServer, ServerConfig, connection_seed
+from pitune.policies.serving.server import PolicyServer, connection_seed
 
 _TOLERANCE = 1e-4
 """Largest difference of an answer from the policy's own [robot units]."""

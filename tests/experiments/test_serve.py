@@ -14,7 +14,7 @@ import torch
 from pitune import policies
 from pitune.experiments.serve import ServeConfig, main, make_server
 from pitune.policies.serving.client import RemoteClient, RemoteConfig
-from pitune.policies.serving.server import ServerConfig
+from pitune.policies.serving.config import ServerConfig
 
 
 @pytest.fixture(scope="module")

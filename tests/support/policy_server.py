@@ -11,7 +11,8 @@ from typing import Any
 from websockets.sync.client import ClientConnection, connect
 
 from pitune.policies import FlowPolicy
-from pitune.policies.serving.server import PolicyServer, ServerConfig
+from pitune.policies.serving.config import ServerConfig
+from pitune.policies.serving.server import PolicyServer
 from pitune.policies.serving.wire import pack, unpack
 
 

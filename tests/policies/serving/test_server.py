@@ -19,8 +19,9 @@ from openpi_fixtures import load_openpi
 from pitune import policies
 from pitune.policies import FlowPolicy
 from pitune.policies.serving import server as server_module
+from pitune.policies.serving.config import ServerConfig
 from pitune.policies.serving.description import policy_metadata
-from pitune.policies.serving.server import PolicyServer, ServerConfig, connection_seed
+from pitune.policies.serving.server import PolicyServer, connection_seed
 from pitune.policies.serving.wire import pack, unpack
 from policy_server import ask, client, received, serving
 from vision_policies import vision_policy
