@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pitune.policies.flow.ode import Solver
+from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.prompt import Encoder
-from pitune.policies.real_time.guidance import RealTimeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

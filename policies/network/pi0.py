@@ -283,16 +283,13 @@ class Pi0(nn.Module):
         """
         width = self.config.expert.width
         time = flow_time_embedding(flow_time, width).to(x.dtype)  # (B, M, D) or (B, M, H, D)
-        per_token = flow_time.ndim == 3
         action = self.action_in_proj(x)  # (B, M, H, D)
         condition = None
         if self.config.family == "pi05":
             condition = silu(self.time_mlp_out(silu(self.time_mlp_in(time))))
-            condition = condition.to(self.compute_dtype)
-            if per_token:
-                condition = rearrange(condition, "b m h d -> b (m h) d")
+            condition = condition.to(self.compute_dtype).flatten(1, -2)
         else:
-            if not per_token:
+            if time.ndim == 3:
                 time = repeat(time, "b m d -> b m h d", h=x.shape[2])
             action = torch.cat([action, time], dim=-1)
             action = self.action_time_mlp_out(silu(self.action_time_mlp_in(action)))

@@ -128,7 +128,7 @@ class ActionQueue:
     def remainder(self, now: float) -> np.ndarray | None:
         """Return the actions (n, d) of the present chunk from now on, or None before any chunk.
 
-        They condition the next chunk in real-time chunking, see `policies.real_time.guidance`.
+        They condition the next chunk in real-time chunking, see `policies.flow.real_time`.
         """
         with self._lock:
             if self._chunk is None:

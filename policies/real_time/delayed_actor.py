@@ -21,15 +21,15 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from pitune.policies.flow.ode import integrate
-from pitune.policies.policy import FlowPolicy
-from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
-from pitune.policies.real_time.guidance import (
+from pitune.policies.flow.real_time import (
     Remainder,
     check_delay,
     guided_field,
     prefixed_field,
     prefixed_noise,
 )
+from pitune.policies.policy import FlowPolicy
+from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
 
 Seam = Literal["plain", "ensemble", "real_time"]
 _ENSEMBLE_DECAY = 0.01

@@ -10,8 +10,8 @@ from observations import observed
 from pitune import policies
 from pitune.policies import Actor, FlowPolicy
 from pitune.policies.checkpoints.formats import load, save
+from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.real_time.delayed_actor import DelayConfig, DelayedActor, Seam, continue_chunk
-from pitune.policies.real_time.guidance import RealTimeConfig
 
 H, h, N = 8, 4, 3
 

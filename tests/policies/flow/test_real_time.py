@@ -15,7 +15,7 @@ from pitune.experiments.verify_checkpoint import encoder_inputs
 from pitune.policies.checkpoints.formats import load_network
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import FlowOutput, TimeGrid, VelocityField, predicted_action
-from pitune.policies.real_time.guidance import (
+from pitune.policies.flow.real_time import (
     RealTimeConfig,
     Remainder,
     check_delay,
