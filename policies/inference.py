@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from pitune.policies.policy import FlowPolicy
+from pitune.policies.preprocessing.model_input import ModelInput
 from pitune.policies.preprocessing.robot_observation import instruction_of, robot_observation
 
 
@@ -42,12 +43,16 @@ def infer(
         >>> infer(policy, {"observation/state": [0.0, 0.0, 0.0, 0.0]}).shape
         (8, 2)
     """
-    prompt = policy.preprocessor.config.prompt
-    instructions = () if prompt is None else (instruction_of(prompt, raw),)
     start = None if noise is None else _start(policy, noise)
     with torch.no_grad():
-        inputs = policy.model_input(observation(policy, raw), instructions)
-        return policy.sample_chunk(inputs, start)[0].cpu().numpy()
+        return policy.sample_chunk(robot_input(policy, raw), start)[0].cpu().numpy()
+
+
+def robot_input(policy: FlowPolicy, raw: Mapping[str, Any]) -> ModelInput:
+    """Return the network's input (1 row) for one robot's observation. See `infer`."""
+    prompt = policy.preprocessor.config.prompt
+    instructions = () if prompt is None else (instruction_of(prompt, raw),)
+    return policy.model_input(observation(policy, raw), instructions)
 
 
 def observation(policy: FlowPolicy, raw: Mapping[str, Any]) -> TensorDict:

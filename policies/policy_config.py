@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pitune.policies.flow.ode import Solver
+from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
@@ -36,6 +37,15 @@ class SamplerConfig(Settings):
     """ODE solver of the deployed policy."""
     accumulated_time: bool = False
     """Whether flow times are accumulated (openpi) or computed (lerobot), see `TimeGrid`."""
+    real_time: RealTimeConfig | None = None
+    """How a new chunk continues the one that is being executed. None begins each chunk afresh."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplerConfig:
+        """Rebuild the config from `dataclasses.asdict`, also after a round trip through JSON."""
+        real_time = values.get("real_time")
+        parts = {"real_time": None if real_time is None else RealTimeConfig(**real_time)}
+        return cls(**{**values, **parts})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pitune.experiments.command_line.parsing import arguments
 BENCHMARKS: Mapping[str, str] = {
     "pi0": "time and memory of a π0 network: prefix, flow steps, a training step",
     "rollout": "speed of chunked collection against the bare simulator",
+    "serving": "throughput and latency of a policy server for one client and for many",
     "update": "time that off-policy learning adds to an environment step",
 }
 """Module of each benchmark, with one line for the overview."""

@@ -21,6 +21,8 @@ BASIC: Mapping[str, tuple[str, ...]] = {
     "EnvConfig": ("id", "num_envs", "num_workers"),
     "LoadConfig": ("pipeline",),
     "FinetuneConfig": (),
+    "ServeConfig": ("checkpoint", "api_key_file", "device"),
+    "ServerConfig": ("host", "port", "max_batch", "max_wait_ms"),
     "SamplerConfig": ("flow_steps", "execution_horizon"),
     "GemmaConfig": (),
 }
@@ -58,6 +60,7 @@ ALL_BASIC = (
     "NormStatsConfig",
     "QuickstartConfig",
     "QuickstartEnv",
+    "ServingConfig",
     "VerifyConfig",
 )
 """Configs whose fields are all basic. So are all fields of a config from outside pitune."""

@@ -52,6 +52,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "inspect": Command("inspect_run", "print the state and the health of a run"),
     },
     "checkpoints and data": {
+        "serve": Command("serve", "serve a checkpoint to robots by openpi's protocol"),
         "verify": Command("verify_checkpoint", "compare a checkpoint with stored outputs"),
         "norm-stats": Command("norm_stats", "compute the norm stats of demonstrations"),
     },

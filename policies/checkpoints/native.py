@@ -103,7 +103,7 @@ def load_policy(folder: Path) -> FlowPolicy:
             lora=lora,
             environment=dict(description.get("environment", {})),  # absent before pitune 0.3
         )
-        sampler = SamplerConfig(**description["sampler"])
+        sampler = SamplerConfig.from_dict(description["sampler"])
         policy = FlowPolicy(network, preprocessor, sampler, info=info)
         if "steering" in description:
             config = SteeringConfig.from_dict(description["steering"])

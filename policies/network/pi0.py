@@ -259,7 +259,7 @@ class Pi0(nn.Module):
         Args:
             context: Encoded observations of B rows.
             x: Noisy action chunks (B, M, H, A) [normalized action].
-            flow_time: (B, M).
+            flow_time: (B, M), or (B, M, H) for flow times of single action tokens.
         """
         b, m, horizon, _ = x.shape
         tokens, condition = self.embed_suffix(x, flow_time)
@@ -276,19 +276,21 @@ class Pi0(nn.Module):
         return FlowOutput(self.action_out_proj(hidden), hidden)
 
     def embed_suffix(self, x: Tensor, flow_time: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the action tokens (B, M * H, D) and the norms' condition (B, M, D), if any.
+        """Return the action tokens (B, M * H, D) and the norms' condition, if any.
 
-        The extensions apply to the tokens here.
+        The condition is (B, M, D), or (B, M * H, D) for flow times of single tokens (B, M, H). The
+        extensions apply to the tokens here.
         """
         width = self.config.expert.width
-        time = flow_time_embedding(flow_time, width).to(x.dtype)  # (B, M, D)
+        time = flow_time_embedding(flow_time, width).to(x.dtype)  # (B, M, D) or (B, M, H, D)
         action = self.action_in_proj(x)  # (B, M, H, D)
         condition = None
         if self.config.family == "pi05":
             condition = silu(self.time_mlp_out(silu(self.time_mlp_in(time))))
-            condition = condition.to(self.compute_dtype)
+            condition = condition.to(self.compute_dtype).flatten(1, -2)
         else:
-            time = repeat(time, "b m d -> b m h d", h=x.shape[2])
+            if time.ndim == 3:
+                time = repeat(time, "b m d -> b m h d", h=x.shape[2])
             action = torch.cat([action, time], dim=-1)
             action = self.action_time_mlp_out(silu(self.action_time_mlp_in(action)))
         for extension in self.extensions.values():

@@ -64,6 +64,15 @@ class ModelInput:
             )
         return cls(**{field.name: values.get(field.name, None) for field in fields(cls)})
 
+    @classmethod
+    def cat(cls, parts: Sequence[ModelInput]) -> ModelInput:
+        """Return the rows of several inputs of one policy, in their order."""
+        rows = {}
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            rows[field.name] = None if values[0] is None else torch.cat(values)
+        return cls(**rows)
+
     def tensordict(self) -> TensorDict:
         """Return the tensors that are not None, as a nested entry of rollouts and replay rows."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,0 +1,1 @@
+"""Chunks that meet a deadline: the robot's action queue and real-time chunking."""

@@ -1,0 +1,199 @@
+"""The queue between a policy that is slow and a robot that must not wait.
+
+Action i of a chunk belongs to the time of its observation plus i steps. The robot asks for the
+action of the present time, so the actions that came too late are skipped, never executed late.
+Letters: H actions of a chunk, d robot action dim.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class QueueReport:
+    """Counts since the start of a queue.
+
+    Example:
+        >>> QueueReport(num_actions=100, num_chunks=25).num_underruns
+        0
+    """
+
+    num_actions: int = 0
+    """Actions that the robot took."""
+    num_chunks: int = 0
+    """Chunks that were accepted."""
+    num_underruns: int = 0
+    """Actions that were held because the chunk had ended before the next one came."""
+    num_stale: int = 0
+    """Chunks that were dropped: a chunk of a later observation was there already, or all their
+    actions were over."""
+    num_late: int = 0
+    """Actions of accepted chunks whose time was over at the chunk's arrival."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Actions (H, d) from a time on."""
+
+    actions: np.ndarray
+    start: float
+    """Time of the observation [s]."""
+    arrival: float
+    """Time from which on the chunk is in force [s]."""
+
+
+class ActionQueue:
+    """Hands a robot the action of the present time. All methods may be called by any thread.
+
+    Args:
+        step_seconds: Time between two actions of a chunk [s].
+        blend_steps: Steps over which the robot passes from the old chunk to the new one, linearly.
+            0 changes at once.
+        interpolate: Whether an action between two steps is their linear interpolation, for robots
+            that run faster than the policy's steps. Otherwise each action is held for its step.
+
+    Raises:
+        ValueError: a setting is out of range, or a chunk has another shape or is not finite.
+
+    Example:
+        >>> queue = ActionQueue(step_seconds=0.1)
+        >>> queue.put([[0.0], [1.0], [2.0]], observed_at=10.0, now=10.1)
+        True
+        >>> queue.get(now=10.1).tolist(), queue.get(now=10.2).tolist()
+        ([1.0], [2.0])
+        >>> queue.get(now=10.3).tolist(), queue.report().num_underruns
+        ([2.0], 1)
+    """
+
+    def __init__(
+        self, step_seconds: float, *, blend_steps: int = 0, interpolate: bool = False
+    ) -> None:
+        if not 0 < step_seconds < float("inf"):
+            raise ValueError(f"step_seconds={step_seconds} must be positive and finite")
+        if blend_steps < 0:
+            raise ValueError(f"blend_steps={blend_steps} must be at least 0")
+        self.step_seconds, self.blend_steps = step_seconds, blend_steps
+        self.interpolate = interpolate
+        self._lock = threading.Lock()
+        self._chunk: _Chunk | None = None
+        self._old: _Chunk | None = None
+        self._counts = dict.fromkeys(QueueReport.__dataclass_fields__, 0)
+
+    def put(self, actions: np.ndarray | list[list[float]], observed_at: float, now: float) -> bool:
+        """Take a chunk over, and return whether it was accepted.
+
+        Args:
+            actions: (H, d) [robot units], of which the first belongs to the observation's time.
+            observed_at: Time of the observation [s], by the clock of `now`.
+            now: Present time [s], such as `time.monotonic()`.
+        """
+        chunk = _Chunk(self._checked(actions), observed_at, now)
+        with self._lock:
+            late = max(0, int(np.ceil(self._position(chunk, now) - 1e-9)))
+            outdated = self._chunk is not None and observed_at <= self._chunk.start
+            if outdated or late >= len(chunk.actions):
+                self._counts["num_stale"] += 1
+                return False
+            self._counts["num_chunks"] += 1
+            self._counts["num_late"] += late
+            self._old, self._chunk = self._chunk, chunk
+            return True
+
+    def get(self, now: float) -> np.ndarray | None:
+        """Return the action (d,) of the present time [robot units], or None before any chunk.
+
+        After a chunk's end its last action is held, and the underrun is counted.
+        """
+        with self._lock:
+            if self._chunk is None:
+                return None
+            self._counts["num_actions"] += 1
+            # the last action lasts one step
+            if self._position(self._chunk, now) >= len(self._chunk.actions) - 1e-9:
+                self._counts["num_underruns"] += 1
+            action = self._at(self._chunk, now)
+            if self._old is None or not self.blend_steps:
+                return action
+            # from the old plan to the new one
+            progress = (now - self._chunk.arrival) / (self.blend_steps * self.step_seconds)
+            if progress >= 1:
+                self._old = None
+                return action
+            return progress * action + (1 - progress) * self._at(self._old, now)
+
+    def remainder(self, now: float) -> np.ndarray | None:
+        """Return the actions (n, d) of the present chunk from now on, or None before any chunk.
+
+        They condition the next chunk in real-time chunking, see `policies.flow.real_time`.
+        """
+        with self._lock:
+            if self._chunk is None:
+                return None
+            index = int(np.floor(self._position(self._chunk, now) + 1e-9))
+            return self._chunk.actions[min(index, len(self._chunk.actions)) :].copy()
+
+    def clear(self) -> None:
+        """Drop all actions, at the end of an episode. The counts go on."""
+        with self._lock:
+            self._chunk = self._old = None
+
+    def report(self) -> QueueReport:
+        """Return the counts since the start."""
+        with self._lock:
+            return QueueReport(**self._counts)
+
+    def _position(self, chunk: _Chunk, now: float) -> float:
+        """Return the time since the chunk's observation [steps]."""
+        return (now - chunk.start) / self.step_seconds
+
+    def _at(self, chunk: _Chunk, now: float) -> np.ndarray:
+        """Return the chunk's action (d,) of a time, its last one after its end."""
+        last = len(chunk.actions) - 1
+        # the small number keeps the rounding of `now` from selecting the action before
+        position = min(max(self._position(chunk, now) + 1e-9, 0.0), float(last))
+        index = int(position)
+        action = chunk.actions[index]
+        if self.interpolate and index < last:
+            share = position - index
+            return (1 - share) * action + share * chunk.actions[index + 1]
+        return action.copy()
+
+    def _checked(self, actions: np.ndarray | list[list[float]]) -> np.ndarray:
+        """Return a chunk (H, d) as float64."""
+        chunk = np.array(actions, dtype=np.float64)
+        if chunk.ndim != 2 or not chunk.size:
+            raise ValueError(f"a chunk must be (H, d) with at least one action, not {chunk.shape}")
+        if self._chunk is not None and chunk.shape[1] != self._chunk.actions.shape[1]:
+            raise ValueError(
+                f"the chunk's actions have {chunk.shape[1]} dimensions, the chunk before had "
+                f"{self._chunk.actions.shape[1]}"
+            )
+        if not np.isfinite(chunk).all():
+            raise ValueError("the chunk holds actions that are not finite; the robot keeps its own")
+        return chunk
+
+
+def seam_jerk(actions: np.ndarray, chunk_starts: list[int]) -> float:
+    """Return the mean size of the second difference of actions at the seams, over that elsewhere.
+
+    1 means that a seam is as smooth as the inside of a chunk.
+
+    Args:
+        actions: Executed actions (T, d).
+        chunk_starts: Steps at which a new chunk came into force.
+
+    Raises:
+        ValueError: there is no seam, or nothing but seams.
+    """
+    jump = np.linalg.norm(np.diff(actions, n=2, axis=0), axis=1)  # (T - 2,), around step i + 1
+    at_seam = np.zeros(len(jump), dtype=bool)
+    for start in chunk_starts:
+        # the differences that cross from step start - 1 to start
+        at_seam[[i for i in (start - 2, start - 1) if 0 <= i < len(jump)]] = True
+    if not at_seam.any() or at_seam.all():
+        raise ValueError(f"{len(chunk_starts)} chunk starts leave no seam or nothing else")
+    return float(jump[at_seam].mean() / max(jump[~at_seam].mean(), 1e-12))

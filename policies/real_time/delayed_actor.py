@@ -1,0 +1,230 @@
+"""A robot that goes on executing while its policy computes.
+
+The chunk for the observation of step 0 arrives after `delay` steps. Until then the robot executes
+the end of the chunk before, and then the new one from action `delay` on:
+
+    step            0 .. delay - 1          delay .. h - 1
+    executed        old[h : h + delay]      new[delay : h]
+
+So one decision still executes h actions, and environments and evaluations need no change.
+Letters: N rows, H action horizon, h executed actions, A model action dim, d robot action dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from pitune.policies.flow.ode import integrate
+from pitune.policies.flow.real_time import (
+    Remainder,
+    check_delay,
+    guided_field,
+    prefixed_field,
+    prefixed_noise,
+)
+from pitune.policies.policy import FlowPolicy
+from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
+from pitune.ranges import NonNegativeInt, Settings
+
+Seam = Literal["plain", "ensemble", "real_time"]
+_ENSEMBLE_DECAY = 0.01
+"""Fall of the weights of newer predictions, as in ACT and lerobot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DelayConfig(Settings):
+    """Decision delay of a robot, and its answer to it.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+
+    Example:
+        >>> DelayConfig(steps=2, seam="real_time").highest
+        2
+    """
+
+    steps: NonNegativeInt = 0
+    """Control steps from an observation to the arrival of its chunk, or the least of them."""
+    max_steps: NonNegativeInt | None = None
+    """Most control steps, for delays that are drawn anew at each decision."""
+    seam: Seam = "plain"
+    """Passage from the old chunk to the new one: "plain" changes at once, "ensemble" averages all
+    predictions of a step (ACT), "real_time" continues the old chunk as `sampler.real_time` sets."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_steps is not None and self.max_steps < self.steps:
+            raise ValueError(f"max_steps={self.max_steps} must be at least steps={self.steps}")
+
+    @property
+    def highest(self) -> int:
+        """The longest delay [control steps]."""
+        return self.steps if self.max_steps is None else self.max_steps
+
+
+def continue_chunk(
+    policy: FlowPolicy,
+    inputs: ModelInput,
+    remainder: Tensor,
+    delay: int,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Return chunks (N, H, d) [robot units] that continue the ones which are being executed.
+
+    Relative actions are anchored anew to the present state.
+
+    Args:
+        policy: Acts as deployed, with the settings `sampler.real_time`.
+        inputs: Observations (N).
+        remainder: Actions (N, n, d) [robot units] of the old chunks from the observation on.
+        delay: Actions of the remainder that will be executed before the new chunk arrives.
+        noise: Starting points (N, H, A), drawn by default. A trained noise source replaces them.
+
+    Raises:
+        ValueError: the policy has no settings, or was cloned for shorter delays.
+    """
+    config = policy.sampler.real_time
+    if config is None:
+        raise ValueError(
+            "the policy has no settings for real-time chunking; set `sampler.real_time`, for "
+            "example to RealTimeConfig(method='guided')"
+        )
+    if config.method == "trained" and delay > config.max_delay:
+        raise ValueError(
+            f"delay={delay} is longer than max_delay={config.max_delay} of the policy's cloning; "
+            "use method='guided', or clone with longer delays"
+        )
+    # remainder in the network's space, relative to the present state
+    state = inputs.robot_state.to(policy.device)
+    old = Remainder(policy.preprocessor.normalize_action(remainder, state), delay)
+
+    # noise and field as in `FlowPolicy.sample_chunk`
+    context = policy.encode(inputs)
+    source = policy.noise_source
+    if source is not None and source.steered:
+        noise = source(policy.critic_input(inputs, context))
+    elif noise is None:
+        noise = policy.draw_noise(len(inputs))
+    field = policy.field(context)
+    if config.method == "guided":
+        field = guided_field(field, old, config)
+    else:
+        field, noise = prefixed_field(field, old), prefixed_noise(noise, old)
+    chunk = integrate(field, noise, policy.grid, policy.sampler.solver)
+    return policy.preprocessor.unnormalize_action(chunk, state)
+
+
+class DelayedActor(TensorDictModuleBase):
+    """TorchRL's actor interface to a deployed policy whose chunks arrive late.
+
+    It remembers the last chunk of each environment, and begins anew where `elapsed` is 0. The first
+    chunk of an episode is awaited.
+
+    Args:
+        policy: Acts as deployed.
+        config: Delay and seam.
+        seed: Seed of delays that are drawn.
+
+    Raises:
+        ValueError: the chunks end before the next one arrives, or the seam needs settings that the
+            policy lacks.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from pitune.policies import SamplerConfig, small_policy
+        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
+        >>> sampler = SamplerConfig(execution_horizon=4)
+        >>> policy = small_policy(states, actions, action_horizon=8, sampler=sampler)
+        >>> actor = DelayedActor(policy, DelayConfig(steps=2))
+        >>> td = TensorDict({"state": states[:3], "elapsed": torch.zeros(3, 1)}, batch_size=[3])
+        >>> actor(policy.observation_preprocessor(())(td))["action"].shape
+        torch.Size([3, 4, 2])
+    """
+
+    out_keys: list[str]
+    """Written entries. They are declared because mypy does not see the base class's setter."""
+
+    def __init__(self, policy: FlowPolicy, config: DelayConfig, seed: int = 0) -> None:
+        super().__init__()
+        check_delay(config.highest, policy.sampler.execution_horizon, policy.chunk_shape[0])
+        if config.seam == "real_time" and policy.sampler.real_time is None:
+            raise ValueError(
+                "seam='real_time' needs the policy's settings `sampler.real_time`; set them, or "
+                "choose another seam"
+            )
+        self.policy, self.config = policy, config
+        self.in_keys, self.out_keys = [MODEL_INPUT, "elapsed"], ["action"]
+        self._generator = torch.Generator().manual_seed(seed)
+        # chunks (N, H, d) from the last observation on, and their predictions per step (N, H)
+        self._chunk: Tensor | None = None
+        self._count: Tensor | None = None
+
+    @torch.no_grad()
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        inputs, noise = ModelInput.of(td), td.get("noise", None)
+        noise = None if noise is None else noise.to(self.policy.device)
+        h = self.policy.sampler.execution_horizon
+        begins = (td["elapsed"].flatten() == 0).to(self.policy.device)  # (N,)
+        delay = self._delay()
+        if self._chunk is None or len(self._chunk) != len(td):
+            begins = torch.ones_like(begins)
+        if begins.all():
+            chunk = self.policy.sample_chunk(inputs, noise)
+            executed = chunk[:, :h]
+            self._count = torch.ones(chunk.shape[:2], device=chunk.device)
+        else:
+            remainder = self._chunk[:, h:]  # type: ignore[index]
+            chunk = self._next_chunk(inputs, remainder, delay, noise, begins)
+            late = torch.cat([remainder[:, :delay], chunk[:, delay:h]], dim=1)
+            executed = torch.where(begins[:, None, None], chunk[:, :h], late)
+        self._chunk = chunk
+        return td.set("action", executed)
+
+    def _delay(self) -> int:
+        """Return the delay of this decision [control steps]."""
+        low, high = self.config.steps, self.config.highest
+        return int(torch.randint(low, high + 1, (), generator=self._generator))
+
+    def _next_chunk(
+        self,
+        inputs: ModelInput,
+        remainder: Tensor,
+        delay: int,
+        noise: Tensor | None,
+        begins: Tensor,
+    ) -> Tensor:
+        """Return the chunks (N, H, d) after running ones, and first ones where `begins` (N,)."""
+        if noise is None:
+            noise = self.policy.draw_noise(len(inputs))
+        fresh = self.policy.sample_chunk(inputs, noise)
+        if self.config.seam == "plain":
+            return fresh
+        if self.config.seam == "ensemble":
+            return self._ensembled(fresh, remainder, begins)
+        continued = continue_chunk(self.policy, inputs, remainder, delay, noise)
+        return torch.where(begins[:, None, None], fresh, continued)
+
+    def _ensembled(self, fresh: Tensor, remainder: Tensor, begins: Tensor) -> Tensor:
+        """Return the weighted mean (N, H, d) of all predictions of each step.
+
+        Prediction i of a step weighs exp(-0.01 * i), the oldest one most.
+        """
+        length = remainder.shape[1]
+        count = torch.zeros(fresh.shape[:2], device=fresh.device)  # (N, H)
+        if self._count is not None:
+            count[:, :length] = self._count[:, -length:]
+        count[begins] = 0
+        # sum of the weights of the old predictions: 1 + r + ... + r^(count - 1)
+        ratio = torch.exp(torch.tensor(-_ENSEMBLE_DECAY))
+        weight = ratio**count
+        old_weight = (1 - weight) / (1 - ratio)
+        old = torch.nn.functional.pad(remainder, (0, 0, 0, fresh.shape[1] - length))
+        self._count = count + 1
+        mean = old_weight[..., None] * old + weight[..., None] * fresh
+        return mean / (old_weight + weight)[..., None]
