@@ -14,6 +14,7 @@ from torch.distributions import Normal
 from analytic_flows import MASK, gaussian_field
 from observations import observed
 from pitune.policies import (
+    ExactFlowConfig,
     FlowMatchingConfig,
     FlowSDEConfig,
     LikelihoodActor,
@@ -21,7 +22,7 @@ from pitune.policies import (
 )
 from pitune.policies.flow.kernels import FlowNoise, FlowSDE, Kernel
 from pitune.policies.flow.path import FlowOutput, TimeGrid
-from pitune.policies.likelihood.distributions import FlowChain, LossRatio
+from pitune.policies.likelihood.distributions import ExactFlow, FlowChain, LossRatio
 from pitune.policies.likelihood.heads import NoiseNetwork, VelocityHead
 from pitune.policies.likelihood.whole_chunk import draw_flow_times
 
@@ -224,3 +225,15 @@ def test_the_noise_of_a_velocity_is_scaled_by_the_step(dt: float) -> None:
         head.head.bias.add_(1.0)
     found = head(output, torch.zeros(3, 1))
     assert torch.allclose(found, torch.full((3, 1, 4, 2), 0.1 * math.e))
+
+
+@pytest.mark.parametrize("ratio", ["joint", "step"])
+def test_the_exact_density_is_that_of_the_chains_end(ratio: Any) -> None:
+    """A field of zero velocity leaves the noise as it is, and one probe is exact for it."""
+    config = ExactFlowConfig(ratio=ratio, num_probes=1)
+    dist = ExactFlow(lambda x, time: FlowOutput(0 * x), TimeGrid(3), config, (5, 3, 2), CPU)
+    torch.manual_seed(0)
+    chain = torch.randn(5, 4, 3, 2)  # (N, K + 1, H, A)
+    expected = Normal(0.0, 1.0).log_prob(chain[:, -1]).sum((1, 2))
+    found = dist.log_prob(chain)
+    assert torch.allclose(found, expected if ratio == "joint" else expected[:, None], atol=1e-4)
