@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from torch import nn
 
 from pitune.policies import Actor, FlowPolicy, LikelihoodActor
-from pitune.rl.gradient_step import Progress, no_progress
+from pitune.rl.progress import Progress, no_progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ from torch.distributions import MultivariateNormal
 from torch.nn.functional import silu, softplus
 
 from pitune.rl.experience.sub_dict import sub_dict
-from pitune.rl.gradient_step import Metrics, Progress, gradient_step, no_progress
+from pitune.rl.gradient_step import Metrics, gradient_step
+from pitune.rl.progress import Progress, no_progress
 
 Shape = Literal["data_guided", "equal_size"]
 MIN_DIAGONAL = 1e-5
