@@ -6,6 +6,7 @@ Letters: E envs, T chunk decisions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,7 +17,13 @@ from torch import nn
 
 from pitune.policies import Actor, FlowPolicy, LikelihoodActor
 from pitune.ranges import Settings
-from pitune.rl.gradient_step import Progress, no_progress
+
+Progress = Callable[[str, int, int], None]
+"""`(work, done, total)`, called in an update that may take minutes."""
+
+
+def no_progress(work: str, done: int, total: int) -> None:
+    """Show nothing, the default where progress may be shown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,14 +22,6 @@ Loss = Callable[[TensorDictBase], tuple[Tensor, Metrics]]
 function draws no random numbers and has no state, so that a batch can be passed in parts."""
 
 
-Progress = Callable[[str, int, int], None]
-"""`(work, done, total)`, called in an update that may take minutes."""
-
-
-def no_progress(work: str, done: int, total: int) -> None:
-    """Show nothing, the default where progress may be shown."""
-
-
 def minibatches(num: int, size: int, num_epochs: int) -> list[Tensor]:
     """Return the rows of each gradient step of all epochs, in order.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pitune.experiments.runs.progress import Screen, Task, screen
 from pitune.rl import Algorithm
-from pitune.rl.gradient_step import no_progress
+from pitune.rl.algorithm import no_progress
 
 LEAST_SECONDS = 2.0
 """Work that takes less is not shown [s]."""

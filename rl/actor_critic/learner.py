@@ -35,17 +35,11 @@ from pitune.rl.actor_critic.learner_config import ActorCriticConfig
 from pitune.rl.actor_critic.memory_plan import learner_plan
 from pitune.rl.actor_critic.q_ensemble import mean_size
 from pitune.rl.actor_critic.td import OffPolicy, means
+from pitune.rl.algorithm import Progress, no_progress
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
-from pitune.rl.gradient_step import (
-    Metrics,
-    Progress,
-    gradient_step,
-    no_progress,
-    split_rows,
-    to_floats,
-)
+from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
 from pitune.rl.policy_gradient.reference import frozen_copy
 
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import silu, softplus
 
+from pitune.rl.algorithm import Progress, no_progress
 from pitune.rl.experience.sub_dict import sub_dict
-from pitune.rl.gradient_step import Metrics, Progress, gradient_step, no_progress
+from pitune.rl.gradient_step import Metrics, gradient_step
 
 Shape = Literal["data_guided", "equal_size"]
 MIN_DIAGONAL = 1e-5

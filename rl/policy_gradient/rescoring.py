@@ -59,11 +59,12 @@ def step_by_step(actor: LikelihoodActor) -> Score:
     one = actor_score(actor)
 
     def score(batch: TensorDictBase) -> Tensor:
-        num_steps = batch["action_log_prob"].shape[1]
-        steps = [
-            batch["action_log_prob"].new_full((len(batch),), k).long() for k in range(num_steps)
-        ]
-        return torch.cat([one(batch.copy().set("stochastic_step", step)) for step in steps], 1)
+        old = batch["action_log_prob"]  # (B, K)
+        columns = []
+        for k in range(old.shape[1]):
+            step = torch.full((len(batch),), k, device=old.device)
+            columns.append(one(batch.copy().set("stochastic_step", step)))
+        return torch.cat(columns, dim=1)  # (B, K)
 
     return score
 

@@ -160,7 +160,7 @@ def test_noise_is_everywhere_but_in_the_last_step_s_other_entries() -> None:
 def test_a_mean_over_entries_divides_by_those_of_the_step() -> None:
     found = {}
     for reduction in ("sum", "mean"):
-        config = FlowSDEConfig(noise_entries="all", reduction=reduction)  # type: ignore[arg-type]
+        config = FlowSDEConfig(noise_entries="all", reduction=reduction)
         actor = LikelihoodActor(policy_of(), config)
         torch.manual_seed(1)
         found[reduction] = decisions(actor)["action_log_prob"]

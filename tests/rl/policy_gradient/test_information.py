@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pitune import envs, rl
 from pitune.rl.experience.reward_record import RewardRecord
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.advantage import group_relative, standardize
 from pitune.rl.policy_gradient.information import LEAST_SHARE, Information
 from settings import changed
@@ -22,7 +23,7 @@ OFF_POLICY = ("wsrl", "dgn", "dsrl")
 UNINFORMATIVE = {"zero": 0.0, "cost of time": -1.0, "large": 1e6, "small": 0.1, "1/3": 1 / 3}
 
 
-def new(name: str, policy: Any, demonstrations: Path | None = None) -> rl.Algorithm[Any]:
+def new(name: str, policy: Any, demonstrations: Path | None = None) -> Any:
     """Return an algorithm that would train its policy from the first update on."""
     settings: dict[str, dict[str, Any]] = {
         "ppo": {"critic_warmup": 0},
@@ -47,7 +48,7 @@ def rollouts(algorithm: rl.Algorithm[Any], num: int) -> list[TensorDictBase]:
     source = rl.Rollouts(envs.make(config), algorithm, 4, seed=0)
     found = [source.collect() for _ in range(num)]
     for rollout in found:
-        outcome = rollout["next"]
+        outcome = sub_dict(rollout, "next")
         outcome["truncated"] |= outcome["terminated"]
         outcome["terminated"] = torch.zeros_like(outcome["terminated"])
         outcome["elapsed"][outcome["done"]] = 1.0
@@ -114,7 +115,7 @@ def test_groups_of_equal_scores_are_dropped_though_their_outcomes_differ(
 ) -> None:
     algorithm = new("grpo", tiny_policy())
     (rollout,) = rollouts(algorithm, 1)
-    outcome = rollout["next"]
+    outcome = sub_dict(rollout, "next")
     outcome["reward_steps"] = torch.full_like(outcome["reward_steps"], reward)
     outcome["success"] = outcome["done"] & (torch.arange(8) % 2 == 0)[:, None, None]
     before = weights(algorithm)

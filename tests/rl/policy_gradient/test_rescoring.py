@@ -20,6 +20,7 @@ from pitune.policies import (
     likelihood_config,
     small_policy,
 )
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.rescoring import rescore, rescore_notes, rescores
 from settings import changed, stand_still
 from vision_policies import ENV, vision_policy
@@ -73,7 +74,7 @@ def first_update(
     state_only = envs.EnvConfig(id="mock/Reach", num_envs=12, num_workers=0, max_episode_steps=7)
     env = envs.make(state_only if policy.network.vlm is None else ENV)
     rollout = rl.Rollouts(env, algorithm, 4, seed=0).collect()
-    outcome = rollout["next"]
+    outcome = sub_dict(rollout, "next")
     outcome["reward_steps"] += torch.rand_like(outcome["reward_steps"])
     outcome["success"] = outcome["done"] & (torch.rand(outcome["done"].shape) < 0.5)
     return algorithm, algorithm.update(rollout)
