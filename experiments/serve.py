@@ -26,6 +26,7 @@ from pitune import policies
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.find_checkpoint import find_checkpoint
+from pitune.policies.serving.client import read_api_key
 from pitune.policies.serving.config import ServerConfig
 from pitune.policies.serving.description import policy_metadata
 from pitune.policies.serving.server import PolicyServer
@@ -66,7 +67,7 @@ def make_server(config: ServeConfig) -> PolicyServer:
     Raises:
         ValueError: the checkpoint, the key file or the metadata is invalid.
     """
-    metadata, api_key = _extra_metadata(config.metadata), _api_key(config.api_key_file)
+    metadata, api_key = _extra_metadata(config.metadata), read_api_key(config.api_key_file)
     policy = policies.load(find_checkpoint(config.checkpoint), config.load).to(config.device).eval()
     if config.flow_steps is not None:
         policy = policy.replace(sampler=replace(policy.sampler, flow_steps=config.flow_steps))
@@ -108,20 +109,6 @@ async def _log_figures(server: PolicyServer) -> None:
         if answered > last:
             _log.info(server.metrics.line())
         last = answered
-
-
-def _api_key(file: Path | None) -> str | None:
-    """Return the key in a file, or None without a file.
-
-    Raises:
-        ValueError: the file is empty.
-    """
-    if file is None:
-        return None
-    key = file.read_text().strip()
-    if not key:
-        raise ValueError(f"{file} is empty; write the API key of the clients into it")
-    return key
 
 
 def _extra_metadata(file: Path | None) -> dict[str, Any]:

@@ -15,6 +15,9 @@ width of the action expert.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import InteractionType, TensorDictModuleBase
@@ -26,7 +29,54 @@ from pitune.policies.likelihood.distributions import ActionDistribution
 from pitune.policies.likelihood.registry import make_likelihood
 from pitune.policies.network.context import Context
 from pitune.policies.policy import FlowPolicy
+from pitune.policies.policy_config import SamplerConfig
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
+
+
+class ActingPolicy(Protocol):
+    """A policy that can be evaluated: a `FlowPolicy`, or one behind a server.
+
+    Example:
+        >>> from pitune.policies import SamplerConfig, small_policy
+        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
+        >>> policy: ActingPolicy = small_policy(
+        ...     states, actions, action_horizon=4, sampler=SamplerConfig()
+        ... )
+        >>> policy.chunk_shape  # (H, A)
+        (4, 2)
+    """
+
+    sampler: SamplerConfig
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        """(H, A) of the starting noise."""
+
+    def observation_preprocessor(self, tasks: Sequence[str]) -> TensorDictModuleBase:
+        """Return the module that adds `model_input` to an environment's observations."""
+
+
+class ActingModule(Protocol):
+    """An actor that can be evaluated. It writes `action` (N, h, d) [robot units].
+
+    Example:
+        >>> from pitune.policies import SamplerConfig, small_policy
+        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
+        >>> policy = small_policy(states, actions, action_horizon=4, sampler=SamplerConfig())
+        >>> actor: ActingModule = Actor(policy)
+        >>> actor.policy is policy
+        True
+    """
+
+    @property
+    def policy(self) -> ActingPolicy:
+        """The policy that acts."""
+
+    def evaluated(self) -> ActingModule:
+        """Return the actor whose exploration is evaluated."""
+
+    def __call__(self, td: TensorDictBase) -> TensorDictBase:
+        """Write the actions for observations with `model_input`."""
 
 
 class Actor(TensorDictModuleBase):

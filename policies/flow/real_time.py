@@ -16,7 +16,7 @@ field only, so every solver and likelihood takes them.
 - **trained** (a checkpoint cloned with delays): the first actions are clean, with flow time 0 of
   their own, and are not sampled at all.
 
-Letters: N rows, M points of flow time, H action horizon, A model action dim, D features.
+Letters: N rows, M scored flow steps, H action horizon, A model action dim.
 Source: Black et al. 2025, "Real-time execution of action chunking flow policies"; lerobot
 `policies/rtc`; Black et al. 2025, "Training-time action conditioning" (arXiv 2512.05964).
 """
@@ -72,7 +72,7 @@ class Remainder:
     """
 
     actions: Tensor
-    """(N, n, A) [normalized action], of which the first belongs to the observation's time."""
+    """(N, rest, A) [normalized action], of which the first belongs to the observation's time."""
     delay: int
     """Actions that the robot will have executed when the new chunk arrives [control steps]."""
 

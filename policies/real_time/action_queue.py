@@ -126,7 +126,7 @@ class ActionQueue:
             return progress * action + (1 - progress) * self._at(self._old, now)
 
     def remainder(self, now: float) -> np.ndarray | None:
-        """Return the actions (n, d) of the present chunk from now on, or None before any chunk.
+        """Return the actions (rest, d) of the present chunk from now on, or None before any chunk.
 
         They condition the next chunk in real-time chunking, see `policies.flow.real_time`.
         """
@@ -183,13 +183,13 @@ def seam_jerk(actions: np.ndarray, chunk_starts: list[int]) -> float:
     1 means that a seam is as smooth as the inside of a chunk.
 
     Args:
-        actions: Executed actions (T, d).
+        actions: Executed actions (steps, d).
         chunk_starts: Steps at which a new chunk came into force.
 
     Raises:
         ValueError: there is no seam, or nothing but seams.
     """
-    jump = np.linalg.norm(np.diff(actions, n=2, axis=0), axis=1)  # (T - 2,), around step i + 1
+    jump = np.linalg.norm(np.diff(actions, n=2, axis=0), axis=1)  # (steps - 2,), around step i + 1
     at_seam = np.zeros(len(jump), dtype=bool)
     for start in chunk_starts:
         # the differences that cross from step start - 1 to start

@@ -82,7 +82,7 @@ def continue_chunk(
     Args:
         policy: Acts as deployed, with the settings `sampler.real_time`.
         inputs: Observations (N).
-        remainder: Actions (N, n, d) [robot units] of the old chunks from the observation on.
+        remainder: Actions (N, rest, d) [robot units] of the old chunks from the observation on.
         delay: Actions of the remainder that will be executed before the new chunk arrives.
         noise: Starting points (N, H, A), drawn by default. A trained noise source replaces them.
 
@@ -185,6 +185,10 @@ class DelayedActor(TensorDictModuleBase):
             executed = torch.where(begins[:, None, None], chunk[:, :h], late)
         self._chunk = chunk
         return td.set("action", executed)
+
+    def evaluated(self) -> DelayedActor:
+        """Return this actor, which never explores."""
+        return self
 
     def _delay(self) -> int:
         """Return the delay of this decision [control steps]."""

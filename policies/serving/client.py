@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -23,19 +24,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoteConfig(Settings):
-    """Settings of a policy behind a websocket.
-
-    Raises:
-        ValueError: a setting is unknown or out of range.
+class RemoteOptions(Settings):
+    """Settings of a policy behind a websocket, without its address.
 
     Example:
-        >>> RemoteConfig(uri="ws://127.0.0.1:8000").keys
+        >>> RemoteOptions().keys
         'openpi'
     """
 
-    uri: str
-    """Address, such as ws://127.0.0.1:8000."""
     keys: Keys = "openpi"
     """Names of the observation's entries: `observation/state` and `observation/<camera>` (LIBERO
     and pitune), DROID's, ALOHA's or lerobot's."""
@@ -45,13 +41,48 @@ class RemoteConfig(Settings):
     """Longest time until an answer [s]. The first request may compile the server's policy."""
     retries: NonNegativeInt = 3
     """Further attempts after a lost connection, each after twice the time of the last one."""
-    api_key: str | None = None
-    """Sent as the header `Authorization: Api-Key <key>`."""
+    api_key_file: Path | None = None
+    """Text file with the key that the server demands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteConfig(RemoteOptions):
+    """Settings of a policy behind a websocket.
+
+    Raises:
+        ValueError: a setting is unknown or out of range, or the key's file is empty.
+
+    Example:
+        >>> RemoteConfig(uri="ws://127.0.0.1:8000").retries
+        3
+    """
+
+    uri: str
+    """Address, such as ws://127.0.0.1:8000."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.uri.startswith(("ws://", "wss://")):
             raise ValueError(f"uri={self.uri!r} must begin with ws:// or wss://")
+
+    def headers(self) -> dict[str, str] | None:
+        """Return the headers of the connection."""
+        key = read_api_key(self.api_key_file)
+        return None if key is None else {"Authorization": f"Api-Key {key}"}
+
+
+def read_api_key(file: Path | None) -> str | None:
+    """Return the key in a file, or None without a file.
+
+    Raises:
+        ValueError: the file is empty.
+    """
+    if file is None:
+        return None
+    key = file.read_text().strip()
+    if not key:
+        raise ValueError(f"{file} is empty; write the API key of the server into it")
+    return key
 
 
 class RemoteError(ValueError):
@@ -144,14 +175,13 @@ class RemoteClient:
 
     def _connect(self) -> ClientConnection:
         """Open the connection and read the metadata."""
-        key = self.config.api_key
         connection = self._stack.enter_context(
             connect(
                 self.config.uri,
                 compression=None,
                 max_size=None,
                 open_timeout=self.config.timeout_seconds,
-                additional_headers=None if key is None else {"Authorization": f"Api-Key {key}"},
+                additional_headers=self.config.headers(),
             )
         )
         frame = connection.recv(timeout=self.config.timeout_seconds)

@@ -3,7 +3,7 @@
 Every environment has a connection of its own, because a server's state of a robot lives with its
 connection. All observations are sent before the first answer is awaited, so a server can compute
 them together.
-Letters: N rows (environments), h executed actions, d robot action dim, s robot state dim.
+Letters: N rows, h executed actions, d robot action dim, s robot state dim, Y, X image pixels.
 """
 
 from __future__ import annotations
@@ -213,3 +213,7 @@ class RemoteActor(TensorDictModuleBase):
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         rows = td[MODEL_INPUT]
         return td.set("action", self.policy.sample_actions(rows).to(td["state"].device))
+
+    def evaluated(self) -> RemoteActor:
+        """Return this actor, which never explores."""
+        return self

@@ -22,7 +22,8 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from pitune.envs import CheckedEnv, ChunkEnv, EvaluationSeeds, Split, SuccessRule
 from pitune.envs.success import check_rule
-from pitune.policies import Actor
+from pitune.policies import FlowPolicy
+from pitune.policies.actor import ActingModule
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
 from pitune.rl.experience.rollouts import check_fit
@@ -32,7 +33,7 @@ from pitune.rl.experience.sub_dict import sub_dict
 @torch.no_grad()
 def evaluate(
     env: CheckedEnv,
-    actor: Actor,
+    actor: ActingModule,
     num_episodes: int,
     *,
     seed: int = 0,
@@ -67,8 +68,8 @@ def evaluate(
     """
     rule = env.spec.success_rule if success is None else success
     check_rule(rule)
-    check_fit(actor.policy, env.spec)
-
+    if isinstance(actor.policy, FlowPolicy):  # a server's policy has checked itself
+        check_fit(actor.policy, env.spec)
     actor = actor.evaluated()
 
     # environment with starts of its own
@@ -102,7 +103,7 @@ _COLUMNS = ("duration", "reward", "done", "success_once", "success_at_end", "inv
 
 def _play(
     chunk_env: ChunkEnv,
-    actor: Actor,
+    actor: ActingModule,
     seeds: EvaluationSeeds,
     on_step: Callable[[Tensor], None] | None,
 ) -> list[dict[str, Any]]:
