@@ -2,7 +2,7 @@
 
 Action i of a chunk belongs to the time of its observation plus i steps. The robot asks for the
 action of the present time, so the actions that came too late are skipped, never executed late.
-Letters: H actions of a chunk, d robot action dim.
+Letters: H action horizon, d robot action dim.
 """
 
 from __future__ import annotations

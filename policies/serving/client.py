@@ -1,6 +1,6 @@
 """A client of openpi's websocket protocol, with time limits, retries and clear errors.
 
-Letters: H actions of a chunk, d robot action dim.
+Letters: H action horizon, d robot action dim.
 """
 
 from __future__ import annotations

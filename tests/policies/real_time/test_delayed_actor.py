@@ -141,7 +141,7 @@ def test_drawn_delays_stay_in_their_range_and_follow_the_seed(policy: FlowPolicy
     [
         ({"steps": -1}, "steps=-1"),
         ({"steps": 3, "max_steps": 2}, "max_steps=2"),
-        ({"seam": "glue"}, "valid: plain, ensemble, real_time"),
+        ({"seam": "glue"}, "valid: 'plain', 'ensemble', 'real_time'"),
     ],
 )
 def test_a_wrong_setting_is_refused(changes: dict[str, object], message: str) -> None:

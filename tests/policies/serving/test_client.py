@@ -103,7 +103,7 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
     ("changes", "message"),
     [
         ({"uri": "http://host"}, "must begin with ws://"),
-        ({"keys": "mine"}, "valid: openpi, droid, aloha, lerobot"),
+        ({"keys": "mine"}, "valid: 'openpi', 'droid'"),
         ({"execution_horizon": 0}, "execution_horizon=0"),
         ({"timeout_seconds": 0.0}, "timeout_seconds=0"),
         ({"retries": -1}, "retries=-1"),
