@@ -67,10 +67,11 @@ class ModelInput:
     @classmethod
     def cat(cls, parts: Sequence[ModelInput]) -> ModelInput:
         """Return the rows of several inputs of one policy, in their order."""
-        rows = {}
+        rows: dict[str, Tensor] = {}
         for field in fields(cls):
             values = [getattr(part, field.name) for part in parts]
-            rows[field.name] = None if values[0] is None else torch.cat(values)
+            if values[0] is not None:
+                rows[field.name] = torch.cat(values)
         return cls(**rows)
 
     def tensordict(self) -> TensorDict:

@@ -50,7 +50,8 @@ def picture_bytes(key: str, value: Any) -> Tensor:
         array = array.transpose(2, 0, 1)
     if 0 in array.shape:
         raise ValueError(f"{key} has shape {array.shape} and no pixels")
-    return torch.from_numpy(np.ascontiguousarray(_bytes(key, array)))
+    # a copy, because the arrays of a message are read-only
+    return torch.from_numpy(np.array(_bytes(key, array), order="C"))
 
 
 def _array(key: str, value: Any) -> np.ndarray:

@@ -137,7 +137,7 @@ class Batcher:
         self._task = asyncio.create_task(self._work())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -8,7 +8,7 @@ Letters: N rows, h executed actions, d robot action dim, s robot state dim, Y, X
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,8 +105,10 @@ class RemotePolicy:
         """
         while len(self.clients) < len(rows):
             self.clients.append(RemoteClient(self.config))
-        for client, row in zip(self.clients, rows.cpu().unbind(0), strict=False):
-            client.send(self.observation(row))
+        on_host = rows.cpu()
+        for number, client in enumerate(self.clients[: len(rows)]):
+            values = {str(key): on_host[key][number].numpy() for key in on_host.keys()}
+            client.send(self.observation(values))
         horizon = self.sampler.execution_horizon
         chunks = []
         for client in self.clients[: len(rows)]:
@@ -119,10 +121,14 @@ class RemotePolicy:
             chunks.append(torch.from_numpy(actions[:horizon].astype(np.float32)))
         return torch.stack(chunks)
 
-    def observation(self, row: TensorDictBase) -> dict[str, Any]:
-        """Return one observation under the names of `config.keys`."""
-        state = row["state"].numpy()
-        pictures = {camera: row[f"image/{camera}"].numpy() for camera in self.cameras}
+    def observation(self, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return one observation under the names of `config.keys`.
+
+        Args:
+            row: `state` (s,), `image/<camera>` (3, Y, X) and `words` (bytes,).
+        """
+        state = row["state"]
+        pictures = {camera: row[f"image/{camera}"] for camera in self.cameras}
         words = bytes(row["words"].tolist()).rstrip(b"\0").decode()
         last = {camera: p.transpose(1, 2, 0) for camera, p in pictures.items()}  # (Y, X, 3)
         keys = self.config.keys
@@ -212,6 +218,8 @@ class RemoteActor(TensorDictModuleBase):
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         rows = td[MODEL_INPUT]
+        if not isinstance(rows, TensorDictBase):
+            raise TypeError(f"{MODEL_INPUT} must be a TensorDict, not {type(rows).__name__}")
         return td.set("action", self.policy.sample_actions(rows).to(td["state"].device))
 
     def evaluated(self) -> RemoteActor:

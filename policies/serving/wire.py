@@ -95,12 +95,12 @@ def _array(value: dict[Any, Any]) -> np.ndarray:
     dtype, data, shape = _dtype(value), value.get(b"data"), value.get(b"shape")
     if not isinstance(data, bytes):
         raise WireError(f"an array's data must be bytes, not {_described(data)}")
-    sizes = shape if isinstance(shape, list | tuple) else [None]
+    sizes: list[Any] = list(shape) if isinstance(shape, list | tuple) else [None]
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes):
         raise WireError(f"an array's shape must be a list of sizes, not {shape!r}")
     if math.prod(sizes) * dtype.itemsize != len(data):
         raise WireError(
-            f"an array of shape {list(sizes)} and type {dtype} has "
+            f"an array of shape {sizes} and type {dtype} has "
             f"{math.prod(sizes) * dtype.itemsize} bytes, but the message holds {len(data)}"
         )
     return np.frombuffer(data, dtype).reshape(sizes)

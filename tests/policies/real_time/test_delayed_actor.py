@@ -66,7 +66,7 @@ def test_a_late_chunk_leaves_the_first_steps_to_the_old_one(policy: FlowPolicy) 
 
 def test_an_episode_begins_anew_in_its_environment_alone(policy: FlowPolicy) -> None:
     for seam in ("plain", "ensemble", "real_time"):
-        actor = DelayedActor(policy, DelayConfig(steps=2, seam=seam))  # type: ignore[arg-type]
+        actor = DelayedActor(policy, DelayConfig(steps=2, seam=seam))
         actor(decision(policy, 0, elapsed=0.0))
         td = decision(policy, 1)
         td["elapsed"][1] = 0.0

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pitune import policies
+from pitune.policies.network.config import Family
 from pitune.policies.serving.batching import Answer, Batcher, Request, infer_batch
 from pitune.policies.serving.metrics import ServerMetrics
 from vision_policies import vision_policy
@@ -27,7 +28,7 @@ def observations(num: int) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("family", ["pi0", "pi05"])
-def test_each_row_of_a_batch_equals_the_answer_alone(family: str) -> None:
+def test_each_row_of_a_batch_equals_the_answer_alone(family: Family) -> None:
     policy = vision_policy(family)
     noise = policy.draw_noise(5)
     raws = observations(5)

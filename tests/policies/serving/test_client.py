@@ -127,6 +127,11 @@ def rows(num: int) -> TensorDict:
     return TensorDict(entries, batch_size=[num])
 
 
+def only(td: TensorDict, row: int) -> dict[str, torch.Tensor]:
+    """Return one row of observations."""
+    return {str(key): td[key][row : row + 1] for key in td.keys()}
+
+
 TASKS = ("push", "lift the cube", "ziehe den Würfel")
 
 
@@ -147,7 +152,7 @@ def test_the_served_policy_acts_as_the_policy_itself() -> None:
     for row in range(3):
         generator = torch.Generator().manual_seed(connection_seed(4, row))
         noise = torch.randn(1, *policy.chunk_shape, generator=generator)
-        inputs = policy.model_input(rows(3)[row : row + 1], TASKS)
+        inputs = policy.model_input(only(rows(3), row), TASKS)
         with torch.no_grad():
             expected = policy.sample_actions(inputs, noise)
         torch.testing.assert_close(actions[row : row + 1], expected, atol=1e-5, rtol=0)
@@ -187,9 +192,9 @@ def test_each_robots_keys_are_those_that_infer_reads(keys: str) -> None:
         config = RemoteConfig(uri=uri, keys=keys)  # type: ignore[arg-type]
         remote = RemotePolicy(config, 4, 2, ["front", "wrist"])
         td = remote.observation_preprocessor(TASKS)(rows(3))
-        raw = remote.observation(td["model_input"][2])
+        raw = remote.observation({k: v[2].numpy() for k, v in td["model_input"].items()})
         remote.close()
-    inputs = policy.model_input(rows(3)[2:], TASKS)
+    inputs = policy.model_input(only(rows(3), 2), TASKS)
     with torch.no_grad():
         expected = policy.sample_chunk(inputs, noise)[0].numpy()
     sent = unpack(pack(raw))

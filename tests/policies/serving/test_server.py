@@ -151,7 +151,7 @@ def test_two_hundred_malformed_messages_leave_another_client_untouched(policy: F
             if kind == 0:  # cut off
                 bad.send(valid[: rng.integers(len(valid))])
             elif kind == 1:  # noise
-                bad.send(rng.bytes(rng.integers(1, 200)))
+                bad.send(rng.bytes(int(rng.integers(1, 200))))
             elif kind == 2:  # text
                 bad.send("give me actions")
             else:  # a value of a wrong type
