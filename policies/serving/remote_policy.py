@@ -107,7 +107,7 @@ class RemotePolicy:
             self.clients.append(RemoteClient(self.config))
         on_host = rows.cpu()
         for number, client in enumerate(self.clients[: len(rows)]):
-            values = {str(key): on_host[key][number].numpy() for key in on_host.keys()}
+            values = {str(key): np.asarray(on_host[key][number]) for key in on_host.keys()}
             client.send(self.observation(values))
         horizon = self.sampler.execution_horizon
         chunks = []
