@@ -14,14 +14,18 @@ from pitune.experiments.command_line.parsing import arguments
 from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.health.outcome import reasons
 from pitune.experiments.runs import signals
-from pitune.experiments.runs.evaluations import cut_note, evaluate_both, rank_of, validate
+from pitune.experiments.runs.evaluations import cut_notes, evaluate_both, rank_of, validate
 from pitune.experiments.runs.learning_curve import learning_curve
 from pitune.experiments.runs.progress import screen
-from pitune.experiments.runs.report import TrainingProgress, closing_table, report_memory
+from pitune.experiments.runs.report import (
+    TrainingProgress,
+    closing_table,
+    report_memory,
+    update_progress,
+)
 from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
-from pitune.experiments.runs.update_progress import update_progress
 from pitune.experiments.runs.video import before_after, record_video
 from pitune.experiments.train_arguments import parse as parse
 from pitune.experiments.train_policy import policy_to_train
@@ -163,16 +167,11 @@ class Trainer:
         """Evaluate and film the policy as it is, print the notes, and save the start."""
         self.before = self._final_evaluation()
         self._film("before")
-        for note in (*self.algorithm.notes(), *self._cut_episodes()):
+        num_chunks = self.config.eval_every * self.config.num_chunks
+        cut = cut_notes(self.algorithm, num_chunks, self.env.spec.max_episode_steps)
+        for note in (*self.algorithm.notes(), *cut):
             screen.note(note)
         self._checkpoint(self.before["deployed"])
-
-    def _cut_episodes(self) -> list[str]:
-        """Return a note if evaluations cut every episode short before it can end."""
-        horizon = self.algorithm.actor.policy.sampler.execution_horizon
-        steps = self.config.eval_every * self.rollouts.num_chunks * horizon
-        note = cut_note(steps, self.env.spec.max_episode_steps)
-        return [note] if note and self.algorithm.needs.rollouts else []
 
     def _iterate(self) -> dict[str, float]:
         """Collect a rollout, learn from it, and return the metrics of both."""

@@ -19,6 +19,7 @@ BASIC: Mapping[str, tuple[str, ...]] = {
     "EvaluateConfig": ("checkpoint", "episodes", "seed", "stochastic", "out", "device"),
     "PretrainConfig": ("out", "num_demonstrations", "gradient_steps", "action_horizon", "seed"),
     "EnvConfig": ("id", "num_envs", "num_workers"),
+    "TabletopOptions": (),
     "LoadConfig": ("pipeline",),
     "FinetuneConfig": (),
     "ServeConfig": ("checkpoint", "api_key_file", "device"),

@@ -15,7 +15,7 @@ EVERY_RUN = (
     Metric(
         name="success_rate_low",
         meaning="lower end of its 95 % Wilson interval [-]",
-        healthy="training ends when it reaches `stop_at`",
+        healthy="equal to `success_rate_low_all`",
         advice="Raise `eval_episodes` for a narrower interval.",
         optional=True,
     ),
@@ -29,8 +29,8 @@ EVERY_RUN = (
     Metric(
         name="success_rate_low_all",
         meaning="lower end of the interval over all episodes, broken ones as failures [-]",
-        healthy="equal to `success_rate_low`",
-        advice="The best checkpoint is chosen by it. If it is lower, the simulator breaks down.",
+        healthy="training ends when it reaches `stop_at`",
+        advice="It ranks the checkpoints. Below `success_rate_low` the simulator breaks down.",
         optional=True,
     ),
     Metric(

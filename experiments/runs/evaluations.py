@@ -73,16 +73,18 @@ def evaluate_both(
     return summaries
 
 
-def cut_note(steps: int, limit: int) -> str | None:
+def cut_notes(algorithm: rl.Algorithm[Any], num_chunks: int, limit: int) -> list[str]:
     """Return a note if every episode is cut short by an evaluation before it can end.
 
     Args:
-        steps: Environment steps between two evaluations, at which new episodes begin.
+        algorithm: It may learn from rollouts.
+        num_chunks: Decisions between two evaluations, at which new episodes begin.
         limit: Longest episode [environment steps].
     """
-    if steps >= limit:
-        return None
-    return (
+    steps = num_chunks * algorithm.actor.policy.sampler.execution_horizon
+    if steps >= limit or not algorithm.needs.rollouts:
+        return []
+    return [
         f"episodes begin anew at each evaluation, after {steps} steps, but may last {limit}: "
         "their ends are never learned from. Raise eval_every or num_chunks"
-    )
+    ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from rich.table import Table
 from pitune import rl
 from pitune.envs import EnvSpec
 from pitune.experiments.runs.next_steps import Step, files_of, next_steps
-from pitune.experiments.runs.progress import Task, screen
+from pitune.experiments.runs.progress import Screen, Task, screen
 from pitune.policies import FlowPolicy
 from pitune.policies.finetuning.memory import available_bytes, check_memory, parameter_report
+from pitune.rl.algorithm import no_progress
 from pitune.rl.evaluation.outcome import text_of
 
 NAMES = {"deployed": "deployed (ODE)", "exploring": "exploring (as in training)"}
 """Titles of the two evaluations."""
+LEAST_SECONDS = 2.0
+"""Work inside an update that takes less is not shown [s]."""
 
 
 class TrainingProgress:
@@ -66,6 +70,32 @@ class TrainingProgress:
         if rate:
             parts.append(f"{rate:,.0f} steps/s")
         self._task.update(iteration, "  ".join(part for part in parts if part))
+
+
+@contextmanager
+def update_progress(algorithm: rl.Algorithm[Any], display: Screen = screen) -> Iterator[None]:
+    """Show the rounds of an algorithm's updates while the context is open.
+
+    Args:
+        algorithm: It calls `on_progress` in its updates.
+        display: Where to show it.
+    """
+    start = display.clock()
+    with ExitStack() as stack:
+        tasks: dict[str, Task] = {}
+
+        def on_progress(work: str, done: int, total: int) -> None:
+            nonlocal start
+            if work not in tasks and display.clock() - start >= LEAST_SECONDS:
+                tasks[work] = stack.enter_context(display.task(work, total, done))
+            if work in tasks:
+                tasks[work].update(done)
+            if done == total:  # the next work begins
+                start = display.clock()
+
+        algorithm.on_progress = on_progress
+        stack.callback(setattr, algorithm, "on_progress", no_progress)
+        yield
 
 
 def title_of(summary: Mapping[str, Any]) -> str:

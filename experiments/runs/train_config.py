@@ -67,7 +67,8 @@ class TrainConfig(Settings):
     wandb: WandbMode = "offline"
     """Weights & Biases: `offline` writes its files into --out."""
     stop_at: Annotated[float, Range(low=0, low_open=True, high=1)] = 1.0
-    """Stop when the lower end of the validation interval reaches this success rate [-]."""
+    """Stop when the lower end of the validation interval, in which broken episodes are failures,
+    reaches this success rate [-]."""
     video: bool = True
     """Whether to film the policy before and after training, if the machine can render."""
     device: DeviceName = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,7 +111,9 @@ class TrainConfig(Settings):
             rows: Of metrics.csv, up to this iteration.
             out_of_time: Whether `max_minutes` are over.
         """
-        low = rows[-1].get("success_rate_low") if rows else None  # no evaluation: nothing to stop
+        row = rows[-1] if rows else {}
+        # broken episodes are failures; absent from rows of pitune 0.4 and before
+        low = row.get("success_rate_low_all", row.get("success_rate_low"))
         if low is not None and low >= self.stop_at:
             return (
                 f"the interval of the validation episodes is above stop_at={self.stop_at:g} since "
@@ -140,7 +143,7 @@ def options(settings: Any, default: Any, name: str = "") -> list[str]:
         return _of_block({k: v for k, v in settings.items() if k in default}, default, name)
     if settings == default:
         return []
-    if isinstance(settings, bool):
+    if isinstance(settings, bool) and isinstance(default, bool):  # not `bool | None`
         parent, _, last = name.rpartition(".")
         prefix = f"{parent}." if parent else ""
         return [f"--{name}" if settings else f"--{prefix}no-{last}"]

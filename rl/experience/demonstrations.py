@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,9 @@ from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.experience.sub_dict import Entry
 from pitune.rl.experience.transitions import in_parts
+
+METADATA = "demonstrations"
+"""Key of the file's metadata, a JSON object."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +149,12 @@ class Demonstrations:
         return torch.searchsorted(self.episode, self.episode, right=True) - 1
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file atomically."""
+        """Write one safetensors file atomically, with the same bytes for the same steps."""
         tensors = {f"obs.{key}": value.contiguous() for key, value in self.obs.items()}
         recorded = {"reward": self.reward, "terminated": self.terminated}
         tensors |= {key: value for key, value in recorded.items() if value is not None}
-        metadata = {"tasks": json.dumps(self.tasks), "reward": self.reward_definition}
+        # a single key, because safetensors writes several ones in a random order
+        metadata = {METADATA: json.dumps({"tasks": self.tasks, "reward": self.reward_definition})}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"tmp_{path.name}")
         save_file({**tensors, "action": self.action, "episode": self.episode}, temporary, metadata)
@@ -171,19 +176,26 @@ class Demonstrations:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
-                metadata = file.metadata() or {}
+                metadata = _metadata(file.metadata() or {})
             return cls(
                 obs={k.removeprefix("obs."): v for k, v in tensors.items() if k.startswith("obs.")},
                 action=tensors["action"],
                 episode=tensors["episode"],
-                tasks=tuple(json.loads(metadata.get("tasks", "[]"))),
+                tasks=tuple(metadata.get("tasks", ())),
                 reward=tensors.get("reward"),
                 terminated=tensors.get("terminated"),
                 # files of older versions hold successes and no rewards
                 reward_definition=metadata.get("reward", SPARSE_REWARD),
             )
-        except (SafetensorError, KeyError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold demonstrations ({error!r})") from error
+
+
+def _metadata(found: dict[str, str]) -> dict[str, Any]:
+    """Return tasks and definition of the reward, also from a file with a key for each."""
+    if METADATA in found:
+        return dict(json.loads(found[METADATA]))
+    return {**found, "tasks": json.loads(found.get("tasks", "[]"))}
 
 
 def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:

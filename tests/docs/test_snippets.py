@@ -3,7 +3,8 @@
 A comment above a block changes that, and is invisible on the page:
 
 - `<!-- test: skip because REASON -->` leaves the block out;
-- `<!-- test: given NAME -->` runs a function of `GIVEN` first, whose result are further names;
+- `<!-- test: given NAME -->` runs a function of `GIVEN` first, whose result are further names of
+  Python, and whose files are there for commands;
 - `<!-- test: file NAME -->` also writes the block to a file, for the commands of the page;
 - `<!-- test: with NAME -->` is for commands that import such a file.
 """
@@ -95,7 +96,19 @@ def pi05_libero(folder: Path) -> dict[str, Any]:
     }
 
 
-GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {"pi05_libero": pi05_libero}
+def run(folder: Path) -> dict[str, Any]:
+    """Write the settings of the run that the page resumes."""
+    from pitune import rl
+    from pitune.experiments.runs.config_file import write_config
+    from pitune.experiments.train import TrainConfig
+
+    config = TrainConfig(algorithm=rl.PPOConfig())
+    file = folder / "runs" / "pick" / "ppo" / "config.json"
+    write_config(file, config.identity(), {**config.limits(), **config.reports()})
+    return {}
+
+
+GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {"pi05_libero": pi05_libero, "run": run}
 
 
 def write_files(page: Path, folder: Path) -> None:
@@ -159,6 +172,8 @@ def test_commands_are_spelled_as_the_parser_has_them(
     if block.mark.startswith("skip"):
         pytest.skip(block.mark)
     write_files(block.page, folder)
+    if block.mark.startswith("given "):
+        GIVEN[block.mark.removeprefix("given ")](folder)
     for words in commands(block):
         assert not parse(words, monkeypatch), " ".join(words)
 

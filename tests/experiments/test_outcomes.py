@@ -15,6 +15,7 @@ from gymnasium import spaces
 from rich.console import Console
 
 from pitune import envs, policies, rl
+from pitune.envs.config import Reward
 from pitune.experiments.evaluate import EvaluateConfig, evaluate
 from pitune.experiments.inspect_run import inspect
 from pitune.experiments.runs.comparison import comparison_table, finished_run, summary_table
@@ -75,12 +76,14 @@ def _registered() -> Iterator[None]:
 def run_in(small_preset: Callable, half_trained: Path, tmp_path: Path) -> Callable[..., Path]:
     """Train in an environment and return the folder."""
 
-    def run(name: str, success: envs.SuccessRule = "once") -> Path:
+    def run(name: str, success: envs.SuccessRule = "once", reward: Reward = "sparse") -> Path:
         out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         train(
             TrainConfig(
                 algorithm=small_preset("ppo"),
-                env=envs.EnvConfig(id=f"gym/{name}", num_envs=4, num_workers=0, success=success),
+                env=envs.EnvConfig(
+                    id=f"gym/{name}", num_envs=4, num_workers=0, success=success, reward=reward
+                ),
                 checkpoint=half_trained,
                 out=out,
                 num_iterations=2,
@@ -108,7 +111,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def test_a_run_without_success_prints_returns_and_ranks_by_them(run_in: Callable) -> None:
-    folder = run_in("Without-v0")
+    folder = run_in("Without-v0", reward="dense")
     summary = summary_of(folder)
     columns = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
     assert not [column for column in columns if "success" in column]
@@ -177,7 +180,7 @@ def test_the_command_prints_both_definitions_where_they_differ(
     env = envs.EnvConfig(id="gym/Goes-v0", num_envs=3, num_workers=0)
     evaluate(EvaluateConfig(checkpoint=half_trained, env=env, episodes=7, device="cpu"))
     assert "solved once: 100.0%, solved at the end: 0.0%" in capsys.readouterr().out
-    env = envs.EnvConfig(id="gym/Without-v0", num_envs=3, num_workers=0)
+    env = envs.EnvConfig(id="gym/Without-v0", num_envs=3, num_workers=0, reward="dense")
     evaluate(EvaluateConfig(checkpoint=half_trained, env=env, episodes=7, device="cpu"))
     out = " ".join(capsys.readouterr().out.split())
     assert "flow steps: no success in info: return only, mean" in out

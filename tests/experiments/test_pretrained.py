@@ -26,6 +26,8 @@ def lerobot_checkpoint(folder: Path, family: Family = "pi0") -> Path:
     return folder
 
 
+REWARDED = replace(ENV, reward="dense")
+"""Rewards that differ, without which no algorithm trains its policy."""
 LOAD = LoadConfig(cameras=SLOTS, execution_horizon=2, flow_steps=2)
 
 
@@ -66,7 +68,8 @@ def test_lerobot_checkpoint_is_fine_tuned_by_rl_and_given_back(
     checkpoint = lerobot_checkpoint(tmp_path / "lerobot")
     before = policies.load(checkpoint, LOAD)
     algorithm = replace(small("ppo"), critic_warmup=0, actor_learning_rate=1e-3)
-    summary = train(config_of(checkpoint, tmp_path / "run", algorithm))
+    config = replace(config_of(checkpoint, tmp_path / "run", algorithm), env=REWARDED)
+    summary = train(config)
     tuned = policies.load(summary["checkpoint"])
     policies.save(tuned, tmp_path / "back", format="lerobot")
     again = policies.load(tmp_path / "back", LOAD)
@@ -124,7 +127,7 @@ def test_lora_trains_saves_resumes_and_is_folded_in_on_export(
         config_of(checkpoint, tmp_path / "run", algorithm),
         finetune=FinetuneConfig(trainable=(), lora=lora, gradient_checkpointing=True),
     )
-    config = replace(config, eval_every=1)
+    config = replace(config, eval_every=1, env=REWARDED)
     whole = train(replace(config, out=tmp_path / "whole"))
     train(replace(config, num_iterations=1))
     parts = train(replace(config, resume=True))
@@ -205,6 +208,7 @@ def test_frozen_groups_stay_bit_identical(tmp_path: Path, small: Callable) -> No
     config = replace(
         config_of(tmp_path / "policy", tmp_path / "run", algorithm),
         finetune=FinetuneConfig(trainable=("action_expert",), dtype="bfloat16"),
+        env=REWARDED,
     )
     tuned = policies.load(train(config)["checkpoint"]).state_dict()
     start = policies.load(tmp_path / "policy").state_dict()

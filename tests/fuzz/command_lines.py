@@ -202,14 +202,14 @@ def _changed(
 
 def _with_other_words(words: list[str], draw: random.Random) -> list[str]:
     """Return the words with one dropped, doubled, swapped, replaced or added."""
-    place = draw.randrange(len(words))
+    place = draw.randrange(max(1, len(words)))  # the only word may be dropped already
     junk = draw.choice(
         (*JUNK, *COMMANDS, "po", "ppo:x", "--help", "--help-all", "--import", "x.py")
     )
     return draw.choice(
         (
             words[:place] + words[place + 1 :],
-            [*words[:place], words[place], *words[place:]],
+            [*words[: place + 1], *words[place:]],
             [*words[:place], junk, *words[place + 1 :]],
             [*words, junk],
             [junk, *words],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -12,7 +13,11 @@ from typing import Any
 
 
 class Child:
-    """A forked process that runs a function, with its output in a file."""
+    """A forked process that runs a function, with its output in a file.
+
+    Its signals have the handlers of a command in a terminal, also where the tests run under `nohup`
+    or in the background of a shell.
+    """
 
     def __init__(self, function: Callable[[], Any], log: Path) -> None:
         self.log = log
@@ -21,6 +26,9 @@ class Child:
             self._run(function)
 
     def _run(self, function: Callable[[], Any]) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)

@@ -81,17 +81,23 @@ def test_options_from_outside_are_basic_and_ours_by_the_table() -> None:
 
 def test_every_name_in_the_table_of_basic_options_is_a_field() -> None:
     from pitune import policies
+    from pitune.envs.tabletop.registration import TabletopOptions
     from pitune.experiments.pretrain import PretrainConfig
+    from pitune.experiments.serve import ServeConfig
+    from pitune.policies.serving.config import ServerConfig
 
     kinds: tuple[Any, ...] = (
         TrainConfig,
         EvaluateConfig,
         PretrainConfig,
         envs.EnvConfig,
+        TabletopOptions,
         policies.LoadConfig,
         policies.FinetuneConfig,
         policies.SamplerConfig,
         policies.GemmaConfig,
+        ServeConfig,
+        ServerConfig,
     )
     assert {kind.__name__ for kind in kinds} == BASIC.keys()
     for kind in kinds:

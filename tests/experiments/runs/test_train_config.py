@@ -74,3 +74,19 @@ def test_our_own_checkpoint_is_loaded_without_the_options_of_another_format(
     assert f"--checkpoint {tmp_path / 'checkpoint_000020'}" in start
     longer = f"pitune train --resume {tmp_path} --num-iterations 40"  # finds its own options
     assert steps["train longer"] == longer
+
+
+@pytest.mark.parametrize(
+    ("row", "reached"),
+    [
+        ({"success_rate_low": 0.9, "success_rate_low_all": 0.4}, False),  # episodes broke down
+        ({"success_rate_low": 0.9, "success_rate_low_all": 0.8}, True),
+        ({"success_rate_low": 0.9}, True),  # of a version without the other bound
+        ({"success_rate_low": 0.4}, False),
+        ({"eval/return": 3.0}, False),
+        ({"success_rate_low": None, "success_rate_low_all": None}, False),
+    ],
+)
+def test_a_run_ends_by_the_bound_over_all_episodes(row: dict[str, float], reached: bool) -> None:
+    config = replace(CONFIGS["the defaults"], stop_at=0.7)
+    assert ("stop_at=0.7" in config.limit_reached(4, [row])) == reached

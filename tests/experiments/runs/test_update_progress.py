@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pitune import envs, rl
 from pitune.experiments.runs.progress import Screen
-from pitune.experiments.runs.update_progress import update_progress
+from pitune.experiments.runs.report import update_progress
 from pitune.rl.algorithm import no_progress
 from settings import changed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -163,10 +164,10 @@ def test_an_environment_made_by_hand_has_none() -> None:
 def test_a_file_names_the_definition_of_its_rewards(tmp_path: Path) -> None:
     file = tmp_path / "d.safetensors"
     collect_demonstrations(make_env("dense"), 2, seed=0).save(file)
+    definition = "dense reward of mock/Reach, 20 steps, {'num_tasks': 1}"
     with safe_open(file, framework="pt") as opened:
-        assert opened.metadata()["reward"] == (
-            "dense reward of mock/Reach, 20 steps, {'num_tasks': 1}"
-        )
+        assert json.loads(opened.metadata()["demonstrations"])["reward"] == definition
+    assert Demonstrations.load(file).reward_definition == definition
     assert Demonstrations.load(old_file(file, tmp_path)).reward_definition == SPARSE_REWARD
 
 

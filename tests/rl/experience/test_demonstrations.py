@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pitune.envs import CheckedEnv, EpisodeSeeds
 from pitune.envs.mock.reach import Reach, Script
+from pitune.envs.registry import SPARSE_REWARD
 from pitune.policies import FlowPolicy
 from pitune.rl import Demonstrations, collect_demonstrations
 from pitune.rl.experience.demonstrations import demonstrations_for
@@ -88,6 +89,44 @@ def test_a_file_holds_them_exactly(tmp_path: Path) -> None:
         assert loaded.obs[key].dtype == value.dtype
     assert torch.equal(loaded.action, demonstrations.action)
     assert torch.equal(loaded.episode, demonstrations.episode)
+
+
+def test_equal_demonstrations_are_equal_files(tmp_path: Path) -> None:
+    """safetensors writes several keys of metadata in an order that differs from call to call."""
+    demonstrations = replace(two_episodes(), tasks=("reach",), reward_definition="distance")
+    files = [tmp_path / f"{number}.safetensors" for number in range(16)]
+    for file in files:
+        demonstrations.save(file)
+    assert len({file.read_bytes() for file in files}) == 1
+    loaded = Demonstrations.load(files[0])
+    assert (loaded.tasks, loaded.reward_definition) == (("reach",), "distance")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tasks", "definition"),
+    [
+        ({"tasks": '["reach"]', "reward": "distance"}, ("reach",), "distance"),
+        ({"tasks": '["reach"]'}, ("reach",), SPARSE_REWARD),
+        (None, (), SPARSE_REWARD),
+    ],
+)
+def test_files_of_older_versions_are_read(
+    metadata: dict[str, str] | None, tasks: tuple[str, ...], definition: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "old.safetensors"
+    tensors = {"obs.state": torch.rand(3, 1), "action": torch.rand(3, 1)}
+    save_file({**tensors, "episode": torch.zeros(3).long()}, file, metadata)
+    loaded = Demonstrations.load(file)
+    assert (loaded.tasks, loaded.reward_definition) == (tasks, definition)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "7", "{", '{"tasks": 7}'])
+def test_damaged_metadata_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "d.safetensors"
+    tensors = {"obs.state": torch.rand(3, 1), "action": torch.rand(3, 1)}
+    save_file({**tensors, "episode": torch.zeros(3).long()}, file, {"demonstrations": text})
+    with pytest.raises(ValueError, match=r"d\.safetensors does not hold demonstrations"):
+        Demonstrations.load(file)
 
 
 def test_the_error_for_a_missing_file_names_the_command_that_writes_it(tmp_path: Path) -> None:
