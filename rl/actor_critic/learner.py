@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.flow.path import sample_flow_time
-from pitune.policies.network.context import pack
 from pitune.rl.actor_critic.critic_input import (
     chunk_distance,
     critic_input,
@@ -34,11 +33,11 @@ from pitune.rl.actor_critic.critic_input import (
 from pitune.rl.actor_critic.learner_config import ActorCriticConfig
 from pitune.rl.actor_critic.memory_plan import learner_plan
 from pitune.rl.actor_critic.q_ensemble import mean_size
+from pitune.rl.actor_critic.stored_rows import LearnerRows
 from pitune.rl.actor_critic.td import OffPolicy, means
 from pitune.rl.algorithm import Progress, no_progress
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
-from pitune.rl.experience.sub_dict import Entry, sub_dict
-from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
 from pitune.rl.policy_gradient.reference import frozen_copy
 
@@ -73,11 +72,12 @@ class FlowActorCritic:
         needed = config.off_policy.offline_share or config.cloning_coefficient
         if demonstrations is None and needed:
             demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
-        self._demonstrations = demonstrations
 
-        num_stored = len(self._table.action) if config.off_policy.offline_share else 0
+        stored = demonstrations if config.off_policy.offline_share else None
+        num_stored = 0 if stored is None else len(stored.action)
         self.plan = learner_plan(policy, config, self.chunk_dim, num_stored)
         self.keep_prefix = self.plan.encoded
+        self.rows = LearnerRows(policy, self.keep_prefix, demonstrations)
         self.off_policy = OffPolicy(
             config.off_policy, self.input_dim + self.chunk_dim, policy.device, self.plan.capacity
         )
@@ -85,24 +85,17 @@ class FlowActorCritic:
     @cached_property
     def cloned(self) -> TensorDict | None:
         """Demonstrated chunks (N) of all H actions, for `cloning_coefficient`."""
-        return self.demonstrated(self.policy.chunk_shape[0]) if self._demonstrations else None
-
-    @cached_property
-    def _demonstrated_prefix(self) -> TensorDict:
-        """Prefixes of the demonstrated observations (N), encoded once."""
-        return self._encode_prefix(self._table.chunks(1))
-
-    @property
-    def _table(self) -> Demonstrations:
-        """The demonstrations, which `__init__` loads if the settings need them."""
-        if self._demonstrations is None:
-            raise ValueError("there are no demonstrations")
-        return self._demonstrations
+        if self.rows.demonstrations is None:
+            return None
+        return self.rows.demonstrated(self.policy.chunk_shape[0])
 
     @property
     def demonstrated_reward(self) -> str | None:
         """Definition of the rewards of demonstrations in the minibatches, None without any."""
-        return self._table.reward_definition if self.config.off_policy.offline_share else None
+        table = self.rows.demonstrations
+        if table is None or not self.config.off_policy.offline_share:
+            return None
+        return table.reward_definition
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks of a checkpoint besides the policy."""
@@ -114,49 +107,10 @@ class FlowActorCritic:
 
     def push(self, rollout: TensorDictBase) -> None:
         """Store a rollout (E, T). Before the first one, store the demonstrations too."""
-        # demonstrations
         memory = self.off_policy
         if memory.config.offline_share and memory.demonstrations is None:
-            memory.store_demonstrations(self._demonstration_rows())
-
-        # decisions of the rollout
-        obs, next_obs = self._stored_obs(rollout), self._stored_obs(sub_dict(rollout, "next"))
-        if self.keep_prefix:
-            obs["prefix"] = rollout["prefix"]
-            next_obs["prefix"] = encode_next(rollout, rollout["prefix"], self._encode_prefix)
-        before: dict[str, Entry] = {"obs": obs, "chunk": normalize_chunk(self.policy, rollout)}
-        memory.push(transitions(rollout, before, {"obs": next_obs}))
-
-    def demonstrated(self, num_steps: int) -> TensorDict:
-        """Return the observations and next `num_steps` actions of demonstrated steps (N)."""
-        rows: TensorDictBase = self._table.chunks(num_steps).to(self.policy.device)
-        obs = self._stored_obs(rows).set("action", rows["action"])
-        return obs.set("prefix", self._demonstrated_prefix) if self.keep_prefix else obs
-
-    def _demonstration_rows(self) -> TensorDict:
-        """Return the demonstrations as replay rows (N)."""
-        table, horizon = self._table, self.policy.sampler.execution_horizon
-        rows: TensorDictBase = table.transitions(horizon).to(self.policy.device)
-        obs, next_obs = self._stored_obs(rows), self._stored_obs(sub_dict(rows, "next"))
-        if self.keep_prefix:
-            prefix = self._demonstrated_prefix
-            obs["prefix"], next_obs["prefix"] = prefix, prefix[table.step_after(horizon)]
-        after = TensorDict({"obs": next_obs, "elapsed": rows["next", "elapsed"]}, [len(rows)])
-        transition_rows = rows.exclude("action", "next", *table.obs)
-        transition_rows["obs"], transition_rows["next"] = obs, after
-        return transition_rows.set("chunk", normalize_chunk(self.policy, rows))
-
-    def _stored_obs(self, rows: TensorDictBase) -> TensorDictBase:
-        """Return the entries of observations that the memory stores, without their prefix."""
-        obs = rows.select("model_input")
-        if self.keep_prefix:  # the prefix replaces pictures and tokens
-            obs["model_input"] = sub_dict(rows, "model_input").select("state", "robot_state")
-        return obs
-
-    @torch.no_grad()
-    def _encode_prefix(self, rows: TensorDictBase) -> TensorDict:
-        """Return the prefixes of observations (N) in the format of the memory."""
-        return in_parts(rows, lambda part: pack(self.policy.encode_prefix(ModelInput.of(part))))
+            memory.store_demonstrations(self.rows.of_demonstrations())
+        memory.push(self.rows.of_rollout(rollout))
 
     def learn(
         self, rounds: int, train_actor: bool = True, on_progress: Progress = no_progress
@@ -185,7 +139,7 @@ class FlowActorCritic:
         batch = self.off_policy.sample()
         if self.policy.prefix_is_frozen and not self.keep_prefix:
             for obs in (sub_dict(batch, "obs"), sub_dict(batch, ("next", "obs"))):
-                obs["prefix"] = self._encode_prefix(obs)
+                obs["prefix"] = self.rows.encode_prefix(obs)
         return batch
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:

@@ -166,7 +166,7 @@ class DGN(Algorithm[DGNConfig]):
     @cached_property
     def demonstrated(self) -> TensorDict:
         """Demonstrated observations (N) with their executed chunks."""
-        return self.learner.demonstrated(self.actor.policy.sampler.execution_horizon)
+        return self.learner.rows.demonstrated(self.actor.policy.sampler.execution_horizon)
 
     def notes(self) -> list[str]:
         return list(self.learner.plan.notes)

@@ -7,7 +7,7 @@ turns into a chunk. The decisions are made in noise space.
 differences, with actions from the frozen flow, and distils them into values of noise for the actor.
 All noises that give the same action then share its value.
 
-Letters: N rows, B minibatch rows, E envs, T chunk decisions, Q critics, h executed actions, d robot
+Letters: B minibatch rows, E envs, T chunk decisions, Q critics, h executed actions, d robot
 action dim, W latent width, D width of a critic's input.
 Source: Wagenmaker et al. 2025. Differs: docs/algorithms/dsrl.md.
 """
@@ -28,11 +28,10 @@ from pitune.rl.actor_critic.q_ensemble import QEnsemble, reduce_ensemble
 from pitune.rl.actor_critic.td import OffPolicy, means, regression_loss
 from pitune.rl.actor_critic.temperature import Temperature
 from pitune.rl.algorithm import Algorithm
-from pitune.rl.algorithms.dsrl_actor import NoiseSourceActor, noise_plan
+from pitune.rl.algorithms.dsrl_actor import NoiseRows, NoiseSourceActor, noise_plan
 from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
 from pitune.rl.experience.sub_dict import sub_dict
-from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
 from pitune.rl.registry import register
 
@@ -63,6 +62,7 @@ class DSRL(Algorithm[DSRLConfig]):
         self.plan = noise_plan(self.policy, config, self._demonstrations)
         self.keep_context = self.plan.encoded
         actor = NoiseSourceActor(self.policy, self.keep_context)
+        self.rows = NoiseRows(actor, stores_inputs=self.aliased and not self.keep_context)
         super().__init__(config, actor)
         self.source, device = actor.source, policy.device
 
@@ -113,8 +113,8 @@ class DSRL(Algorithm[DSRLConfig]):
         # experience
         rollout = rollout.to(self.policy.device)
         if self._demonstrations is not None and self.off_policy.demonstrations is None:
-            self.off_policy.store_demonstrations(self.demonstration_rows(self._demonstrations))
-        self.off_policy.push(self.rows(rollout))
+            self.off_policy.store_demonstrations(self.rows.of_demonstrations(self._demonstrations))
+        self.off_policy.push(self.rows.of_rollout(rollout))
         self.num_updates += 1
 
         rounds = self.off_policy.rounds_due(rollout.numel())
@@ -127,46 +127,6 @@ class DSRL(Algorithm[DSRLConfig]):
         metrics = {"replay_size": float(len(self.off_policy.replay)), "rounds": float(rounds)}
         metrics["informative"] = float(self.off_policy.informative)
         return {**metrics, "steered": float(self.source.steered), **means(history)}
-
-    def rows(self, rollout: TensorDictBase) -> TensorDictBase:
-        """Return the valid decisions of a rollout (E, T) as replay rows (N)."""
-        encoded = rollout.select(*self.encoded_keys)
-        after = encode_next(rollout, encoded, self.actor.encode)
-        before = encoded.copy().set("latent", rollout["latent"])
-        before["chunk"] = normalize_chunk(self.policy, rollout)
-        if self.stores_inputs:
-            before["model_input"] = rollout["model_input"]
-            after["model_input"] = rollout["next", "model_input"]
-        return transitions(rollout, before, after)
-
-    @property
-    def encoded_keys(self) -> list[str]:
-        """Stored entries of an encoded observation."""
-        return [key for key in self.actor.out_keys if key not in ("action", "latent")]
-
-    @property
-    def stores_inputs(self) -> bool:
-        """Whether rows hold observations, which are encoded in each round."""
-        return self.aliased and not self.keep_context
-
-    @torch.no_grad()
-    def demonstration_rows(self, demonstrations: Demonstrations) -> TensorDictBase:
-        """Return demonstrations as replay rows (N), with zeros as latents."""
-        # encoded observations
-        rows = demonstrations.transitions(self.policy.sampler.execution_horizon)
-        rows = rows.to(self.policy.device)
-        encoded = in_parts(rows, self.actor.encode)
-        following = demonstrations.step_after(self.policy.sampler.execution_horizon)
-
-        # rows
-        stored: TensorDictBase = rows.exclude("action", *demonstrations.obs).clone().update(encoded)
-        stored["next"] = sub_dict(encoded, following).set("elapsed", rows["next", "elapsed"])
-        if self.stores_inputs:
-            stored["model_input"] = rows["model_input"]
-            stored["next", "model_input"] = rows["next", "model_input"]
-        latent_dim = self.source.actor.latent_dim
-        stored["latent"] = torch.zeros(len(rows), latent_dim, device=self.policy.device)
-        return stored.set("chunk", normalize_chunk(self.policy, rows))
 
     def round(self) -> dict[str, float]:
         """Take a step of the critics and, every `actor_every` rounds, of the other networks."""

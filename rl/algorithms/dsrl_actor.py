@@ -1,7 +1,7 @@
-"""The actor of DSRL, a frozen flow with starting noise from the noise actor.
+"""The actor of DSRL, a frozen flow with starting noise from the noise actor, and its replay rows.
 
-Letters: N rows, H action horizon, h executed actions, A model action dim, W latent width, D width
-of a critic's input.
+Letters: N rows, E envs, T chunk decisions, H action horizon, h executed actions, A model action
+dim, W latent width, D width of a critic's input.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pitune.rl.actor_critic.memory_plan import (
 )
 from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.experience.demonstrations import Demonstrations
+from pitune.rl.experience.sub_dict import sub_dict
+from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 
 
 class NoiseSourceActor(Actor):
@@ -91,6 +93,54 @@ class NoiseSourceActor(Actor):
         if self.keep_context:
             values["context"] = pack(context)
         return TensorDict(values, batch_size=[len(inputs)])
+
+
+class NoiseRows:
+    """Replay rows with encoded observations, `latent` and `chunk`.
+
+    Args:
+        actor: Writes the encoded observations.
+        stores_inputs: Whether rows also hold observations, which are encoded in each round.
+
+    Example:
+        >>> rows = NoiseRows(actor, stores_inputs=False)  # doctest: +SKIP
+        >>> memory.push(rows.of_rollout(rollout))  # doctest: +SKIP
+    """
+
+    def __init__(self, actor: NoiseSourceActor, stores_inputs: bool) -> None:
+        self.actor, self.stores_inputs = actor, stores_inputs
+        self.encoded_keys = [key for key in actor.out_keys if key not in ("action", "latent")]
+
+    def of_rollout(self, rollout: TensorDictBase) -> TensorDictBase:
+        """Return the valid decisions of a rollout (E, T) as rows (N)."""
+        encoded = rollout.select(*self.encoded_keys)
+        after = encode_next(rollout, encoded, self.actor.encode)
+        before = encoded.copy().set("latent", rollout["latent"])
+        before["chunk"] = normalize_chunk(self.actor.policy, rollout)
+        if self.stores_inputs:
+            before["model_input"] = rollout["model_input"]
+            after["model_input"] = rollout["next", "model_input"]
+        return transitions(rollout, before, after)
+
+    @torch.no_grad()
+    def of_demonstrations(self, demonstrations: Demonstrations) -> TensorDictBase:
+        """Return demonstrations as rows (N), with zeros as latents."""
+        # encoded observations
+        policy = self.actor.policy
+        rows = demonstrations.transitions(policy.sampler.execution_horizon)
+        rows = rows.to(policy.device)
+        encoded = in_parts(rows, self.actor.encode)
+        following = demonstrations.step_after(policy.sampler.execution_horizon)
+
+        # rows
+        stored: TensorDictBase = rows.exclude("action", *demonstrations.obs).clone().update(encoded)
+        stored["next"] = sub_dict(encoded, following).set("elapsed", rows["next", "elapsed"])
+        if self.stores_inputs:
+            stored["model_input"] = rows["model_input"]
+            stored["next", "model_input"] = rows["next", "model_input"]
+        latent_dim = self.actor.source.actor.latent_dim
+        stored["latent"] = torch.zeros(len(rows), latent_dim, device=policy.device)
+        return stored.set("chunk", normalize_chunk(policy, rows))
 
 
 @torch.no_grad()

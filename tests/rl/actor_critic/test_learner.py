@@ -147,7 +147,7 @@ def test_rows_of_demonstrations_by_hand(tiny_policy: Callable) -> None:
     config = ActorCriticConfig(
         off_policy=replace(OFF_POLICY, offline_share=0.5), anchor_coefficient=0.0
     )
-    found = FlowActorCritic(policy, config, table)._demonstration_rows()
+    found = FlowActorCritic(policy, config, table).rows.of_demonstrations()
     inputs = table.obs["model_input"]
     assert isinstance(inputs, TensorDict)
     assert torch.equal(found["obs", "model_input", "state"], inputs["state"])
@@ -173,8 +173,8 @@ def test_prefixes_of_demonstrations_are_those_of_their_observations() -> None:
     )
     learner = FlowActorCritic(policy, config, table)
     assert learner.keep_prefix
-    found = learner._demonstration_rows()
-    anew = learner._encode_prefix(table.chunks(1))
+    found = learner.rows.of_demonstrations()
+    anew = learner.rows.encode_prefix(table.chunks(1))
     after, places = torch.tensor(AFTER_TWO_STEPS), (("obs", "prefix"), ("next", "obs", "prefix"))
     for place, expected in zip(places, (anew, sub_dict(anew, after)), strict=True):
         prefix = sub_dict(found, place)

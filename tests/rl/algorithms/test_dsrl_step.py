@@ -49,7 +49,7 @@ def sampled(algorithm: DSRL) -> TensorDictBase:
     torch.manual_seed(0)
     config = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7)
     rollout = rl.Rollouts(envs.make(config), algorithm, 4, seed=0).collect()
-    algorithm.off_policy.replay.push(algorithm.rows(rollout))
+    algorithm.off_policy.replay.push(algorithm.rows.of_rollout(rollout))
     return algorithm.off_policy.sample()
 
 
@@ -321,7 +321,7 @@ def test_rows_of_a_rollout_have_their_next_observations(keep: bool, new: Callabl
     torch.manual_seed(0)
     config = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7)
     rollout = rl.Rollouts(envs.make(config), algorithm, 4, seed=0).collect()
-    rows, state = algorithm.rows(rollout), ("model_input", "state")
+    rows, state = algorithm.rows.of_rollout(rollout), ("model_input", "state")
     bound = 5.0
     for place, obs in ((rows, rollout), (sub_dict(rows, "next"), sub_dict(rollout, "next"))):
         expected = obs[state].flatten(0, 1)
@@ -340,7 +340,7 @@ def test_rows_of_demonstrations_have_their_next_observations(keep: bool, new: Ca
         action=torch.rand(8, 2),
         episode=torch.tensor([0] * 5 + [1] * 3),
     ).preprocess(algorithm.policy)
-    rows = algorithm.demonstration_rows(table)
+    rows = algorithm.rows.of_demonstrations(table)
     inputs, after = table.obs["model_input"], [2, 3, 4, 4, 4, 7, 7, 7]
     assert isinstance(inputs, TensorDict)
     encoded = algorithm.actor.encode(table.chunks(1))
