@@ -89,10 +89,11 @@ class RemoteError(ValueError):
     """A server that cannot be reached, or that refuses a request.
 
     Example:
-        >>> RemoteClient(RemoteConfig(uri="ws://127.0.0.1:1", retries=0))
-        Traceback (most recent call last):
-        ...
-        pitune.policies.serving.client.RemoteError: ws://127.0.0.1:1 cannot be reached: ...
+        >>> try:
+        ...     RemoteClient(RemoteConfig(uri="ws://127.0.0.1:1", retries=0))
+        ... except RemoteError as error:
+        ...     print(str(error).partition(":1 ")[2].partition(":")[0])
+        cannot be reached
     """
 
 
