@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pitune.experiments.runs.folder.metrics_file import read_rows
+from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import percent
 from pitune.experiments.runs.results_table import read_run
 from pitune.rl.evaluation.paired import paired_test
@@ -43,7 +44,7 @@ class FinishedRun(NamedTuple):
     summary: dict[str, Any]
     commit: str
     steps: list[float]
-    """Environment steps at each evaluation on the validation starts."""
+    """Environment steps at each evaluation on the validation starts that has a success rate."""
     success: list[float]
     """Success rate of the deployed policy at each of them."""
 
@@ -82,9 +83,10 @@ def finished_run(folder: Path, name: str) -> FinishedRun:
         ValueError: a file is damaged.
     """
     summary, provenance = read_run(folder)
-    rows = [row for row in read_rows(folder / "metrics.csv")[1] if "success_rate" in row]
-    if not rows:
+    rows = read_rows(folder / "metrics.csv")[1]
+    if not any(name in row for row in rows for name in ("success_rate", "eval/return")):
         raise ValueError(f"{folder / 'metrics.csv'} has no evaluation; restore it, or run again")
+    rows = [row for row in rows if "success_rate" in row]  # none in an environment without success
     return FinishedRun(
         name,
         summary,
@@ -138,12 +140,17 @@ def draw_curves(runs: Sequence[FinishedRun], file: Path) -> None:
 
     A line is the mean over seeds, and a band reaches from the worst to the best. A seed that ended
     early, because it had solved the task, keeps its last value. If the budgets of the algorithms
-    are far apart, the steps are logarithmic from the first evaluation on.
+    are far apart, the steps are logarithmic from the first evaluation on. A run without a success
+    rate has no line, and there is no file if no run has one.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # a panel for each environment
+    runs = [run for run in runs if run.steps]
+    if not runs:
+        screen.note(f"no {file.name}: there is no success rate to draw")
+        return
     env_ids = sorted({run.summary["env"] for run in runs})
     names = sorted({run.name for run in runs})  # one color for each, in all panels
     figure = Figure(figsize=(6 * len(env_ids), 4), layout="constrained")

@@ -18,7 +18,12 @@ from pitune import envs, policies, rl
 from pitune.envs.config import Reward
 from pitune.experiments.evaluate import EvaluateConfig, evaluate
 from pitune.experiments.inspect_run import inspect
-from pitune.experiments.runs.comparison import comparison_table, finished_run, summary_table
+from pitune.experiments.runs.comparison import (
+    comparison_table,
+    draw_curves,
+    finished_run,
+    summary_table,
+)
 from pitune.experiments.runs.evaluations import rank_of
 from pitune.experiments.runs.report import closing_table, paired_sentence, percent
 from pitune.experiments.runs.run import Run
@@ -110,7 +115,9 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "summary.json").read_text()))
 
 
-def test_a_run_without_success_prints_returns_and_ranks_by_them(run_in: Callable) -> None:
+def test_a_run_without_success_prints_returns_and_ranks_by_them(
+    run_in: Callable, capsys: pytest.CaptureFixture
+) -> None:
     folder = run_in("Without-v0", reward="dense")
     summary = summary_of(folder)
     columns = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
@@ -122,11 +129,14 @@ def test_a_run_without_success_prints_returns_and_ranks_by_them(run_in: Callable
     assert " 0.0%" not in text
     assert "nan" not in text
     text = printed(lambda console: inspect(folder, console))
-    assert "before training: no success in info: return only" in text
+    assert "before training, test starts: no success in info: return only" in text
     runs = [finished_run(folder, "ppo"), finished_run(folder, "ppo")]
     for table in (comparison_table(runs), summary_table(runs)):
         assert "nan" not in table
         assert "0.0%" not in table
+    draw_curves(runs, folder / "curves.png")
+    assert not (folder / "curves.png").exists()
+    assert "no curves.png: there is no success rate to draw" in capsys.readouterr().err
 
     # the best checkpoint is that of the highest return
     progress = json.loads((Path(summary["best_checkpoint"]) / "progress.json").read_text())

@@ -120,8 +120,7 @@ def write_checksums(folder: Path) -> None:
 def checksum_fault(folder: Path, deep: bool) -> str | None:
     """Return the first difference of a folder from its checksums.json, or None."""
     try:
-        sums = json.loads((folder / CHECKSUMS).read_text())
-        expected = {str(name): (int(size), int(code)) for name, (size, code) in sums.items()}
+        expected = _read_checksums(folder)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS} is damaged ({error!r})"
     for name, (size, code) in expected.items():
@@ -133,6 +132,20 @@ def checksum_fault(folder: Path, deep: bool) -> str | None:
         if deep and checksum(file) != code:
             return f"{name} has changed since it was written"
     return None
+
+
+def known_checksum(folder: Path, name: str) -> int | None:
+    """Return the checksum that a file of a folder had, or None if that is not known."""
+    try:
+        return _read_checksums(folder)[name][1]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None
+
+
+def _read_checksums(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and checksum of each file, by its path in the folder."""
+    sums = json.loads((folder / CHECKSUMS).read_text())
+    return {str(name): (int(size), int(code)) for name, (size, code) in sums.items()}
 
 
 def checksum(file: Path) -> int:

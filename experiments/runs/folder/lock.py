@@ -61,9 +61,9 @@ def lock(folder: Path) -> None:
         os.close(descriptor)
 
     # identity of this process, for the message above
-    identity = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
+    process = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(identity) + "\n").encode(), 0)
+    os.pwrite(descriptor, (json.dumps(process) + "\n").encode(), 0)
     _HELD[_key(descriptor)] = descriptor
 
 

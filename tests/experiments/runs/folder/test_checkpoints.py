@@ -64,7 +64,6 @@ def archive(folder: Path) -> None:
 
 
 OTHER_DIGITS = "checkpoint_" + "\uff10" * 5 + "\uff12"  # 2 in full-width digits
-OTHER_DIGITS = "checkpoint_" + "\uff10" * 5 + "\uff12"  # 2 in full-width digits
 BESIDE: dict[str, Callable[[Path], Any]] = {
     "checkpoint_best": copy_to("checkpoint_best"),
     "checkpoint_000002_backup": copy_to("checkpoint_000002_backup"),

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from forks import Child
 from pitune import envs, experiments, policies, rl
 from pitune.experiments.runs import run as run_module
 from pitune.experiments.runs.folder import initial_policy, start, wandb_run
+from pitune.experiments.runs.folder.checkpoints import own_checkpoints
 from pitune.experiments.runs.run import Run
 from pitune.experiments.train import TrainConfig, Trainer, train
 
@@ -181,17 +183,71 @@ def test_a_resumed_run_needs_the_original_checkpoint_no_more(
         assert json.dumps(resumed[name]) == json.dumps(whole[name])
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_a_damaged_copy_is_loaded_again_from_the_original(
+def lengthen(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\n")
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "missing": shutil.rmtree,
+    "cut": lambda kept: (kept / "policy.safetensors").write_bytes(b"x"),
+    "emptied": lambda kept: (kept / "policy.safetensors").write_bytes(b""),
+    "lengthened": lambda kept: lengthen(kept / "policy.safetensors"),
+    "flipped": lambda kept: flip(kept / "policy.safetensors"),
+    "without weights": lambda kept: (kept / "policy.safetensors").unlink(),
+    "description flipped": lambda kept: flip(kept / "policy.json"),
+    "checksums cut": lambda kept: (kept / "checksums.json").write_text("{"),
+}
+KNOWN = sorted(set(DAMAGES) - {"missing", "checksums cut"})
+"""Damages that leave the checksum of the weights."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_copy_is_loaded_again_from_the_original_and_kept(
     damage: str, config: TrainConfig, capsys: pytest.CaptureFixture
 ) -> None:
     train(replace(config, num_iterations=1))
     kept = config.out / start.BASE
-    if damage == "missing":
-        shutil.rmtree(kept)
-    else:
-        (kept / "policy.safetensors").write_bytes(b"x")
+    whole = contents(kept)
+    DAMAGES[damage](kept)
+    damaged = contents(kept)
     capsys.readouterr()
     train(replace(config, resume=True))
-    assert f"the initial policy is loaded from {config.checkpoint}" in capsys.readouterr().err
-    assert (kept / "checksums.json").is_file()
+    shown = capsys.readouterr().err
+    assert f"the initial policy is loaded from {config.checkpoint}" in shown
+    assert contents(kept) == whole
+    if damage == "missing":
+        assert not (config.out / "damaged_initial_policy").exists()
+    else:
+        assert contents(config.out / "damaged_initial_policy") == damaged
+        assert "it is kept as damaged_initial_policy" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("damage", KNOWN)
+def test_a_damaged_copy_is_not_replaced_by_another_policy(
+    damage: str, config: TrainConfig, half_trained: Path, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(half_trained, clone)
+    config = replace(config, checkpoint=clone)
+    train(replace(config, num_iterations=1))
+    shutil.rmtree(clone)
+    policy = policies.load(half_trained)
+    with torch.no_grad():
+        next(policy.parameters()).add_(1)
+    policies.save(policy, clone)
+    DAMAGES[damage](config.out / start.BASE)
+    folders = (config.out / start.BASE, *own_checkpoints(config.out))
+    before = [contents(folder) for folder in folders]
+    with pytest.raises(ValueError, match=r"initial_policy is damaged .* holds another policy by"):
+        train(replace(config, resume=True))
+    assert [contents(folder) for folder in folders] == before
