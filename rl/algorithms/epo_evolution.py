@@ -98,7 +98,7 @@ def corrected_deviations(deviations: float, num_members: int) -> float:
 
     Example:
         >>> round(corrected_deviations(2.0, 2), 3), round(corrected_deviations(2.0, 16), 3)
-        (2.0, 3.557)
+        (2.0, 3.554)
     """
     if deviations == 0 or num_members < 2:
         return deviations

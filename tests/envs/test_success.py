@@ -248,10 +248,9 @@ def test_without_a_report_nothing_is_recorded() -> None:
 
 @pytest.mark.parametrize("rule", ["last", "", "ONCE", None])
 def test_an_unknown_definition_is_refused(rule: Any) -> None:
-    message = f"success={rule!r} must be 'once'"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"success={rule!r} must be 'once'"):
         CheckedEnv(Reach(2), success=rule)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"success={rule!r} is unknown; valid: 'once', 'at_end'"):
         envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2, success=rule))
 
 

@@ -175,7 +175,7 @@ def test_the_note_of_a_clip_counts_the_entries_with_noise() -> None:
 
 def test_unknown_entries_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="unknown likelihood noise_entries='some'; valid: executed"
+        ValueError, match="noise_entries='some' is unknown; valid: 'executed', 'all'"
     ):
         FlowSDEConfig(noise_entries="some")  # type: ignore[arg-type]
 
