@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -67,7 +68,7 @@ class ModelInput:
     @classmethod
     def cat(cls, parts: Sequence[ModelInput]) -> ModelInput:
         """Return the rows of several inputs of one policy, in their order."""
-        rows = {}
+        rows: dict[str, Any] = {}
         for field in fields(cls):
             values = [getattr(part, field.name) for part in parts]
             rows[field.name] = None if values[0] is None else torch.cat(values)

@@ -25,6 +25,7 @@ from pitune.policies.flow.real_time import (
     prefixed_noise,
     soft_mask,
 )
+from pitune.policies.network.config import Family
 from vision_policies import vision_policy
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -193,7 +194,7 @@ def test_guidance_works_inside_no_grad_and_gives_parameters_no_gradient() -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_trained_prefix_is_kept_and_its_flow_time_matters(family: str) -> None:
+def test_a_trained_prefix_is_kept_and_its_flow_time_matters(family: Family) -> None:
     policy = vision_policy(family)
     obs = {
         "state": torch.randn(2, 4),
