@@ -367,7 +367,10 @@ POLICIES = [
             Change("mask of a prompt", "mask[i, :length] = True", "mask[i, : length - 1] = True"),
             Change("underscores", '.replace("_", " ")', ""),
             Change(
-                "prompts without words", "if not instruction.strip() and", "if not instruction and"
+                "prompts without words",
+                "if not instruction.strip() and",
+                "if not instruction and",
+                (f"{_PREPROCESSING}/test_prompt.py",),
             ),
         ],
     ),

@@ -5,6 +5,14 @@ from __future__ import annotations
 from tests.mutation.mutant import Change, Mutants
 
 INFORMATION = ("tests/rl/policy_gradient/test_information.py",)
+RECORD = tuple(
+    f"{INFORMATION[0]}::{name}"
+    for name in (
+        "test_rewards_tell_actions_apart_if_they_or_the_lengths_they_count_differ",
+        "test_rewards_of_steps_that_do_not_count_are_no_information",
+        "test_the_end_of_a_broken_episode_is_no_information",
+    )
+)
 RESCORING = ("tests/rl/policy_gradient/test_rescoring.py",)
 SELECTION = ("tests/rl/algorithms/test_epo_selection.py",)
 ADVANTAGE = ("tests/rl/policy_gradient/test_advantage.py",)
@@ -135,7 +143,7 @@ POLICY_GRADIENT = [
     ),
     Mutants(
         "rl/experience/reward_record.py",
-        INFORMATION,
+        RECORD,
         [
             Change(
                 "rewards in broken simulators",
@@ -151,6 +159,9 @@ POLICY_GRADIENT = [
                 "length without rewards informs",
                 "scale * self.high + offset != 0 and _differ(",
                 "_differ(",
+            ),
+            Change(
+                "ends of broken episodes", '["done"].squeeze(-1) & valid', '["done"].squeeze(-1)'
             ),
             Change("length never informs", "offset != 0 and", "offset == 0 and"),
             Change("rounding informs", "high - low > ROUNDING *", "high - low > 0 *"),
