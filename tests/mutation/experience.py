@@ -189,7 +189,10 @@ EXPERIENCE = [
             ),
             Change("rewards after the end", "reward[ahead] * live", "reward[ahead]"),
             Change(
-                "recorded ends", "ended & self.terminated[last]", "ended & ~self.terminated[last]"
+                "recorded ends",
+                "ended & self.terminated[last]",
+                "ended & ~self.terminated[last]",
+                ("tests/rl/experience/test_demonstrated_rewards.py",),
             ),
             Change(
                 "time limits of successes", '"truncated": ended & ~solved', '"truncated": ended'

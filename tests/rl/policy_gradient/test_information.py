@@ -125,8 +125,9 @@ def test_groups_of_equal_scores_are_dropped_though_their_outcomes_differ(
     assert torch.equal(weights(algorithm), before)
 
 
-def test_adam_does_not_go_on_with_its_last_steps(tiny_policy: Callable) -> None:
-    algorithm = new("ppo", tiny_policy())
+@pytest.mark.parametrize("name", CRITIC_BASED)
+def test_adam_does_not_go_on_with_its_last_steps(name: str, tiny_policy: Callable) -> None:
+    algorithm = new(name, tiny_policy())
     first, second = rollouts(algorithm, 2)
     first["next", "reward_steps"] += torch.rand_like(first["next", "reward_steps"])
     algorithm.update(first)
