@@ -36,7 +36,16 @@ PIXEL_TOLERANCE = 2.0
 
 
 class Episodes(Protocol):
-    """What the probe can do with its environment."""
+    """The environments that a probe plays with.
+
+    Example:
+        >>> def steps(episodes: Episodes, action: np.ndarray) -> int:
+        ...     episodes.begin(0, seed=0)
+        ...     num = 1
+        ...     while not episodes.advance(0, action)[2]:
+        ...         num += 1
+        ...     return num
+    """
 
     reader: ObsReader
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -76,9 +75,6 @@ class PreprocessorConfig(Settings):
                 f"{' and '.join(lacking)} were never computed; recompute the stats from "
                 "demonstrations (pitune norm-stats)"
             )
-        for name in ("epsilon", "epsilon_out", "min_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be finite and not negative")
         if self.epsilon == self.min_scale == 0 and self.normalization != "none":
             for name in ("state", "action"):
                 getattr(self, name).check_spread(name, self.normalization == "quantile")

@@ -208,10 +208,10 @@ def test_a_setting_that_the_adapter_cannot_honor_is_refused(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"control_hz": 0.0}, "control_hz=0.0 must be a finite number above 0"),
-        ({"start_timeout": -1.0}, "start_timeout=-1.0 must be a finite number above 0"),
-        ({"reset_timeout": float("inf")}, "reset_timeout=inf must be a finite number above 0"),
-        ({"step_timeout": float("nan")}, "step_timeout=nan must be a finite number above 0"),
+        ({"control_hz": 0.0}, "control_hz=0.0 must be above 0"),
+        ({"start_timeout": -1.0}, "start_timeout=-1.0 must be above 0"),
+        ({"reset_timeout": float("inf")}, "reset_timeout=inf must be above 0 and finite"),
+        ({"step_timeout": float("nan")}, "step_timeout=nan must be above 0"),
         ({"max_failures": 0}, "max_failures=0 must be at least 1"),
         ({"image_size": 0}, "image_size=0 must be at least 1"),
         ({"instruction": " "}, "instruction=' ' has no words"),

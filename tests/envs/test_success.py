@@ -12,7 +12,13 @@ from torch import Tensor
 from pitune import envs
 from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds
 from pitune.envs.mock.reach import Reach, Script
-from pitune.envs.success import find_success, parse_success, read_success, read_successes
+from pitune.envs.success import (
+    EpisodeSuccess,
+    find_success,
+    parse_success,
+    read_success,
+    read_successes,
+)
 
 # One flag
 
@@ -248,10 +254,9 @@ def test_without_a_report_nothing_is_recorded() -> None:
 
 @pytest.mark.parametrize("rule", ["last", "", "ONCE", None])
 def test_an_unknown_definition_is_refused(rule: Any) -> None:
-    message = f"success={rule!r} must be 'once'"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"success={rule!r} must be 'once'"):
         CheckedEnv(Reach(2), success=rule)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"success={rule!r} is unknown; valid: 'once', 'at_end'"):
         envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2, success=rule))
 
 
@@ -259,3 +264,15 @@ def test_the_setting_reaches_the_environment() -> None:
     config = envs.EnvConfig(id="mock/Reach", num_envs=2, success="at_end")
     assert envs.make(config).spec.success_rule == "at_end"
     assert envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2)).spec.success_rule == "once"
+
+
+def test_a_step_of_an_ended_episode_is_no_part_of_its_success() -> None:
+    success = EpisodeSuccess(3, torch.device("cpu"))
+    success.add(torch.tensor([False, True, True]), torch.tensor([True, True, False]))
+    assert success.flags("once")["success"].tolist() == [False, True, False]
+    success.add(torch.tensor([True, False, False]), torch.tensor([False, False, True]))
+    assert success.flags("once")["success"].tolist() == [False, True, False]
+    assert success.flags("at_end")["success"].tolist() == [False, True, False]
+    success.start(torch.tensor([1]))
+    assert not success.once.any()
+    assert not success.at_end.any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutation.mutant import Change, Mutants
 
+SUCCESS = ("tests/envs/test_success.py",)
 CHUNK_ENV = ("tests/envs/test_waiting.py", "tests/envs/test_chunk_env.py")
 TRANSITIONS = ("tests/rl/experience/test_rows.py", "tests/rl/actor_critic/test_td.py")
 DEMONSTRATIONS = (
@@ -44,10 +45,21 @@ EXPERIENCE = [
             ),
             Change(
                 "truncation forgotten",
-                'ended["truncated"] | (truncated & active)',
-                "truncated & active",
+                "flag | (now[key] & active)",
+                "now[key] & active",
             ),
-            Change("success of finished episodes", "(info[key] & active)", "info[key]"),
+            Change(
+                "success of finished episodes",
+                'self._success.add(info["success"], active)',
+                'self._success.add(info["success"], executed)',
+                (*SUCCESS, *CHUNK_ENV),
+            ),
+            Change(
+                "success of the episode before",
+                "self._success.start(env_idx)",
+                "self._success.start(env_idx[:0])",
+                (*SUCCESS, *CHUNK_ENV),
+            ),
             Change(
                 "unit of the time",
                 "self._steps[:, None].float() / self.env.spec.max_episode_steps",
@@ -57,16 +69,69 @@ EXPERIENCE = [
             Change("live after the end", "live.append(active)", "live.append(executed)"),
             Change(
                 "a reset elsewhere",
-                "if self.env.num_resets != self._num_resets:",
-                "if self.env.num_resets < self._num_resets:",
+                "if self.env.num_calls != self._num_calls:",
+                "if self.env.num_calls < self._num_calls:",
                 (*CHUNK_ENV, *EVALUATE),
             ),
         ],
     ),
     Mutants(
-        "envs/seeding.py",
-        ("tests/envs/test_seeding.py",),
+        "envs/success.py",
+        SUCCESS,
         [
+            Change("only the last step", "self.once | (solved & active)", "solved & active"),
+            Change(
+                "successes after the end", "self.once | (solved & active)", "self.once | solved"
+            ),
+            Change("the end after the end", "torch.where(active, solved, self.at_end)", "solved"),
+            Change(
+                "rules confused",
+                'self.once if rule == "once" else',
+                'self.once if rule != "once" else',
+            ),
+            Change(
+                "once before the start",
+                "self.once.index_fill(0, env_idx, False)",
+                "self.once.clone()",
+            ),
+            Change("flags of any number", "and item in (0, 1):", "and item == item:"),
+            Change(
+                "mask of reports", "flags[row] = parse_success(", "flags[0 * row] = parse_success("
+            ),
+            Change(
+                "start before the final info",
+                '"final_info" not in row[0]',
+                '"final_info" in row[0]',
+            ),
+        ],
+    ),
+    Mutants(
+        "envs/seeding.py",
+        ("tests/envs/test_seeding.py", *EVALUATE),
+        [
+            Change(
+                "starts depend on the number of environments",
+                "self.seed_of(env + episode * len(self.episodes))",
+                "self.seed_of(env * 1000 + episode)",
+            ),
+            Change(
+                "one noise for all episodes",
+                "self.split, index, 1)",
+                "self.split, 0 * index, 1)",
+            ),
+            Change(
+                "one start for all episodes",
+                "self.split, index, 0)",
+                "self.split, 0 * index, 0)",
+            ),
+            Change(
+                "place in the list", "(self.episodes - 1) * num_envs", "self.episodes * num_envs"
+            ),
+            Change(
+                "length of the list",
+                "(num_episodes - env + num_envs - 1)",
+                "(num_episodes + num_envs - 1)",
+            ),
             Change("every environment its own start", "env // self.group_size", "env"),
             Change("splits share their starts", "SPLITS.index(split)", "0 * SPLITS.index(split)"),
             Change(
@@ -117,7 +182,21 @@ EXPERIENCE = [
         "rl/experience/demonstrations.py",
         DEMONSTRATIONS,
         [
-            Change("step of the reward", "(step == left[:, None] - 1)", "(step == left[:, None])"),
+            Change(
+                "step of the reward",
+                "(torch.arange(num) == last).float()",
+                "(torch.arange(num) + 1 == last).float()",
+            ),
+            Change("rewards after the end", "reward[ahead] * live", "reward[ahead]"),
+            Change(
+                "recorded ends",
+                "ended & self.terminated[last]",
+                "ended & ~self.terminated[last]",
+                ("tests/rl/experience/test_demonstrated_rewards.py",),
+            ),
+            Change(
+                "time limits of successes", '"truncated": ended & ~solved', '"truncated": ended'
+            ),
             Change("duration past the end", "left.clamp(max=num_steps)", "left.clamp(min=1)"),
             Change("end at the last step", "(left <= num_steps)", "(left < num_steps)"),
             Change(
@@ -133,16 +212,22 @@ EXPERIENCE = [
                 "torch.minimum(torch.arange(len(self.action)) + num_steps, self._last())",
                 "(torch.arange(len(self.action)) + num_steps).clamp(max=len(self.action) - 1)",
             ),
-            Change(
-                "success after the end",
-                '(result.info["success"] & active)',
-                'result.info["success"]',
-            ),
             Change("first episodes", "kept = ~torch.isin", "kept = torch.isin"),
             Change(
                 "live after the end",
-                '"live": step < left[:, None]',
-                '"live": step <= left[:, None]',
+                "live = step < left[:, None]",
+                "live = step <= left[:, None]",
+            ),
+        ],
+    ),
+    Mutants(
+        "rl/experience/collect.py",
+        (*DEMONSTRATIONS, "tests/rl/experience/test_demonstrated_rewards.py"),
+        [
+            Change(
+                "success after the end",
+                'success.add(result.info["success"], active)',
+                'success.add(result.info["success"], active | True)',
             ),
             Change("failures kept", "if solved[i]]", "if solved[i] | True]"),
             Change(
@@ -150,6 +235,8 @@ EXPERIENCE = [
                 "torch.maximum(torch.minimum(expert.act(), env.high), env.low)",
                 "expert.act()",
             ),
+            Change("broken simulators kept", '["success"] & ~broken &', '["success"] &'),
+            Change("steps after the end", "table[mask[:, i], i]", "table[:, i]"),
         ],
     ),
     Mutants(
@@ -210,19 +297,65 @@ EXPERIENCE = [
                 "length of the episode before", "length[i], total[i] = 0, 0.0", "total[i] = 0.0"
             ),
             Change("return of the episode before", "length[i], total[i] = 0, 0.0", "length[i] = 0"),
-            Change("broken episodes count", 'if not episode["invalid"]]', "if episode]"),
+            Change(
+                "episodes in the order of their ends",
+                "sorted(rows, key=",
+                "list(rows) or min(rows, key=",
+            ),
             Change(
                 "noise of evaluation",
                 "torch.manual_seed(seed)",
                 "torch.manual_seed(torch.seed() % 2**31)",
             ),
             Change(
-                "quick episodes count more", "if done and len(episodes[i]) < quota:", "if done:"
+                "quick episodes count more",
+                "num_episodes=seeds.num_episodes.to(env.spec.device),",
+                "num_episodes=None,",
             ),
+            Change("noise of the environments", '.set("noise", noise.draw())', ".copy()"),
             Change(
                 "evaluation explores",
                 "if stochastic else ExplorationType.DETERMINISTIC",
                 "if not stochastic else ExplorationType.DETERMINISTIC",
+            ),
+        ],
+    ),
+    Mutants(
+        "rl/evaluation/outcome.py",
+        EVALUATE,
+        [
+            Change("broken episodes count", "if not row.invalid]", "if row]"),
+            Change("rules confused", 'if rule == "once" else', 'if rule != "once" else'),
+        ],
+    ),
+    Mutants(
+        "rl/evaluation/episode_noise.py",
+        EVALUATE,
+        [
+            Change(
+                "noise of the episode before", "(index != self._index)", "(index < self._index)"
+            ),
+            Change(
+                "noise of the environment",
+                "self._seeds.noise_seed_of(int(index[env]))",
+                "self._seeds.noise_seed_of(env)",
+            ),
+        ],
+    ),
+    Mutants(
+        "rl/evaluation/paired.py",
+        ("tests/rl/evaluation/test_paired.py",),
+        [
+            Change("other starts compared", "if a.keys() != b.keys():", "if len(a) != len(b):"),
+            Change("other definitions compared", "if rules[0] != rules[1]:", "if not rules:"),
+            Change("wins and losses confused", "wins=sum(y and not x", "wins=sum(x and not y"),
+            Change(
+                "broken simulators count",
+                'None if row["invalid"] else bool',
+                "bool",
+            ),
+            Change(
+                "starts without a seed", 'if any(row["seed"] is None for', "if all(row is None for"
             ),
         ],
     ),

@@ -9,6 +9,7 @@ CRITICS = (
     "tests/rl/actor_critic/test_q_ensemble.py",
     "tests/rl/actor_critic/test_td.py",
 )
+INFORMATION = ("tests/rl/policy_gradient/test_information.py",)
 WSRL = ("tests/rl/algorithms/test_wsrl.py",)
 LEARNER = (
     "tests/rl/actor_critic/test_learner.py",
@@ -45,6 +46,12 @@ OFF_POLICY = [
                 "values after the end",
                 "discount * (~terminated) * next_value",
                 "discount * next_value",
+            ),
+            Change(
+                "gradient through the scale",
+                "value.detach().abs().mean()",
+                "value.abs().mean()",
+                LEARNER,
             ),
             Change("layer norm left out", "layer_norm(y, y.shape[-1:])", "y"),
         ],
@@ -217,10 +224,33 @@ OFF_POLICY = [
                 "self.anchor = policy if",
             ),
             Change(
-                "noise of the anchor",
-                "encode_rows(anchor, obs), noise)",
-                "encode_rows(anchor, obs), torch.randn_like(noise))",
+                "scale of each part",
+                "mean_size(value) if value_scale is None else value_scale",
+                "mean_size(value)",
+                ("tests/rl/test_gradient_step.py",),
             ),
+            Change(
+                "noise of the anchor",
+                'batch["noise"], chunk)',
+                'torch.randn_like(batch["noise"]), chunk)',
+            ),
+            Change(
+                "rewards without information",
+                "train_actor = train_actor and self.off_policy.informative",
+                "train_actor = train_actor and True",
+                INFORMATION,
+            ),
+            Change(
+                "time in the actor's values",
+                "chunk, self.off_policy.time(batch))",
+                "chunk, 0 * self.off_policy.time(batch))",
+            ),
+        ],
+    ),
+    Mutants(
+        "rl/actor_critic/stored_rows.py",
+        LEARNER,
+        [
             Change("next prefix of demonstrations", "prefix[table.step_after(horizon)]", "prefix"),
             Change(
                 "next observations of demonstrations",
@@ -231,20 +261,6 @@ OFF_POLICY = [
                 "next observations of rollouts",
                 'self._stored_obs(rollout), self._stored_obs(sub_dict(rollout, "next"))',
                 "self._stored_obs(rollout), self._stored_obs(rollout)",
-            ),
-            Change(
-                "scale of each part",
-                "_mean_size(value) if value_scale is None else value_scale",
-                "_mean_size(value)",
-                ("tests/rl/test_gradient_step.py",),
-            ),
-            Change(
-                "gradient through the scale", "value.detach().abs().mean()", "value.abs().mean()"
-            ),
-            Change(
-                "time in the actor's values",
-                "chunk, self.off_policy.time(batch))",
-                "chunk, 0 * self.off_policy.time(batch))",
             ),
             Change(
                 "used time of demonstrations' next",
@@ -309,21 +325,6 @@ OFF_POLICY = [
                 "next_value(batch, obs, next_action)",
             ),
             Change(
-                "next observations of demonstrations",
-                "sub_dict(encoded, following).set(",
-                "encoded.copy().set(",
-            ),
-            Change(
-                "next inputs of demonstrations",
-                'stored["next", "model_input"] = rows["next", "model_input"]',
-                'stored["next", "model_input"] = rows["model_input"]',
-            ),
-            Change(
-                "next inputs of rollouts",
-                'after["model_input"] = rollout["next", "model_input"]',
-                'after["model_input"] = rollout["model_input"]',
-            ),
-            Change(
                 "entropy in the target inverted",
                 "if self.config.entropy_in_target:",
                 "if not self.config.entropy_in_target:",
@@ -364,6 +365,18 @@ OFF_POLICY = [
                 'action = 0 * batch["chunk"] if self.aliased else',
             ),
             Change(
+                "rewards without information",
+                "if self.off_policy.informative:",
+                "if self.off_policy:",
+                INFORMATION,
+            ),
+            Change(
+                "steered without information",
+                "self.config.actor_every and self.off_policy.informative:",
+                "self.config.actor_every:",
+                INFORMATION,
+            ),
+            Change(
                 "entropy per entry",
                 "-float(log_prob.mean()) / latent_dim",
                 "-float(log_prob.mean())",
@@ -374,6 +387,21 @@ OFF_POLICY = [
         "rl/algorithms/dsrl_actor.py",
         DSRL,
         [
+            Change(
+                "next observations of demonstrations",
+                "sub_dict(encoded, following).set(",
+                "encoded.copy().set(",
+            ),
+            Change(
+                "next inputs of demonstrations",
+                'stored["next", "model_input"] = rows["next", "model_input"]',
+                'stored["next", "model_input"] = rows["model_input"]',
+            ),
+            Change(
+                "next inputs of rollouts",
+                'after["model_input"] = rollout["next", "model_input"]',
+                'after["model_input"] = rollout["model_input"]',
+            ),
             Change("steered inverted", "if self.source.steered:", "if not self.source.steered:"),
             Change("solver ignored", "policy.grid, policy.sampler.solver)", "policy.grid)"),
         ],
@@ -392,8 +420,10 @@ OFF_POLICY = [
         "rl/algorithms/wsrl.py",
         WSRL,
         [
-            Change("policy moves in the warm-up", "train_actor=not warm_up", "train_actor=True"),
-            Change("policy never moves", "train_actor=not warm_up", "train_actor=warm_up"),
+            Change(
+                "policy moves in the warm-up", "learn(rounds, not warm_up,", "learn(rounds, True,"
+            ),
+            Change("policy never moves", "learn(rounds, not warm_up,", "learn(rounds, warm_up,"),
             Change(
                 "noise of the phases",
                 "self.config.warmup_std if warming_up else",
@@ -436,7 +466,9 @@ OFF_POLICY = [
                 '(outcome["done"] & ~outcome["invalid"])',
                 'outcome["done"]',
             ),
-            Change("policy moves in the warm-up", "train_actor=not warm_up", "train_actor=True"),
+            Change(
+                "policy moves in the warm-up", "learn(rounds, not warm_up,", "learn(rounds, True,"
+            ),
             Change(
                 "schedule of the fitted noise",
                 "return scale * self.noise_model.sample(obs)",

@@ -17,6 +17,7 @@ FLOW = (
 LIKELIHOOD = (
     f"{_LIKELIHOOD}/test_reductions.py",
     f"{_LIKELIHOOD}/test_likelihood.py",
+    f"{_LIKELIHOOD}/test_noise_entries.py",
     "tests/rl/algorithms/test_fpo.py",
 )
 PREPROCESSING = (
@@ -109,9 +110,9 @@ POLICIES = [
             Change("sign of the drift", "next_t - g.square()", "next_t + g.square()"),
             Change("size of the drift", "grid.dt / (2 * t)", "grid.dt / t"),
             Change("noise of a step", "g * math.sqrt(grid.dt)", "g * grid.dt"),
-            Change("mask of flow-sde", "g = g * self.mask", "g = g * torch.ones_like(self.mask)"),
+            Change("mask of flow-sde", "g = g * mask_at(self.mask, step)", "g = 1.0 * g"),
             Change("weight of the action", "(1 - next_t) * action", "(1 - t) * action"),
-            Change("mask of flow-noise", "std = std * self.mask", "std = 1.0 * std"),
+            Change("mask of flow-noise", "std = std * mask_at(self.mask, step)", "std = 1.0 * std"),
             Change(
                 "time of the learned noise",
                 "grid.times(x.device)[step])",
@@ -247,8 +248,17 @@ POLICIES = [
             ),
             Change(
                 "number of scored entries",
-                "num_scored=policy.sampler.execution_horizon *",
-                "num_scored=policy.chunk_shape[0] *",
+                "num = mask.sum((-2, -1))",
+                "num = torch.ones_like(mask).sum((-2, -1))",
+            ),
+            Change("entries of another step", "num[step][:, None]", "num[0 * step][:, None]"),
+            Change(
+                "noise of the last step everywhere", "mask[-1] = executed", "mask[0] = executed"
+            ),
+            Change(
+                "noise on all entries never",
+                'if config.noise_entries == "executed" or',
+                'if config.noise_entries == "all" or',
             ),
             Change("last step", "policy.grid.flow_steps - 1", "0 * policy.grid.flow_steps"),
             Change("deviation of fixed entries", "dist.scored_std > 0", "dist.scored_std >= 0"),
@@ -305,7 +315,7 @@ POLICIES = [
             ),
             Change("joints of the prompt", "self._joints(state).double()", "state.double()"),
             Change("joints of the state", "return aloha.state_to_pi(state) if", "return state if"),
-            Change("reported dimensions", "< self.config.min_scale", "> self.config.min_scale"),
+            Change("reported dimensions", "self.config) < scale)", "self.config) > scale)"),
             Change(
                 "actions scaled as states",
                 "_buffers(config.action, config, config.epsilon)",
@@ -339,8 +349,8 @@ POLICIES = [
             Change("deviation of a sample", "correction=0", "correction=1"),
             Change("quantiles", "[0.01, 0.99]", "[0.0, 1.0]"),
             Change("missing range", "min_scale - (q99 - q01) / 2", "min_scale - (q99 - q01)"),
-            Change("flat dimensions", "high - low < 2 * min_scale", "high - low < min_scale"),
-            Change("first dimensions", "values[:dim]", "values[-dim:]"),
+            Change("flat dimensions", "- low[i] < 2 * min_scale", "- low[i] < min_scale"),
+            Change("first dimensions", "row[:dim] for", "row[-dim:] for"),
         ],
     ),
     Mutants(
@@ -354,10 +364,14 @@ POLICIES = [
                 "config.state_padding - state.shape[-1]",
                 "0 * state.shape[-1]",
             ),
-            Change(
-                "mask of a prompt", "mask[row, :length] = True", "mask[row, : length - 1] = True"
-            ),
+            Change("mask of a prompt", "mask[i, :length] = True", "mask[i, : length - 1] = True"),
             Change("underscores", '.replace("_", " ")', ""),
+            Change(
+                "prompts without words",
+                "if not instruction.strip() and",
+                "if not instruction and",
+                (f"{_PREPROCESSING}/test_prompt.py",),
+            ),
         ],
     ),
     Mutants(

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from tests.mutation.mutant import Change, Mutants
 
+INFORMATION = ("tests/rl/policy_gradient/test_information.py",)
+RECORD = tuple(
+    f"{INFORMATION[0]}::{name}"
+    for name in (
+        "test_rewards_tell_actions_apart_if_they_or_the_lengths_they_count_differ",
+        "test_rewards_of_steps_that_do_not_count_are_no_information",
+        "test_the_end_of_a_broken_episode_is_no_information",
+    )
+)
+RESCORING = ("tests/rl/policy_gradient/test_rescoring.py",)
+SELECTION = ("tests/rl/algorithms/test_epo_selection.py",)
 ADVANTAGE = ("tests/rl/policy_gradient/test_advantage.py",)
 SURROGATE = ("tests/rl/policy_gradient/test_surrogate.py",)
 PPO = ("tests/rl/algorithms/test_ppo.py", "tests/rl/algorithms/test_ppo_options.py")
@@ -41,7 +52,23 @@ POLICY_GRADIENT = [
                 'outcome["duration"].float()',
                 '(outcome["duration"] > 0).float()',
             ),
-            Change("equal advantages", "if std > epsilon else", "if std > 0 else"),
+            Change(
+                "equal advantages",
+                "differ = std > max(epsilon, ROUNDING * size)",
+                "differ = std > 0",
+            ),
+            Change(
+                "rounding of values",
+                "max(epsilon, ROUNDING * size)",
+                "max(epsilon, 0 * size)",
+                INFORMATION,
+            ),
+            Change(
+                "rounding of scores",
+                "keepdim=True) > ROUNDING * size",
+                "keepdim=True) > 0 * size",
+                INFORMATION,
+            ),
             Change(
                 "mean of counted episodes",
                 "keepdim=True) / num) * weight",
@@ -83,14 +110,81 @@ POLICY_GRADIENT = [
                 PPO,
             ),
             Change(
-                "advantages as they are", 'standardize(batch["advantage"])', 'batch["advantage"]'
+                "advantages as they are",
+                'standardize(batch["advantage"], size=size)',
+                'batch["advantage"]',
             ),
+            Change(
+                "advantages without information",
+                "size=size) * informative",
+                "size=size)",
+                INFORMATION,
+            ),
+        ],
+    ),
+    Mutants(
+        "rl/policy_gradient/information.py",
+        INFORMATION,
+        [
+            Change("only the first rewards inform", "if record.informative():", "if not self.std:"),
+            Change("rewards never inform", "if record.informative():", "if record is None:"),
+            Change(
+                "errors of a critic inform",
+                "return self.std > 0 and std >= LEAST_SHARE * self.std",
+                "return self.std > 0",
+            ),
+            Change(
+                "a critic that learned is ignored",
+                "return self.std > 0 and std >= LEAST_SHARE * self.std",
+                "return False",
+            ),
+            Change("size of the last advantages", "self.std = std", "self.std = 1.0 * self.std"),
+        ],
+    ),
+    Mutants(
+        "rl/experience/reward_record.py",
+        RECORD,
+        [
+            Change(
+                "rewards in broken simulators",
+                'outcome["live"] & valid[..., None]',
+                'outcome["live"] & (valid[..., None] | True)',
+            ),
+            Change(
+                "rewards of steps that were not executed",
+                'outcome["reward_steps"][live]',
+                'outcome["reward_steps"][valid]',
+            ),
+            Change(
+                "length without rewards informs",
+                "scale * self.high + offset != 0 and _differ(",
+                "_differ(",
+            ),
+            Change(
+                "ends of broken episodes", '["done"].squeeze(-1) & valid', '["done"].squeeze(-1)'
+            ),
+            Change("length never informs", "offset != 0 and", "offset == 0 and"),
+            Change("rounding informs", "high - low > ROUNDING *", "high - low > 0 *"),
+        ],
+    ),
+    Mutants(
+        "rl/policy_gradient/rescoring.py",
+        (*RESCORING, *PPO),
+        [
             Change(
                 "rescored values dropped",
                 'set("action_log_prob", new)',
                 'set("action_log_prob", new + gap)',
-                PPO,
             ),
+            Change(
+                "rescoring by the precision",
+                "!= torch.float32 if setting is None",
+                "== torch.float32 if setting is None",
+            ),
+            Change(
+                "rows of a repeated part", "log_prob[start - first :]", "log_prob[: num - start]"
+            ),
+            Change("steps of a chain", "(len(batch),), k, device", "(len(batch),), 0 * k, device"),
         ],
     ),
     Mutants(
@@ -119,8 +213,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "flags of the first decision",
-                "flags[key][row, column] |= ",
-                "flags[key][row, column] = ",
+                "written[row, column] = True",
+                "written[row, column] = False",
             ),
             Change("order of groups", '"(shares size) episodes ->', '"(size shares) episodes ->'),
         ],
@@ -318,7 +412,17 @@ POLICY_GRADIENT = [
                 "clip_low=clip.low, clip_high=clip.high",
                 "clip_low=clip.high, clip_high=clip.low",
             ),
-            Change("rescoring inverted", "if config.rescore:", "if not config.rescore:"),
+            Change(
+                "rescoring inverted",
+                "if rescores(self.actor.policy, config.rescore):",
+                "if not rescores(self.actor.policy, config.rescore):",
+            ),
+            Change(
+                "steps without information",
+                'if not batch["advantage"].any():',
+                "if not len(batch):",
+                INFORMATION,
+            ),
             Change("dual clip ignored", ", dual_clip=clip.dual", ""),
         ],
     ),
@@ -357,6 +461,12 @@ POLICY_GRADIENT = [
                 "long episodes weigh more",
                 "weight = weight / length[:, None]",
                 "weight = weight * length[:, None]",
+            ),
+            Change(
+                "groups of equal scores",
+                "kept = kept & (advantage != 0).any(1)",
+                "kept = kept & (advantage == advantage).any(1)",
+                INFORMATION,
             ),
             Change("mean weight", 'batch["weight"] / batch["weight"].mean()', 'batch["weight"]'),
             Change(
@@ -413,6 +523,12 @@ POLICY_GRADIENT = [
                 "sides of the clip",
                 "config.clip.low, config.clip.high)",
                 "config.clip.high, config.clip.low)",
+            ),
+            Change(
+                "steps without information",
+                'if batch["advantage"].any():',
+                "if len(batch):",
+                INFORMATION,
             ),
             Change(
                 "sign of the flow loss",
@@ -472,7 +588,21 @@ POLICY_GRADIENT = [
             Change("share of the sample", "len(batch) // self.config.num_members", "len(batch)"),
             Change("sign of the master's loss", "return -gain.mean()", "return gain.mean()"),
             Change(
-                "advantages as they are", 'standardize(batch["advantage"])', 'batch["advantage"]'
+                "advantages as they are",
+                'standardize(batch["advantage"], size=size)',
+                'batch["advantage"]',
+            ),
+            Change(
+                "steps without information",
+                'if batch["advantage"].any():',
+                "if len(batch):",
+                INFORMATION,
+            ),
+            Change(
+                "decisions of others without information",
+                'if aggregates and metrics["informative"] else None',
+                "if aggregates else None",
+                (*INFORMATION, *EPO),
             ),
         ],
     ),
@@ -509,6 +639,25 @@ POLICY_GRADIENT = [
             Change("least number of episodes", ">= self.min_episodes", "> 0"),
             Change("number of replaced members", "max(1, len(genes) // 4)", "len(genes)"),
             Change("record of a child", "fitness.forget(member)", "fitness.best()"),
+            Change(
+                "chance among many members",
+                "num_members * (num_members - 1) // 2",
+                "1",
+                SELECTION,
+            ),
+            Change(
+                "members instead of pairs",
+                "num_members * (num_members - 1) // 2",
+                "num_members",
+                SELECTION,
+            ),
+            Change(
+                "members without a record compared",
+                "int((~rate.isnan()).sum())",
+                "len(rate)",
+                SELECTION,
+            ),
+            Change("side of the test", ".cdf(-deviations)", ".cdf(deviations)", SELECTION),
             Change("size of mutations", "mutation_std * torch.randn_like", "0 * torch.randn_like"),
         ],
     ),

@@ -255,7 +255,9 @@ def test_two_keys_that_agree_are_accepted(policy: FlowPolicy) -> None:
 
 @pytest.mark.parametrize("words", ["", " ", "\n\t"])
 def test_an_instruction_without_words_is_refused(policy: FlowPolicy, words: str) -> None:
-    with pytest.raises(ValueError, match="has no words, but this policy acts on them; pass those"):
+    with pytest.raises(
+        ValueError, match=r"needs a prompt, but the instructions are \[.*name the task in words"
+    ):
         infer(policy, raw(prompt=words), NOISE)
 
 

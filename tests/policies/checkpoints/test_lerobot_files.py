@@ -305,7 +305,7 @@ def test_a_version_that_nothing_determines_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["0.6", "0.2", "", "04"])
 def test_other_versions_are_named(version: Any) -> None:
-    with pytest.raises(ValueError, match=rf"lerobot_version='{version}' is not one of"):
+    with pytest.raises(ValueError, match=rf"lerobot_version='{version}' is unknown; valid: '0.3',"):
         LoadConfig(lerobot_version=version)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pitune.extras import install_command
 from pitune.policies.checkpoints.orbax import HeadCounts, is_orbax, read_orbax
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -272,5 +274,5 @@ def test_a_path_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 def test_without_tensorstore_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     assert is_orbax(PI0)
-    with pytest.raises(ModuleNotFoundError, match=r"run pip install 'pitune\[orbax\]'"):
+    with pytest.raises(ModuleNotFoundError, match=re.escape(f"run {install_command('orbax')}")):
         read_orbax(PI0)

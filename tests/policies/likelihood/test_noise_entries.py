@@ -167,6 +167,20 @@ def test_a_mean_over_entries_divides_by_those_of_the_step() -> None:
     assert torch.allclose(found["mean"] * torch.tensor([8.0, 8.0, 2.0]), found["sum"], atol=1e-4)
 
 
+def test_a_mean_over_the_entries_of_a_random_step_divides_by_those_of_this_step() -> None:
+    found = {}
+    for reduction in ("sum", "mean"):
+        config = FlowSDEConfig(noise_entries="all", stochastic_steps="one", reduction=reduction)
+        actor = LikelihoodActor(policy_of(), config)
+        torch.manual_seed(1)
+        found[reduction] = decisions(actor, 32)
+    step = found["sum"]["stochastic_step"]
+    assert set(step.tolist()) == {0, 1, 2}
+    num_entries = torch.tensor([8.0, 8.0, 2.0])[step]
+    sums, means = (found[name]["action_log_prob"].flatten() for name in ("sum", "mean"))
+    assert torch.allclose(means * num_entries, sums, atol=1e-4)
+
+
 def test_the_note_of_a_clip_counts_the_entries_with_noise() -> None:
     for entries, words in (("executed", "2 entries x"), ("all", "8 entries x")):
         config = changed(rl.PPOConfig(), likelihood=FlowSDEConfig(noise_entries=entries))  # type: ignore[arg-type]
@@ -175,7 +189,7 @@ def test_the_note_of_a_clip_counts_the_entries_with_noise() -> None:
 
 def test_unknown_entries_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="unknown likelihood noise_entries='some'; valid: executed"
+        ValueError, match="noise_entries='some' is unknown; valid: 'executed', 'all'"
     ):
         FlowSDEConfig(noise_entries="some")  # type: ignore[arg-type]
 

@@ -105,7 +105,11 @@ def test_a_prompt_that_fits_exactly_is_whole_and_silent() -> None:
 def test_an_instruction_without_words_is_refused_unless_it_is_the_default(words: str) -> None:
     with pytest.raises(ValueError, match="has no words, but this policy acts on them"):
         tokenize([words], torch.zeros(1, 1), PromptConfig(default="push"), Letters())
-    tokenize([words], torch.zeros(1, 1), PromptConfig(default=words), Letters())
+    if words:
+        tokenize([words], torch.zeros(1, 1), PromptConfig(default=words), Letters())
+    else:
+        with pytest.raises(ValueError, match="default='' must not be empty"):
+            PromptConfig(default=words)
 
 
 @pytest.mark.parametrize("changes", [{"max_tokens": 0}, {"max_tokens": -1}, {"state_padding": -1}])

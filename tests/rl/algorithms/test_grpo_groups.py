@@ -76,9 +76,12 @@ def test_a_group_whose_only_winner_broke_down_is_dropped(policy: FlowPolicy) -> 
     assert not {0, 2, 4} & set(batch["episode"].tolist())  # the first episode of each of three
 
 
-def test_a_group_whose_only_loser_broke_down_is_solved(policy: FlowPolicy) -> None:
+@pytest.mark.parametrize("shaped", [0.0, 0.01])
+def test_a_group_whose_only_loser_broke_down_is_solved(policy: FlowPolicy, shaped: float) -> None:
     algorithm = new_grpo(policy)
-    batch, num_kept, metrics = algorithm.prepare(ended(algorithm, broken=only(4, 1)))
+    rollout = ended(algorithm, broken=only(4, 1))
+    rollout["next", "reward_steps"] += shaped * torch.rand_like(rollout["next", "reward_steps"])
+    batch, num_kept, metrics = algorithm.prepare(rollout)
     assert num_kept == 3
     assert not {7, 9, 11} & set(batch["episode"].tolist())
     assert metrics["solved_groups"] == 0.25

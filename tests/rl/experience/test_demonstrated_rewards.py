@@ -149,8 +149,9 @@ def test_equal_rewards_have_one_definition_and_others_do_not() -> None:
 
     assert of() == of(max_episode_steps=7) == of(id="mock/TwoGoals") == SPARSE_REWARD
     dense = of(reward="dense")
-    own = of(id="gym/Pendulum-v1")
-    gravity = of(id="gym/Pendulum-v1", options=envs.GymOptions(kwargs={"g": 1.0}))
+    own = of(id="gym/Pendulum-v1", reward="dense")
+    options = envs.GymOptions(kwargs={"g": 1.0})
+    gravity = of(id="gym/Pendulum-v1", reward="dense", options=options)
     different = [of(), dense, of(reward="dense", max_episode_steps=7), own, gravity]
     assert len(set(different)) == 5
     assert dense == of(reward="dense", num_envs=3, cameras=("front",))

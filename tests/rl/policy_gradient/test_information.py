@@ -125,8 +125,9 @@ def test_groups_of_equal_scores_are_dropped_though_their_outcomes_differ(
     assert torch.equal(weights(algorithm), before)
 
 
-def test_adam_does_not_go_on_with_its_last_steps(tiny_policy: Callable) -> None:
-    algorithm = new("ppo", tiny_policy())
+@pytest.mark.parametrize("name", CRITIC_BASED)
+def test_adam_does_not_go_on_with_its_last_steps(name: str, tiny_policy: Callable) -> None:
+    algorithm = new(name, tiny_policy())
     first, second = rollouts(algorithm, 2)
     first["next", "reward_steps"] += torch.rand_like(first["next", "reward_steps"])
     algorithm.update(first)
@@ -193,18 +194,40 @@ def test_rewards_tell_actions_apart_if_they_or_the_lengths_they_count_differ(
     assert copy == found
 
 
-def test_a_critic_judges_equal_rewards_while_its_advantages_stay_large() -> None:
-    def rollout(reward: Tensor) -> TensorDict:
-        outcome = {
-            "reward_steps": reward,
-            "live": torch.ones(2, 1, 3, dtype=torch.bool),
-            "invalid": torch.zeros(2, 1, 1, dtype=torch.bool),
-            "done": torch.zeros(2, 1, 1, dtype=torch.bool),
-            "elapsed": torch.zeros(2, 1, 1),
-        }
-        return TensorDict({"next": TensorDict(outcome, [2, 1])}, [2, 1])
+def played(reward: Tensor, done: bool = False) -> TensorDict:
+    """Return a rollout (2, 1) with given rewards of its steps (2, 1, 3)."""
+    outcome = {
+        "reward_steps": reward,
+        "live": torch.ones(2, 1, 3, dtype=torch.bool),
+        "invalid": torch.zeros(2, 1, 1, dtype=torch.bool),
+        "done": torch.full((2, 1, 1), done),
+        "elapsed": torch.tensor([[[0.5]], [[1.0]]]),
+    }
+    return TensorDict({"next": TensorDict(outcome, [2, 1])}, [2, 1])
 
-    differ, equal = rollout(torch.rand(2, 1, 3)), rollout(torch.zeros(2, 1, 3))
+
+@pytest.mark.parametrize("excluded", ["live", "invalid"])
+def test_rewards_of_steps_that_do_not_count_are_no_information(excluded: str) -> None:
+    """One reward differs, in a step that was not executed or in a broken simulator."""
+    reward = torch.zeros(2, 1, 3)
+    reward[1, 0, 2] = 1.0
+    for counts in (True, False):
+        rollout, found = played(reward), RewardRecord()
+        rollout["next", excluded][1] = counts if excluded == "live" else not counts
+        found.add_rollout(rollout)
+        assert found.informative() is counts
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_end_of_a_broken_episode_is_no_information(broken: bool) -> None:
+    rollout, found = played(torch.full((2, 1, 3), -1.0), done=True), RewardRecord()
+    rollout["next", "invalid"][0] = broken
+    found.add_rollout(rollout)
+    assert found.informative() is not broken
+
+
+def test_a_critic_judges_equal_rewards_while_its_advantages_stay_large() -> None:
+    differ, equal = played(torch.rand(2, 1, 3)), played(torch.zeros(2, 1, 3))
     spread = torch.tensor([[-1.0], [1.0]])
     information = Information()
     assert not information.of(equal, spread)  # the critic never learned from a reward
