@@ -430,3 +430,12 @@ def test_a_policy_of_another_robot_is_refused(actor: LikelihoodActor) -> None:
         ValueError, match="checkpoint's action has 2 dimensions, mock/Reach has 1; "
     ):
         evaluate(env, actor, 3)
+
+
+def test_exploration_in_an_evaluation_follows_from_its_seed(actor: LikelihoodActor) -> None:
+    config = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, reward="dense")
+    found = []
+    for number in range(2):
+        torch.manual_seed(number)  # the caller's random numbers
+        found.append(evaluate(envs.make(config), actor, 4, stochastic=True))
+    assert found[0] == found[1]

@@ -138,6 +138,7 @@ def test_adam_does_not_go_on_with_its_last_steps(name: str, tiny_policy: Callabl
     assert torch.equal(weights(algorithm), before)
     assert metrics["grad_norm"] == 0.0
     assert "ratio_deviation" in metrics
+    assert "aggregated" not in metrics  # the decisions of other members of `epo`
 
 
 @pytest.mark.parametrize("name", CRITIC_BASED)
