@@ -97,7 +97,10 @@ class PreprocessorConfig(Settings):
             names = {key: (*pictures.get(key, ()),) for key in ("missing", "order")}
             parts["pictures"] = PicturesConfig(**{**pictures, **names})
         if values.get("prompt") is not None:
-            parts["prompt"] = PromptConfig(**values["prompt"])
+            prompt = values["prompt"]
+            # a blank default of older checkpoints is none: `infer` then asks for an instruction
+            default = prompt.get("default") or None
+            parts["prompt"] = PromptConfig(**{**prompt, "default": default})
         return cls(**{**values, **parts})
 
     def fingerprint(self) -> str:

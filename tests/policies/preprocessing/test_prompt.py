@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 
+from pitune.policies import NormStats, PreprocessorConfig
 from pitune.policies.preprocessing import prompt as prompts
 from pitune.policies.preprocessing.prompt import PromptConfig, prompt_text, tokenize
 
@@ -116,3 +118,12 @@ def test_an_instruction_without_words_is_refused_unless_it_is_the_default(words:
 def test_lengths_without_a_meaning_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(changes))}={next(iter(changes.values()))} m"):
         PromptConfig(**changes)
+
+
+def test_a_blank_default_of_an_older_checkpoint_is_none() -> None:
+    stats = NormStats.identity(2)
+    config = PreprocessorConfig(state=stats, action=stats, prompt=PromptConfig(default="push"))
+    values = asdict(config)
+    assert PreprocessorConfig.from_dict(values).prompt == config.prompt
+    values["prompt"]["default"] = ""
+    assert PreprocessorConfig.from_dict(values).prompt == PromptConfig()
