@@ -39,12 +39,14 @@ from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
+from pitune.policies.real_time.action_queue import ActionQueue
 from pitune.policies.small_policy import small_policy
 
 __all__ = [
     "LAPTOP_EXPERT",
     "PIPELINES",
     "ActionDistribution",
+    "ActionQueue",
     "Actor",
     "ExactFlowConfig",
     "FinetuneConfig",
