@@ -221,7 +221,7 @@ class Run:
         return int(self.checkpoints()[-1].name.rpartition("_")[2])
 
     def best_checkpoint(self) -> Path:
-        """Return the checkpoint with the highest success rate in its own evaluation."""
+        """Return the checkpoint with the highest `rank` in its own evaluation."""
         return best_of(self.checkpoints())
 
     def load_latest(self, algorithm: Algorithm[Any], needed: Sequence[str] = ()) -> dict[str, Any]:
