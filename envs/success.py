@@ -16,14 +16,11 @@ Letters: E envs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    import gymnasium
 
 SuccessRule = Literal["once", "at_end"]
 """`once`: solved at any executed step of the episode. `at_end`: solved at its last one."""
@@ -135,36 +132,6 @@ def read_success(info: Any, env_id: str) -> bool | None:
     """
     found = find_success(info)
     return None if found is None else parse_success(found[1], found[0], env_id)
-
-
-def reports_success(env: gymnasium.Env[Any, Any], action: np.ndarray, env_id: str) -> bool:
-    """Return whether an environment reports success, after an episode of equal actions.
-
-    Most report it at every step, so one step suffices. Some report it in the info of the last step
-    only. An environment that raises in its first step raises here too.
-
-    Args:
-        env: The environment, which is reset.
-        action: In its action space.
-        env_id: The environment, for messages.
-
-    Raises:
-        ValueError: a reported value is not a flag.
-    """
-    _, info = env.reset(seed=0)
-    found = read_success(info, env_id) is not None
-    limit = env.spec.max_episode_steps if env.spec else None
-    for step in range(min(limit or MAX_PROBE_STEPS, MAX_PROBE_STEPS)):
-        try:
-            *_, terminated, truncated, info = env.step(action)
-        except Exception:
-            if step == 0:
-                raise
-            break  # it is reported when an episode breaks down so
-        found |= read_success(info, env_id) is not None
-        if found or np.any(terminated) or np.any(truncated):
-            break
-    return found
 
 
 def read_successes(info: Any, num_envs: int, env_id: str) -> np.ndarray | None:

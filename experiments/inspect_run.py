@@ -170,9 +170,9 @@ def _settings(record: RunRecord) -> list[str]:
         return ["unknown"]
     try:
         default = preset(record.config["algorithm_name"])
+        env = envs.config_for(record.config["env"]["id"])
     except (ValueError, KeyError) as error:
         return [f"unknown: {error}"]
-    env = envs.config_for(record.config["env"]["id"])
     identity = TrainConfig(algorithm=default, env=env).identity()
     identity["env"]["id"] = envs.EnvConfig().id
     return sorted(differences(identity, record.config))

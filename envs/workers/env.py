@@ -161,6 +161,9 @@ class WorkerEnv:
         seeds = seed.numpy()
         # until they are reset, which may raise
         self._running[rows] = False
+        # an earlier breakdown concerns the old episode, one from now on the new one
+        for row in rows.tolist():
+            self._pool.lost.pop(row, None)
         result = self._pool.exchange("reset", rows, seeds)
         failed, words = result.failed, result.words
         if failed:
@@ -175,9 +178,6 @@ class WorkerEnv:
         # new episodes
         self._running[rows] = True
         self._num_steps[rows] = 0
-        # an earlier breakdown concerns the old episode
-        for row in rows.tolist():
-            self._pool.lost.pop(row, None)
         self._pool.lost |= failed
         return self._copy_obs()
 

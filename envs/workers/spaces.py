@@ -1,6 +1,6 @@
-"""The description of a sub-environment, and the translation of actions and of success.
+"""The description of a sub-environment, its action bounds, and the numbers that it returns.
 
-Letters: E envs, N rows, s robot state dim, d robot action dim, C, Y, X image channels and pixels.
+Letters: E envs, s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations

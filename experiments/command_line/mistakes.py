@@ -61,5 +61,5 @@ def check_values(args: Sequence[str]) -> None:
         if not word:
             before = f" after {args[number - 1]}" if number else ""
             raise ValueError(f"an argument{before} is empty; pass a value or leave it out")
-        if word.startswith("--") and word.endswith("="):
+        if word.startswith("--") and word.partition("=")[1:] == ("=", ""):
             raise ValueError(f"{word} has no value; pass one or leave the option out")

@@ -109,8 +109,8 @@ def comparison_table(runs: Sequence[FinishedRun]) -> str:
     note = (
         "Deployed policies with 95 % Wilson intervals on the test starts, which training never "
         "saw; p: exact test of after against before, paired on the shared starts (McNemar), or "
-        "Fisher's for runs that stored no episodes. Lowest and steps to the level: on the "
-        f"validation starts, from clones below the level. Commit {commits}."
+        "Fisher's for runs that share no starts or stored no episodes. Lowest and steps to the "
+        f"level: on the validation starts, from clones below the level. Commit {commits}."
     )
     return "\n".join([*lines, "", note])
 
@@ -200,17 +200,21 @@ def _line(run: FinishedRun) -> str:
     summary = run.summary
     before, after = summary["before"]["deployed"], summary["after"]["deployed"]
     reached, (lowest, where) = run.steps_to_level, run.lowest
+    way = f"{_percent(lowest)} at {where:,.0f}" if run.steps else "-"
     return (
         f"| `{summary['env']}` | `{run.name}` | {summary['seed']} | {percent(before)} "
-        f"| {percent(after)} | {_p_value(before, after):.1g} "
-        f"| {percent(summary['after']['exploring'])} | {_percent(lowest)} at {where:,.0f} "
+        f"| {percent(after)} | {_p_value(before, after)} "
+        f"| {percent(summary['after']['exploring'])} | {way} "
         f"| {_never(run) if reached is None else f'{reached:,.0f}'} | {summary['env_steps']:,} "
         f"| {summary['train_seconds'] / 60:.1f} min |"
     )
 
 
 def _never(run: FinishedRun) -> str:
-    return "started above" if run.started_above else "never"
+    """Return the reason why a run has no steps to the level, or a dash if nothing was measured."""
+    if run.started_above:
+        return "started above"
+    return "never" if run.steps else "-"
 
 
 def _line_of_seeds(group: Sequence[FinishedRun]) -> str:
@@ -233,13 +237,19 @@ def _percent(rate: float) -> str:
     return "-" if math.isnan(rate) else f"{rate:.1%}"
 
 
-def _p_value(before: dict[str, Any], after: dict[str, Any]) -> float:
-    """Return the p-value of two evaluations: paired on shared starts, if episodes are stored."""
+def _p_value(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Return the p-value of two evaluations, or a dash where one of them has no success rate.
+
+    The test is paired on shared starts, if episodes are stored.
+    """
+    if any(e["success_rate"] is None or math.isnan(e["success_rate"]) for e in (before, after)):
+        return "-"
     try:
-        return paired_test(before, after).p_value
+        p_value = paired_test(before, after).p_value
     except ValueError:
         counts = [(e["successes"], e["episodes"]) for e in (before, after)]
-        return fisher_p_value(*counts)
+        p_value = fisher_p_value(*counts)
+    return f"{p_value:.1g}"
 
 
 def _mean(group: Sequence[FinishedRun], when: str, how: str) -> str:
@@ -264,6 +274,8 @@ def _steps_of_seeds(group: Sequence[FinishedRun]) -> str:
     note = f" ({above} of {len(group)} started above)" if above and below else ""
     if not below:
         return "started above"
+    if not any(run.steps for run in below):
+        return "-"
     steps = [s for s in (run.steps_to_level for run in below) if s is not None]
     if len(steps) < len(below):
         return f"{len(steps)} of {len(below)} seeds{note}"

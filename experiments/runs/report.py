@@ -1,4 +1,4 @@
-"""Reports of a run: its progress, the closing table, the learning curve."""
+"""Reports of a run: its progress, its memory, the closing table."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Run:
     def __init__(self, folder: Path, config: dict[str, Any], wandb_mode: WandbMode) -> None:
         self.folder, self.config = folder, config
         self.metrics = MetricsLog(folder / METRICS)
-        self._made = False
+        self._new, self._made = True, False
         self._wandb_mode: WandbMode = wandb_mode
         self._wandb: Any = None
         self._first_weights: int | None = None
@@ -131,6 +131,7 @@ class Run:
             record["limits"] = limits
         write_whole(folder / "config.json", json.dumps(record, indent=2) + "\n")
         run = cls(folder, config, wandb_mode)
+        run._new = False
         checkpoints = run.checkpoints()
         run.metrics.read(has_copy=bool(checkpoints) and (checkpoints[-1] / METRICS).is_file())
         return run
@@ -148,11 +149,14 @@ class Run:
             self._wandb = wandb_run.start(self.folder, run_id, self.config, self._wandb_mode)
 
     def abandon(self) -> None:
-        """Release the folder. Without a checkpoint, nothing of the run stays in it."""
+        """Release the folder. Nothing stays in it of a new run without a checkpoint."""
         if self._wandb is not None:
             self._wandb.finish(exit_code=1)
             self._wandb = None
-        abandon(self.folder, self._made)
+        if self._new:
+            abandon(self.folder, self._made)
+        else:  # its checkpoints may be elsewhere for a while
+            unlock(self.folder)
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         """Add a row to metrics.csv and to wandb."""
@@ -217,7 +221,7 @@ class Run:
         return int(self.checkpoints()[-1].name.rpartition("_")[2])
 
     def best_checkpoint(self) -> Path:
-        """Return the checkpoint with the highest success rate in its own evaluation."""
+        """Return the checkpoint with the highest `rank` in its own evaluation."""
         return best_of(self.checkpoints())
 
     def load_latest(self, algorithm: Algorithm[Any], needed: Sequence[str] = ()) -> dict[str, Any]:

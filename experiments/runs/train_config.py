@@ -112,7 +112,7 @@ class TrainConfig(Settings):
             out_of_time: Whether `max_minutes` are over.
         """
         row = rows[-1] if rows else {}
-        # broken episodes are failures; absent from rows of pitune 0.4 and before
+        # broken episodes are failures; absent from rows of pitune 0.2 and before
         low = row.get("success_rate_low_all", row.get("success_rate_low"))
         if low is not None and low >= self.stop_at:
             return (

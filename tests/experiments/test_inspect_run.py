@@ -183,6 +183,19 @@ def test_an_algorithm_that_is_not_registered_is_shown_without_commands(
     assert "ratio_deviation" in text
 
 
+def test_an_environment_that_is_not_registered_is_shown_without_commands(
+    run: Path, shown: Callable
+) -> None:
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["env"]["id"] = "mine/Reach"
+    (run / "config.json").write_text(json.dumps(record))
+    text = shown(run)
+    assert text.startswith("ppo on mine/Reach, seed 0, commit ")
+    assert "  unknown: unknown environment id='mine/Reach'" in text
+    assert "no commands: unknown environment id='mine/Reach'" in text
+    assert "checkpoint_000002: success " in text
+
+
 def test_a_summary_of_an_older_version_is_read(run: Path, shown: Callable) -> None:
     summary = json.loads((run / "summary.json").read_text())
     for when in ("before", "after"):

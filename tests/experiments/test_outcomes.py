@@ -134,6 +134,13 @@ def test_a_run_without_success_prints_returns_and_ranks_by_them(
     for table in (comparison_table(runs), summary_table(runs)):
         assert "nan" not in table
         assert "0.0%" not in table
+    cells = [
+        [cell.strip() for cell in line.split("|")] for line in comparison_table(runs).split("\n")
+    ]
+    for column in ("p", "lowest on the way", "steps to 80%"):
+        place = cells[0].index(column)
+        assert [row[place] for row in cells[2:4]] == ["-", "-"], column
+    assert cells[4][cells[0].index("steps to 80%")] == "-"
     draw_curves(runs, folder / "curves.png")
     assert not (folder / "curves.png").exists()
     assert "no curves.png: there is no success rate to draw" in capsys.readouterr().err

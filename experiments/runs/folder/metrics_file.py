@@ -97,7 +97,11 @@ def _header(line: _Line, repairs: list[str], damage: list[str]) -> tuple[list[st
     separator = max(_SEPARATORS, key=line.text.count)
     if separator != ",":
         repairs.append(f"its cells are separated by {_SEPARATORS[separator]}")
-    columns = [cell.strip() for cell in _cells(line.text, separator)]
+    try:
+        columns = [cell.strip() for cell in _cells(line.text, separator)]
+    except ValueError as error:
+        damage.append(f"line {line.number}: {error}")
+        return [], separator
     while columns and not columns[-1]:
         columns.pop()
     if "iteration" not in columns:
@@ -161,7 +165,15 @@ def _lines(text: str, repairs: list[str]) -> list[_Line]:
 
 
 def _cells(text: str, separator: str) -> list[str]:
-    return next(csv.reader([text], delimiter=separator), [])
+    """Return the cells of a line.
+
+    Raises:
+        ValueError: it has zero bytes (before Python 3.11), or a cell of over 100,000 characters.
+    """
+    try:
+        return next(csv.reader([text], delimiter=separator), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
 
 
 def _row(cells: list[str], columns: list[str], separator: str) -> Row:

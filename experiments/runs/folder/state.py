@@ -39,13 +39,18 @@ def best_of(checkpoints: Sequence[Path]) -> Path:
 
 
 def prune(folder: Path) -> None:
-    """Remove all checkpoints of a run but the latest and the best. A damaged one is set aside."""
-    checkpoints = own_checkpoints(folder)
-    for checkpoint in set(checkpoints) - {checkpoints[-1], best_of(checkpoints)}:
+    """Remove all checkpoints of a run but the latest and the best. A damaged one is set aside.
+
+    It counts as neither, or it would take the place of the one that has just been written.
+    """
+    whole = []
+    for checkpoint in own_checkpoints(folder):
         if fault := damage_of(checkpoint):
             set_aside(checkpoint, "damaged", fault)
         else:
-            remove(checkpoint)
+            whole.append(checkpoint)
+    for checkpoint in set(whole) - {whole[-1], best_of(whole)}:
+        remove(checkpoint)
 
 
 def latest_whole(

@@ -37,6 +37,33 @@ def test_a_failed_start_is_reported_at_its_first_step() -> None:
     assert env.expert().act()[0].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("num_rows", [2, 3])
+def test_a_worker_that_dies_in_a_second_try_ends_the_new_episodes_of_its_other_rows(
+    num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make("BadStarts", 3, kwargs={"how": "raise"})
+    pool = env.env._pool  # type: ignore[attr-defined]
+    exchange, tries = pool.exchange, []
+
+    def dies_in_the_second_try(method: str, rows: np.ndarray, values: np.ndarray) -> Any:
+        result = exchange(method, rows, values)
+        if method == "reset":
+            tries.append(rows.tolist())
+            result.failed = {0: "no place"}
+            if len(tries) == 2:
+                pool.lost[1] = "the worker ended"
+        return result
+
+    monkeypatch.setattr(pool, "exchange", dies_in_the_second_try)
+    rows = torch.arange(num_rows)
+    env.reset(2**30 + rows, rows)
+    assert tries == [rows.tolist(), [0]]
+    active = torch.arange(3) < num_rows
+    result = env.step(torch.zeros(3, 2), active)
+    assert result.info["invalid"].tolist() == [True, True, False]
+    assert result.truncated.tolist() == [True, True, False]
+
+
 def test_rollouts_and_evaluations_go_on_after_failed_starts(tiny_policy: Callable) -> None:
     """Two runs with the same seed have the same episodes, as a resumption needs."""
     rollouts = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pitune.experiments.train import parse
@@ -40,6 +42,11 @@ def test_a_mistake_is_named_with_a_way_out(line: str) -> None:
         parse(line.split(" "))
     assert MISTAKES[line] in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_value_may_end_with_an_equals_sign(tmp_path: Path) -> None:
+    out = tmp_path / "rate="
+    assert parse(["ppo", f"--out={out}"]).out == out
 
 
 def test_the_help_shows_the_range_of_every_number(capsys: pytest.CaptureFixture) -> None:

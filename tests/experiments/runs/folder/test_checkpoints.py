@@ -203,6 +203,21 @@ def test_a_damaged_best_checkpoint_is_set_aside_and_not_removed(
     assert (run.folder / "damaged_checkpoint_000002" / "policy.safetensors").is_file()
 
 
+@pytest.mark.parametrize("name", ["checkpoint_000009", "checkpoint_20260131"])
+@pytest.mark.parametrize("files", [[], ["policy.json", "policy.safetensors"]])
+def test_a_later_folder_that_is_not_whole_does_not_take_the_place_of_the_latest(
+    name: str, files: list[str], run: Run, algorithm: rl.Algorithm
+) -> None:
+    (run.folder / name).mkdir()
+    for file in files:
+        shutil.copy(run.folder / "checkpoint_000002" / file, run.folder / name)
+    run.save(6, algorithm, {"success_rate": 0.1})
+    assert names(run.folder) == ["checkpoint_000002", "checkpoint_000006"]
+    assert sorted(p.name for p in (run.folder / f"damaged_{name}").iterdir()) == files
+    assert run.saved_iteration() == 6
+    assert run.load_latest(algorithm)["iteration"] == 6
+
+
 def test_rows_come_from_the_checkpoint_whatever_happened_to_the_table(
     run: Run, algorithm: rl.Algorithm, capsys: pytest.CaptureFixture
 ) -> None:

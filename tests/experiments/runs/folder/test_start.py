@@ -107,6 +107,20 @@ def test_a_failure_after_the_first_checkpoint_keeps_the_run(config: TrainConfig)
     assert train(replace(config, resume=True))["iterations"] == 2
 
 
+def test_a_failed_resumption_removes_nothing(config: TrainConfig, tmp_path: Path) -> None:
+    train(replace(config, num_iterations=1))
+    for checkpoint in own_checkpoints(config.out):
+        shutil.move(checkpoint, tmp_path / checkpoint.name)
+    kept = {path.name for path in config.out.iterdir()}
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="has no checkpoint to resume from"):
+            train(replace(config, resume=True))
+        assert {path.name for path in config.out.iterdir()} == kept
+    for checkpoint in tmp_path.glob("checkpoint_*"):
+        shutil.move(checkpoint, config.out)
+    assert train(replace(config, resume=True))["iterations"] == 2
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
