@@ -91,8 +91,8 @@ class ActionQueue:
             observed_at: Time of the observation [s], by the clock of `now`.
             now: Present time [s], such as `time.monotonic()`.
         """
-        chunk = _Chunk(self._checked(actions), observed_at, now)
         with self._lock:
+            chunk = _Chunk(self._checked(actions), observed_at, now)
             late = max(0, int(np.ceil(self._position(chunk, now) - 1e-9)))
             outdated = self._chunk is not None and observed_at <= self._chunk.start
             if outdated or late >= len(chunk.actions):
@@ -119,7 +119,9 @@ class ActionQueue:
             if self._old is None or not self.blend_steps:
                 return action
             # from the old plan to the new one
-            progress = (now - self._chunk.arrival) / (self.blend_steps * self.step_seconds)
+            # a robot may have read its clock before the chunk arrived
+            since = max(0.0, now - self._chunk.arrival)
+            progress = since / (self.blend_steps * self.step_seconds)
             if progress >= 1:
                 self._old = None
                 return action
@@ -133,8 +135,8 @@ class ActionQueue:
         with self._lock:
             if self._chunk is None:
                 return None
-            index = int(np.floor(self._position(self._chunk, now) + 1e-9))
-            return self._chunk.actions[min(index, len(self._chunk.actions)) :].copy()
+            index = max(0, int(np.floor(self._position(self._chunk, now) + 1e-9)))
+            return self._chunk.actions[index:].copy()
 
     def clear(self) -> None:
         """Drop all actions, at the end of an episode. The counts go on."""
