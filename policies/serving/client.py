@@ -124,13 +124,24 @@ class RemoteClient:
         self.waiting_seconds = 0.0
         self._stack = ExitStack()
         self._message: bytes | None = None
+        self._unanswered = False
         self.metadata: dict[str, Any] = {}
         self._connection = self._retried(self._connect)
 
     def send(self, observation: Mapping[str, Any]) -> None:
-        """Send an observation, whose answer `receive` returns."""
+        """Send an observation, whose answer `receive` returns.
+
+        Raises:
+            RemoteError: the server cannot be reached.
+            ValueError: the observation has no form in the protocol.
+        """
         self._message = pack(observation)
+        if self._unanswered:
+            # a late answer would be taken for this observation's
+            self._stack.close()
+            self._connection = self._retried(self._connect)
         self._retried(self._send)
+        self._unanswered = True
 
     def receive(self) -> dict[str, Any]:
         """Return the answer to the last observation.
@@ -142,6 +153,7 @@ class RemoteClient:
         start = time.perf_counter()
         frame = self._retried(self._receive)
         self.waiting_seconds += time.perf_counter() - start
+        self._unanswered = False
         if isinstance(frame, str):
             raise RemoteError(f"{self.config.uri} refused the observation: {frame.strip()}")
         try:

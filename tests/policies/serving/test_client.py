@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +21,19 @@ from vision_policies import vision_policy
 
 
 @contextmanager
+def handled(handle: Callable[[ServerConnection], None]) -> Iterator[str]:
+    """Run a server with a handler of its connections."""
+    with serve(handle, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def answering(*answers: object, metadata: dict[str, object] | None = None) -> Iterator[str]:
     """Run a server that gives each request the next answer. None closes the connection."""
     left = list(answers)
@@ -35,14 +49,8 @@ def answering(*answers: object, metadata: dict[str, object] | None = None) -> It
                 continue
             connection.send(answer if isinstance(answer, str | bytes) else pack(answer))  # type: ignore[arg-type]
 
-    with serve(handle, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with handled(handle) as uri:
+        yield uri
 
 
 CHUNK = {"actions": np.arange(8.0).reshape(4, 2)}
@@ -92,6 +100,25 @@ def test_a_silent_server_is_an_error_after_the_time_limit() -> None:
         pytest.raises(RemoteError, match=r"no answer within timeout_seconds=0\.2"),
     ):
         asked(uri, timeout_seconds=0.2)
+
+
+def test_a_late_answer_is_not_taken_for_that_of_the_next_observation() -> None:
+    def handle(connection: ServerConnection) -> None:
+        connection.send(pack({}))
+        for frame in connection:
+            number = unpack(frame)["number"]  # type: ignore[arg-type]
+            time.sleep(0.5 if number == 1 else 0)
+            connection.send(pack({"actions": np.full((1, 1), number)}))
+
+    with handled(handle) as uri:
+        client = RemoteClient(RemoteConfig(uri=uri, timeout_seconds=0.2, retries=0))
+        client.send({"number": 1})
+        with pytest.raises(RemoteError, match="no answer within"):
+            client.receive()
+        time.sleep(0.5)
+        client.send({"number": 2})
+        assert client.receive()["actions"] == 2
+        client.close()
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:
