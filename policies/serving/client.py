@@ -138,7 +138,6 @@ class RemoteClient:
         self._message = pack(observation)
         if self._unanswered:
             # a late answer would be taken for this observation's
-            self._stack.close()
             self._connection = self._retried(self._connect)
         self._retried(self._send)
         self._unanswered = True
@@ -187,7 +186,12 @@ class RemoteClient:
             ) from error
 
     def _connect(self) -> ClientConnection:
-        """Open the connection and read the metadata."""
+        """Open the connection in the place of the last one, and read the metadata.
+
+        Raises:
+            RemoteError: the server refuses the connection, or its metadata is invalid.
+        """
+        self._stack.close()
         connection = self._stack.enter_context(
             connect(
                 self.config.uri,
@@ -197,10 +201,17 @@ class RemoteClient:
                 additional_headers=self.config.headers(),
             )
         )
-        frame = connection.recv(timeout=self.config.timeout_seconds)
-        if isinstance(frame, str):
-            raise RemoteError(f"{self.config.uri} refused the connection: {frame.strip()}")
-        self.metadata = unpack(frame)
+        try:
+            frame = connection.recv(timeout=self.config.timeout_seconds)
+            if isinstance(frame, str):
+                raise RemoteError(f"{self.config.uri} refused the connection: {frame.strip()}")
+            self.metadata = unpack(frame)
+        except WireError as error:
+            self._stack.close()
+            raise RemoteError(f"{self.config.uri} gave no valid metadata: {error}") from error
+        except Exception:
+            self._stack.close()
+            raise
         return connection
 
     def _retried(self, action: Callable[[], T]) -> T:
@@ -213,7 +224,6 @@ class RemoteClient:
         for attempt in range(self.config.retries + 1):
             try:
                 if attempt and action != self._connect:
-                    self._stack.close()
                     self._connection = self._connect()
                     # the lost connection took the observation with it
                     if action == self._receive:

@@ -121,6 +121,25 @@ def test_a_late_answer_is_not_taken_for_that_of_the_next_observation() -> None:
         client.close()
 
 
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [("no room", "refused the connection: no room"), (b"\xc1", "gave no valid metadata")],
+)
+def test_a_connection_that_is_refused_is_closed(first: str | bytes, message: str) -> None:
+    closed = threading.Event()
+
+    def handle(connection: ServerConnection) -> None:
+        connection.send(first)
+        for _ in connection:
+            pass
+        closed.set()
+
+    with handled(handle) as uri:
+        with pytest.raises(RemoteError, match=message):
+            RemoteClient(RemoteConfig(uri=uri))
+        assert closed.wait(2)
+
+
 def test_a_server_that_is_not_there_is_an_error() -> None:
     with pytest.raises(RemoteError, match=r"ws://127\.0\.0\.1:1 cannot be reached"):
         RemoteClient(RemoteConfig(uri="ws://127.0.0.1:1", retries=0))
