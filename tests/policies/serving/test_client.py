@@ -247,6 +247,22 @@ def test_each_robots_keys_are_those_that_infer_reads(keys: str) -> None:
     np.testing.assert_array_equal(policies.infer(policy, sent, noise[0].numpy()), expected)
 
 
+@pytest.mark.parametrize("keys", ["openpi", "droid", "aloha", "lerobot"])
+@pytest.mark.parametrize("tasks", [(), ("",), ("  ",)])
+def test_a_blank_instruction_is_not_sent(keys: str, tasks: tuple[str, ...]) -> None:
+    with answering(CHUNK, metadata={"action_horizon": 4}) as uri:
+        remote = RemotePolicy(RemoteConfig(uri=uri, keys=keys), 4, 2, ["front"])  # type: ignore[arg-type]
+        td = remote.observation_preprocessor(tasks)(rows(1))
+        raw = remote.observation({k: v[0].numpy() for k, v in td["model_input"].items()})
+        remote.close()
+    assert not {"prompt", "task"} & raw.keys()
+
+
+def test_rows_without_a_task_are_refused_among_several_tasks() -> None:
+    with pytest.raises(ValueError, match="no task_id, but there are 3 tasks"):
+        RemotePreprocessor((), TASKS)(rows(2).exclude("task_id"))
+
+
 def test_an_instruction_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="2000 bytes"):
         RemotePreprocessor((), ("a" * 2000,))
