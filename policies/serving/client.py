@@ -230,17 +230,21 @@ class RemoteClient:
                         self._send()
                 return action()
             except InvalidStatus as error:
-                status = error.response.status_code
-                if status == 401:
-                    raise RemoteError(
-                        f"{self.config.uri} demands an API key, or another one than it was given"
-                    ) from error
                 cause: Exception = error
+                refusal = _refusal(error)
+                if error.response.status_code == 401:
+                    break
             except (OSError, WebSocketException) as error:
-                cause = error
+                cause, refusal = error, f"cannot be reached: {error}; is the server running?"
             if attempt < self.config.retries:
                 time.sleep(pause)
                 pause *= 2
-        raise RemoteError(
-            f"{self.config.uri} cannot be reached: {cause}; is the server running?"
-        ) from cause
+        raise RemoteError(f"{self.config.uri} {refusal}") from cause
+
+
+def _refusal(error: InvalidStatus) -> str:
+    """Return the reason for which a server refused a connection."""
+    if error.response.status_code == 401:
+        return "demands an API key, or another one than it was given"
+    reason = (error.response.body or b"").decode(errors="replace").strip()
+    return f"refused the connection with status {error.response.status_code}: {reason[:200]}"

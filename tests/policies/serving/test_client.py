@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,26 @@ def test_a_connection_that_is_refused_is_closed(first: str | bytes, message: str
         with pytest.raises(RemoteError, match=message):
             RemoteClient(RemoteConfig(uri=uri))
         assert closed.wait(2)
+
+
+def test_a_full_server_is_named_as_the_cause() -> None:
+    with serving(vision_policy(), max_clients=1) as server:
+        config = RemoteConfig(uri=f"ws://127.0.0.1:{server.port}", retries=0)
+        first = RemoteClient(config)
+        with pytest.raises(RemoteError, match="status 503: the server has 1 clients already"):
+            RemoteClient(config)
+        first.close()
+
+
+def test_a_wrong_key_is_an_error_at_once(tmp_path: Path) -> None:
+    key = tmp_path / "key.txt"
+    key.write_text("guess\n")
+    with serving(vision_policy(), api_key="secret") as server:
+        config = RemoteConfig(uri=f"ws://127.0.0.1:{server.port}", api_key_file=key, retries=9)
+        with pytest.raises(RemoteError, match="demands an API key, or another one"):
+            RemoteClient(config)
+        key.write_text("secret\n")
+        RemoteClient(config).close()
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:
