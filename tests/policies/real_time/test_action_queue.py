@@ -79,6 +79,16 @@ def test_the_remainder_begins_at_the_present_action() -> None:
     assert queue.remainder(0.0) is None
 
 
+def test_a_chunk_of_the_last_episode_is_dropped_after_the_queue_was_cleared() -> None:
+    queue = ActionQueue(0.1)
+    queue.put(RAMP, observed_at=0.0, now=0.0)
+    queue.clear(now=0.3)
+    assert not queue.put(RAMP, observed_at=0.2, now=0.35)
+    assert queue.get(0.35) is None
+    assert queue.put(RAMP, observed_at=0.3, now=0.4)
+    assert queue.report().num_stale == 1
+
+
 def test_a_clock_that_was_read_before_the_chunk_came_gets_its_beginning() -> None:
     queue = ActionQueue(0.1, blend_steps=2)
     queue.put(RAMP, observed_at=0.0, now=0.0)
