@@ -77,8 +77,9 @@ def evaluate(config: EvaluateConfig) -> rl.Evaluation:
         screen.note(note)
     mode = "exploring" if config.stochastic else f"deployed (ODE, {policy.sampler.solver})"
     how = f"{mode}, {policy.sampler.flow_steps} flow steps{_delay_note(config.delay)}"
+    actor = _actor(config, policy)
     env = envs.make(config.env)
-    result = _play(config, env, _actor(config, policy))
+    result = _play(config, env, actor)
     _report(config, env, result, how)
     env.close()
     return result
@@ -125,8 +126,10 @@ def _actor(config: EvaluateConfig, policy: policies.FlowPolicy) -> ActingModule:
     """Return the actor of a policy: deployed, exploring, or under a delay.
 
     Raises:
-        ValueError: the policy cannot meet the delay, or would explore under it.
+        ValueError: the policy cannot meet the delay, or would explore under it, or `real_time` has
+            no effect.
     """
+    _check_real_time(config, policy)
     if config.delay != DelayConfig():
         if config.stochastic:
             raise ValueError("stochastic=True explores without a delay; leave delay at its default")
@@ -136,6 +139,27 @@ def _actor(config: EvaluateConfig, policy: policies.FlowPolicy) -> ActingModule:
     if config.stochastic and policy.noise_source is None:
         return policies.LikelihoodActor(policy, config.likelihood)
     return policies.Actor(policy)
+
+
+def _check_real_time(config: EvaluateConfig, policy: policies.FlowPolicy) -> None:
+    """Refuse settings of real-time chunking that would not be used.
+
+    Raises:
+        ValueError: the seam is another one, or the checkpoint has other settings.
+    """
+    own = policy.sampler.real_time
+    if config.real_time == RealTimeConfig():
+        return
+    if config.delay.seam != "real_time":
+        raise ValueError(
+            f"real_time is set, but delay.seam={config.delay.seam!r} does not use it; set "
+            "--delay.seam real_time"
+        )
+    if own not in (None, config.real_time):
+        raise ValueError(
+            f"real_time is set, but the checkpoint has settings of its own, {own}; leave it at its "
+            "default"
+        )
 
 
 def _delay_note(delay: DelayConfig) -> str:

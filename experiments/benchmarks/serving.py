@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -92,7 +93,7 @@ def measure(config: ServingConfig) -> list[Load]:
     """Return a measurement for each number of clients.
 
     Raises:
-        ValueError: an answer is not the policy's own.
+        ValueError: an answer is not the policy's own, or the server cannot start.
     """
     policy = policies.load(config.checkpoint, config.load)
     loads = []
@@ -103,11 +104,18 @@ def measure(config: ServingConfig) -> list[Load]:
             target=_serve, args=(config, theirs), daemon=True
         )
         server.start()
+        theirs.close()  # the server's end is then the end of the pipe
         try:
             port = ours.recv()
             loads.append(_load(config, policy, num_clients, port, server.pid or 0))
+        except EOFError as error:
+            raise ValueError(
+                f"the server of {config.server.host}:{config.server.port} did not start, see its "
+                "error above; choose another --server.port, 0 for a free one"
+            ) from error
         finally:
-            ours.send("stop")
+            with suppress(BrokenPipeError):
+                ours.send("stop")
             server.join(30)
     return loads
 
@@ -122,17 +130,24 @@ def _serve(config: ServingConfig, pipe: Connection) -> None:
     async def run() -> None:
         stop, ready = asyncio.Event(), asyncio.Event()
         task = asyncio.create_task(server.run(stop, ready))
-        await ready.wait()
-        pipe.send(server.port)
-        await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
-        stop.set()
+        listening = asyncio.create_task(ready.wait())
+        await asyncio.wait([task, listening], return_when=asyncio.FIRST_COMPLETED)
+        listening.cancel()
+        if not task.done():
+            pipe.send(server.port)
+            await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+            stop.set()
         await task
 
     asyncio.run(run())
 
 
 def _load(config: ServingConfig, policy: FlowPolicy, num_clients: int, port: int, pid: int) -> Load:
-    """Let clients ask as fast as they are answered, and check their answers."""
+    """Let clients ask as fast as they are answered, and check their answers.
+
+    Raises:
+        ValueError: an answer is lost, or not the policy's own.
+    """
     uri = f"ws://127.0.0.1:{port}"
     clients = [RemoteClient(RemoteConfig(uri=uri, retries=0)) for _ in range(num_clients)]
     observations = [_observation(policy, number) for number in range(num_clients)]
@@ -149,13 +164,12 @@ def _load(config: ServingConfig, policy: FlowPolicy, num_clients: int, port: int
             if len(answers[number]) < config.num_checks:
                 answers[number].append(actions)
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(num_clients)]
-    for thread in threads:
-        thread.start()
-    time.sleep(config.seconds / 2)
-    memory = psutil.Process(pid).memory_info().rss
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(num_clients) as threads:
+        asking = [threads.submit(ask, number) for number in range(num_clients)]
+        time.sleep(config.seconds / 2)
+        memory = psutil.Process(pid).memory_info().rss
+    for future in asking:
+        future.result()  # raises a client's error
     growth = (psutil.Process(pid).memory_info().rss - memory) / 2**20
     for client in clients:
         client.close()

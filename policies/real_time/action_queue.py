@@ -29,8 +29,8 @@ class QueueReport:
     num_underruns: int = 0
     """Actions that were held because the chunk had ended before the next one came."""
     num_stale: int = 0
-    """Chunks that were dropped: a chunk of a later observation was there already, or all their
-    actions were over."""
+    """Chunks that were dropped: a chunk of a later observation was there already, the queue was
+    cleared after their observation, or all their actions were over."""
     num_late: int = 0
     """Actions of accepted chunks whose time was over at the chunk's arrival."""
 
@@ -81,6 +81,7 @@ class ActionQueue:
         self._lock = threading.Lock()
         self._chunk: _Chunk | None = None
         self._old: _Chunk | None = None
+        self._cleared = -float("inf")
         self._counts = dict.fromkeys(QueueReport.__dataclass_fields__, 0)
 
     def put(self, actions: np.ndarray | list[list[float]], observed_at: float, now: float) -> bool:
@@ -91,10 +92,11 @@ class ActionQueue:
             observed_at: Time of the observation [s], by the clock of `now`.
             now: Present time [s], such as `time.monotonic()`.
         """
-        chunk = _Chunk(self._checked(actions), observed_at, now)
         with self._lock:
+            chunk = _Chunk(self._checked(actions), observed_at, now)
             late = max(0, int(np.ceil(self._position(chunk, now) - 1e-9)))
             outdated = self._chunk is not None and observed_at <= self._chunk.start
+            outdated = outdated or observed_at < self._cleared
             if outdated or late >= len(chunk.actions):
                 self._counts["num_stale"] += 1
                 return False
@@ -119,7 +121,9 @@ class ActionQueue:
             if self._old is None or not self.blend_steps:
                 return action
             # from the old plan to the new one
-            progress = (now - self._chunk.arrival) / (self.blend_steps * self.step_seconds)
+            # a robot may have read its clock before the chunk arrived
+            since = max(0.0, now - self._chunk.arrival)
+            progress = since / (self.blend_steps * self.step_seconds)
             if progress >= 1:
                 self._old = None
                 return action
@@ -133,13 +137,19 @@ class ActionQueue:
         with self._lock:
             if self._chunk is None:
                 return None
-            index = int(np.floor(self._position(self._chunk, now) + 1e-9))
-            return self._chunk.actions[min(index, len(self._chunk.actions)) :].copy()
+            index = max(0, int(np.floor(self._position(self._chunk, now) + 1e-9)))
+            return self._chunk.actions[index:].copy()
 
-    def clear(self) -> None:
-        """Drop all actions, at the end of an episode. The counts go on."""
+    def clear(self, now: float | None = None) -> None:
+        """Drop all actions, at the end of an episode. The counts go on.
+
+        Args:
+            now: Present time [s]. Chunks of earlier observations, which the policy may still
+                compute, are then dropped as stale.
+        """
         with self._lock:
             self._chunk = self._old = None
+            self._cleared = self._cleared if now is None else now
 
     def report(self) -> QueueReport:
         """Return the counts since the start."""

@@ -222,7 +222,7 @@ class DelayedActor(TensorDictModuleBase):
         length = remainder.shape[1]
         count = torch.zeros(fresh.shape[:2], device=fresh.device)  # (N, H)
         if self._count is not None:
-            count[:, :length] = self._count[:, -length:]
+            count[:, :length] = self._count[:, fresh.shape[1] - length :]
         count[begins] = 0
         # sum of the weights of the old predictions: 1 + r + ... + r^(count - 1)
         ratio = torch.exp(torch.tensor(-_ENSEMBLE_DECAY))

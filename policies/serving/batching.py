@@ -154,6 +154,7 @@ class Batcher:
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
+        self.metrics.queue = len(self._waiting)
         self._arrived.set()
         return await future
 

@@ -124,13 +124,23 @@ class RemoteClient:
         self.waiting_seconds = 0.0
         self._stack = ExitStack()
         self._message: bytes | None = None
+        self._unanswered = False
         self.metadata: dict[str, Any] = {}
         self._connection = self._retried(self._connect)
 
     def send(self, observation: Mapping[str, Any]) -> None:
-        """Send an observation, whose answer `receive` returns."""
+        """Send an observation, whose answer `receive` returns.
+
+        Raises:
+            RemoteError: the server cannot be reached.
+            ValueError: the observation has no form in the protocol.
+        """
         self._message = pack(observation)
+        if self._unanswered:
+            # a late answer would be taken for this observation's
+            self._connection = self._retried(self._connect)
         self._retried(self._send)
+        self._unanswered = True
 
     def receive(self) -> dict[str, Any]:
         """Return the answer to the last observation.
@@ -142,6 +152,7 @@ class RemoteClient:
         start = time.perf_counter()
         frame = self._retried(self._receive)
         self.waiting_seconds += time.perf_counter() - start
+        self._unanswered = False
         if isinstance(frame, str):
             raise RemoteError(f"{self.config.uri} refused the observation: {frame.strip()}")
         try:
@@ -175,7 +186,12 @@ class RemoteClient:
             ) from error
 
     def _connect(self) -> ClientConnection:
-        """Open the connection and read the metadata."""
+        """Open the connection in the place of the last one, and read the metadata.
+
+        Raises:
+            RemoteError: the server refuses the connection, or its metadata is invalid.
+        """
+        self._stack.close()
         connection = self._stack.enter_context(
             connect(
                 self.config.uri,
@@ -185,10 +201,17 @@ class RemoteClient:
                 additional_headers=self.config.headers(),
             )
         )
-        frame = connection.recv(timeout=self.config.timeout_seconds)
-        if isinstance(frame, str):
-            raise RemoteError(f"{self.config.uri} refused the connection: {frame.strip()}")
-        self.metadata = unpack(frame)
+        try:
+            frame = connection.recv(timeout=self.config.timeout_seconds)
+            if isinstance(frame, str):
+                raise RemoteError(f"{self.config.uri} refused the connection: {frame.strip()}")
+            self.metadata = unpack(frame)
+        except WireError as error:
+            self._stack.close()
+            raise RemoteError(f"{self.config.uri} gave no valid metadata: {error}") from error
+        except Exception:
+            self._stack.close()
+            raise
         return connection
 
     def _retried(self, action: Callable[[], T]) -> T:
@@ -201,24 +224,27 @@ class RemoteClient:
         for attempt in range(self.config.retries + 1):
             try:
                 if attempt and action != self._connect:
-                    self._stack.close()
                     self._connection = self._connect()
                     # the lost connection took the observation with it
                     if action == self._receive:
                         self._send()
                 return action()
             except InvalidStatus as error:
-                status = error.response.status_code
-                if status == 401:
-                    raise RemoteError(
-                        f"{self.config.uri} demands an API key, or another one than it was given"
-                    ) from error
                 cause: Exception = error
+                refusal = _refusal(error)
+                if error.response.status_code == 401:
+                    break
             except (OSError, WebSocketException) as error:
-                cause = error
+                cause, refusal = error, f"cannot be reached: {error}; is the server running?"
             if attempt < self.config.retries:
                 time.sleep(pause)
                 pause *= 2
-        raise RemoteError(
-            f"{self.config.uri} cannot be reached: {cause}; is the server running?"
-        ) from cause
+        raise RemoteError(f"{self.config.uri} {refusal}") from cause
+
+
+def _refusal(error: InvalidStatus) -> str:
+    """Return the reason for which a server refused a connection."""
+    if error.response.status_code == 401:
+        return "demands an API key, or another one than it was given"
+    reason = (error.response.body or b"").decode(errors="replace").strip()
+    return f"refused the connection with status {error.response.status_code}: {reason[:200]}"

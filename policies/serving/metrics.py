@@ -79,7 +79,8 @@ class ServerMetrics:
             "batch_size_max": max(sizes, default=0),
             "uptime_seconds": time.monotonic() - self.started,
         }
-        lines = [f"pitune_{name} {value:g}" for name, value in rows.items()]
+        # all digits, because a rounded counter stands still
+        lines = [f"pitune_{name} {value}" for name, value in rows.items()]
         lines += [
             f'pitune_latency_seconds{{quantile="{percent / 100:g}"}} {self.percentile(percent):.6g}'
             for percent in (50, 95, 99)

@@ -124,6 +124,8 @@ class RemotePolicy:
     def observation(self, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Return one observation under the names of `config.keys`.
 
+        A blank instruction is left out, so that the server's default or its own error replaces it.
+
         Args:
             row: `state` (s,), `image/<camera>` (3, Y, X) and `words` (bytes,).
         """
@@ -132,19 +134,20 @@ class RemotePolicy:
         words = bytes(row["words"].tolist()).rstrip(b"\0").decode()
         last = {camera: p.transpose(1, 2, 0) for camera, p in pictures.items()}  # (Y, X, 3)
         keys = self.config.keys
+        prompt = {"task" if keys == "lerobot" else "prompt": words} if words.strip() else {}
         if keys == "aloha":
-            return {"state": state, "images": pictures, "prompt": words}
+            return {"state": state, "images": pictures, **prompt}
         if keys == "lerobot":
             named = {f"observation.images.{camera}": p for camera, p in last.items()}
-            return {"observation.state": state, **named, "task": words}
+            return {"observation.state": state, **named, **prompt}
         named = {f"observation/{camera}": picture for camera, picture in last.items()}
         if keys == "droid":
             joints = {
                 "observation/joint_position": state[:-1],
                 "observation/gripper_position": state[-1:],
             }
-            return {**joints, **named, "prompt": words}
-        return {"observation/state": state, **named, "prompt": words}
+            return {**joints, **named, **prompt}
+        return {"observation/state": state, **named, **prompt}
 
     @property
     def waiting_seconds(self) -> float:
@@ -165,7 +168,8 @@ class RemotePreprocessor(TensorDictModuleBase):
         tasks: Instructions indexed by `task_id`.
 
     Raises:
-        ValueError: an instruction has more than 1024 bytes.
+        ValueError: an instruction has more than 1024 bytes. When called: there are several tasks,
+            and the observations have no `task_id`.
 
     Example:
         >>> keep = RemotePreprocessor((), ("push",))
@@ -192,6 +196,11 @@ class RemotePreprocessor(TensorDictModuleBase):
         rows = {key: td[key] for key in self.in_keys}
         task_id = td.get("task_id", None)
         if task_id is None:
+            if len(self._words) > 1:
+                raise ValueError(
+                    f"the observations have no task_id, but there are {len(self._words)} tasks; "
+                    "add the index of each row's task, or pass one task"
+                )
             task_id = torch.zeros(len(td), dtype=torch.int64)
         rows["words"] = self._words[task_id.cpu()].to(td["state"].device)
         return td.set(MODEL_INPUT, TensorDict(rows, batch_size=td.batch_size))

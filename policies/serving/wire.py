@@ -82,12 +82,22 @@ def _decode(value: dict[Any, Any]) -> Any:
     if b"__ndarray__" in value:
         return _array(value)
     if b"__npgeneric__" in value:
-        dtype = _dtype(value)
-        try:
-            return dtype.type(value[b"data"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise WireError(f"a number of type {dtype} has no valid value: {error}") from error
+        return _scalar(value)
     return value
+
+
+def _scalar(value: dict[Any, Any]) -> np.generic:
+    """Return the NumPy scalar of its map."""
+    dtype, data = _dtype(value), value.get(b"data")
+    # a number would be the length of bytes, of any size
+    kinds: dict[str, tuple[type, ...]] = {"S": (bytes,), "U": (str,)}
+    if not isinstance(data, kinds.get(dtype.kind, (bool, int, float))):
+        raise WireError(f"a number of type {dtype} has no valid value: {_described(data)}")
+    try:
+        scalar: np.generic = dtype.type(data)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise WireError(f"a number of type {dtype} has no valid value: {error}") from error
+    return scalar
 
 
 def _array(value: dict[Any, Any]) -> np.ndarray:
@@ -113,7 +123,7 @@ def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
         if not isinstance(name, str):
             raise TypeError("it is no text")
         dtype = np.dtype(name)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, SyntaxError) as error:
         raise WireError(f"an array has the unknown type {_described(name)}") from error
     if dtype.kind not in _KINDS or dtype.itemsize == 0:
         raise WireError(f"arrays of type {name!r} are not part of the protocol")

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from pitune import policies
+from pitune import envs, policies
 from pitune.experiments.evaluate import EvaluateConfig, evaluate, main, server_of
-from pitune.policies.real_time.delayed_actor import DelayConfig
+from pitune.policies.flow.real_time import RealTimeConfig
+from pitune.policies.real_time.delayed_actor import DelayConfig, Seam
 from policy_server import serving
 
 ENV = ["--env.id", "mock/Reach", "--env.num-envs", "4", "--env.num-workers", "0"]
@@ -73,6 +75,32 @@ def test_exploring_under_a_delay_is_refused(checkpoint: Path) -> None:
         checkpoint=checkpoint, stochastic=True, delay=DelayConfig(steps=1), device="cpu"
     )
     with pytest.raises(ValueError, match="explores without a delay"):
+        evaluate(config)
+
+
+@pytest.mark.parametrize(
+    ("own", "seam", "message"),
+    [
+        (None, "plain", "delay.seam='plain' does not use it"),
+        (None, "ensemble", "delay.seam='ensemble' does not use it"),
+        (RealTimeConfig(schedule="ones"), "real_time", "settings of its own.*schedule='ones'"),
+    ],
+)
+def test_real_time_settings_without_an_effect_are_refused(
+    checkpoint: Path, tmp_path: Path, own: RealTimeConfig | None, seam: Seam, message: str
+) -> None:
+    policy = policies.load(checkpoint)
+    policy = policy.replace(sampler=replace(policy.sampler, real_time=own))
+    policies.save(policy, tmp_path / "own")
+    config = EvaluateConfig(
+        checkpoint=tmp_path / "own",
+        delay=DelayConfig(steps=1, seam=seam),
+        real_time=RealTimeConfig(max_weight=10.0),
+        episodes=1,
+        env=envs.EnvConfig(id="mock/Reach", num_envs=1, num_workers=0),
+        device="cpu",
+    )
+    with pytest.raises(ValueError, match=message):
         evaluate(config)
 
 

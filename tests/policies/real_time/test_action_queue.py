@@ -79,6 +79,38 @@ def test_the_remainder_begins_at_the_present_action() -> None:
     assert queue.remainder(0.0) is None
 
 
+def test_a_chunk_of_the_last_episode_is_dropped_after_the_queue_was_cleared() -> None:
+    queue = ActionQueue(0.1)
+    queue.put(RAMP, observed_at=0.0, now=0.0)
+    queue.clear(now=0.3)
+    assert not queue.put(RAMP, observed_at=0.2, now=0.35)
+    assert queue.get(0.35) is None
+    assert queue.put(RAMP, observed_at=0.3, now=0.4)
+    assert queue.report().num_stale == 1
+
+
+def test_a_clock_that_was_read_before_the_chunk_came_gets_its_beginning() -> None:
+    queue = ActionQueue(0.1, blend_steps=2)
+    queue.put(RAMP, observed_at=0.0, now=0.0)
+    queue.put(RAMP + 100, observed_at=0.2, now=0.3)
+    assert queue.get(0.25) == 2.0  # the old plan's, not beyond it
+    np.testing.assert_array_equal(queue.remainder(0.15), RAMP + 100)
+
+
+def test_a_chunk_is_compared_with_the_one_before_under_the_lock() -> None:
+    class Watched(ActionQueue):
+        """A queue whose chunk may be read only by the thread that holds the lock."""
+
+        def __getattribute__(self, name: str) -> object:
+            if name == "_chunk":
+                assert object.__getattribute__(self, "_lock").locked()
+            return object.__getattribute__(self, name)
+
+    queue = Watched(0.1)
+    assert queue.put(RAMP, observed_at=0.0, now=0.0)
+    assert queue.put(RAMP, observed_at=0.1, now=0.1)
+
+
 @pytest.mark.parametrize(
     ("chunk", "message"),
     [

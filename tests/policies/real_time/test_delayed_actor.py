@@ -90,6 +90,18 @@ def test_an_ensemble_is_the_weighted_mean_of_all_predictions_of_a_step(policy: F
     torch.testing.assert_close(executed, expected)
 
 
+@pytest.mark.parametrize("seam", ["plain", "ensemble", "real_time"])
+def test_chunks_that_are_executed_whole_have_no_seam_to_mend(
+    policy: FlowPolicy, seam: Seam
+) -> None:
+    policy = policy.replace(sampler=replace(policy.sampler, execution_horizon=H))
+    actor = DelayedActor(policy, DelayConfig(seam=seam))
+    for number in range(3):
+        td = decision(policy, number, elapsed=float(number > 0))
+        expected = chunk(policy, td)
+        torch.testing.assert_close(actor(td)["action"], expected)
+
+
 def test_guided_chunks_continue_the_old_one(policy: FlowPolicy) -> None:
     td = decision(policy, 0)
     inputs = policies.ModelInput.of(td)

@@ -83,6 +83,28 @@ def batched(num: int, max_batch: int, max_wait: float, num_clients: int) -> tupl
     return [size for size, _ in metrics._batches][1:], seconds
 
 
+def test_the_queue_counts_the_requests_that_wait_now() -> None:
+    states, actions = torch.randn(50, 4), torch.randn(50, 2)
+    policy = policies.small_policy(
+        states, actions, action_horizon=4, sampler=policies.SamplerConfig()
+    )
+    metrics = ServerMetrics(num_clients=3)
+
+    async def run() -> list[int]:
+        lengths = []
+        async with Batcher(policy, 4, 5.0, metrics) as batcher:
+            requests = [Request({"state": [0.0] * 4}, n) for n in policy.draw_noise(3)]
+            tasks = []
+            for request in requests:
+                tasks.append(asyncio.create_task(batcher.infer(request)))
+                await asyncio.sleep(0)
+                lengths.append(metrics.queue)
+            await asyncio.gather(*tasks)
+            return [*lengths, metrics.queue]
+
+    assert asyncio.run(run()) == [1, 2, 3, 0]
+
+
 def test_requests_are_computed_together_up_to_the_largest_batch() -> None:
     assert batched(num=10, max_batch=4, max_wait=0.2, num_clients=10)[0] == [4, 4, 2]
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,19 @@ from pitune.policies.serving.server import connection_seed
 from pitune.policies.serving.wire import pack, unpack
 from policy_server import serving
 from vision_policies import vision_policy
+
+
+@contextmanager
+def handled(handle: Callable[[ServerConnection], None]) -> Iterator[str]:
+    """Run a server with a handler of its connections."""
+    with serve(handle, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
@@ -35,14 +50,8 @@ def answering(*answers: object, metadata: dict[str, object] | None = None) -> It
                 continue
             connection.send(answer if isinstance(answer, str | bytes) else pack(answer))  # type: ignore[arg-type]
 
-    with serve(handle, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with handled(handle) as uri:
+        yield uri
 
 
 CHUNK = {"actions": np.arange(8.0).reshape(4, 2)}
@@ -92,6 +101,64 @@ def test_a_silent_server_is_an_error_after_the_time_limit() -> None:
         pytest.raises(RemoteError, match=r"no answer within timeout_seconds=0\.2"),
     ):
         asked(uri, timeout_seconds=0.2)
+
+
+def test_a_late_answer_is_not_taken_for_that_of_the_next_observation() -> None:
+    def handle(connection: ServerConnection) -> None:
+        connection.send(pack({}))
+        for frame in connection:
+            number = unpack(frame)["number"]  # type: ignore[arg-type]
+            time.sleep(0.5 if number == 1 else 0)
+            connection.send(pack({"actions": np.full((1, 1), number)}))
+
+    with handled(handle) as uri:
+        client = RemoteClient(RemoteConfig(uri=uri, timeout_seconds=0.2, retries=0))
+        client.send({"number": 1})
+        with pytest.raises(RemoteError, match="no answer within"):
+            client.receive()
+        time.sleep(0.5)
+        client.send({"number": 2})
+        assert client.receive()["actions"] == 2
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [("no room", "refused the connection: no room"), (b"\xc1", "gave no valid metadata")],
+)
+def test_a_connection_that_is_refused_is_closed(first: str | bytes, message: str) -> None:
+    closed = threading.Event()
+
+    def handle(connection: ServerConnection) -> None:
+        connection.send(first)
+        for _ in connection:
+            pass
+        closed.set()
+
+    with handled(handle) as uri:
+        with pytest.raises(RemoteError, match=message):
+            RemoteClient(RemoteConfig(uri=uri))
+        assert closed.wait(2)
+
+
+def test_a_full_server_is_named_as_the_cause() -> None:
+    with serving(vision_policy(), max_clients=1) as server:
+        config = RemoteConfig(uri=f"ws://127.0.0.1:{server.port}", retries=0)
+        first = RemoteClient(config)
+        with pytest.raises(RemoteError, match="status 503: the server has 1 clients already"):
+            RemoteClient(config)
+        first.close()
+
+
+def test_a_wrong_key_is_an_error_at_once(tmp_path: Path) -> None:
+    key = tmp_path / "key.txt"
+    key.write_text("guess\n")
+    with serving(vision_policy(), api_key="secret") as server:
+        config = RemoteConfig(uri=f"ws://127.0.0.1:{server.port}", api_key_file=key, retries=9)
+        with pytest.raises(RemoteError, match="demands an API key, or another one"):
+            RemoteClient(config)
+        key.write_text("secret\n")
+        RemoteClient(config).close()
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:
@@ -199,6 +266,22 @@ def test_each_robots_keys_are_those_that_infer_reads(keys: str) -> None:
         expected = policy.sample_chunk(inputs, noise)[0].numpy()
     sent = unpack(pack(raw))
     np.testing.assert_array_equal(policies.infer(policy, sent, noise[0].numpy()), expected)
+
+
+@pytest.mark.parametrize("keys", ["openpi", "droid", "aloha", "lerobot"])
+@pytest.mark.parametrize("tasks", [(), ("",), ("  ",)])
+def test_a_blank_instruction_is_not_sent(keys: str, tasks: tuple[str, ...]) -> None:
+    with answering(CHUNK, metadata={"action_horizon": 4}) as uri:
+        remote = RemotePolicy(RemoteConfig(uri=uri, keys=keys), 4, 2, ["front"])  # type: ignore[arg-type]
+        td = remote.observation_preprocessor(tasks)(rows(1))
+        raw = remote.observation({k: v[0].numpy() for k, v in td["model_input"].items()})
+        remote.close()
+    assert not {"prompt", "task"} & raw.keys()
+
+
+def test_rows_without_a_task_are_refused_among_several_tasks() -> None:
+    with pytest.raises(ValueError, match="no task_id, but there are 3 tasks"):
+        RemotePreprocessor((), TASKS)(rows(2).exclude("task_id"))
 
 
 def test_an_instruction_that_does_not_fit_is_refused() -> None:

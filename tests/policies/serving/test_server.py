@@ -21,6 +21,7 @@ from pitune.policies import FlowPolicy
 from pitune.policies.serving import server as server_module
 from pitune.policies.serving.config import ServerConfig
 from pitune.policies.serving.description import policy_metadata
+from pitune.policies.serving.metrics import ServerMetrics
 from pitune.policies.serving.server import PolicyServer, connection_seed
 from pitune.policies.serving.wire import pack, unpack
 from policy_server import ask, client, received, serving
@@ -255,6 +256,10 @@ def test_the_pages_give_health_and_figures(policy: FlowPolicy) -> None:
         page = get(server, "/metrics")
         assert "pitune_requests_total 1\n" in page
         assert 'pitune_latency_seconds{quantile="0.99"} 0' in page
+
+
+def test_a_large_counter_keeps_all_its_digits() -> None:
+    assert "pitune_requests_total 1234567\n" in ServerMetrics(num_requests=1_234_567).page()
 
 
 def test_a_key_is_demanded_of_clients_and_figures_but_not_of_health(policy: FlowPolicy) -> None:

@@ -85,3 +85,31 @@ def encoded(**changes: object) -> bytes:
 def test_a_malformed_message_is_refused_with_its_cause(data: bytes, message: str) -> None:
     with pytest.raises(WireError, match=message):
         unpack(data)
+
+
+@pytest.mark.parametrize("dtype", ["(2,f4", "(1,,2)f4", ","])
+def test_a_type_that_cannot_be_parsed_is_refused(dtype: str) -> None:
+    array = {b"__ndarray__": True, b"data": b"", b"dtype": dtype, b"shape": [0]}
+    scalar = {b"__npgeneric__": True, b"data": 1, b"dtype": dtype}
+    for value in (array, scalar):
+        with pytest.raises(WireError, match="unknown type"):
+            unpack(msgpack.packb({"state": value}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data"),
+    [
+        ("|S3", 3_000_000_000),  # 3 GB of zeros
+        ("|S3", "text"),
+        ("<U3", 5),
+        ("<U3", b"abc"),
+        ("<f4", "1"),
+        ("<f4", [1, 2]),
+        ("<i4", None),
+        ("|b1", [True]),
+    ],
+)
+def test_a_scalar_of_another_kind_than_its_type_is_refused(dtype: str, data: object) -> None:
+    value = {b"__npgeneric__": True, b"data": data, b"dtype": dtype}
+    with pytest.raises(WireError, match="has no valid value"):
+        unpack(msgpack.packb({"state": value}))
