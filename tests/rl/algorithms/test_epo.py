@@ -438,8 +438,7 @@ def test_epo_improves_a_half_trained_policy(half_trained: Path) -> None:
     after = rl.evaluate(env, algorithm.actor, 208)
     assert before.interval is not None
     assert after.interval is not None
-    assert before.interval[1] < 0.7
-    assert after.interval[0] > 0.8
+    assert before.interval[1] < 0.8 < after.interval[0]  # the intervals do not overlap
 
 
 def test_a_network_without_a_state_token_is_refused(tiny_policy: Callable) -> None:
