@@ -87,7 +87,8 @@ def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
         FileNotFoundError: the folder holds no run.
         ValueError: its config is damaged, or its algorithm is not registered.
     """
-    config = read_config(folder / "config.json")["config"]
+    record = read_config(folder / "config.json")
+    config, limits = record["config"], record.get("limits", {})
     checkpoints = own_checkpoints(folder)
     if not checkpoints:
         return []
@@ -95,6 +96,8 @@ def next_steps(folder: Path, swap: str | None = None) -> list[Step]:
     # the same run with twice the iterations
     name, latest = config["algorithm_name"], checkpoints[-1]
     more = ["--num-iterations", str(2 * max(1, int(latest.name.rpartition("_")[2])))]
+    if limits.get("stop_at", 1) < 1:  # a run that reached it has ended
+        more += ["--stop-at", "1"]
     # Our own checkpoints need no load options, and reject most.
     loaded = {key: value for key, value in config.items() if key != "load"}
     from_latest = train_options({**loaded, "checkpoint": str(latest)})

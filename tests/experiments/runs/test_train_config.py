@@ -76,6 +76,15 @@ def test_our_own_checkpoint_is_loaded_without_the_options_of_another_format(
     assert steps["train longer"] == longer
 
 
+def test_a_run_that_may_stop_early_goes_on_without_that_limit(tmp_path: Path) -> None:
+    config = replace(CONFIGS["the defaults"], stop_at=0.95)
+    record = {"config": config.identity(), "limits": config.limits()}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    (tmp_path / "checkpoint_000020").mkdir()
+    steps = {step.purpose: step.text for step in next_steps(tmp_path)}
+    assert steps["train longer"].endswith("--num-iterations 40 --stop-at 1")
+
+
 @pytest.mark.parametrize(
     ("row", "reached"),
     [
