@@ -206,6 +206,8 @@ class DelayedActor(TensorDictModuleBase):
         """Return the chunks (N, H, d) after running ones, and first ones where `begins` (N,)."""
         if noise is None:
             noise = self.policy.draw_noise(len(inputs))
+        if self.config.seam == "real_time" and not begins.any():  # all chunks are continued
+            return continue_chunk(self.policy, inputs, remainder, delay, noise)
         fresh = self.policy.sample_chunk(inputs, noise)
         if self.config.seam == "plain":
             return fresh

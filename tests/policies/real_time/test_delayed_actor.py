@@ -179,3 +179,17 @@ def test_the_settings_are_stored_with_the_checkpoint(policy: FlowPolicy, tmp_pat
     none = tmp_path / "none"  # type: ignore[operator]
     save(policy.replace(sampler=replace(policy.sampler, real_time=None)), none)
     assert load(none).sampler.real_time is None
+
+
+def test_a_continued_decision_encodes_its_observations_once(
+    policy: FlowPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    encode = FlowPolicy.encode
+    monkeypatch.setattr(
+        FlowPolicy, "encode", lambda *args, **named: calls.append(1) or encode(*args, **named)
+    )
+    actor = DelayedActor(policy, DelayConfig(steps=2, seam="real_time"))
+    actor(decision(policy, 0, elapsed=0.0))
+    actor(decision(policy, 1))
+    assert len(calls) == 2
