@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -186,9 +187,12 @@ def test_a_continued_decision_encodes_its_observations_once(
 ) -> None:
     calls = []
     encode = FlowPolicy.encode
-    monkeypatch.setattr(
-        FlowPolicy, "encode", lambda *args, **named: calls.append(1) or encode(*args, **named)
-    )
+
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(1)
+        return encode(*args, **named)
+
+    monkeypatch.setattr(FlowPolicy, "encode", counted)
     actor = DelayedActor(policy, DelayConfig(steps=2, seam="real_time"))
     actor(decision(policy, 0, elapsed=0.0))
     actor(decision(policy, 1))
