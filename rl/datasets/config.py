@@ -31,6 +31,9 @@ class DataConfig(Settings):
     memory_gib: PositiveFloat = 2.0
     """Memory for observations and actions [GiB]. A dataset that needs more is streamed from the
     disk by cloning, and rejected by algorithms with a replay memory."""
+    padding: Literal["mask", "repeat"] = "mask"
+    """Steps of a chunk past its episode's end: left out of the cloning loss (lerobot's
+    `action_is_pad`), or cloned as repetitions of the last action (openpi)."""
     window: PositiveInt = 32
     """Neighboring frames that a stream decodes in one go. Fewer mix better, more decode faster."""
     any_rate: bool = False

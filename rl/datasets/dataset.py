@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pitune.rl.datasets.config import DataConfig
-from pitune.rl.datasets.layout import find_dataset
+from pitune.rl.datasets.layout import FACTS, find_dataset, read_json
 from pitune.rl.datasets.metadata import PICTURES, Episode, Metadata, read_metadata
 from pitune.rl.datasets.tables import Rows
 from pitune.rl.datasets.video import decode
@@ -92,6 +92,12 @@ class EpisodeDataset:
     def action_dim(self) -> int:
         """Robot action dim d."""
         return sum(self.metadata.width(feature) for feature in self.config.action)
+
+    @property
+    def reward_definition(self) -> str:
+        """Definition of the recorded rewards in words, empty if it is unknown."""
+        file = self.metadata.folder / FACTS
+        return str(read_json(file).get("reward", "")) if file.is_file() else ""
 
     def frames(self, number: int, start: int, stop: int) -> Frames:
         """Return some frames of a chosen episode.

@@ -21,6 +21,8 @@ CHUNK_SIZE = 1000
 """Files in a folder, before the next folder begins."""
 OLD_TASKS, OLD_EPISODES = Path("meta/tasks.jsonl"), Path("meta/episodes.jsonl")
 OLD_STATS = Path("meta/episodes_stats.jsonl")
+FACTS = Path("meta/pitune.json")
+"""Facts about a recording that the format has no place for."""
 INDEX = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """Features of every dataset, besides those of its robot."""
 VERSIONS = ("v2.1", "v3.0")

@@ -25,12 +25,20 @@ from pitune.rl.datasets.columns import (
 )
 from pitune.rl.datasets.config import RecordConfig
 from pitune.rl.datasets.feature_stats import NumberStats, PictureStats, Stats
-from pitune.rl.datasets.layout import CHUNK_SIZE, DATA, EPISODES, INFO, STATS, TASKS, VIDEO, require
+from pitune.rl.datasets.layout import (
+    CHUNK_SIZE,
+    DATA,
+    EPISODES,
+    FACTS,
+    INFO,
+    STATS,
+    TASKS,
+    VIDEO,
+    require,
+)
 from pitune.rl.datasets.rolling import DataFiles, VideoFiles, file_place
 
 VERSION = "v3.0"
-FACTS = Path("meta/pitune.json")
-"""Facts about the recording that the format has no place for."""
 
 
 class DatasetWriter:
