@@ -24,7 +24,8 @@ from pitune.envs.maniskill.registration import ManiSkillOptions
 from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.mock.registration import MockOptions
 from pitune.envs.registry import EnvFactory, config_for, known_tasks, make, prefixes, register
-from pitune.envs.seeding import EpisodeSeeds, EvaluationSeeds, Split, episode_seed
+from pitune.envs.seeding import EpisodeSeeds, EvaluationSeeds, episode_seed
+from pitune.envs.starts import Split, Starts, start_split
 from pitune.envs.success import SuccessRule
 from pitune.envs.tabletop.registration import TabletopOptions
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
@@ -45,6 +46,7 @@ __all__ = [
     "MockOptions",
     "Observation",
     "Split",
+    "Starts",
     "StepResult",
     "SuccessRule",
     "TabletopOptions",
@@ -56,4 +58,5 @@ __all__ = [
     "prefixes",
     "register",
     "require_default",
+    "start_split",
 ]

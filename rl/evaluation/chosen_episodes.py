@@ -37,7 +37,7 @@ class ChosenEpisodes(EvaluationSeeds):
 
     def __init__(self, whole: EvaluationSeeds, chosen: Sequence[int]) -> None:
         num_envs = len(whole.episodes)
-        super().__init__(num_envs, whole.total, whole.seed, whole.split)
+        super().__init__(num_envs, whole.total, whole.seed, whole.split, whole.starts)
         self._whole, self.chosen = whole, sorted(chosen)
         outside = [index for index in self.chosen if not 0 <= index < whole.total]
         if outside or len(set(self.chosen)) < len(self.chosen):

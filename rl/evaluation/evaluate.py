@@ -20,7 +20,15 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EvaluationSeeds, Split, SuccessRule
+from pitune.envs import (
+    CheckedEnv,
+    ChunkEnv,
+    EnvSpec,
+    EvaluationSeeds,
+    Split,
+    Starts,
+    SuccessRule,
+)
 from pitune.envs.success import check_rule
 from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingModule, ActingPolicy
@@ -87,7 +95,7 @@ def evaluate(
     words = _words(instructions, env.spec, actor.policy)
 
     # environment with starts of its own
-    seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split)
+    seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
     if episodes is not None:
         seeds = ChosenEpisodes(seeds, episodes)
     chunk_env = ChunkEnv(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pitune import envs
-from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, EvaluationSeeds
+from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, EvaluationSeeds, Starts
 from pitune.envs.mock.reach import Reach, Script
 from pitune.policies import (
     Actor,
@@ -512,3 +512,41 @@ def test_the_places_of_a_part_are_those_of_the_whole_list() -> None:
     assert part.next(torch.tensor([1])).tolist() == [whole.seed_of(7)]
     assert part.index.tolist() == [3, 7, -1]
     assert part.noise_seed_of(7) == whole.noise_seed_of(7)
+
+
+def test_another_task_than_that_of_the_seed_is_an_error() -> None:
+    starts = Starts(num_tasks=3, num_starts=10, seeded_tasks=True)
+    seeds = EvaluationSeeds(2, 12, seed=0, starts=starts)
+    rows = [
+        EpisodeOutcome(
+            index=index,
+            seed=seeds.seed_of(index),
+            task_id=index % 3,
+            success_once=True,
+            success_at_end=True,
+            length=1,
+        )
+        for index in range(12)
+    ]
+    check_played_once(rows, range(12), seeds)
+    rows[4] = replace(rows[4], task_id=0)
+    with pytest.raises(RuntimeError, match="episode 4: task 0 instead of 1"):
+        check_played_once(rows, range(12), seeds)
+
+
+def test_a_start_that_occurs_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = EvaluationSeeds(2, 3, seed=0, starts=Starts(num_tasks=1, num_starts=10))
+    monkeypatch.setattr(EvaluationSeeds, "seed_of", lambda self, index: 4 * (index > 0))
+    rows = [
+        EpisodeOutcome(
+            index=index,
+            seed=seeds.seed_of(index),
+            task_id=0,
+            success_once=True,
+            success_at_end=True,
+            length=1,
+        )
+        for index in range(3)
+    ]
+    with pytest.raises(RuntimeError, match="seed 4: 2 times"):
+        check_played_once(rows, range(3), seeds)
