@@ -68,7 +68,10 @@ def test_all_deployed_settings_can_be_varied() -> None:
         ([("flow_steps", "1"), ("flow_steps", "2")], "vary='flow_steps' is given twice"),
         ([("flow_steps", "1", "1")], "vary='flow_steps' must not repeat a value"),
         ([("flow_steps", "1.5")], "vary='flow_steps' has no value '1.5'; valid: a whole number"),
-        ([("solver", "rk4")], "vary='solver' has no value 'rk4'; valid: 'euler', 'midpoint', 'heun'"),
+        (
+            [("solver", "rk4")],
+            "vary='solver' has no value 'rk4'; valid: 'euler', 'midpoint', 'heun'",
+        ),
         ([("delay.max_steps", "x")], "has no value 'x'; valid: a whole number, None"),
     ],
 )
