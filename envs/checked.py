@@ -68,7 +68,10 @@ class CheckedEnv:
                 "environment that is reset"
             )
         self.num_calls += 1
-        return self._check_obs(self.env.reset(seed, env_idx), "reset")
+        obs = self._check_obs(self.env.reset(seed, env_idx), "reset")
+        if self.spec.seeded_tasks:
+            self._check_tasks(obs, seed, env_idx)
+        return obs
 
     def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
         """Advance the active environments. See `DrawsOnRequest.step`.
@@ -132,6 +135,17 @@ class CheckedEnv:
 
     def close(self) -> None:
         self.env.close()
+
+    def _check_tasks(self, obs: Observation, seed: Tensor, env_idx: Tensor | None) -> None:
+        """Raise ValueError if an episode has another task than its seed chose."""
+        task_id = obs["task_id"] if env_idx is None else obs["task_id"][env_idx]
+        chosen = (seed % len(self.spec.tasks)).to(task_id.device)
+        if not torch.equal(task_id, chosen):
+            raise ValueError(
+                f"{self.spec.id} began episodes with task_id={task_id.tolist()}, but the seeds "
+                f"chose {chosen.tolist()}; an adapter with seeded_tasks=True must play the task "
+                "seed % len(tasks)"
+            )
 
     def _check_obs(self, obs: Observation, method: str) -> Observation:
         """Return copies of the observation after a check of the state."""

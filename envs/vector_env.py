@@ -81,6 +81,28 @@ class EnvSpec:
     """The definition of an episode's success, see `pitune.envs.success`."""
     reward: str = ""
     """Definition of the reward in words, which demonstrations store. Empty if it is unknown."""
+    seeded_tasks: bool = False
+    """Whether the seed of an episode chooses its task: `task_id = seed % len(tasks)`. The seeds of
+    training and evaluation then deal the tasks evenly."""
+    task_names: tuple[str, ...] = ()
+    """Name of each task for tables, e.g. `metaworld/reach-v3`. Empty if there are none."""
+    num_starts: int | None = None
+    """Fixed starts of each task, of which `(seed // len(tasks)) % num_starts` is played. They are
+    split between training and evaluation (`start_split`). None for no limit."""
+    tasks_without_expert: tuple[int, ...] = ()
+    """Tasks of a suite whose expert is missing. It does not act in their episodes."""
+
+    def __post_init__(self) -> None:
+        if self.task_names and len(self.task_names) != len(self.tasks):
+            raise ValueError(
+                f"task_names={self.task_names} of {self.id} must have one name for each of its "
+                f"{len(self.tasks)} tasks"
+            )
+        if self.num_starts is not None and len(self.tasks) > 1 and not self.seeded_tasks:
+            raise ValueError(
+                f"num_starts={self.num_starts} of {self.id} is given for {len(self.tasks)} tasks, "
+                "so a seed must choose the task too; set seeded_tasks=True"
+            )
 
     @property
     def action_dim(self) -> int:
