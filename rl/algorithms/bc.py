@@ -22,6 +22,7 @@ from torch import Tensor
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
+from pitune.policies.network.context import stored_prefix
 from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -174,7 +175,9 @@ class CloningStep:
     def loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the loss of chunks (B) with `noise` (B, H, A) and `flow_time` (B), and metrics."""
         noise, flow_time = batch["noise"], batch["flow_time"]
-        loss = self.policy.loss(ModelInput.of(batch), batch["action"], noise, flow_time).mean()
+        prefix = stored_prefix(batch)
+        inputs = ModelInput.of(batch)
+        loss = self.policy.loss(inputs, batch["action"], noise, flow_time, prefix).mean()
         return loss, {"flow_loss": loss}
 
 
