@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from pitune.experiments.runs.config_file import plain, write_config
 from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
-from pitune.ranges import PositiveFloat, PositiveInt, Seed, Settings, Threads
+from pitune.policies.flow.real_time import RealTimeConfig
+from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
 
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
@@ -57,6 +58,9 @@ class PretrainConfig(Settings):
     """AdamW's first step size, which falls by a cosine [-]."""
     action_horizon: PositiveInt = 4
     """H, actions that one decision predicts."""
+    real_time_delay: NonNegativeInt = 0
+    """Longest delay to continue chunks under [control steps], by cloning with clean beginnings of
+    random length. The checkpoint then has `sampler.real_time.method` "trained"."""
     sampler: policies.SamplerConfig = field(default_factory=policies.SamplerConfig)
     """Flow steps and executed actions of a decision."""
     expert: policies.GemmaConfig = field(default_factory=lambda: policies.LAPTOP_EXPERT)
@@ -72,6 +76,11 @@ class PretrainConfig(Settings):
             raise ValueError(
                 f"sampler.execution_horizon={self.sampler.execution_horizon} must be at most "
                 f"action_horizon={self.action_horizon}: only predicted actions can be executed"
+            )
+        if self.real_time_delay >= self.action_horizon:
+            raise ValueError(
+                f"real_time_delay={self.real_time_delay} must be below "
+                f"action_horizon={self.action_horizon}: the rest of a chunk is learned"
             )
 
     def identity(self) -> dict[str, Any]:
@@ -150,8 +159,15 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         demonstrations.obs["state"],
         demonstrations.action,
         action_horizon=config.action_horizon,
-        sampler=config.sampler,
+        sampler=replace(config.sampler, real_time=None),
         expert=config.expert,
+    )
+    real_time = config.sampler.real_time
+    if config.real_time_delay:
+        real_time = real_time or RealTimeConfig(method="trained")
+    policy = policy.replace(
+        sampler=replace(config.sampler, real_time=real_time),
+        info=replace(policy.info, real_time_delay=config.real_time_delay),
     )
     floored = policy.preprocessor.floored()
     if any(floored.values()):
@@ -160,6 +176,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         learning_rate=config.learning_rate,
         decay_steps=config.gradient_steps,
         minibatch_size=config.minibatch_size,
+        real_time_delay=config.real_time_delay,
     )
     return CloningStep(policy, cloning)
 

@@ -25,7 +25,14 @@ from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
-from pitune.policies.policy_config import PolicyInfo, SamplerConfig, check_noise, check_parts
+from pitune.policies.policy_config import (
+    PolicyInfo,
+    SamplerConfig,
+    check_noise,
+    check_parts,
+    check_real_time,
+    make_preprocessor,
+)
 from pitune.policies.preprocessing.critic_input import critic_input
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
@@ -43,8 +50,9 @@ class FlowPolicy(nn.Module):
         info: Origin, tokenizer and adapters.
 
     Raises:
-        ValueError: `execution_horizon` is not between 1 and H, or only one of the network and the
-            preprocessor has cameras or a prompt.
+        ValueError: `execution_horizon` is not between 1 and H, only one of the network and the
+            preprocessor has cameras or a prompt, or the sampler needs a policy that was cloned
+            with clean beginnings.
 
     Example:
         >>> from pitune.policies import SamplerConfig, small_policy
@@ -66,10 +74,11 @@ class FlowPolicy(nn.Module):
         super().__init__()
         self.network = Pi0(network) if isinstance(network, Pi0Config) else network
         if isinstance(preprocessor, PreprocessorConfig):
-            preprocessor = _preprocessor(preprocessor, self.network.config)
+            preprocessor = make_preprocessor(preprocessor, self.network.config)
         self.preprocessor, self.sampler = preprocessor, sampler
         self.noise_source, self.info = noise_source, info or PolicyInfo()
         check_parts(self.network.config, self.preprocessor.config, sampler)
+        check_real_time(sampler, self.info)
 
     def replace(self, **changes: Any) -> FlowPolicy:
         """Return a policy with some parts replaced and the others shared.
@@ -266,7 +275,8 @@ class FlowPolicy(nn.Module):
             inputs: Observations (N).
             action: Demonstrated chunks (N, H, d) [robot units].
             noise: Noise (N, H, A), drawn by default.
-            flow_time: Flow times (N,), drawn from the training distribution by default.
+            flow_time: Flow times (N,), or (N, H) for those of single steps. The default is drawn
+                from the training distribution.
             prefix: The result of `encode_prefix` for the observations. By default they are encoded
                 here.
             state_offset: See `encode`.
@@ -280,7 +290,8 @@ class FlowPolicy(nn.Module):
             flow_time = sample_flow_time(len(action), action.device)
 
         # velocity at one point of flow time per row
-        x = interpolate(action, noise, flow_time[:, None, None])  # (N, H, A)
+        per_step = flow_time[:, None] if flow_time.ndim == 1 else flow_time  # (N, 1) or (N, H)
+        x = interpolate(action, noise, per_step[..., None])  # (N, H, A)
         context = self.encode(inputs, prefix, state_offset=state_offset)
         output = self.network.velocity(context, x[:, None], flow_time[:, None])  # (N, 1, H, A)
 
@@ -289,10 +300,3 @@ class FlowPolicy(nn.Module):
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
         return loss
-
-
-def _preprocessor(config: PreprocessorConfig, network: Pi0Config) -> Preprocessor:
-    """Return the preprocessor with the network's widths."""
-    # π0.5 has the state in its prompt, with any number of dimensions
-    state_dim = config.state.dim if network.family == "pi05" else 0
-    return Preprocessor(config, max(network.state_dim, state_dim), network.action_dim)

@@ -15,7 +15,7 @@ from pitune.policies.flow.ode import Solver
 from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig
-from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
+from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.preprocessing.prompt import Encoder
 from pitune.ranges import PositiveInt, Settings
 
@@ -66,8 +66,18 @@ class PolicyInfo:
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Id and settings of the environment that the policy learned in (JSON values), if known."""
 
+    real_time_delay: int = 0
+    """Longest clean beginning of the chunks that it was cloned on [control steps], 0 for none."""
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PolicyInfo:
         return self
+
+
+def make_preprocessor(config: PreprocessorConfig, network: Pi0Config) -> Preprocessor:
+    """Return the preprocessor with the network's widths."""
+    # π0.5 has the state in its prompt, with any number of dimensions
+    state_dim = config.state.dim if network.family == "pi05" else 0
+    return Preprocessor(config, max(network.state_dim, state_dim), network.action_dim)
 
 
 def check_parts(
@@ -92,6 +102,21 @@ def check_parts(
         raise ValueError(
             f"execution_horizon={sampler.execution_horizon} must be between 1 and "
             f"action_horizon={network.action_horizon}"
+        )
+
+
+def check_real_time(sampler: SamplerConfig, info: PolicyInfo) -> None:
+    """Check that a policy that continues chunks by trained prefixes was trained so.
+
+    Raises:
+        ValueError: it was not.
+    """
+    config = sampler.real_time
+    if config is not None and config.method == "trained" and not info.real_time_delay:
+        raise ValueError(
+            "real_time.method='trained' needs a policy that was cloned with clean beginnings, and "
+            "this one was not; take method='guided', or clone with real_time_delay "
+            "(pitune pretrain --real-time-delay 4)"
         )
 
 

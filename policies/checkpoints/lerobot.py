@@ -114,9 +114,9 @@ def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> 
     warn_of_small_scales(policy, folder)
     # an adapter is merged, and the written policy has none
     origin = {"format": "lerobot", **asdict(replace(files, config=_merged(files.config)))}
-    return with_settings(
-        policy.replace(info=PolicyInfo(origin=origin, tokenizer=tokenizer)), config
-    )
+    delay = settings.real_time_delay(files.config, file)
+    info = PolicyInfo(origin=origin, tokenizer=tokenizer, real_time_delay=delay)
+    return with_settings(policy.replace(info=info), config)
 
 
 def _check_type(kind: object, file: Path) -> None:

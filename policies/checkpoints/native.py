@@ -75,6 +75,7 @@ def write_policy(policy: FlowPolicy, folder: Path) -> list[str]:
         "origin": dict(info.origin),
         "lora": None if info.lora is None else asdict(info.lora),
         "environment": dict(info.environment),
+        "real_time_delay": info.real_time_delay,
     }
     write_tokenizer(policy, folder)
     if policy.noise_source is not None:
@@ -102,6 +103,7 @@ def load_policy(folder: Path) -> FlowPolicy:
             origin=dict(description.get("origin", {})),
             lora=lora,
             environment=dict(description.get("environment", {})),  # absent before pitune 0.3
+            real_time_delay=description.get("real_time_delay", 0),
         )
         sampler = SamplerConfig.from_dict(description["sampler"])
         policy = FlowPolicy(network, preprocessor, sampler, info=info)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pitune.policies.flow.path import FlowOutput, VelocityField, predicted_action
-from pitune.ranges import NonNegativeInt, PositiveFloat, Settings
+from pitune.ranges import PositiveFloat, Settings
 
 Method = Literal["guided", "trained"]
 Schedule = Literal["linear", "exp", "ones", "zeros"]
@@ -58,8 +58,6 @@ class RealTimeConfig(Settings):
     """Bound of the guidance: the paper 5, lerobot 10."""
     jacobian: Jacobian = "full"
     """Exact guidance, or lerobot's without back-propagation."""
-    max_delay: NonNegativeInt = 0
-    """Longest delay of the cloning [control steps] (trained)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,10 +95,11 @@ def continue_chunk(
             "the policy has no settings for real-time chunking; set `sampler.real_time`, for "
             "example to RealTimeConfig(method='guided')"
         )
-    if config.method == "trained" and delay > config.max_delay:
+    trained_delay = policy.info.real_time_delay
+    if config.method == "trained" and delay > trained_delay:
         raise ValueError(
-            f"delay={delay} is longer than max_delay={config.max_delay} of the policy's cloning; "
-            "use method='guided', or clone with longer delays"
+            f"delay={delay} is longer than real_time_delay={trained_delay} of the policy's "
+            "cloning; use method='guided', or clone with longer delays"
         )
     # remainder in the network's space, relative to the present state
     state = inputs.robot_state.to(policy.device)

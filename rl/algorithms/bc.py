@@ -68,6 +68,9 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     """Gradient steps per update."""
     max_grad_norm: PositiveOrInfinite = 1.0
     """Gradients are scaled down to this norm [-]."""
+    real_time_delay: NonNegativeInt | None = None
+    """Longest clean beginning of a chunk [control steps], for real-time chunking with
+    method="trained". Each chunk's is drawn from 0 to this. The policy's own by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,6 +87,7 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         defaults = small if policy.network.vlm is None else pretrained
         if policy.info.lora is not None:  # openpi has no moving average of adapters
             defaults = (*defaults[:-1], 0.0)
+        defaults = (*defaults, policy.info.real_time_delay)
         names = (
             "learning_rate",
             "warmup_steps",
@@ -91,6 +95,7 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
             "final_fraction",
             "weight_decay",
             "ema_decay",
+            "real_time_delay",
         )
 
         # fields that are not set
@@ -125,6 +130,9 @@ class CloningStep:
         policy: Trained in place.
         config: Step sizes.
 
+    Raises:
+        ValueError: `real_time_delay` is not below the action horizon.
+
     Example:
         >>> step = CloningStep(policy, BCConfig())  # doctest: +SKIP
         >>> chunks = demonstrations_for(policy, file).chunks(8)  # doctest: +SKIP
@@ -133,6 +141,12 @@ class CloningStep:
 
     def __init__(self, policy: FlowPolicy, config: BCConfig) -> None:
         self.policy, self.config = policy, config.with_defaults(policy)
+        delay, horizon = self.config.real_time_delay or 0, policy.chunk_shape[0]
+        if delay >= horizon:
+            raise ValueError(
+                f"real_time_delay={delay} must be below action_horizon={horizon}, because a chunk "
+                "with clean actions alone has nothing to learn"
+            )
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
         betas = (0.9, 0.999) if policy.network.vlm is None else (0.9, 0.95)
         self.optimizer = torch.optim.AdamW(
@@ -156,6 +170,9 @@ class CloningStep:
         batch: TensorDictBase = chunks.to(self.policy.device).copy()
         batch["noise"] = self.policy.draw_noise(num)
         batch["flow_time"] = sample_flow_time(num, self.policy.device)
+        if config.real_time_delay:
+            delay = torch.randint(config.real_time_delay + 1, (num,), device=self.policy.device)
+            batch.update(clean_prefix(batch["flow_time"], delay, self.policy.chunk_shape[0]))
 
         metrics, _ = gradient_step(
             self.optimizer,
@@ -172,10 +189,40 @@ class CloningStep:
         return float(metrics["flow_loss"])
 
     def loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
-        """Return the loss of chunks (B) with `noise` (B, H, A) and `flow_time` (B), and metrics."""
+        """Return the loss of chunks (B) with the random draws of a minibatch, and its metrics.
+
+        Args:
+            batch: Chunks with `noise` (B, H, A), and `flow_time` (B), or (B, H) with a weight of
+                each step, `step_weight` (B, H).
+        """
         noise, flow_time = batch["noise"], batch["flow_time"]
-        loss = self.policy.loss(ModelInput.of(batch), batch["action"], noise, flow_time).mean()
-        return loss, {"flow_loss": loss}
+        loss = self.policy.loss(ModelInput.of(batch), batch["action"], noise, flow_time)
+        if flow_time.ndim == 2:
+            loss = loss * batch["step_weight"][..., None]  # (B, H, A)
+        return loss.mean(), {"flow_loss": loss.mean()}
+
+
+def clean_prefix(flow_time: Tensor, delay: Tensor, horizon: int) -> dict[str, Tensor]:
+    """Return `flow_time` and `step_weight` (B, H) of chunks that begin with clean actions.
+
+    The first `delay` steps have flow time 0, so they are the demonstrated actions, and weight 0.
+    The weights of the others are equal, with a mean of 1 over the minibatch and all its steps, so
+    the loss is a mean over the entries that are learned.
+    Source: Black et al. 2025 (arXiv 2512.05964); lerobot.
+
+    Args:
+        flow_time: Drawn flow times (B,).
+        delay: Length of each clean beginning (B,) int64 [control steps].
+        horizon: H.
+
+    Example:
+        >>> drawn = clean_prefix(torch.tensor([0.5]), torch.tensor([1]), 3)
+        >>> drawn["flow_time"].tolist(), drawn["step_weight"].tolist()
+        ([[0.0, 0.5, 0.5]], [[0.0, 1.5, 1.5]])
+    """
+    is_learned = torch.arange(horizon, device=delay.device) >= delay[:, None]  # (B, H)
+    weight = is_learned.float()
+    return {"flow_time": flow_time[:, None] * is_learned, "step_weight": weight / weight.mean()}
 
 
 @register("bc", BCConfig, reads_demonstrations=True)
@@ -190,6 +237,9 @@ class BehaviorCloning(Algorithm[BCConfig]):
     needs = Needs(rollouts=False)
 
     def __init__(self, config: BCConfig, policy: FlowPolicy) -> None:
+        delay = config.real_time_delay
+        if delay is not None:  # the checkpoint records it
+            policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
         super().__init__(config, LikelihoodActor(policy, FlowSDEConfig()))
         self.chunks = demonstrations_for(policy, config.demonstrations).chunks(
             policy.chunk_shape[0]

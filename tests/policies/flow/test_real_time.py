@@ -248,7 +248,6 @@ def test_a_chunk_must_arrive_before_the_old_one_ends(
         ("max_weight", 0.0),
         ("max_weight", float("nan")),
         ("max_weight", float("inf")),
-        ("max_delay", -1),
     ],
 )
 def test_a_wrong_setting_is_refused(name: str, value: object) -> None:

@@ -124,19 +124,19 @@ def test_relative_actions_are_anchored_anew_to_the_present_state() -> None:
     preprocessor = policies.PreprocessorConfig(
         state=stats, action=stats, normalization="none", delta_mask=(True, True)
     )
-    sampler = policies.SamplerConfig(
-        execution_horizon=h, real_time=RealTimeConfig(method="trained", max_delay=3)
-    )
+    sampler = policies.SamplerConfig(execution_horizon=h)
     network = policies.small_policy(
         torch.randn(9, 2), torch.randn(9, 2), action_horizon=H, sampler=sampler
     ).network
-    policy = FlowPolicy(network, preprocessor, sampler)
+    sampler = replace(sampler, real_time=RealTimeConfig(method="trained"))
+    info = policies.PolicyInfo(real_time_delay=3)
+    policy = FlowPolicy(network, preprocessor, sampler, info=info)
     td = observed(policy, torch.tensor([[10.0, -5.0]]))
     remainder = torch.randn(1, 4, 2) + 10  # [robot units]
     with torch.no_grad():
         new = continue_chunk(policy, policies.ModelInput.of(td), remainder, 3)
     torch.testing.assert_close(new[:, :3], remainder[:, :3], atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="delay=4 is longer than max_delay=3"):
+    with pytest.raises(ValueError, match="delay=4 is longer than real_time_delay=3"):
         continue_chunk(policy, policies.ModelInput.of(td), remainder, 4)
 
 
