@@ -22,8 +22,9 @@ from pitune.experiments.find_checkpoint import environment_note, find_checkpoint
 from pitune.experiments.runs.config_file import plain, provenance
 from pitune.experiments.runs.progress import count_episodes, screen
 from pitune.policies.actor import ActingModule
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig, DelayedActor
+from pitune.policies.real_time.delayed_actor import DelayedActor
 from pitune.policies.serving.client import RemoteConfig, RemoteOptions
 from pitune.policies.serving.remote_policy import RemoteActor, RemotePolicy
 from pitune.ranges import DeviceName, PositiveInt, Seed, Settings
@@ -136,6 +137,7 @@ def _actor(config: EvaluateConfig, policy: policies.FlowPolicy) -> ActingModule:
         if policy.sampler.real_time is None and config.delay.seam == "real_time":
             policy = policy.replace(sampler=replace(policy.sampler, real_time=config.real_time))
         return DelayedActor(policy, config.delay, config.seed)
+    policy = policy.with_delay(DelayConfig())
     if config.stochastic and policy.noise_source is None:
         return policies.LikelihoodActor(policy, config.likelihood)
     return policies.Actor(policy)

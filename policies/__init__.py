@@ -11,6 +11,7 @@ from pitune.policies.checkpoints.config import LoadConfig
 from pitune.policies.checkpoints.formats import load, save
 from pitune.policies.checkpoints.pipelines import PIPELINES, Pipeline
 from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetuning
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.inference import infer
 from pitune.policies.likelihood.config import (
@@ -41,7 +42,7 @@ from pitune.policies.preprocessing.model_input import ModelInput, ObservationPre
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.real_time.action_queue import ActionQueue
-from pitune.policies.real_time.delayed_actor import DelayConfig, DelayedActor
+from pitune.policies.real_time.delayed_actor import DelayedActor
 from pitune.policies.small_policy import small_policy
 
 __all__ = [

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import Solver
-from pitune.policies.flow.real_time import RealTimeConfig
+from pitune.policies.flow.real_time import RealTimeConfig, check_delay
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
@@ -40,11 +41,15 @@ class SamplerConfig(Settings):
     real_time: RealTimeConfig | None = None
     """How a new chunk continues the one that is being executed. None begins each chunk afresh."""
 
+    delay: DelayConfig = field(default_factory=DelayConfig)
+    """Decision delay that the policy is fine-tuned under."""
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SamplerConfig:
         """Rebuild the config from `dataclasses.asdict`, also after a round trip through JSON."""
         real_time = values.get("real_time")
-        parts = {"real_time": None if real_time is None else RealTimeConfig(**real_time)}
+        parts: dict[str, Any] = {"delay": DelayConfig(**values.get("delay", {}))}
+        parts["real_time"] = None if real_time is None else RealTimeConfig(**real_time)
         return cls(**{**values, **parts})
 
 
@@ -103,20 +108,48 @@ def check_parts(
             f"execution_horizon={sampler.execution_horizon} must be between 1 and "
             f"action_horizon={network.action_horizon}"
         )
+    if sampler.delay.highest:
+        check_delay(sampler.delay.highest, sampler.execution_horizon, network.action_horizon)
 
 
 def check_real_time(sampler: SamplerConfig, info: PolicyInfo) -> None:
-    """Check that a policy that continues chunks by trained prefixes was trained so.
+    """Check that a policy can continue chunks as its sampler sets.
 
     Raises:
-        ValueError: it was not.
+        ValueError: it cannot.
     """
-    config = sampler.real_time
+    config, delay = sampler.real_time, sampler.delay
+    if delay.seam == "ensemble":
+        raise ValueError(
+            "sampler.delay.seam='ensemble' averages several chunks, and their mean has no density; "
+            "take 'plain' or 'real_time'. DelayedActor evaluates ensembles"
+        )
     if config is not None and config.method == "trained" and not info.real_time_delay:
         raise ValueError(
             "real_time.method='trained' needs a policy that was cloned with clean beginnings, and "
             "this one was not; take method='guided', or clone with real_time_delay "
             "(pitune pretrain --real-time-delay 4)"
+        )
+    if delay.seam == "real_time" and config is None:
+        raise ValueError(
+            "delay.seam='real_time' needs the policy's settings `sampler.real_time`; set them, "
+            "clone with real_time_delay (pitune pretrain --real-time-delay 4), or choose another "
+            "seam"
+        )
+    if delay.seam == "real_time" and config is not None and config.method == "trained":
+        check_trained_delay(delay.highest, info)
+
+
+def check_trained_delay(delay: int, info: PolicyInfo) -> None:
+    """Check that a policy was cloned with clean beginnings that are as long as a delay.
+
+    Raises:
+        ValueError: it was not.
+    """
+    if delay > info.real_time_delay:
+        raise ValueError(
+            f"delay={delay} is longer than real_time_delay={info.real_time_delay} of the policy's "
+            "cloning; use method='guided', or clone with longer delays"
         )
 
 

@@ -28,7 +28,8 @@ from pitune.policies.checkpoints.lerobot_files.steps import PREPROCESSOR, check_
 from pitune.policies.checkpoints.pipelines import Pipeline
 from pitune.policies.checkpoints.weights import rename_weights
 from pitune.policies.network.pi0 import Pi0
-from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
+from pitune.policies.policy import FlowPolicy
+from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.norm_stats_file import read_norm_stats
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 

@@ -71,8 +71,25 @@ class Remainder:
 
     actions: Tensor
     """(N, rest, A) [normalized action], of which the first belongs to the observation's time."""
-    delay: int
-    """Actions that the robot will have executed when the new chunk arrives [control steps]."""
+    delay: int | Tensor
+    """Actions that the robot will have executed when the new chunk arrives [control steps]: one
+    number, or one of each row (N,), which is -1 where there is no old chunk."""
+
+    def is_frozen(self, horizon: int) -> Tensor:
+        """Return whether the robot will have executed a step, (N, H) or (1, H)."""
+        delay = torch.as_tensor(self.delay, device=self.actions.device).reshape(-1, 1)
+        step = torch.arange(horizon, device=self.actions.device)
+        return step < delay.clamp(max=self.actions.shape[1])
+
+    def weights(self, end: int, horizon: int, schedule: Schedule) -> Tensor:
+        """Return the soft mask of each row, (N, H) or (1, H)."""
+        delay = torch.as_tensor(self.delay).reshape(-1)
+        values, row = delay.unique(return_inverse=True)
+        masks = [
+            soft_mask(max(0, value), end if value >= 0 else 0, horizon, schedule)
+            for value in values.tolist()
+        ]
+        return torch.stack(masks).to(row.device)[row]
 
     def padded(self, horizon: int) -> Tensor:
         """Return the actions with zeros behind them, or cut, (N, H, A)."""
@@ -136,10 +153,10 @@ def guided_field(
 
     def guided(x: Tensor, flow_time: Tensor) -> FlowOutput:
         horizon = x.shape[2]
-        weights = soft_mask(remainder.delay, end, horizon, config.schedule)
+        weights = remainder.weights(end, horizon, config.schedule)
         if not weights.any():
             return field(x, flow_time)
-        weights = weights[:, None].to(x)  # (H, 1)
+        weights = weights[:, None, :, None].to(x)  # (N or 1, 1, H, 1)
         target = remainder.padded(horizon)[:, None].to(x)  # (N, 1, H, A)
         output = field(x, flow_time)
         correction = _correction(field, output.velocity, x, flow_time, target, weights, config)
@@ -174,28 +191,28 @@ def prefixed_field(field: VelocityField, remainder: Remainder) -> VelocityField:
     """Return the field of a policy that was cloned with clean prefixes.
 
     The first `delay` actions of every point are the remainder's, with flow time 0 of their own.
-    Their velocity is 0, so a chain that starts at `prefixed_noise` keeps them exactly.
+    Their velocity is 0, so a chain that starts `with_prefix` keeps them exactly.
     """
-    delay = min(remainder.delay, remainder.actions.shape[1])
 
     def prefixed(x: Tensor, flow_time: Tensor) -> FlowOutput:
-        if not delay:
+        is_prefix = remainder.is_frozen(x.shape[2])[:, None].to(x.device)  # (N or 1, 1, H)
+        if not is_prefix.any():
             return field(x, flow_time)
-        is_prefix = torch.arange(x.shape[2], device=x.device) < delay  # (H,)
         clean = remainder.padded(x.shape[2])[:, None].to(x)
-        x = torch.where(is_prefix[:, None], clean, x)
-        times = torch.where(is_prefix, torch.zeros_like(flow_time)[..., None], flow_time[..., None])
+        x = torch.where(is_prefix[..., None], clean, x)
+        times = torch.where(is_prefix, 0.0, flow_time[..., None])
         output = field(x, times)  # flow times (N, M, H)
-        velocity = torch.where(is_prefix[:, None], 0.0, output.velocity)
+        velocity = torch.where(is_prefix[..., None], 0.0, output.velocity)
         return output._replace(velocity=velocity)
 
     return prefixed
 
 
-def prefixed_noise(noise: Tensor, remainder: Remainder) -> Tensor:
-    """Return starting points (N, H, A) whose first `delay` actions are the remainder's."""
-    delay = min(remainder.delay, remainder.actions.shape[1])
-    return torch.cat([remainder.actions[:, :delay].to(noise), noise[:, delay:]], dim=1)
+def with_prefix(chunk: Tensor, remainder: Remainder) -> Tensor:
+    """Return chunks or noise (N, H, A) whose first `delay` actions are the remainder's."""
+    is_frozen = remainder.is_frozen(chunk.shape[1])[..., None].to(chunk.device)
+    old = remainder.padded(chunk.shape[1])[..., : chunk.shape[2]]
+    return torch.where(is_frozen, old.to(chunk), chunk)
 
 
 def check_delay(delay: int, execution_horizon: int, action_horizon: int) -> None:

@@ -26,7 +26,7 @@ from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingModule
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
-from pitune.rl.experience.rollouts import check_fit
+from pitune.rl.experience.rollouts import check_fit, chunk_env_for
 from pitune.rl.experience.sub_dict import sub_dict
 
 
@@ -74,14 +74,9 @@ def evaluate(
 
     # environment with starts of its own
     seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split)
-    chunk_env = ChunkEnv(
-        env,
-        actor.policy.sampler.execution_horizon,
-        seeds,
-        num_episodes=seeds.num_episodes.to(env.spec.device),
-        preprocess=actor.policy.observation_preprocessor(env.spec.tasks),
-        record_success=True,  # it may turn out only in the last step that there is one
-    )
+    num_each = seeds.num_episodes.to(env.spec.device)
+    # it may turn out only in the last step that there is a success
+    chunk_env = chunk_env_for(actor.policy, env, seeds, num_each, record_success=True)
 
     # episodes, with random numbers of their own
     mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
