@@ -34,7 +34,7 @@ def remainder_steps(sampler: SamplerConfig, horizon: int) -> int:
     """
     delay, config = sampler.delay, sampler.real_time
     if delay.seam == "real_time" and config is not None and config.method == "guided":
-        return horizon - sampler.execution_horizon if delay.highest else 0
+        return horizon - sampler.execution_horizon
     return delay.highest
 
 

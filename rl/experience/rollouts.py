@@ -126,9 +126,9 @@ def chunk_env_for(
     """
     sampler, preprocess = policy.sampler, policy.observation_preprocessor(env.spec.tasks)
     args = (env, sampler.execution_horizon, seeds, num_episodes, preprocess, record_success)
-    if not sampler.delay.highest:
-        return ChunkEnv(*args)
     steps = remainder_steps(sampler, policy.chunk_shape[0])
+    if not steps:
+        return ChunkEnv(*args)
     return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=sampler.delay.draw)
 
 
