@@ -43,7 +43,7 @@ from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.real_time.action_queue import ActionQueue
 from pitune.policies.real_time.delayed_actor import DelayedActor
-from pitune.policies.small_policy import small_policy
+from pitune.policies.small_policy import SmallVLMConfig, small_policy
 
 __all__ = [
     "LAPTOP_EXPERT",
@@ -80,6 +80,7 @@ __all__ = [
     "PreprocessorConfig",
     "RealTimeConfig",
     "SamplerConfig",
+    "SmallVLMConfig",
     "SteeringConfig",
     "VelocityGaussianConfig",
     "apply_finetuning",

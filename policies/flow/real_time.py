@@ -16,7 +16,7 @@ field only, so every solver and likelihood takes them.
 - **trained** (a checkpoint cloned with delays): the first actions are clean, with flow time 0 of
   their own, and are not sampled at all.
 
-Letters: N rows, M scored flow steps, H action horizon, A model action dim.
+Letters: N rows, B minibatch rows, M scored flow steps, H action horizon, A model action dim.
 Source: Black et al. 2025, "Real-time execution of action chunking flow policies"; lerobot
 `policies/rtc`; Black et al. 2025, "Training-time action conditioning" (arXiv 2512.05964).
 """
@@ -213,6 +213,29 @@ def with_prefix(chunk: Tensor, remainder: Remainder) -> Tensor:
     is_frozen = remainder.is_frozen(chunk.shape[1])[..., None].to(chunk.device)
     old = remainder.padded(chunk.shape[1])[..., : chunk.shape[2]]
     return torch.where(is_frozen, old.to(chunk), chunk)
+
+
+def clean_prefix(flow_time: Tensor, delay: Tensor, horizon: int) -> dict[str, Tensor]:
+    """Return `flow_time` and `step_weight` (B, H) of chunks that begin with clean actions.
+
+    The first `delay` steps have flow time 0, so they are the demonstrated actions, and weight 0.
+    The weights of the others are equal, with a mean of 1 over the minibatch and all its steps, so
+    the loss is a mean over the entries that are learned.
+    Source: Black et al. 2025 (arXiv 2512.05964); lerobot.
+
+    Args:
+        flow_time: Drawn flow times (B,).
+        delay: Length of each clean beginning (B,) int64 [control steps].
+        horizon: H.
+
+    Example:
+        >>> drawn = clean_prefix(torch.tensor([0.5]), torch.tensor([1]), 3)
+        >>> drawn["flow_time"].tolist(), drawn["step_weight"].tolist()
+        ([[0.0, 0.5, 0.5]], [[0.0, 1.5, 1.5]])
+    """
+    is_learned = torch.arange(horizon, device=delay.device) >= delay[:, None]  # (B, H)
+    weight = is_learned.float()
+    return {"flow_time": flow_time[:, None] * is_learned, "step_weight": weight / weight.mean()}
 
 
 def check_delay(delay: int, execution_horizon: int, action_horizon: int) -> None:

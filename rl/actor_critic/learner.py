@@ -36,11 +36,12 @@ from pitune.rl.actor_critic.q_ensemble import mean_size
 from pitune.rl.actor_critic.stored_rows import LearnerRows
 from pitune.rl.actor_critic.td import OffPolicy, means
 from pitune.rl.algorithm import Progress, no_progress
+from pitune.rl.datasets.demonstrations import demonstrations_for
 from pitune.rl.experience.demonstrations import (
     WITHOUT_DELAY,
     Demonstrations,
     check_no_delay,
-    demonstrations_for,
+    without_padding,
 )
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
@@ -76,7 +77,8 @@ class FlowActorCritic:
         self.anchor = frozen_copy(policy) if config.anchor_coefficient else None
         needed = config.off_policy.offline_share or config.cloning_coefficient
         if demonstrations is None and needed:
-            demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
+            memory = config.off_policy
+            demonstrations = demonstrations_for(policy, memory.demonstrations, memory.data)
 
         if config.off_policy.offline_share:
             check_no_delay(policy, "offline_share", WITHOUT_DELAY)
@@ -212,7 +214,8 @@ class FlowActorCritic:
                 rows["noise"],
                 rows["flow_time"],
                 stored_prefix(rows),
-            ).mean()
+            )
+            cloning = without_padding(cloning, rows).mean()
             metrics["cloning_loss"] = cloning
             loss = loss + config.cloning_coefficient * cloning
 

@@ -11,17 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
+from pitune.policies.flow.real_time import clean_prefix
+from pitune.policies.preprocessing.images import shift_pictures
+from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -33,8 +36,9 @@ from pitune.ranges import (
 )
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.config import MinibatchConfig
-from pitune.rl.experience.demonstrations import demonstrations_for
-from pitune.rl.experience.sub_dict import sub_dict
+from pitune.rl.datasets.config import DataConfig
+from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
+from pitune.rl.experience.demonstrations import without_padding
 from pitune.rl.gradient_step import Metrics, gradient_step
 from pitune.rl.registry import register
 
@@ -49,7 +53,10 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     """
 
     demonstrations: Path = Path("demonstrations.safetensors")
-    """File from `pitune.experiments.pretrain`."""
+    """File from `pitune.experiments.pretrain`, or a LeRobot dataset: its folder, or its name on
+    the hub."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Features of a LeRobot dataset, and the memory for it."""
     learning_rate: PositiveFloat | None = None
     """AdamW's greatest step size [-]. The defaults of this and the next five fields are 1e-3, 0,
     2000, 0.01, 1e-4 and 0. A policy with a language model has openpi's: 2.5e-5, 1000, 30000, 0.1,
@@ -71,6 +78,8 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     real_time_delay: NonNegativeInt | None = None
     """Longest clean beginning of a chunk [control steps], for real-time chunking with
     method="trained". Each chunk's is drawn from 0 to this. The policy's own by default."""
+    picture_shift: NonNegativeInt = 0
+    """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,18 +144,17 @@ class CloningStep:
 
     Example:
         >>> step = CloningStep(policy, BCConfig())  # doctest: +SKIP
-        >>> chunks = demonstrations_for(policy, file).chunks(8)  # doctest: +SKIP
+        >>> chunks = demonstrations.preprocess(policy).chunks(8)  # doctest: +SKIP
         >>> loss = step(chunks[:32])  # doctest: +SKIP
     """
 
     def __init__(self, policy: FlowPolicy, config: BCConfig) -> None:
         self.policy, self.config = policy, config.with_defaults(policy)
-        delay, horizon = self.config.real_time_delay or 0, policy.chunk_shape[0]
-        if delay >= horizon:
-            raise ValueError(
-                f"real_time_delay={delay} must be below action_horizon={horizon}, because a chunk "
-                "with clean actions alone has nothing to learn"
-            )
+        horizon = policy.chunk_shape[0]
+        if (delay := self.config.real_time_delay or 0) >= horizon:
+            given = f"real_time_delay={delay} must be below action_horizon={horizon}"
+            raise ValueError(f"{given}, because clean actions alone have nothing to learn")
+        _check_shift(policy, config.picture_shift)
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
         betas = (0.9, 0.999) if policy.network.vlm is None else (0.9, 0.95)
         self.optimizer = torch.optim.AdamW(
@@ -173,6 +181,9 @@ class CloningStep:
         if config.real_time_delay:
             delay = torch.randint(config.real_time_delay + 1, (num,), device=self.policy.device)
             batch.update(clean_prefix(batch["flow_time"], delay, self.policy.chunk_shape[0]))
+        if config.picture_shift:
+            images = batch[MODEL_INPUT, "images"]
+            batch[MODEL_INPUT, "images"] = shift_pictures(images, config.picture_shift)
 
         metrics, _ = gradient_step(
             self.optimizer,
@@ -197,32 +208,10 @@ class CloningStep:
         """
         noise, flow_time = batch["noise"], batch["flow_time"]
         loss = self.policy.loss(ModelInput.of(batch), batch["action"], noise, flow_time)
+        loss = without_padding(loss, batch)  # (B, H, A)
         if flow_time.ndim == 2:
-            loss = loss * batch["step_weight"][..., None]  # (B, H, A)
+            loss = loss * batch["step_weight"][..., None]
         return loss.mean(), {"flow_loss": loss.mean()}
-
-
-def clean_prefix(flow_time: Tensor, delay: Tensor, horizon: int) -> dict[str, Tensor]:
-    """Return `flow_time` and `step_weight` (B, H) of chunks that begin with clean actions.
-
-    The first `delay` steps have flow time 0, so they are the demonstrated actions, and weight 0.
-    The weights of the others are equal, with a mean of 1 over the minibatch and all its steps, so
-    the loss is a mean over the entries that are learned.
-    Source: Black et al. 2025 (arXiv 2512.05964); lerobot.
-
-    Args:
-        flow_time: Drawn flow times (B,).
-        delay: Length of each clean beginning (B,) int64 [control steps].
-        horizon: H.
-
-    Example:
-        >>> drawn = clean_prefix(torch.tensor([0.5]), torch.tensor([1]), 3)
-        >>> drawn["flow_time"].tolist(), drawn["step_weight"].tolist()
-        ([[0.0, 0.5, 0.5]], [[0.0, 1.5, 1.5]])
-    """
-    is_learned = torch.arange(horizon, device=delay.device) >= delay[:, None]  # (B, H)
-    weight = is_learned.float()
-    return {"flow_time": flow_time[:, None] * is_learned, "step_weight": weight / weight.mean()}
 
 
 @register("bc", BCConfig, reads_demonstrations=True)
@@ -241,9 +230,7 @@ class BehaviorCloning(Algorithm[BCConfig]):
         if delay is not None:  # the checkpoint records it
             policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
         super().__init__(config, LikelihoodActor(policy, FlowSDEConfig()))
-        self.chunks = demonstrations_for(policy, config.demonstrations).chunks(
-            policy.chunk_shape[0]
-        )
+        self.chunks = chunk_source(policy, config.demonstrations, config.data)
         self.step = CloningStep(policy, config)
         self.optimizers["policy"] = self.step.optimizer
 
@@ -265,19 +252,34 @@ class BehaviorCloning(Algorithm[BCConfig]):
 
     def extra_state(self) -> dict[str, Any]:
         ema = {} if self.step.ema is None else self.step.ema.state_dict()
-        return {"num_steps": self.step.num_steps, "ema": ema}
+        return {"num_steps": self.step.num_steps, "ema": ema, "chunks": self.chunks.state()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.step.num_steps = state["num_steps"]
+        self.chunks.load_state(state.get("chunks", {}))
         if self.step.ema is not None:
             self._averaged.close()
             self.step.ema.load_state_dict(state["ema"])
             self._show_average()
 
 
+def _check_shift(policy: FlowPolicy, pixels: int) -> None:
+    """Raise ValueError if a policy's pictures cannot be shifted by a number of pixels."""
+    pictures = policy.preprocessor.config.pictures
+    if pixels and pictures is None:
+        raise ValueError(
+            f"picture_shift={pixels} has no use for a policy without pictures; leave it out"
+        )
+    if pictures is not None and pixels >= pictures.size:
+        raise ValueError(
+            f"picture_shift={pixels} must be less than the pictures' {pictures.size} pixels; a "
+            "few percent of them are usual"
+        )
+
+
 def clone(
     step: CloningStep,
-    chunks: TensorDict,
+    chunks: TensorDictBase | ChunkSource,
     num_steps: int,
     on_step: Callable[[int], None] | None = None,
 ) -> float:
@@ -285,15 +287,14 @@ def clone(
 
     Args:
         step: The policy and its optimizer.
-        chunks: Training examples (N).
+        chunks: Training examples (N), or their source.
         num_steps: Gradient steps to take.
         on_step: Called after each with the number of steps so far, to show progress.
     """
     total = 0.0
-    size = min(step.config.minibatch_size, len(chunks))
+    source = RandomChunks(chunks) if isinstance(chunks, TensorDictBase) else chunks
     for number in range(1, num_steps + 1):
-        batch = sub_dict(chunks, torch.randint(len(chunks), (size,)))
-        total += step(batch)
+        total += step(source.draw(step.config.minibatch_size))
         if on_step is not None:
             on_step(number)
     return total / num_steps

@@ -5,7 +5,7 @@ Letters: E envs, T chunk decisions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import ExplorationType
 
-from pitune.envs import CheckedEnv, ChunkEnv, DelayedChunkEnv, EnvSpec, EpisodeSeeds
+from pitune.envs import CheckedEnv, ChunkEnv, DelayedChunkEnv, EnvSpec, EpisodeSeeds, Starts
 from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingPolicy
 from pitune.policies.preprocessing.images import nearest
@@ -113,6 +113,7 @@ def chunk_env_for(
     env: CheckedEnv,
     seeds: EpisodeSeeds,
     num_episodes: int | Tensor | None,
+    tasks: Sequence[str] | None = None,
     record_success: bool | None = None,
 ) -> ChunkEnv:
     """Return the environment whose steps are the policy's decisions, late if its sampler sets so.
@@ -122,9 +123,11 @@ def chunk_env_for(
         env: The checked simulator.
         seeds: See `ChunkEnv`, as the others.
         num_episodes: Episodes of every environment.
+        tasks: Instructions, the environment's own by default.
         record_success: Whether to write the flags of success.
     """
-    sampler, preprocess = policy.sampler, policy.observation_preprocessor(env.spec.tasks)
+    sampler = policy.sampler
+    preprocess = policy.observation_preprocessor(env.spec.tasks if tasks is None else tasks)
     args = (env, sampler.execution_horizon, seeds, num_episodes, preprocess, record_success)
     steps = remainder_steps(sampler, policy.chunk_shape[0])
     if not steps:
@@ -197,7 +200,9 @@ class Rollouts:
         """
         # environment with new episodes
         spec = self.env.spec
-        seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", self.algorithm.needs.group_size)
+        group_size = self.algorithm.needs.group_size
+        starts = Starts.of(spec)
+        seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", group_size, starts)
         seeds.episodes += iteration * 1_000_000  # unique episode numbers in a run
         policy = self.algorithm.actor.policy
         self._chunk_env = chunk_env_for(policy, self.env, seeds, self._num_episodes)

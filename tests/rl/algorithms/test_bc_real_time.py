@@ -16,10 +16,11 @@ from observations import observed
 from pitune import policies, rl
 from pitune.policies import FlowPolicy, ModelInput, RealTimeConfig
 from pitune.policies.flow.path import FlowOutput
+from pitune.policies.flow.real_time import clean_prefix
 from pitune.policies.network.config import Family
 from pitune.policies.network.context import Context
 from pitune.rl import BCConfig
-from pitune.rl.algorithms.bc import CloningStep, clean_prefix
+from pitune.rl.algorithms.bc import CloningStep
 from vision_policies import vision_policy
 
 H = 4
