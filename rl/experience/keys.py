@@ -60,7 +60,7 @@ def _key(meaning: str, shape: str, writer: str, readers: str, places: str, unit:
 
 
 _ENV, _ACTOR, _INPUTS = "envs.chunk_env", "policies.actor", "policies.preprocessing.model_input"
-_PREPROCESSOR = "policies.preprocessing.preprocessor"
+_PREPROCESSOR, _LATE = "policies.preprocessing.preprocessor", "envs.delayed_env"
 _VALUE, _BATCH, _LOSS = (f"rl.policy_gradient.{module}" for module in ("value", "batch", "loss"))
 _ADVANTAGE, _EPISODES, _REFERENCE = (
     f"rl.policy_gradient.{module}" for module in ("advantage", "episodes", "reference")
@@ -106,21 +106,9 @@ KEYS: dict[str, Key] = {
     "terminated": _key("the task ended", "1", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "bool"),
     "truncated": _key("the time ran out", "1", _ENV, _TD, _FLAG, "bool"),
     "done": _key("the episode ended", "1", _ENV, f"{_ADVANTAGE} {_EPISODES}", _ROLLOUT, "bool"),
-    "remainder": _key(
-        "rest of the old chunk, under a decision delay",
-        "R,d",
-        "envs.delayed_env",
-        _INPUTS,
-        _ROLLOUT,
-        "robot",
-    ),
+    "remainder": _key("rest of the old chunk", "R,d", _LATE, _INPUTS, _ROLLOUT, "robot"),
     "delay": _key(
-        "steps of it that are executed, -1 without an old chunk",
-        "scalar",
-        "envs.delayed_env",
-        _INPUTS,
-        _ROLLOUT,
-        "steps",
+        "executed steps of it, -1 without one", "scalar", _LATE, _INPUTS, _ROLLOUT, "steps"
     ),
     # network input
     "model_input": _key(
