@@ -23,7 +23,15 @@ from pitune.envs.gym.registration import GymOptions
 from pitune.envs.maniskill.registration import ManiSkillOptions
 from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.mock.registration import MockOptions
-from pitune.envs.registry import EnvFactory, config_for, known_tasks, make, prefixes, register
+from pitune.envs.registry import (
+    EnvFactory,
+    config_for,
+    known_suites,
+    known_tasks,
+    make,
+    prefixes,
+    register,
+)
 from pitune.envs.seeding import EpisodeSeeds, EvaluationSeeds, episode_seed
 from pitune.envs.starts import Split, Starts, start_split
 from pitune.envs.success import SuccessRule
@@ -53,6 +61,7 @@ __all__ = [
     "VectorEnv",
     "config_for",
     "episode_seed",
+    "known_suites",
     "known_tasks",
     "make",
     "prefixes",

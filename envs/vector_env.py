@@ -86,6 +86,8 @@ class EnvSpec:
     num_starts: int | None = None
     """Fixed starts of each task, of which `(seed // len(tasks)) % num_starts` is played. They are
     split between training and evaluation (`start_split`). None for no limit."""
+    tasks_without_expert: tuple[int, ...] = ()
+    """Tasks of a suite whose expert is missing. It does not act in their episodes."""
 
     def __post_init__(self) -> None:
         if self.task_names and len(self.task_names) != len(self.tasks):

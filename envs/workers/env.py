@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,7 @@ class WorkerEnv:
         probe: Whether a further sub-environment is played with for the spec. See `WorkerPool`.
         timeouts: The longest times to wait for a worker.
         max_failures: Episodes in a row that one environment may fail.
+        spec_fields: Further fields of the spec, e.g. `seeded_tasks` and `num_starts`.
 
     Raises:
         ValueError: a number or a space is not usable, the factory cannot be pickled, or the reward
@@ -97,6 +99,7 @@ class WorkerEnv:
         probe: bool = True,
         timeouts: Timeouts | None = None,
         max_failures: int = MAX_FAILURES,
+        **spec_fields: Any,
     ) -> None:
         if num_envs < 1 or num_workers < 0:
             raise ValueError(f"{num_envs=} must be at least 1 and {num_workers=} at least 0")
@@ -134,6 +137,7 @@ class WorkerEnv:
             simulator=simulator,
             deterministic_reset=deterministic_reset and sub_env.seeded_starts,
             success_signal=sub_env.success_signal,
+            **spec_fields,
         )
 
         # state of the episodes (E,)
@@ -174,6 +178,8 @@ class WorkerEnv:
         for row in rows.tolist():
             if row not in failed:
                 self._task_id[row] = self._tasks.index(words.get(row))
+        if self.spec.seeded_tasks:  # also where an episode could not begin
+            self._pool.obs["task_id"][rows] = seeds % len(self.spec.tasks)
 
         # new episodes
         self._running[rows] = True
