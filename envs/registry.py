@@ -55,7 +55,7 @@ class Adapter:
 
 SPARSE_REWARD = "1 on success"
 """Definition of the reward `sparse`."""
-SPARSE_PREFIXES = ("gym", "maniskill", "metaworld", "mock", "mujoco")
+SPARSE_PREFIXES = ("gym", "libero", "maniskill", "metaworld", "mock", "mujoco")
 """Adapters whose reward `sparse` is defined so. Other environments have a reward of their own."""
 OTHER_OPTIONS = (
     "backend",

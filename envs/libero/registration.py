@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,29 +39,61 @@ class LiberoOptions(EnvOptions):
     render_size: PositiveInt = 256
     """Height and width of the pictures of cameras and videos [pixels]. openpi's checkpoints for
     LIBERO were trained on pictures of 256 pixels."""
+    held_tasks: PositiveInt = 1
+    """Simulators that each environment of a suite keeps. Beyond it, the one that was used longest
+    ago is closed, and its next episode makes it again."""
 
 
 def make_libero_env(name: str, config: EnvConfig) -> VectorEnv:
-    """Return a batch of one task of LIBERO or of a suite of them.
+    """Return a batch of one task of LIBERO.
 
     Raises:
         ImportError: LIBERO is not installed.
         ValueError: the suite or the task is unknown, or the environment cannot honor a setting.
     """
+    _check_settings(config)
     from pitune.envs.libero.adapter import make_libero
 
-    require_default(
-        config, "image_size", config.id, "pass --env.options.render-size (256 by default)"
-    )
-    require_default(config, "reward", config.id, "use a mujoco/, maniskill/ or metaworld/ task")
     return make_libero(name, config)
 
 
-def list_tasks() -> Iterator[str]:
-    """Yield the suites, and their tasks by number, without importing LIBERO."""
-    yield from NUM_TASKS
-    for suite, num_tasks in NUM_TASKS.items():
-        yield from (f"{suite}/{index}" for index in range(num_tasks))
+def make_libero_suite_env(members: tuple[str, ...], config: EnvConfig) -> VectorEnv:
+    """Return a suite of LIBERO's tasks.
+
+    Raises:
+        ImportError: LIBERO is not installed.
+        ValueError: a suite or a task is unknown, or the environment cannot honor a setting.
+    """
+    _check_settings(config)
+    from pitune.envs.libero.adapter import make_libero_suite
+
+    return make_libero_suite(members, config)
 
 
-register("libero", make_libero_env, LiberoOptions, tasks=list_tasks)
+def _check_settings(config: EnvConfig) -> None:
+    size = "pass --env.options.render-size, which is 256 by default"
+    require_default(config, "image_size", config.id, size)
+    require_default(config, "reward", config.id, "use a mujoco/, maniskill/ or metaworld/ task")
+
+
+def list_suites() -> Mapping[str, tuple[str, ...]]:
+    """Return the tasks of each suite, by number."""
+    return {
+        suite: tuple(f"{suite}/{index}" for index in range(num_tasks))
+        for suite, num_tasks in NUM_TASKS.items()
+    }
+
+
+def list_tasks() -> tuple[str, ...]:
+    """Return the tasks by suite and number, without importing LIBERO."""
+    return tuple(name for members in list_suites().values() for name in members)
+
+
+register(
+    "libero",
+    make_libero_env,
+    LiberoOptions,
+    tasks=list_tasks,
+    suites=list_suites,
+    suite_factory=make_libero_suite_env,
+)
