@@ -22,7 +22,7 @@ from pitune.envs.libero.package import PACKAGE, require_package
 from pitune.envs.libero.registration import LiberoOptions
 from pitune.envs.libero.suites import NUM_STARTS, TIME_LIMITS, LiberoFiles, task_named
 from pitune.envs.libero.task import CONTROL_HZ, LiberoTask, spaces_of
-from pitune.envs.libero._tmp import check_cameras
+from pitune.envs.rendering.cameras import check_cameras
 from pitune.envs.suite.sub_env import MemberSpaces, SuiteSubEnv
 from pitune.envs.workers.env import WorkerEnv
 from pitune.envs.workers.expert import WorkerExpert
