@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,12 +43,10 @@ class BenchmarkConfig(Settings):
         25000
     """
 
-    env: envs.EnvConfig = field(
-        default_factory=lambda: envs.config_for(
-            SUITE, num_envs=50, num_workers=0, max_episode_steps=100
-        )
-    )
-    """The suite."""
+    suite: str = SUITE
+    """The tasks."""
+    num_envs: PositiveInt = 50
+    """Environments that step together, in this process."""
     out: Path = Path("runs/language")
     """Folder of clones and results."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
@@ -70,10 +68,17 @@ class BenchmarkConfig(Settings):
     table: bool = False
     """Print the table of the results in --out, and run nothing."""
 
+    @property
+    def env(self) -> envs.EnvConfig:
+        """The environment."""
+        return envs.config_for(
+            self.suite, num_envs=self.num_envs, num_workers=0, max_episode_steps=100
+        )
+
     def decisions(self, word: Word) -> int:
         """Return the decisions of a fine-tuning."""
         iterations = self.ppo_iterations if word == "ppo" else self.dsrl_iterations
-        return iterations * num_chunks(word) * self.env.num_envs
+        return iterations * num_chunks(word) * self.num_envs
 
 
 def num_chunks(word: Word) -> int:
