@@ -8,6 +8,9 @@ an `info` dict. Reinforcement learning on action chunks needs four rules that Gy
 - **Seeds per episode.** `reset` takes one seed for each environment that it resets, and the seed
   alone fixes the initial state. A group of equal starts is requested by equal seeds.
 - **Fresh tensors.** Returned tensors are never written to again.
+- **Pictures on request.** An adapter whose `step` takes a third argument, `pictures`, draws only
+  those that are read. A policy reads one observation of each chunk, and a picture is often more
+  expensive than the step.
 
 Letters: E envs, N rows, s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
@@ -153,6 +156,8 @@ class Expert(Protocol):
 class VectorEnv(Protocol):
     """E simulators behind one interface, with the rules of the module docstring.
 
+    `DrawsOnRequest` is the same interface with a further argument of `step`.
+
     Example:
         >>> from pitune import envs
         >>> env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2))
@@ -195,3 +200,28 @@ class VectorEnv(Protocol):
 
     def close(self) -> None:
         """End the processes and free the renderers."""
+
+
+class DrawsOnRequest(VectorEnv, Protocol):
+    """A `VectorEnv` that draws only the pictures that are read.
+
+    Example:
+        >>> from pitune import envs
+        >>> env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2, cameras=("top",)))
+        >>> obs = env.reset(torch.tensor([0, 1]))
+        >>> both = torch.tensor([True, True])
+        >>> next_obs = env.step(torch.ones(2, 2), both, torch.tensor([True, False])).obs
+        >>> (next_obs["image/top"] != obs["image/top"]).flatten(1).any(1)  # the second is kept
+        tensor([ True, False])
+    """
+
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
+        """Advance the active environments by one control step.
+
+        Args:
+            action: (E, d) [robot units], inside the bounds. Rows that are not active are ignored.
+            active: (E,) bool.
+            pictures: Active environments whose pictures are read after this step (E,) bool. By
+                default all of them. Any other one keeps its last pictures, unless its episode ends
+                in this step: the last observation of an episode is always complete.
+        """

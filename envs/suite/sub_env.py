@@ -125,6 +125,11 @@ class SuiteSubEnv(gymnasium.Env[Any, np.ndarray]):
             return np.zeros(self.action_space.shape or (), np.float32)
         return np.asarray(act())
 
+    def draw_pictures(self) -> dict[str, np.ndarray]:
+        """Return the pictures `image/<camera>` (Y, X, C) of the present task."""
+        drawn: dict[str, np.ndarray] = self._current.get_wrapper_attr("draw_pictures")()
+        return drawn
+
     def render(self) -> Any:
         """Return a picture (Y, X, 3) uint8 of the present task."""
         return self._current.render()

@@ -45,7 +45,9 @@ class WorkerEnv:
 
     The observation of a sub-environment is a Box, which becomes `state`, or a Dict of `state` and
     `image/<camera>` (and `task_id`, an index into `tasks`). `info["success"]` is its success
-    signal, and a method `expert_action() -> (d,)` is its expert.
+    signal, and a method `expert_action() -> (d,)` is its expert. If it has a method
+    `draw_pictures() -> {"image/<camera>": (Y, X, C)}`, its observations leave out these keys, and
+    it is called only where the pictures are read.
 
     Example:
         >>> import functools, gymnasium
@@ -187,12 +189,13 @@ class WorkerEnv:
         self._pool.lost |= failed
         return self._copy_obs()
 
-    def step(self, action: Tensor, active: Tensor) -> StepResult:
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
         """Advance the active environments by one control step.
 
         Args:
             action: (E, d) [robot units], inside the bounds.
             active: (E,) bool.
+            pictures: Those whose pictures are read (E,) bool, see `DrawsOnRequest.step`.
 
         Raises:
             ValueError: an active environment has ended or was never reset.
@@ -209,8 +212,10 @@ class WorkerEnv:
         # step, without the rows whose worker was replaced
         active_rows = np.flatnonzero(mask)
         rows = np.array([row for row in active_rows if row not in self._pool.lost], np.int64)
-        result = self._pool.exchange("step", rows, action.numpy()[rows])
         self._num_steps[rows] += 1
+        timed_out = mask & (self._num_steps >= self.spec.max_episode_steps)
+        read = timed_out | (mask if pictures is None else pictures.numpy())
+        result = self._pool.exchange("step", rows, action.numpy()[rows], read[rows])
 
         if result.reports_success and not self.spec.success_signal:
             self.spec = replace(self.spec, success_signal=True)
@@ -223,7 +228,6 @@ class WorkerEnv:
         invalid[list(result.failed)] = True
 
         # ends
-        timed_out = mask & (self._num_steps >= self.spec.max_episode_steps)
         result.truncated |= (timed_out & ~result.terminated) | invalid
         ended = result.terminated | result.truncated
         self._running[ended] = False
