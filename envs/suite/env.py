@@ -9,7 +9,6 @@ Letters: E envs, N rows, d robot action dim.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,14 @@ from torch import Tensor
 
 from pitune.envs.config import EnvConfig
 from pitune.envs.suite.layout import check_same_specs
-from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
+from pitune.envs.vector_env import (
+    EnvSpec,
+    Expert,
+    Observation,
+    StepResult,
+    VectorEnv,
+    draws_on_request,
+)
 
 
 class SuiteEnv:
@@ -50,9 +56,7 @@ class SuiteEnv:
         self.task_id = torch.zeros(self.spec.num_envs, dtype=torch.int64, device=self.spec.device)
         """Present task of each environment (E,)."""
         self._obs: Observation = {}
-        self._draws_on_request = [
-            "pictures" in inspect.signature(member.step).parameters for member in members
-        ]
+        self._draws_on_request = [draws_on_request(member) for member in members]
         # members that have begun episodes, because others have nothing to draw
         self._begun = [False] * len(self.members)
 
