@@ -90,6 +90,8 @@ class EnvSpec:
     num_starts: int | None = None
     """Fixed starts of each task, of which `(seed // len(tasks)) % num_starts` is played. They are
     split between training and evaluation (`start_split`). None for no limit."""
+    shared_starts: bool = False
+    """Whether training and evaluation share the fixed starts, each of them taking all."""
     tasks_without_expert: tuple[int, ...] = ()
     """Tasks of a suite whose expert is missing. It does not act in their episodes."""
 

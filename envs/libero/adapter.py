@@ -126,6 +126,7 @@ def _workers(factory: Factory, tasks: Sequence[LiberoFiles], config: EnvConfig) 
         timeouts=Timeouts.of_config(config),
         max_failures=config.max_failures,
         num_starts=NUM_STARTS,
+        shared_starts=config.typed_options(LiberoOptions).starts == "all",
         seeded_tasks=len(tasks) > 1,
         task_names=tuple(task.id for task in tasks),
     )

