@@ -148,27 +148,19 @@ def test_nothing_of_a_solved_episode_is_left_in_the_next(stove: LiberoTask) -> N
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("forgotten", ["gripper", "model"])
 def test_a_rest_of_the_last_episode_would_be_seen(
-    stove: LiberoTask, forgotten: str, monkeypatch: pytest.MonkeyPatch
+    stove: LiberoTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Negative control of the two tests above."""
-    gripper = stove._simulator.robots[0].gripper
-    first = stove.reset(seed=4)[0]["state"].copy()
-    settled = gripper.current_action.copy()
-    for _ in range(3):
+    """Negative control: robosuite's own reset keeps the position that the gripper moves to."""
+    stove.reset(seed=4)
+    first = stove._data.qpos.copy()
+    stove.reset(seed=4)
+    assert np.array_equal(stove._data.qpos, first)
+    for _ in range(5):
         stove.step(np.ones(7, np.float32))
     monkeypatch.setattr(stove, "_put_back", lambda: None)
-    if forgotten == "gripper":
-        stove.reset(seed=4)
-        assert not np.array_equal(gripper.current_action, settled)
-    else:
-        stove._model.site_rgba[:, 3] = 0.5
-        stove.reset(seed=4)
-        assert (stove._model.site_rgba[:, 3] == 0.5).any()
-        monkeypatch.undo()
-        assert np.array_equal(stove.reset(seed=4)[0]["state"], first)
-        assert np.array_equal(stove._model.site_rgba, stove._fresh["site_rgba"])
+    stove.reset(seed=4)
+    assert not np.array_equal(stove._data.qpos, first)
 
 
 def test_the_fifty_starts_differ_also_in_the_place_of_the_furniture(stove: LiberoTask) -> None:
@@ -205,7 +197,7 @@ def test_a_positive_last_action_closes_the_gripper(stove: LiberoTask) -> None:
     for _ in range(4):
         closed = stove.step(close)[0]["state"][6]
     assert opened > 0.035
-    assert closed < opened - 0.01
+    assert closed < opened - 0.005
 
 
 def test_a_positive_action_moves_the_gripper_along_the_axis(stove: LiberoTask) -> None:
