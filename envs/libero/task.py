@@ -30,7 +30,7 @@ from pitune.envs.libero.conversion import (
     picture_of,
     state_of,
 )
-from pitune.envs.libero.package import control_env, quiet
+from pitune.envs.libero.package import control_env, quiet, return_memory
 from pitune.envs.libero.pictures import ScenePictures
 from pitune.envs.libero.suites import NUM_STARTS, LiberoFiles
 
@@ -83,9 +83,11 @@ class LiberoTask(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._model: mujoco.MjModel = self._simulator.sim.model._model
         self._data: mujoco.MjData = self._simulator.sim.data._data
         self._cameras, self._limit, self._num_steps = cameras, max_episode_steps, 0
+        self._is_closed = False
         self._pictures = ScenePictures(self._model, render_size)
         self._keep_observables()
         self._fresh = {name: getattr(self._model, name).copy() for name in CHANGED_BY_EPISODES}
+        return_memory()
 
         # interface of a Gymnasium environment
         self.dt = 1 / CONTROL_HZ
@@ -132,8 +134,15 @@ class LiberoTask(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._pictures.draw(CAMERAS["image"])[::-1].copy()
 
     def close(self) -> None:
-        """Free the renderer."""
+        """Free the renderer and the scene. Closing twice is the same as closing once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._pictures.close()
+        self._control.close()
+        # robosuite's objects refer to each other in circles
+        del self._control, self._simulator, self._model, self._data, self._pictures
+        return_memory()
 
     def _observation(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return {"state": state_of(raw).astype(np.float32)}
