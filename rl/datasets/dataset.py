@@ -94,6 +94,11 @@ class EpisodeDataset:
         return sum(self.metadata.width(feature) for feature in self.config.action)
 
     @property
+    def required_fps(self) -> float | None:
+        """Frame rate that must be the control rate of the environment [Hz], None for any."""
+        return None if self.config.any_rate else self.metadata.fps
+
+    @property
     def reward_definition(self) -> str:
         """Definition of the recorded rewards in words, empty if it is unknown."""
         file = self.metadata.folder / FACTS

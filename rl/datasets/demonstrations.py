@@ -32,6 +32,10 @@ class ChunkSource(Protocol):
         torch.Size([3, 4, 2])
     """
 
+    @property
+    def fps(self) -> float | None:
+        """Steps per second that must be those of the environment [Hz], None for any."""
+
     def __len__(self) -> int:
         """Return the number of different chunks."""
 
@@ -50,14 +54,19 @@ class RandomChunks:
 
     Args:
         chunks: Rows of `Demonstrations.chunks`.
+        fps: See `Demonstrations.fps`.
 
     Example:
         >>> RandomChunks(TensorDict({"action": torch.ones(9, 4, 2)}, [9])).draw(20).batch_size
         torch.Size([9])
     """
 
-    def __init__(self, chunks: TensorDictBase) -> None:
-        self.chunks = chunks
+    def __init__(self, chunks: TensorDictBase, fps: float | None = None) -> None:
+        self.chunks, self._fps = chunks, fps
+
+    @property
+    def fps(self) -> float | None:
+        return self._fps
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -89,13 +98,14 @@ def chunk_source(policy: FlowPolicy, path: Path, data: DataConfig | None = None)
     """
     if is_file_of_ours(path):
         table = files.demonstrations_for(policy, path)
-        return RandomChunks(table.chunks(policy.chunk_shape[0]))
+        return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
     dataset = open_for(policy, path, data)
     stream = ChunkStream(dataset, policy)
     if stream.row_bytes * dataset.num_frames > dataset.config.memory_gib * GIB:
         return stream
     stream.close()
-    return RandomChunks(_in_memory(dataset, policy).chunks(policy.chunk_shape[0]))
+    table = _in_memory(dataset, policy)
+    return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
 
 
 def demonstrations_for(
@@ -198,6 +208,6 @@ def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
         reward=torch.cat(rewards) if rewards else None,
         terminated=torch.cat(ended) if ended else None,
         reward_definition=dataset.reward_definition if rewards else files.SPARSE_REWARD,
-        fps=None if dataset.config.any_rate else dataset.metadata.fps,
+        fps=dataset.required_fps,
         mask_padding=dataset.config.padding == "mask",
     )

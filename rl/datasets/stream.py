@@ -145,6 +145,10 @@ class ChunkStream:
         self._now: TensorDict | None = None
         self._next: Future[TensorDict] | None = None
 
+    @property
+    def fps(self) -> float | None:
+        return self.data.required_fps
+
     def __len__(self) -> int:
         return self.data.num_frames
 
