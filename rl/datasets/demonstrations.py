@@ -17,7 +17,7 @@ from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.dataset import EpisodeDataset, Frames
 from pitune.rl.datasets.layout import is_dataset
-from pitune.rl.datasets.stream import GIB, ChunkStream
+from pitune.rl.datasets.stream import GIB, ChunkRows, ChunkStream
 from pitune.rl.experience import demonstrations as files
 from pitune.rl.experience.demonstrations import Demonstrations
 from pitune.rl.experience.sub_dict import sub_dict
@@ -100,10 +100,8 @@ def chunk_source(policy: FlowPolicy, path: Path, data: DataConfig | None = None)
         table = files.demonstrations_for(policy, path)
         return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
     dataset = open_for(policy, path, data)
-    stream = ChunkStream(dataset, policy)
-    if stream.row_bytes * dataset.num_frames > dataset.config.memory_gib * GIB:
-        return stream
-    stream.close()
+    if ChunkRows(dataset, policy).row_bytes * dataset.num_frames > dataset.config.memory_gib * GIB:
+        return ChunkStream(dataset, policy)
     table = _in_memory(dataset, policy)
     return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets_fixtures import LENGTHS, WORDS, episodes, recorded, version_2
+from lerobot_datasets import LENGTHS, WORDS, episodes, recorded, version_2
 
 from pitune.rl.datasets.columns import RecordedEpisode
 from pitune.rl.datasets.config import DataConfig
