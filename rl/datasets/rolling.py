@@ -38,7 +38,7 @@ class DataFiles:
 
     def add(self, table: Any) -> Place:
         """Append the rows of an episode and return their place."""
-        if self._writer is not None and _size(self._file) >= self._config.data_mib * MIB:
+        if self._writer is not None and self._file.stat().st_size >= self._config.data_mib * MIB:
             self.close()
         if self._writer is None:
             self._number += 1
@@ -78,7 +78,7 @@ class VideoFiles:
 
     def add(self, pictures: Tensor) -> Place:
         """Append the pictures of an episode (N, 3, Y, X) uint8 and return their place."""
-        if self._video is not None and _size(self._video.file) >= self._config.video_mib * MIB:
+        if self._video is not None and self._video.num_bytes >= self._config.video_mib * MIB:
             self.close()
         if self._video is None:
             self._number += 1
@@ -109,7 +109,3 @@ def file_place(number: int) -> dict[str, int]:
         {'chunk_index': 1, 'file_index': 1}
     """
     return {"chunk_index": number // CHUNK_SIZE, "file_index": number % CHUNK_SIZE}
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size

@@ -99,6 +99,8 @@ class VideoFile:
         av = require("av")
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file, self.num_frames = file, 0
+        self.num_bytes = 0
+        """Size of the encoded pictures so far."""
         self._av = av
         self._container = av.open(str(file), "w")
         rate = Fraction(fps).limit_denominator(1000)
@@ -124,7 +126,9 @@ class VideoFile:
         frame = self._av.VideoFrame.from_ndarray(array, format="rgb24")
         frame.time_base = self._step
         frame.pts = self.num_frames
-        self._container.mux(self._stream.encode(frame))
+        packets = self._stream.encode(frame)
+        self.num_bytes += sum(packet.size for packet in packets)
+        self._container.mux(packets)
         self.num_frames += 1
 
     def close(self) -> None:
