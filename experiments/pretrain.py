@@ -1,6 +1,7 @@
 """Make a policy to fine-tune: demonstrations from an expert in the simulator, then cloning.
 
     pitune pretrain --env.id mujoco/PickCube --num-demonstrations 14 --out runs/pick
+    pitune pretrain --env.id mujoco/PickCube --env.cameras front wrist --words --out runs/seeing
 
 writes `demonstrations.safetensors`, the checkpoint folder `pretrained/` and the settings in
 `pretrain.json` into --out. The same command continues an interrupted cloning.
@@ -25,11 +26,14 @@ from pitune.experiments.runs.config_file import plain, write_config
 from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
-from pitune.ranges import PositiveFloat, PositiveInt, Seed, Settings, Threads
+from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
+from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
 
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
 """Files in --out: the settings, and the state of a cloning that is not finished."""
+TOKENIZER = Path("tokenizer/tokenizer.json")
+"""File in --out of the tokenizer that is made from the instructions."""
 SAVE_EVERY = 250
 """Gradient steps between two writes of that state."""
 
@@ -61,6 +65,12 @@ class PretrainConfig(Settings):
     """Flow steps and executed actions of a decision."""
     expert: policies.GemmaConfig = field(default_factory=lambda: policies.LAPTOP_EXPERT)
     """Sizes of the transformer."""
+    words: bool = False
+    """Whether the policy reads the instruction. Pictures are read if `env.cameras` names some."""
+    vlm: policies.SmallVLMConfig = field(default_factory=policies.SmallVLMConfig)
+    """Sizes of the vision-language model of a policy that reads pictures or the instruction."""
+    picture_shift: NonNegativeInt = 0
+    """Greatest random shift of a picture while cloning [pixels], a fresh one in each step."""
     torch_threads: Threads = 1
     """Threads of PyTorch on the CPU, which change the last bits of the results."""
     seed: Seed = 0
@@ -73,6 +83,21 @@ class PretrainConfig(Settings):
                 f"sampler.execution_horizon={self.sampler.execution_horizon} must be at most "
                 f"action_horizon={self.action_horizon}: only predicted actions can be executed"
             )
+        if self.picture_shift and not self.env.cameras:
+            raise ValueError(
+                f"picture_shift={self.picture_shift} has no use without pictures; name some "
+                "cameras (--env.cameras), or leave it out"
+            )
+        if self.vlm != policies.SmallVLMConfig() and not self.has_vlm:
+            raise ValueError(
+                f"vlm={self.vlm} has no use without pictures and words; name some cameras "
+                "(--env.cameras), add --words, or leave the sizes out"
+            )
+
+    @property
+    def has_vlm(self) -> bool:
+        """Whether the policy reads pictures or the instruction."""
+        return self.words or bool(self.env.cameras)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a clone: all but its folder."""
@@ -98,7 +123,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     # demonstrations
     resumed = (config.out / PARTIAL).is_file()
     if resumed:
-        check_same(config.out, config.identity(), RECORD)
+        check_same_clone(config)
         demonstrations = rl.Demonstrations.load(config.out / DEMONSTRATIONS)
     else:
         demonstrations = _collect(config)
@@ -119,6 +144,17 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     seconds = time.monotonic() - collected
     screen.note(f"cloned in {config.gradient_steps} steps, {seconds:.0f} s, mean loss {loss:.3f}")
     return {"demonstrations": collected - start, "cloning": seconds, "loss": loss}
+
+
+def check_same_clone(config: PretrainConfig) -> None:
+    """Reject a folder whose clone has other settings. Those that it lacks had their defaults.
+
+    Raises:
+        ValueError: the settings differ.
+    """
+    options = type(config.env.options)()
+    defaults = PretrainConfig(env=envs.EnvConfig(id=config.env.id, options=options))
+    check_same(config.out, config.identity(), RECORD, defaults.identity())
 
 
 def _collect(config: PretrainConfig) -> rl.Demonstrations:
@@ -146,20 +182,38 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
 
 def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> CloningStep:
     """Return a new policy with the optimizer that clones the demonstrations."""
+    tokenizer = None
+    if config.words:
+        tokenizer = make_tokenizer(
+            demonstrations.tasks,
+            config.out / TOKENIZER,
+            max_vocabulary=config.vlm.max_vocabulary,
+            max_tokens=config.vlm.max_tokens,
+        )
     policy = policies.small_policy(
         demonstrations.obs["state"],
         demonstrations.action,
         action_horizon=config.action_horizon,
         sampler=config.sampler,
         expert=config.expert,
+        cameras=config.env.cameras,
+        image_size=config.env.image_size,
+        tokenizer=tokenizer,
+        vlm=config.vlm if config.has_vlm else None,
     )
     floored = policy.preprocessor.floored()
     if any(floored.values()):
         screen.note(f"dimensions that hardly moved, scaled as if they had: {floored}")
+    # all that depends on the policy by default is that of an untrained one
     cloning = rl.BCConfig(
         learning_rate=config.learning_rate,
+        warmup_steps=0,
         decay_steps=config.gradient_steps,
+        final_fraction=0.01,
+        weight_decay=1e-4,
+        ema_decay=0.0,
         minibatch_size=config.minibatch_size,
+        picture_shift=config.picture_shift,
     )
     return CloningStep(policy, cloning)
 

@@ -22,10 +22,14 @@ from typing import Any
 from pitune import envs, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
-from pitune.experiments.pretrain import RECORD, PretrainConfig, pretrain
+from pitune.experiments.pretrain import (
+    RECORD,
+    PretrainConfig,
+    check_same_clone,
+    pretrain,
+)
 from pitune.experiments.recipes import GUIDANCE, Recipe, recipe
 from pitune.experiments.runs.config_file import plain
-from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.next_steps import Step, command, next_steps, other_algorithm
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import closing_table
@@ -130,7 +134,7 @@ def make_clone(config: QuickstartConfig, settings: Recipe) -> None:
         pretrain(pretraining)
         return
     if (config.folder / RECORD).is_file():
-        check_same(config.folder, pretraining.identity(), RECORD)
+        check_same_clone(pretraining)
     screen.note(f"{config.folder / 'pretrained'} exists and is fine-tuned")
 
 

@@ -40,7 +40,7 @@ from pitune.policies.preprocessing.model_input import ModelInput, ObservationPre
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.real_time.action_queue import ActionQueue
-from pitune.policies.small_policy import small_policy
+from pitune.policies.small_policy import SmallVLMConfig, small_policy
 
 __all__ = [
     "LAPTOP_EXPERT",
@@ -74,6 +74,7 @@ __all__ = [
     "Preprocessor",
     "PreprocessorConfig",
     "SamplerConfig",
+    "SmallVLMConfig",
     "SteeringConfig",
     "VelocityGaussianConfig",
     "apply_finetuning",

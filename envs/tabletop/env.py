@@ -29,6 +29,8 @@ from pitune.envs.tabletop.render import SceneRenderer
 from pitune.envs.tabletop.tasks import Scene, dense_reward, draw_start, find_task
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
 
+GRIPPER_DIM = 8
+"""Dimensions of the gripper's state: position, velocity and fingers."""
 RENDER_HEIGHT, RENDER_WIDTH = 240, 320
 """Size of the pictures of `render` [pixels]."""
 
@@ -38,7 +40,8 @@ class Tabletop:
 
     The observation `state` holds the tool's position and velocity, the fingers' openings, each
     cube's position and the vector part of its quaternion, each cube relative to the tool, and the
-    goal relative to cube 0 [m, m/s]: s = 20, or 29 with two cubes.
+    goal relative to cube 0 [m, m/s]: s = 20, or 29 with two cubes. In the mode `rgb` it ends after
+    the fingers: s = 8, and the cubes and the goal are in the pictures alone.
 
     Example:
         >>> env = Tabletop("PickCube", 2)
@@ -56,6 +59,7 @@ class Tabletop:
         max_episode_steps: Steps after which an episode is truncated.
         num_threads: Threads that step the physics. By default one for each available core.
         shadows: Whether these pictures have shadows, which take most of the time of a small one.
+        obs_mode: `state` is the full state, `rgb` the state of the gripper alone.
 
     Raises:
         ValueError: the task, a camera or the reward is unknown, or a count is below 1.
@@ -73,9 +77,10 @@ class Tabletop:
         max_episode_steps: int = 60,
         num_threads: int | None = None,
         shadows: bool = False,
+        obs_mode: Literal["state", "rgb"] = "state",
     ) -> None:
-        self.task = find_task(task)
-        _check_choices(reward, cameras)
+        self.task, self._obs_mode = find_task(task), obs_mode
+        _check_choices(reward, cameras, obs_mode)
         _check_counts(
             num_envs=num_envs,
             image_size=image_size,
@@ -85,7 +90,7 @@ class Tabletop:
         self.spec = EnvSpec(
             id=f"mujoco/{task}",
             num_envs=num_envs,
-            state_dim=11 + 9 * self.task.num_cubes,
+            state_dim=GRIPPER_DIM if obs_mode == "rgb" else 11 + 9 * self.task.num_cubes,
             action_low=(-1.0,) * 4,
             action_high=(1.0,) * 4,
             max_episode_steps=max_episode_steps,
@@ -152,8 +157,10 @@ class Tabletop:
         self._update_images(rows)
         return self._observation(self.scene)
 
-    def step(self, action: Tensor, active: Tensor) -> StepResult:
-        """Advance the active environments. See `VectorEnv.step`. Actions are clipped to the bounds.
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
+        """Advance the active environments, with actions clipped to the bounds.
+
+        See `DrawsOnRequest.step`.
 
         Raises:
             ValueError: a shape is wrong, the action of an active environment is not finite, or an
@@ -181,7 +188,8 @@ class Tabletop:
         if self.reward == "dense":
             progress = dense_reward(self.task, scene) / self.spec.max_episode_steps
             reward += np.where(mask & ~failed & ~success, progress, 0.0)
-        self._update_images(rows)
+        read = mask if pictures is None else pictures.cpu().numpy()
+        self._update_images(np.flatnonzero(mask & (read | success | truncated)))
         return StepResult(
             obs=self._observation(scene),
             reward=torch.from_numpy(reward.astype(np.float32)),
@@ -231,14 +239,15 @@ class Tabletop:
 
     def _observation(self, scene: Scene) -> Observation:
         """Return the observation of all E scenes."""
-        # (E, cubes, 3) and (E, cubes, 3) -> (E, cubes, 6)
-        poses = np.concatenate([scene.cubes, scene.cube_quaternions[:, :, 1:]], axis=2)
-        # (E, cubes, 3), seen from the tool
-        relative = scene.cubes - scene.tool[:, None]
         parts = [scene.tool, scene.tool_velocity, scene.fingers]
-        parts += [rearrange(part, "E cubes n -> E (cubes n)") for part in (poses, relative)]
-        parts += [scene.error]
-        # (E, 11 + 9 * cubes)
+        if self._obs_mode == "state":
+            # (E, cubes, 3) and (E, cubes, 3) -> (E, cubes, 6)
+            poses = np.concatenate([scene.cubes, scene.cube_quaternions[:, :, 1:]], axis=2)
+            # (E, cubes, 3), seen from the tool
+            relative = scene.cubes - scene.tool[:, None]
+            parts += [rearrange(part, "E cubes n -> E (cubes n)") for part in (poses, relative)]
+            parts += [scene.error]
+        # (E, 11 + 9 * cubes), or (E, 8)
         obs = {
             "state": torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32)),
             "task_id": torch.zeros(self.spec.num_envs, dtype=torch.int64),
@@ -256,9 +265,13 @@ class Tabletop:
                 images[row] = rearrange(torch.from_numpy(picture), "Y X C -> C Y X")
 
 
-def _check_choices(reward: str, cameras: tuple[str, ...]) -> None:
+def _check_choices(reward: str, cameras: tuple[str, ...], obs_mode: str) -> None:
     if reward not in ("sparse", "dense"):
         raise ValueError(f"unknown reward {reward!r}; valid: ['sparse', 'dense']")
+    if obs_mode not in ("state", "rgb"):
+        raise ValueError(f"unknown obs_mode {obs_mode!r}; valid: ['state', 'rgb']")
+    if obs_mode == "rgb" and not cameras:
+        raise ValueError("obs_mode='rgb' without cameras shows no cube; name some cameras")
     for camera in cameras:
         if camera not in CAMERAS:
             raise ValueError(f"unknown camera {camera!r}; valid: {list(CAMERAS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
 from pitune.envs.registry import register
@@ -11,6 +12,9 @@ from pitune.ranges import Threads
 
 TASKS = ("PushCube", "PickCube", "StackCube")
 """All names after `mujoco/`, listed here so that MuJoCo need not be imported."""
+
+
+ObsMode = Literal["state", "rgb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,9 @@ class TabletopOptions(EnvOptions):
         4
     """
 
+    obs_mode: ObsMode = "state"
+    """`state` is the full state of the scene, beside the pictures of `cameras` if there are any.
+    `rgb` is the pictures and the state of the gripper alone, without cubes and goal."""
     num_threads: Threads | None = None
     """Threads that step the physics. By default `num_workers`, and at least 1."""
     shadows: bool = False
@@ -34,15 +41,16 @@ def make_tabletop(task: str, config: EnvConfig) -> VectorEnv:
     """Return a batch of one tabletop task.
 
     Raises:
-        ValueError: the task or a camera is unknown, a number is too small, or shadows are requested
-            without cameras.
+        ValueError: the task or a camera is unknown, a number is too small, or shadows or the
+            observation mode `rgb` are requested without cameras.
         RuntimeError: cameras are requested and this machine cannot render.
     """
     from pitune.envs.tabletop.env import Tabletop
 
     options = config.typed_options(TabletopOptions)
     if not config.cameras:
-        require_default(options, "shadows", f"{config.id} without cameras", "name its cameras")
+        for name in ("shadows", "obs_mode"):
+            require_default(options, name, f"{config.id} without cameras", "name its cameras")
     # threads of the physics take the place of worker processes
     num_threads = options.num_threads
     return Tabletop(
@@ -54,6 +62,7 @@ def make_tabletop(task: str, config: EnvConfig) -> VectorEnv:
         max_episode_steps=config.time_limit(60),
         num_threads=max(1, config.num_workers) if num_threads is None else num_threads,
         shadows=options.shadows,
+        obs_mode=options.obs_mode,
     )
 
 

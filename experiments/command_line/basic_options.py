@@ -17,8 +17,15 @@ BASIC: Mapping[str, tuple[str, ...]] = {
         "resume",
     ),
     "EvaluateConfig": ("checkpoint", "episodes", "seed", "stochastic", "out", "device"),
-    "PretrainConfig": ("out", "num_demonstrations", "gradient_steps", "action_horizon", "seed"),
-    "EnvConfig": ("id", "num_envs", "num_workers"),
+    "PretrainConfig": (
+        "out",
+        "num_demonstrations",
+        "gradient_steps",
+        "action_horizon",
+        "words",
+        "seed",
+    ),
+    "EnvConfig": ("id", "num_envs", "num_workers", "cameras"),
     "TabletopOptions": (),
     "LoadConfig": ("pipeline",),
     "FinetuneConfig": (),
@@ -26,6 +33,7 @@ BASIC: Mapping[str, tuple[str, ...]] = {
     "ServerConfig": ("host", "port", "max_batch", "max_wait_ms"),
     "SamplerConfig": ("flow_steps", "execution_horizon"),
     "GemmaConfig": (),
+    "SmallVLMConfig": (),
 }
 """Basic fields by the name of their config."""
 

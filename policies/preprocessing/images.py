@@ -137,6 +137,26 @@ def scaled_pictures(images: Tensor) -> Tensor:
     return images.float() / 255 * 2 - 1 if images.dtype == torch.uint8 else images
 
 
+def shift_pictures(images: Tensor, pixels: int) -> Tensor:
+    """Return pictures (N, V, 3, Y, X), each moved by a random number of pixels along both axes.
+
+    The pixels at the edge are repeated.
+
+    Args:
+        images: Pictures of any type.
+        pixels: Greatest shift in each direction.
+    """
+    num, cameras, _, height, width = images.shape
+    shifts = torch.randint(-pixels, pixels + 1, (2, num * cameras, 1), device=images.device)
+    rows = (torch.arange(height, device=images.device) + shifts[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) + shifts[1]).clamp(0, width - 1)
+    flat = rearrange(images, "n v c y x -> (n v) y x c")
+    picture = torch.arange(len(flat), device=images.device)[:, None, None]
+    # (N * V, Y, 1) and (N * V, 1, X) -> (N * V, Y, X, 3)
+    moved = flat[picture, rows[:, :, None], columns[:, None]]
+    return rearrange(moved, "(n v) y x c -> n v c y x", v=cameras).contiguous()
+
+
 def _resize_bytes(image: Tensor, size: int) -> Tensor:
     """Resize pictures (N, 3, Y, X) as openpi: antialiased, with black bars, rounded to bytes."""
     if image.shape[-2:] == (size, size):

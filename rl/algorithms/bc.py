@@ -22,6 +22,8 @@ from torch import Tensor
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
+from pitune.policies.preprocessing.images import shift_pictures
+from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -72,6 +74,8 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     """Gradient steps per update."""
     max_grad_norm: PositiveOrInfinite = 1.0
     """Gradients are scaled down to this norm [-]."""
+    picture_shift: NonNegativeInt = 0
+    """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,6 +141,7 @@ class CloningStep:
 
     def __init__(self, policy: FlowPolicy, config: BCConfig) -> None:
         self.policy, self.config = policy, config.with_defaults(policy)
+        _check_shift(policy, config.picture_shift)
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
         betas = (0.9, 0.999) if policy.network.vlm is None else (0.9, 0.95)
         self.optimizer = torch.optim.AdamW(
@@ -160,6 +165,9 @@ class CloningStep:
         batch: TensorDictBase = chunks.to(self.policy.device).copy()
         batch["noise"] = self.policy.draw_noise(num)
         batch["flow_time"] = sample_flow_time(num, self.policy.device)
+        if config.picture_shift:
+            images = batch[MODEL_INPUT, "images"]
+            batch[MODEL_INPUT, "images"] = shift_pictures(images, config.picture_shift)
 
         metrics, _ = gradient_step(
             self.optimizer,
@@ -231,6 +239,20 @@ class BehaviorCloning(Algorithm[BCConfig]):
             self._averaged.close()
             self.step.ema.load_state_dict(state["ema"])
             self._show_average()
+
+
+def _check_shift(policy: FlowPolicy, pixels: int) -> None:
+    """Raise ValueError if a policy's pictures cannot be shifted by a number of pixels."""
+    pictures = policy.preprocessor.config.pictures
+    if pixels and pictures is None:
+        raise ValueError(
+            f"picture_shift={pixels} has no use for a policy without pictures; leave it out"
+        )
+    if pictures is not None and pixels >= pictures.size:
+        raise ValueError(
+            f"picture_shift={pixels} must be less than the pictures' {pictures.size} pixels; a "
+            "few percent of them are usual"
+        )
 
 
 def clone(

@@ -20,7 +20,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from pitune.envs import CheckedEnv, ChunkEnv, EvaluationSeeds, Split, SuccessRule
+from pitune.envs import CheckedEnv, ChunkEnv, EvaluationSeeds, Split, Starts, SuccessRule
 from pitune.envs.success import check_rule
 from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingModule
@@ -73,7 +73,7 @@ def evaluate(
     actor = actor.evaluated()
 
     # environment with starts of its own
-    seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split)
+    seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
     chunk_env = ChunkEnv(
         env,
         actor.policy.sampler.execution_horizon,

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from pitune.envs import CheckedEnv, EpisodeSeeds
+from pitune.envs import CheckedEnv, EpisodeSeeds, Starts
 from pitune.envs.success import EpisodeSuccess
 from pitune.rl.experience.demonstrations import Demonstrations
 from pitune.rl.experience.sub_dict import Entry
@@ -54,7 +54,7 @@ def collect_demonstrations(
         )
 
     # successful episodes
-    seeds = EpisodeSeeds(env.spec.num_envs, seed, "demonstrations")
+    seeds = EpisodeSeeds(env.spec.num_envs, seed, "demonstrations", starts=Starts.of(env.spec))
     kept: list[TensorDict] = []
     played = 0
     while len(kept) < num_episodes:
