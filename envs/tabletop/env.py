@@ -157,8 +157,10 @@ class Tabletop:
         self._update_images(rows)
         return self._observation(self.scene)
 
-    def step(self, action: Tensor, active: Tensor) -> StepResult:
-        """Advance the active environments. See `VectorEnv.step`. Actions are clipped to the bounds.
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
+        """Advance the active environments, with actions clipped to the bounds.
+
+        See `DrawsOnRequest.step`.
 
         Raises:
             ValueError: a shape is wrong, the action of an active environment is not finite, or an
@@ -186,7 +188,8 @@ class Tabletop:
         if self.reward == "dense":
             progress = dense_reward(self.task, scene) / self.spec.max_episode_steps
             reward += np.where(mask & ~failed & ~success, progress, 0.0)
-        self._update_images(rows)
+        read = mask if pictures is None else pictures.cpu().numpy()
+        self._update_images(np.flatnonzero(mask & (read | success | truncated)))
         return StepResult(
             obs=self._observation(scene),
             reward=torch.from_numpy(reward.astype(np.float32)),

@@ -106,7 +106,7 @@ def _frames(
     """Return the pictures (Y, X, 3) uint8 of one episode of every environment, two by two."""
     # new episodes
     num_envs, device = env.spec.num_envs, env.spec.device
-    starts = envs.EvaluationSeeds(num_envs, num_episodes, seed, "test")
+    starts = envs.EvaluationSeeds(num_envs, num_episodes, seed, "test", envs.Starts.of(env.spec))
     chosen = [starts.seed_of(episode) for episode in filmed_episodes(num_episodes)]
     obs = env.reset(torch.tensor(chosen, device=device))
     active = torch.ones(num_envs, dtype=torch.bool, device=device)
