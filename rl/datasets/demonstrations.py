@@ -173,13 +173,20 @@ def open_for(policy: FlowPolicy, path: Path, data: DataConfig | None = None) -> 
 
 def _in_memory(dataset: EpisodeDataset, policy: FlowPolicy) -> Demonstrations:
     """Return a dataset with the policy's input as observations, one episode after the other."""
-    parts, rows = [], []
+    parts: list[Frames] = []
+    table: TensorDictBase | None = None
+    first = 0
     for number in range(len(dataset.episodes)):
         frames = _all_frames(dataset, number)
-        rows.append(_preprocess(policy, dataset, frames))
+        rows = _preprocess(policy, dataset, frames)
+        if table is None:  # filled in place, because parts and their whole would need twice as much
+            table = rows[:1].expand(dataset.num_frames).clone()
+        table[first : first + len(rows)] = rows
+        first += len(rows)
         parts.append(replace(frames, obs={}))
-    inputs: TensorDict = torch.cat(rows)
-    return replace(_joined(dataset, parts), obs={MODEL_INPUT: inputs[MODEL_INPUT]})
+    if table is None:
+        raise ValueError(f"{dataset.name} holds no episode")
+    return replace(_joined(dataset, parts), obs={MODEL_INPUT: table[MODEL_INPUT]})
 
 
 def _preprocess(policy: FlowPolicy, dataset: EpisodeDataset, frames: Frames) -> TensorDictBase:
