@@ -1,6 +1,6 @@
 """Frames of a LeRobot dataset under the names that policies read.
 
-Letters: N frames, s robot state dim, d robot action dim, Y, X image pixels.
+Letters: N rows, s robot state dim, d robot action dim, Y, X image pixels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The metadata of a LeRobot dataset: features, tasks, and the place of every episode.
-
-Letters: N episodes.
-"""
+"""The metadata of a LeRobot dataset: features, tasks, and the place of every episode."""
 
 from __future__ import annotations
 

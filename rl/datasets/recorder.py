@@ -3,7 +3,7 @@
     with EpisodeRecorder(folder, env.spec) as recorder:
         evaluation = rl.evaluate(record(env, recorder), actor, num_episodes=50)
 
-Letters: E envs, N frames, d robot action dim.
+Letters: E envs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Files of a dataset that is being written. Past a size the next file begins.
 
-Letters: N frames.
+Letters: N rows, Y, X image pixels.
 """
 
 from __future__ import annotations

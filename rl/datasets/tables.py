@@ -1,6 +1,6 @@
 """Rows of parquet files, read by pyarrow, with checks that name the file and the row.
 
-Letters: N rows, D dimensions.
+Letters: N rows, D width of a feature, Y, X image pixels.
 """
 
 from __future__ import annotations

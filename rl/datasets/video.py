@@ -1,6 +1,6 @@
 """Frames of video files, decoded and encoded by PyAV.
 
-Letters: N frames, Y, X image pixels.
+Letters: N rows, Y, X image pixels.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class DatasetWriter:
             videos.close()
 
     def _index_columns(self, episode: RecordedEpisode) -> Columns:
-        """Return the columns that every dataset has (N, 1)."""
+        """Return the columns that every dataset has, one number per frame."""
         num = len(episode)
         frame = np.arange(num)
         columns = {
