@@ -180,7 +180,7 @@ def _in_memory(dataset: EpisodeDataset, policy: FlowPolicy) -> Demonstrations:
         frames = _all_frames(dataset, number)
         rows = _preprocess(policy, dataset, frames)
         if table is None:  # filled in place, because parts and their whole would need twice as much
-            table = rows[:1].expand(dataset.num_frames).clone()
+            table = sub_dict(rows, slice(1)).expand(dataset.num_frames).clone()
         table[first : first + len(rows)] = rows
         first += len(rows)
         parts.append(replace(frames, obs={}))
@@ -203,6 +203,7 @@ def _all_frames(dataset: EpisodeDataset, number: int) -> Frames:
 def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
     """Return the frames of all episodes as one table."""
     lengths = torch.tensor([len(part) for part in parts])
+    # recorded by all episodes, or by none
     rewards = [part.reward for part in parts if part.reward is not None]
     ended = [part.terminated for part in parts if part.terminated is not None]
     return Demonstrations(

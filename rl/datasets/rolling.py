@@ -34,7 +34,8 @@ class DataFiles:
 
     def __init__(self, folder: Path, config: RecordConfig) -> None:
         self._folder, self._config = folder, config
-        self._number, self._writer, self._file = -1, None, folder
+        self._number, self._file = -1, folder
+        self._writer: Any = None
 
     def add(self, table: Any) -> Place:
         """Append the rows of an episode and return their place."""

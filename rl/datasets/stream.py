@@ -24,6 +24,7 @@ from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.datasets.dataset import EpisodeDataset
 from pitune.rl.experience.demonstrations import IS_PAD
+from pitune.rl.experience.sub_dict import sub_dict
 
 GIB = 2**30
 
@@ -172,6 +173,7 @@ class ChunkStream:
         config = data.config
         self.row_bytes = self._make_rows.row_bytes
         """Memory of a row."""
+        # half of the memory, because the next block is decoded beside the present one
         window_bytes = config.window * self.row_bytes
         self._block_windows = int(config.memory_gib * GIB / 2) // window_bytes
         if self._block_windows < 1:
@@ -184,9 +186,9 @@ class ChunkStream:
         self._set_order(seed)
         self._pool = ThreadPoolExecutor(1)
         self._block, self._position = 0, 0
-        self._now: TensorDict | None = None
-        self._free: TensorDict | None = None
-        self._next: Future[TensorDict] | None = None
+        self._now: TensorDictBase | None = None
+        self._free: TensorDictBase | None = None
+        self._next: Future[TensorDictBase] | None = None
 
     @property
     def fps(self) -> float | None:
@@ -212,12 +214,13 @@ class ChunkStream:
             block = self._current()
             order = self.order.rows(self._block)
             chosen = order[self._position : self._position + size]
-            parts.append(block[chosen])
+            parts.append(sub_dict(block, chosen))
             size -= len(chosen)
             self._position += len(chosen)
             if self._position == len(order):
                 self._advance()
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        rows: TensorDictBase = TensorDict.cat(parts)
+        return rows
 
     def state(self) -> dict[str, Any]:
         """Return the place in the order, from which another stream continues."""
@@ -238,7 +241,7 @@ class ChunkStream:
         lengths = [episode.length for episode in self.data.episodes]
         self.order = ShuffledOrder(lengths, self.data.config.window, self._block_windows, seed)
 
-    def _current(self) -> TensorDict:
+    def _current(self) -> TensorDictBase:
         """Return the current block, and begin to decode the next one."""
         if self._now is None:
             here = self._load(self._block, None) if self._next is None else self._next.result()
@@ -256,7 +259,7 @@ class ChunkStream:
             self._next.exception()  # wait for it
         self._now = self._next = None
 
-    def _load(self, block: int, table: TensorDict | None) -> TensorDict:
+    def _load(self, block: int, table: TensorDictBase | None) -> TensorDictBase:
         """Decode and preprocess the windows of a block into a table, whose first rows they are.
 
         Args:
@@ -267,7 +270,8 @@ class ChunkStream:
         for window in self.order.windows(block):
             rows = self._make_rows(window)
             if table is None:
-                table = rows[:1].expand(self._block_windows * self.data.config.window).clone()
+                num = self._block_windows * self.data.config.window
+                table = sub_dict(rows, slice(1)).expand(num).clone()
             table[first : first + len(rows)] = rows
             first += len(rows)
         if table is None:

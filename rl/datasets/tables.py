@@ -92,6 +92,7 @@ class Rows:
             raise ValueError(f"{self._at(row)}: {name!r} is empty")
         nested = hasattr(column, "flatten") and hasattr(column.type, "value_type")
         if nested:
+            # list<float> or fixed_size_list<float> -> (N, D)
             lengths = [len(row) for row in column] if num else []
             wrong = next((i for i, length in enumerate(lengths) if length != width), None)
             if wrong is not None:
@@ -102,6 +103,7 @@ class Rows:
             column = column.flatten()
         values = np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32)
         values = values.reshape(num, width)
+        # a single broken number would spoil the weights
         bad = ~np.isfinite(values).all(-1)
         if bad.any():
             row = int(bad.argmax())

@@ -45,6 +45,7 @@ def decode(file: Path, times: Sequence[float]) -> Tensor:
         with av.open(str(file)) as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
+            # the last keyframe before the first frame, from which decoding runs forwards
             container.seek(
                 max(0, round(times[0] / stream.time_base) - 1), backward=True, stream=stream
             )
@@ -104,6 +105,7 @@ class VideoFile:
         self._av = av
         self._container = av.open(str(file), "w")
         rate = Fraction(fps).limit_denominator(1000)
+        # frequent keyframes and no frames that depend on later ones, for random access
         options = {"crf": str(crf), "g": str(KEYFRAMES)}
         encoder = "libx264" if codec == "h264" else codec
         preset = {"libx264": "veryfast", "libsvtav1": "12"}

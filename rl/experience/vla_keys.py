@@ -8,6 +8,7 @@ Letters: E envs, T chunk decisions, N rows, h executed actions, d robot action d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import NonTensorStack, TensorDict, TensorDictBase
@@ -160,7 +161,9 @@ def demonstrations_from_vla(
     if INSTRUCTION_KEY in vla.keys():
         tasks = tuple(tasks) or tuple(dict.fromkeys(vla.get(INSTRUCTION_KEY).tolist()))
         obs["task_id"] = _task_ids(vla, tasks)
-    known = {key: entries[key].flatten() for key in RECORDED if key in entries.keys()}
+    known: dict[str, Any] = {
+        key: entries[key].flatten() for key in RECORDED if key in entries.keys()
+    }
     return Demonstrations(
         obs=obs,
         action=vla[ACTION_KEY],
@@ -214,7 +217,7 @@ def _words(task_id: Tensor, tasks: Sequence[str]) -> NonTensorStack:
     """Return the instruction of each row, with the shape of the task numbers."""
 
     def of(numbers: list[int] | list[list[int]]) -> list[str] | list[list[str]]:
-        return [of(n) if isinstance(n, list) else tasks[n] for n in numbers]  # type: ignore[return-value, misc]
+        return [of(n) if isinstance(n, list) else tasks[n] for n in numbers]  # type: ignore[return-value]
 
     return NonTensorStack.from_list(of(task_id.tolist()))
 

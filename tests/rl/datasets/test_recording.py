@@ -225,7 +225,7 @@ def test_an_evaluation_is_recorded_with_failures(tmp_path: Path, tiny_policy: An
         outcome = rl.evaluate(record(env, recorder), algorithm.actor, 10)
     data = EpisodeDataset(tmp_path / "d", DataConfig(episodes="all"))
     rows = pq.read_table(tmp_path / "d/meta/episodes/chunk-000/file-000.parquet").to_pylist()
-    assert sorted(row["seed"] for row in rows) == sorted(row.seed for row in outcome.rows)
+    assert {row["seed"] for row in rows} == {row.seed for row in outcome.rows}
     solved = {row["seed"]: row["success"] for row in rows}
     assert solved == {row.seed: row.success_once for row in outcome.rows}
     lengths = {row["seed"]: row["length"] for row in rows}

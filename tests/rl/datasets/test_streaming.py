@@ -22,6 +22,7 @@ from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.dataset import EpisodeDataset
 from pitune.rl.datasets.demonstrations import RandomChunks, chunk_source, demonstrations_for
 from pitune.rl.datasets.stream import ChunkStream, ShuffledOrder
+from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import vision_policy
 
 ROOT = Path(__file__).parents[3]
@@ -98,7 +99,7 @@ def test_a_stream_gives_the_chunks_of_memory(
     assert ("action_is_pad" in chunks.keys()) == (padding == "mask")
     frames = frames_of(stream, 60)
     for start in range(0, 60, 10):
-        assert equal(stream.draw(10), chunks[frames[start : start + 10]])
+        assert equal(stream.draw(10), sub_dict(chunks, frames[start : start + 10]))
 
 
 def three_dim_vision_policy() -> FlowPolicy:
@@ -115,7 +116,9 @@ def test_the_words_reach_the_prompt(tmp_path: Path) -> None:
     folder = recorded(tmp_path / "d", episodes(cameras=("front", "wrist")))
     policy = three_dim_vision_policy()
     rows = demonstrations_for(policy, folder)
-    tokens = rows.obs["model_input"]["tokens"]
+    inputs = rows.obs["model_input"]
+    assert isinstance(inputs, TensorDictBase)
+    tokens = inputs["tokens"]
     first, second = tokens[0], tokens[LENGTHS[0]]
     assert not torch.equal(first, second)
     assert torch.equal(tokens[LENGTHS[0] + LENGTHS[1]], first)
@@ -166,7 +169,7 @@ def test_cloning_a_stream_gives_the_loss_of_memory(policy: FlowPolicy, folder: P
 
         def draw(self, size: int) -> TensorDictBase:
             chosen, self.frames = self.frames[:size], self.frames[size:]
-            return self.chunks[chosen]
+            return sub_dict(self.chunks, chosen)
 
     stream = stream_of(policy, folder)
     memory = InOrder(demonstrations_for(policy, folder).chunks(4))

@@ -118,7 +118,7 @@ def test_demonstrations_come_back(demonstrations: rl.Demonstrations) -> None:
     back = demonstrations_from_vla(vla, reward=demonstrations.reward_definition)
     for name in ("action", "episode", "reward", "terminated"):
         assert torch.equal(getattr(back, name), getattr(demonstrations, name)), name
-    assert torch.equal(back.obs["state"], demonstrations.obs["state"])  # type: ignore[arg-type]
+    assert torch.equal(back.obs["state"], demonstrations.obs["state"])
     assert back.tasks == demonstrations.tasks
     assert back.reward_definition == demonstrations.reward_definition
     ends = demonstrations_from_vla(vla.exclude("episode"))
@@ -160,5 +160,5 @@ def test_rows_of_torchrls_lerobot_reader_become_demonstrations() -> None:
     )
     table = demonstrations_from_vla(rows)
     assert (table.num_episodes, table.tasks) == (2, ("pick", "place"))
-    assert table.obs["task_id"].tolist() == [0, 0, 1, 1]  # type: ignore[union-attr]
+    assert table.obs["task_id"].tolist() == [0, 0, 1, 1]
     assert table.obs["image/top"].shape == (4, 3, 8, 8)
