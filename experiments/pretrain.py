@@ -3,8 +3,10 @@
     pitune pretrain --env.id mujoco/PickCube --num-demonstrations 14 --out runs/pick
     pitune pretrain --env.id mujoco/PickCube --env.cameras front wrist --words --out runs/seeing
 
-writes `demonstrations.safetensors`, the checkpoint folder `pretrained/` and the settings in
-`pretrain.json` into --out. The same command continues an interrupted cloning.
+    pitune pretrain --dataset my_dataset --env.id mujoco/PickCube --out runs/cloned
+
+writes the checkpoint folder `pretrained/`, the settings in `pretrain.json` and, without --dataset,
+`demonstrations.safetensors` into --out. The same command continues an interrupted cloning.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 
 from pitune import envs, policies, rl
+from pitune.experiments.cloned_data import check_new, check_record, chunks_of, store_expert
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.find_checkpoint import with_environment
@@ -30,6 +33,8 @@ from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
 from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
+from pitune.rl.datasets.config import DataConfig, RecordConfig
+from pitune.rl.datasets.demonstrations import ChunkSource, load_demonstrations
 
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
 """Files in --out: the settings, and the state of a cloning that is not finished."""
@@ -54,6 +59,14 @@ class PretrainConfig(Settings):
     """New folder for the demonstrations and the checkpoint."""
     num_demonstrations: PositiveInt = 14
     """Successful episodes of the expert."""
+    dataset: Path | None = None
+    """LeRobot dataset to clone in place of the expert: its folder, or its name on the hub."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Features of that dataset."""
+    record: Path | None = None
+    """New folder for the demonstrations of the expert as a LeRobot dataset."""
+    recording: RecordConfig = field(default_factory=RecordConfig)
+    """Storage of the pictures in that dataset."""
     gradient_steps: PositiveInt = 1500
     """Steps of cloning."""
     minibatch_size: PositiveInt = 128
@@ -102,6 +115,7 @@ class PretrainConfig(Settings):
                 f"vlm={self.vlm} has no use without pictures and words; name some cameras "
                 "(--env.cameras), add --words, or leave the sizes out"
             )
+        check_record(self.record, self.dataset)
 
     @property
     def has_vlm(self) -> bool:
@@ -111,7 +125,8 @@ class PretrainConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a clone: all but its folder."""
         values: dict[str, Any] = plain(self)
-        values.pop("out")
+        for name in ("out", "record", "recording"):
+            values.pop(name)
         return values
 
 
@@ -133,19 +148,24 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     resumed = (config.out / PARTIAL).is_file()
     if resumed:
         check_same_clone(config)
-        demonstrations = rl.Demonstrations.load(config.out / DEMONSTRATIONS)
+        file = config.dataset or config.out / DEMONSTRATIONS
+        demonstrations = load_demonstrations(file, config.data)
+    elif config.dataset is not None:
+        demonstrations = load_demonstrations(config.dataset, config.data)
+        write_config(config.out / RECORD, config.identity(), {})
     else:
         demonstrations = _collect(config)
     collected = time.monotonic()
 
     # cloning
     step = _cloning_step(config, demonstrations)
+    chunks = chunks_of(demonstrations, step.policy, config.dataset, config.data)
     if resumed:
-        _restore(step, config.out / PARTIAL)
+        _restore(step, chunks, config.out / PARTIAL)
         screen.note(f"cloning continues after {step.num_steps} of {config.gradient_steps} steps")
     else:
-        _save(step, config.out / PARTIAL)
-    loss = _clone(config, step, demonstrations)
+        _save(step, chunks, config.out / PARTIAL)
+    loss = _clone(config, step, chunks)
 
     # checkpoint, which replaces the partial one
     policies.save(with_environment(step.policy, config.env), folder)
@@ -169,6 +189,7 @@ def check_same_clone(config: PretrainConfig) -> None:
 def _collect(config: PretrainConfig) -> rl.Demonstrations:
     """Collect the demonstrations and write them, with the settings, into --out."""
     start = time.monotonic()
+    check_new(config.record)
     env = envs.make(config.env)
     with screen.task("demonstrations", config.num_demonstrations) as task:
         demonstrations = rl.collect_demonstrations(
@@ -182,6 +203,7 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
     # files, from which an interrupted run continues
     write_config(config.out / RECORD, config.identity(), {})
     demonstrations.save(config.out / DEMONSTRATIONS)
+    screen.note(store_expert(demonstrations, env.spec, config.record, config.recording))
     screen.note(
         f"{demonstrations.num_episodes} demonstrations, {len(demonstrations.action)} steps of "
         f"{config.env.id} in {time.monotonic() - start:.0f} s"
@@ -235,7 +257,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
     return CloningStep(policy, cloning)
 
 
-def _clone(config: PretrainConfig, step: CloningStep, demonstrations: rl.Demonstrations) -> float:
+def _clone(config: PretrainConfig, step: CloningStep, chunks: ChunkSource) -> float:
     """Take the remaining gradient steps and return their mean loss."""
     first, total = step.num_steps, config.gradient_steps
     with screen.task("cloning", total, done=first) as task:
@@ -243,31 +265,32 @@ def _clone(config: PretrainConfig, step: CloningStep, demonstrations: rl.Demonst
         def on_step(number: int) -> None:
             task.update(first + number)
             if (first + number) % SAVE_EVERY == 0:
-                _save(step, config.out / PARTIAL)
+                _save(step, chunks, config.out / PARTIAL)
 
-        chunks = demonstrations.preprocess(step.policy).chunks(config.action_horizon)
         return clone(step, chunks, total - first, on_step)
 
 
-def _save(step: CloningStep, file: Path) -> None:
+def _save(step: CloningStep, chunks: ChunkSource, file: Path) -> None:
     """Write the state of a cloning, whole or not at all."""
     state = {
         "policy": step.policy.state_dict(),
         "optimizer": step.optimizer.state_dict(),
         "num_steps": step.num_steps,
         "random": torch.get_rng_state(),
+        "chunks": chunks.state(),
     }
     temporary = file.with_name(f"tmp_{file.name}")
     torch.save(state, temporary)
     temporary.rename(file)
 
 
-def _restore(step: CloningStep, file: Path) -> None:
+def _restore(step: CloningStep, chunks: ChunkSource, file: Path) -> None:
     """Load the state that `_save` wrote, random numbers included."""
     state = torch.load(file, map_location="cpu", weights_only=True)
     step.policy.load_state_dict(state["policy"])
     step.optimizer.load_state_dict(state["optimizer"])
     step.num_steps = state["num_steps"]
+    chunks.load_state(state.get("chunks", {}))
     torch.set_rng_state(state["random"])
 
 

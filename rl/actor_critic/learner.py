@@ -106,6 +106,11 @@ class FlowActorCritic:
             return None
         return table.reward_definition
 
+    @property
+    def demonstrated_fps(self) -> float | None:
+        """Frame rate of a dataset with the demonstrations [Hz], None if it is unknown."""
+        return None if self.rows.demonstrations is None else self.rows.demonstrations.fps
+
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks of a checkpoint besides the policy."""
         return {"critic": self.off_policy.critic, "target_critic": self.off_policy.target}

@@ -252,6 +252,10 @@ class BehaviorCloning(Algorithm[BCConfig]):
         if self.step.ema is not None:
             self._averaged.enter_context(self.step.ema.swapped())
 
+    @property
+    def demonstrated_fps(self) -> float | None:
+        return self.chunks.fps
+
     def extra_state(self) -> dict[str, Any]:
         ema = {} if self.step.ema is None else self.step.ema.state_dict()
         return {"num_steps": self.step.num_steps, "ema": ema, "chunks": self.chunks.state()}

@@ -166,6 +166,10 @@ class DGN(Algorithm[DGNConfig]):
     def demonstrated_reward(self) -> str | None:
         return self.learner.demonstrated_reward
 
+    @property
+    def demonstrated_fps(self) -> float | None:
+        return self.learner.demonstrated_fps
+
     @cached_property
     def demonstrated(self) -> TensorDict:
         """Demonstrated observations (N) with their executed chunks."""

@@ -114,6 +114,10 @@ class DSRL(Algorithm[DSRLConfig]):
     def demonstrated_reward(self) -> str | None:
         return None if self._demonstrations is None else self._demonstrations.reward_definition
 
+    @property
+    def demonstrated_fps(self) -> float | None:
+        return None if self._demonstrations is None else self._demonstrations.fps
+
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # experience
         rollout = rollout.to(self.policy.device)

@@ -81,6 +81,7 @@ def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
             "boolean at each step, or use an algorithm that learns from the reward (ppo, fpo)"
         )
     check_rewards(algorithm, spec)
+    check_rate(algorithm, spec)
     if spec.num_envs % needs.num_shares:
         raise ValueError(
             f"{name} splits the environments into {needs.num_shares} equal shares; "
@@ -134,6 +135,21 @@ def chunk_env_for(
     if not steps:
         return ChunkEnv(*args)
     return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=sampler.delay.draw)
+
+
+def check_rate(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
+    """Reject a dataset whose frame rate is not the control rate of the environment.
+
+    Raises:
+        ValueError: the rates differ.
+    """
+    fps = algorithm.demonstrated_fps
+    if fps is not None and abs(fps - spec.control_hz) > 1e-3 * spec.control_hz:
+        raise ValueError(
+            f"the dataset has {fps:g} frames per second, {spec.id} has control_hz="
+            f"{spec.control_hz:g}, so a cloned action would take another time; record the dataset "
+            "at this rate, or accept the difference with data.any_rate"
+        )
 
 
 class Rollouts:
