@@ -130,8 +130,7 @@ def _rows(file: Path, content: bytes) -> Iterator[StoredRow]:
 
 
 def _whole_lines(content: bytes) -> bytes:
-    """Return the lines that end with a line break, without zeros that a power failure left."""
-    content = content.rstrip(b"\0")
+    """Return the lines that end with a line break, so without zeros that a power failure left."""
     return content[: content.rfind(b"\n") + 1]
 
 

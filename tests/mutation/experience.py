@@ -380,7 +380,6 @@ EXPERIENCE = [
         ("tests/experiments/evaluation/test_rows_file.py",),
         [
             Change("an end that was cut stays", "os.truncate(file, len(whole))", "pass"),
-            Change("zeros of a power failure", 'content.rstrip(b"\\0")', "content"),
             Change("values of another type", "if type(value) not in kinds:", "if value is kinds:"),
         ],
     ),
