@@ -52,17 +52,9 @@ def make_maniskill(task: str, config: EnvConfig) -> VectorEnv:
         ValueError: the task, reward, control mode, observation mode, camera or backend is unknown.
         RuntimeError: cameras are requested, and this machine cannot render.
     """
-    # settings, checked before a simulator is built
     options = config.typed_options(ManiSkillOptions)
-    resolve_obs_mode(config)
-    import_mani_skill(task)
-    check_task(task, config.reward)
+    check_settings(task, config)
     device = choose_device(options)
-    if config.cameras and not can_render():
-        raise RuntimeError(
-            f"cameras={config.cameras} of maniskill/{task} cannot be rendered: {DRIVER_NEEDED}"
-        )
-
     # one batch on the GPU, or workers with one environment per simulator
     if device == "cuda":
         return make_maniskill_batch(task, config.num_envs, config, device)
@@ -83,6 +75,23 @@ def make_maniskill(task: str, config: EnvConfig) -> VectorEnv:
         timeouts=Timeouts.of_config(config),
         max_failures=config.max_failures,
     )
+
+
+def check_settings(task: str, config: EnvConfig) -> None:
+    """Check a task and the settings before a simulator is built.
+
+    Raises:
+        ImportError: ManiSkill is not installed.
+        ValueError: the task, reward, observation mode or camera is unknown.
+        RuntimeError: cameras are requested, and this machine cannot render.
+    """
+    resolve_obs_mode(config)
+    import_mani_skill(task)
+    check_task(task, config.reward)
+    if config.cameras and not can_render():
+        raise RuntimeError(
+            f"cameras={config.cameras} of maniskill/{task} cannot be rendered: {DRIVER_NEEDED}"
+        )
 
 
 def make_maniskill_batch(

@@ -9,6 +9,7 @@ from pitune.envs.config import EnvConfig, EnvOptions
 from pitune.envs.maniskill.tasks import INSTRUCTIONS
 from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
+from pitune.ranges import PositiveInt
 
 ObsMode = Literal["auto", "state", "rgb", "rgb+state"]
 Backend = Literal["auto", "cpu", "cuda"]
@@ -36,6 +37,9 @@ class ManiSkillOptions(EnvOptions):
     exact_seeds: bool = True
     """On CUDA, reset one environment after the other, so that equal seeds give equal starts. On the
     CPU the seeds are always exact."""
+    held_tasks: PositiveInt = 1
+    """Simulators that each environment of a suite keeps. Beyond it, the one that was used longest
+    ago is closed, and its next episode makes it again."""
 
 
 def make_maniskill_env(task: str, config: EnvConfig) -> VectorEnv:
@@ -52,4 +56,17 @@ def make_maniskill_env(task: str, config: EnvConfig) -> VectorEnv:
     return make_maniskill(task, config)
 
 
-register("maniskill", make_maniskill_env, ManiSkillOptions, tasks=lambda: INSTRUCTIONS)
+def make_maniskill_suite_env(members: tuple[str, ...], config: EnvConfig) -> VectorEnv:
+    """Return a suite of ManiSkill tasks, see `make_maniskill_env` for the errors."""
+    from pitune.envs.maniskill.suite import make_maniskill_suite
+
+    return make_maniskill_suite(members, config)
+
+
+register(
+    "maniskill",
+    make_maniskill_env,
+    ManiSkillOptions,
+    tasks=lambda: INSTRUCTIONS,
+    suite_factory=make_maniskill_suite_env,
+)

@@ -7,12 +7,18 @@ from typing import Literal
 
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
 from pitune.envs.registry import register
+from pitune.envs.suite.aligned import AlignedEnv, common_layout
+from pitune.envs.suite.env import make_suite
+from pitune.envs.suite.members import check_members
 from pitune.envs.vector_env import VectorEnv
 from pitune.ranges import Threads
 
 TASKS = ("PushCube", "PickCube", "StackCube")
 """All names after `mujoco/`, listed here so that MuJoCo need not be imported."""
 
+
+SUITES = {"Tabletop": TASKS}
+"""Named suites with their members."""
 
 ObsMode = Literal["state", "rgb"]
 
@@ -66,4 +72,39 @@ def make_tabletop(task: str, config: EnvConfig) -> VectorEnv:
     )
 
 
-register("mujoco", make_tabletop, TabletopOptions, tasks=lambda: TASKS)
+def make_tabletop_suite(members: tuple[str, ...], config: EnvConfig) -> VectorEnv:
+    """Return a suite of tabletop tasks, whose states have places for the cubes of all tasks.
+
+    The places of a cube that a task lacks are 0.
+
+    Raises:
+        ValueError: a task is unknown, or a setting cannot be honored.
+    """
+    check_members(config.id, members, (*TASKS, *SUITES))
+    from pitune.envs.tabletop.tasks import find_task
+
+    # parts of each task's state by name; beside pictures in the mode `rgb` there is one part
+    layouts: dict[str, dict[str, int]] = {}
+    for member in members:
+        cubes = range(find_task(member).num_cubes)
+        poses = {f"cube {cube}": 6 for cube in cubes}
+        relative = {f"cube {cube} from the tool": 3 for cube in cubes}
+        layouts[member] = {"gripper": 8, **poses, **relative, "goal from cube 0": 3}
+    if config.typed_options(TabletopOptions).obs_mode == "rgb":
+        return make_suite(make_tabletop, members, config)
+    common = common_layout(config.id, layouts)
+    return make_suite(
+        lambda task, member: AlignedEnv(make_tabletop(task, member), layouts[task], common),
+        members,
+        config,
+    )
+
+
+register(
+    "mujoco",
+    make_tabletop,
+    TabletopOptions,
+    tasks=lambda: TASKS,
+    suites=lambda: SUITES,
+    suite_factory=make_tabletop_suite,
+)

@@ -60,6 +60,9 @@ class Demonstrations:
     episode. False there stands for a time limit."""
     reward_definition: str = SPARSE_REWARD
     """The environment's definition of the reward, `EnvSpec.reward`."""
+    expert_success: tuple[tuple[int, int], ...] = ()
+    """Successes and episodes of the expert of each task, with the failures that are left out here.
+    Empty if they are not known."""
     fps: float | None = None
     """Steps per second, where they are known and must be those of the environment [Hz]."""
     mask_padding: bool = False
@@ -165,7 +168,10 @@ class Demonstrations:
         recorded = {"reward": self.reward, "terminated": self.terminated}
         tensors |= {key: value for key, value in recorded.items() if value is not None}
         # a single key, because safetensors writes several ones in a random order
-        metadata = {METADATA: json.dumps({"tasks": self.tasks, "reward": self.reward_definition})}
+        known = {"tasks": self.tasks, "reward": self.reward_definition}
+        if self.expert_success:
+            known["expert_success"] = self.expert_success
+        metadata = {METADATA: json.dumps(known)}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"tmp_{path.name}")
         save_file({**tensors, "action": self.action, "episode": self.episode}, temporary, metadata)
@@ -197,6 +203,7 @@ class Demonstrations:
                 terminated=tensors.get("terminated"),
                 # files of older versions hold successes and no rewards
                 reward_definition=metadata.get("reward", SPARSE_REWARD),
+                expert_success=tuple((s, n) for s, n in metadata.get("expert_success", ())),
             )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold demonstrations ({error!r})") from error

@@ -18,6 +18,7 @@ from pitune.policies.preprocessing.images import nearest
 from pitune.policies.preprocessing.model_input import with_words
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.experience.sub_dict import sub_dict
+from pitune.rl.experience.task_success import task_success
 
 
 def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
@@ -224,5 +225,8 @@ def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
     metrics = {"train/episodes": float(num), "train/invalid": float(outcome["invalid"].sum())}
     if num and "success" in outcome.keys():
         metrics["train/success_rate"] = float((outcome["success"] & counted).sum()) / num
+        ended = counted.squeeze(-1)  # (E, T)
+        success = outcome["success"].squeeze(-1)[ended]
+        metrics |= task_success("train", rollout["task_id"][ended].tolist(), success.tolist())
     metrics["train/reward_per_step"] = float(outcome["reward"].sum() / outcome["duration"].sum())
     return metrics
