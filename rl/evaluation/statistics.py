@@ -136,7 +136,7 @@ def paired_difference_interval(
     low2, high2 = wilson_interval(seconds, num, confidence)
 
     # correlation of the pairs, with Newcombe's correction towards 0 where it is positive
-    product = both * neither - only_first * only_second
+    product = float(both * neither - only_first * only_second)
     product = max(product - num / 2, 0) if product > 0 else product
     margins = firsts * (num - firsts) * seconds * (num - seconds)
     phi = product / math.sqrt(margins) if margins else 0.0
