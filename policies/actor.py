@@ -31,6 +31,7 @@ from pitune.policies.network.context import Context
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
+from pitune.policies.under_delay import starting_points
 
 
 class ActingPolicy(Protocol):
@@ -204,6 +205,7 @@ class LikelihoodActor(Actor):
         with torch.no_grad():
             context = self.encode(td)
             dist = self.likelihood.distribution(self.policy, context, len(td), draws)
+            noise = starting_points(noise, context, self.policy.sampler)
             chain, log_prob = dist.sample_and_log_prob(noise)  # (N, K + 1, H, A)
 
         # entries of the rollout

@@ -185,6 +185,7 @@ class PopulationCritic(ValueCritic):
         state_dim: S.
         population: The shared genes, which are no parameters of this module.
         feature_dim: Width of the policy's features, or 0 for none.
+        remainder: Steps of the old chunk and robot action dim, see `ValueCritic`.
 
     Example:
         >>> critic = PopulationCritic(4, Population(2, gene_dim=3, width=8))
@@ -192,8 +193,14 @@ class PopulationCritic(ValueCritic):
         ['model_input', 'elapsed', 'member']
     """
 
-    def __init__(self, state_dim: int, population: Population, feature_dim: int = 0) -> None:
-        super().__init__(state_dim, feature_dim)
+    def __init__(
+        self,
+        state_dim: int,
+        population: Population,
+        feature_dim: int = 0,
+        remainder: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__(state_dim, feature_dim, remainder=remainder)
         self.in_keys.append("member")
         self._population = [population]  # a list, so that it is no submodule
         first: nn.Linear = self.net[0]  # type: ignore[assignment]
