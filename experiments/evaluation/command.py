@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -51,6 +53,7 @@ def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> rl.Evaluation
         RuntimeError: an episode was not played exactly once, or the process of a share failed.
     """
     check_servers(config)
+    check_out(config)
     grid = cells(config.vary)
     check_repeatable(config, grid)
     num_threads = config.torch_threads or (None if config.folder is None else 1)
@@ -83,6 +86,23 @@ def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> rl.Evaluation
             players.clear()
             _play_shares(config, planned, store, words)
         return _finish(stage, grid, store, descriptions)
+
+
+def check_out(config: EvaluateConfig) -> None:
+    """Make the folder of `out`, so that a wrong path does not cost the result in the end.
+
+    Raises:
+        FileExistsError: `out` is a folder.
+        OSError: its folder cannot be made or written.
+    """
+    if config.out is None:
+        return
+    if config.out.is_dir():
+        raise FileExistsError(f"out={config.out} is a folder; pass a file such as result.json")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(config.out.parent, os.W_OK):
+        reason = "the folder cannot be written; make it writable, or pass another --out"
+        raise PermissionError(errno.EACCES, reason, str(config.out.parent))
 
 
 def check_repeatable(config: EvaluateConfig, grid: Sequence[Cell]) -> None:

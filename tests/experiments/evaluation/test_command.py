@@ -341,6 +341,20 @@ def test_a_server_decides_its_own_settings(config: EvaluateConfig) -> None:
 # Settings
 
 
+def test_a_result_that_could_not_be_written_is_refused_before_any_episode(
+    config: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rl, "evaluate", lambda *_, **__: pytest.fail("an episode was played"))
+    with pytest.raises(FileExistsError, match=r"out=.* is a folder; pass a file"):
+        evaluate(replace(config, out=tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        evaluate(replace(config, out=tmp_path / "file" / "out.json"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match="cannot be written; make it writable"):
+        evaluate(config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
