@@ -144,6 +144,7 @@ def task_tables(runs: Sequence[FinishedRun]) -> list[str]:
     tables = []
     for env_id in sorted({run.summary["env"] for run in runs}):
         group = [run for run in runs if run.summary["env"] == env_id]
+        # counts over all seeds
         columns: dict[str, dict[int, tuple[int, int]]] = {}
         for run in group:
             if run.name == group[0].name:  # all algorithms start from the same clones

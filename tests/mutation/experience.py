@@ -309,8 +309,8 @@ EXPERIENCE = [
             ),
             Change(
                 "quick episodes count more",
-                "num_episodes=seeds.num_episodes.to(env.spec.device),",
-                "num_episodes=None,",
+                "seeds.num_episodes.to(env.spec.device),",
+                "None,",
             ),
             Change("noise of the environments", '.set("noise", noise.draw())', ".copy()"),
             Change(

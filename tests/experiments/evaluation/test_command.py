@@ -333,9 +333,10 @@ def test_episodes_that_depend_on_each_other_are_not_continued(
 
 def test_a_server_decides_its_own_settings(config: EvaluateConfig) -> None:
     server = Path("ws://127.0.0.1:1")
-    for changes in ({"checkpoint": server}, {"compare": server}):
+    varied = replace(config, vary=(("flow_steps", "1"),))
+    for changed in (replace(varied, checkpoint=server), replace(varied, compare=server)):
         with pytest.raises(ValueError, match="vary needs the policy itself, not a server"):
-            evaluate(replace(config, vary=(("flow_steps", "1"),), **changes))
+            evaluate(changed)
 
 
 # Settings
