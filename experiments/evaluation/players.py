@@ -26,8 +26,8 @@ class Player:
     """A policy that is evaluated.
 
     Example:
-        >>> Player("checkpoint", Path("runs/pick/pretrained"), None).is_server
-        False
+        >>> Player("checkpoint", Path("runs/pick/pretrained"), None).name
+        'checkpoint'
     """
 
     name: str
@@ -35,11 +35,6 @@ class Player:
     path: Path
     """Its folder, or the address of its server."""
     policy: policies.FlowPolicy | RemotePolicy | None
-
-    @property
-    def is_server(self) -> bool:
-        """Whether the policy is behind a server."""
-        return isinstance(self.policy, RemotePolicy)
 
     def actor(self, config: EvaluateConfig, cell: Cell, seed: int = 0) -> ActingModule:
         """Return an actor with the settings of a cell.
@@ -193,6 +188,7 @@ def make_actor(
         ValueError: the policy cannot meet the delay or a setting of the cell, or would explore
             under a delay, or `real_time` has no effect.
     """
+    # settings of the cell, on top of the checkpoint's own
     own = policy.sampler.real_time
     base = config.real_time if own is None or config.real_time != RealTimeConfig() else own
     sampler, delay, real_time = with_cell(policy.sampler, config.delay, base, cell)

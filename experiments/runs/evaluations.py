@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pitune import envs, rl
+from pitune.experiments.reports.task_table import names_of
 from pitune.experiments.runs.progress import count_episodes, screen
 from pitune.policies import Actor
 from pitune.rl.experience.task_success import task_success
@@ -72,7 +73,7 @@ def evaluate_both(
                 on_step=on_step,
             )
         warn_of_broken(evaluation)
-        summaries[name] = evaluation.summary()
+        summaries[name] = {**evaluation.summary(), "task_names": list(names_of(env.spec))}
     return summaries
 
 

@@ -12,7 +12,8 @@ Letters: E envs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -31,7 +32,7 @@ from pitune.envs import (
 )
 from pitune.envs.success import check_rule
 from pitune.policies import FlowPolicy
-from pitune.policies.actor import ActingModule, ActingPolicy
+from pitune.policies.actor import ActingModule
 from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
@@ -92,8 +93,6 @@ def evaluate(
         check_fit(actor.policy, env.spec)
     actor = actor.evaluated()
 
-    words = _words(instructions, env.spec, actor.policy)
-
     # environment with starts of its own
     seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
     if episodes is not None:
@@ -104,18 +103,13 @@ def evaluate(
         env,
         seeds,
         seeds.num_episodes.to(env.spec.device),
-        tasks=words,
+        tasks=_words(instructions, env.spec, actor),
         record_success=True,
     )
 
-    # episodes, with random numbers of their own
-    mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices), set_exploration_type(mode):
-        torch.manual_seed(seed)
-        rows = _play(chunk_env, actor, seeds, on_step, on_episode)
-
     # rows in the order of the list
+    with _own_randomness(seed, stochastic):
+        rows = _play(chunk_env, actor, seeds, on_step, on_episode)
     rows.sort(key=lambda row: row.index)
     check_played_once(rows, range(num_episodes) if episodes is None else episodes, seeds)
     has_success = env.spec.success_signal
@@ -124,8 +118,18 @@ def evaluate(
     return Evaluation(rows=tuple(rows), success_rule=rule if has_success else None)
 
 
+@contextmanager
+def _own_randomness(seed: int, stochastic: bool) -> Iterator[None]:
+    """Use random numbers of an evaluation's own while the context is open, and its exploration."""
+    mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices), set_exploration_type(mode):
+        torch.manual_seed(seed)
+        yield
+
+
 def _words(
-    instructions: Sequence[str] | None, spec: EnvSpec, policy: ActingPolicy
+    instructions: Sequence[str] | None, spec: EnvSpec, actor: ActingModule
 ) -> tuple[str, ...]:
     """Return the words of each task, of the caller or of the environment.
 
@@ -139,6 +143,7 @@ def _words(
             f"instructions={list(instructions)} must have one entry for each of the "
             f"{len(spec.tasks)} tasks of {spec.id}"
         )
+    policy = actor.policy
     if isinstance(policy, FlowPolicy) and policy.preprocessor.config.prompt is None:
         raise ValueError(
             "instructions are given, but the policy has no prompt and would not read them; leave "
