@@ -60,14 +60,14 @@ class Demonstrations:
     episode. False there stands for a time limit."""
     reward_definition: str = SPARSE_REWARD
     """The environment's definition of the reward, `EnvSpec.reward`."""
-    expert_success: tuple[tuple[int, int], ...] = ()
-    """Successes and episodes of the expert of each task, with the failures that are left out here.
-    Empty if they are not known."""
     fps: float | None = None
     """Steps per second, where they are known and must be those of the environment [Hz]."""
     mask_padding: bool = False
     """Whether chunks hold `action_is_pad`, which leaves steps past an episode's end out of the
     cloning loss."""
+    expert_success: tuple[tuple[int, int], ...] = ()
+    """Successes and episodes of the expert of each task, with the failures that are left out here.
+    Empty if they are not known."""
 
     @property
     def num_episodes(self) -> int:
