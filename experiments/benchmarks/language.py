@@ -1,4 +1,4 @@
-"""One policy with words on several tasks: cloned, fine-tuned, and told the wrong words.
+"""One policy with words on several tasks: cloned, fine-tuned, and evaluated with wrong words.
 
     python -m pitune.experiments.benchmarks.language --seeds 0 1 2 --out runs/language
 
@@ -30,7 +30,7 @@ from pitune.rl.evaluation.statistics import wilson_interval
 
 SUITE = "metaworld/[reach-v3,push-v3,pick-place-v3,reach-wall-v3,pick-place-wall-v3]"
 """Tasks that share their scene. Reach and pick-place have the same starts and goals too, so that
-nothing but the words tells them apart."""
+only the words distinguish them."""
 Word = Literal["ppo", "dsrl"]
 
 

@@ -55,7 +55,7 @@ def algorithm_lines() -> str:
 
 
 def environments() -> str:
-    """Return the prefixes of environment ids, with the tasks and suites that are listed for each."""
+    """Return the prefixes of environment ids, with the listed tasks and suites of each."""
     rows = []
     for prefix in envs.prefixes():
         tasks = envs.known_tasks(prefix)

@@ -253,7 +253,7 @@ class NoStart(Clock):
 def test_an_episode_that_cannot_begin_has_the_task_of_its_seed() -> None:
     env = worker_env()
     env.reset(torch.tensor([0, 0, 2, 2]))
-    for sub in env._pool.workers[0]._envs.envs:  # type: ignore[union-attr]
+    for sub in env._pool.workers[0]._sub_envs.envs:  # type: ignore[union-attr]
         sub._factories = (partial(Clock, 0), partial(NoStart, 1))
     obs = env.reset(torch.tensor([1]), torch.tensor([0]))
     # the second try is in a new sub-environment, which has a start
