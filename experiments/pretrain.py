@@ -58,7 +58,7 @@ class PretrainConfig(Settings):
     out: Path = Path("runs/pretrain")
     """New folder for the demonstrations and the checkpoint."""
     num_demonstrations: PositiveInt = 14
-    """Successful episodes of the expert."""
+    """Successful episodes of the expert, of each task in a suite."""
     dataset: Path | None = None
     """LeRobot dataset to clone in place of the expert: its folder, or its name on the hub."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -67,6 +67,8 @@ class PretrainConfig(Settings):
     """New folder for the demonstrations of the expert as a LeRobot dataset."""
     recording: RecordConfig = field(default_factory=RecordConfig)
     """Storage of the pictures in that dataset."""
+    skip_tasks_without_expert: bool = False
+    """Whether to leave out tasks of a suite that have no expert, with a note."""
     gradient_steps: PositiveInt = 1500
     """Steps of cloning."""
     minibatch_size: PositiveInt = 128
@@ -191,14 +193,20 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
     start = time.monotonic()
     check_new(config.record)
     env = envs.make(config.env)
-    with screen.task("demonstrations", config.num_demonstrations) as task:
+    spec = env.spec
+    num_tasks = len(spec.tasks) if spec.seeded_tasks else 1
+    total = num_tasks * config.num_demonstrations
+    with screen.task("demonstrations", total) as task:
         demonstrations = rl.collect_demonstrations(
             env,
             config.num_demonstrations,
             config.seed,
-            on_step=lambda num: task.update(min(num, config.num_demonstrations)),
+            on_step=lambda num: task.update(min(num, total)),
+            skip_tasks_without_expert=config.skip_tasks_without_expert,
         )
     env.close()
+    for line in expert_lines(spec, demonstrations.expert_success):
+        screen.note(line)
 
     # files, from which an interrupted run continues
     write_config(config.out / RECORD, config.identity(), {})
@@ -209,6 +217,22 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
         f"{config.env.id} in {time.monotonic() - start:.0f} s"
     )
     return demonstrations
+
+
+def expert_lines(spec: envs.EnvSpec, counts: Sequence[tuple[int, int]]) -> list[str]:
+    """Return the success of a suite's experts as text, a line for each task.
+
+    Args:
+        spec: Of the environment.
+        counts: `Demonstrations.expert_success`.
+    """
+    if not spec.seeded_tasks:
+        return []
+    lines = []
+    for name, (successes, played) in zip(spec.task_names or spec.tasks, counts, strict=True):
+        rate = f"expert succeeded in {successes} of {played} episodes" if played else "no expert"
+        lines.append(f"{name}: {rate}{'' if played else ', skipped'}")
+    return lines
 
 
 def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> CloningStep:

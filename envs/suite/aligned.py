@@ -29,7 +29,9 @@ Layout = Mapping[str, int]
 
 
 def common_layout(suite_id: str, layouts: Mapping[str, Layout]) -> dict[str, int]:
-    """Return the layout that holds the parts of all tasks, in the order of their first task.
+    """Return the layout that holds the parts of all tasks.
+
+    Parts of the task with the most parts come first, so that its own state is not changed.
 
     Example:
         >>> common_layout("x/[a,b]", {"a": {"arm": 7, "cube": 3}, "b": {"arm": 7, "ball": 3}})
@@ -44,7 +46,8 @@ def common_layout(suite_id: str, layouts: Mapping[str, Layout]) -> dict[str, int
     """
     common: dict[str, int] = {}
     owner: dict[str, str] = {}
-    for task, layout in layouts.items():
+    # stable, so that equal numbers of parts keep the order of the tasks
+    for task, layout in sorted(layouts.items(), key=lambda item: -len(item[1])):
         for part, size in layout.items():
             if common.setdefault(part, size) != size:
                 first = owner[part]

@@ -1,4 +1,4 @@
-"""One policy with words on several tasks: cloned, fine-tuned, and told the wrong words.
+"""One policy with words on several tasks: cloned, fine-tuned, and evaluated with wrong words.
 
     python -m pitune.experiments.benchmarks.language --seeds 0 1 2 --out runs/language
 
@@ -24,13 +24,13 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse
 from pitune.experiments.pretrain import PretrainConfig, pretrain
 from pitune.experiments.runs.progress import screen
-from pitune.ranges import PositiveFloat, PositiveInt, Seed, Settings
+from pitune.ranges import PositiveInt, Seed, Settings
 from pitune.rl.evaluation.instructions import shuffled_instructions
 from pitune.rl.evaluation.statistics import wilson_interval
 
 SUITE = "metaworld/[reach-v3,push-v3,pick-place-v3,reach-wall-v3,pick-place-wall-v3]"
 """Tasks that share their scene. Reach and pick-place have the same starts and goals too, so that
-nothing but the words tells them apart."""
+only the words distinguish them."""
 Word = Literal["ppo", "dsrl"]
 
 
@@ -40,7 +40,7 @@ class BenchmarkConfig(Settings):
 
     Example:
         >>> BenchmarkConfig(seeds=(0,)).decisions("ppo")
-        25000
+        75000
     """
 
     suite: str = SUITE
@@ -57,12 +57,10 @@ class BenchmarkConfig(Settings):
     """Demonstrations of each task."""
     gradient_steps: PositiveInt = 1000
     """Steps of cloning."""
-    ppo_iterations: PositiveInt = 20
-    """Rollouts of `ppo`, of 25 decisions in each environment."""
+    ppo_iterations: PositiveInt = 30
+    """Rollouts of `ppo`, of 50 decisions in each environment."""
     dsrl_iterations: PositiveInt = 36
     """Rollouts of `dsrl`, of 5 decisions in each environment."""
-    ppo_learning_rate: PositiveFloat = 2e-4
-    """Step size of the policy in `ppo` [-]."""
     eval_episodes: PositiveInt = 40
     """Test episodes of each task."""
     table: bool = False
@@ -83,7 +81,7 @@ class BenchmarkConfig(Settings):
 
 def num_chunks(word: Word) -> int:
     """Return the decisions of each environment in a rollout."""
-    return 25 if word == "ppo" else 5
+    return 50 if word == "ppo" else 5
 
 
 def run(config: BenchmarkConfig) -> None:
@@ -126,7 +124,7 @@ def _fine_tune(
 ) -> dict[str, float]:
     """Fine-tune a clone, save it, and return the steps and the time that it took."""
     torch.manual_seed(seed)
-    algorithm = rl.make(_algorithm(config, word), policy)
+    algorithm = rl.make(rl.preset(word), policy)
     rollouts = rl.Rollouts(env, algorithm, num_chunks(word), seed)
     start = time.process_time()
     iterations = config.ppo_iterations if word == "ppo" else config.dsrl_iterations
@@ -139,16 +137,6 @@ def _fine_tune(
             log.flush()
     policies.save(algorithm.deployed_policy(), folder / word)
     return {"env_steps": rollouts.num_env_steps, "cpu_seconds": time.process_time() - start}
-
-
-def _algorithm(config: BenchmarkConfig, word: Word) -> rl.AlgorithmConfig:
-    if word == "dsrl":
-        return rl.DSRLConfig()
-    return rl.PPOConfig(
-        actor_learning_rate=config.ppo_learning_rate,
-        critic_warmup=2,
-        update=rl.UpdateConfig(num_epochs=5, minibatch_size=256),
-    )
 
 
 def _evaluate_both(

@@ -5,7 +5,9 @@ Letters: E envs, T chunk decisions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
@@ -22,6 +24,8 @@ from pitune.policies.under_delay import remainder_steps
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.task_success import task_success
+
+logger = logging.getLogger(__name__)
 
 
 def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
@@ -56,6 +60,8 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
     prompt = policy.preprocessor.config.prompt
     if prompt is not None:
         with_words(spec.tasks, prompt.default)
+    elif len(spec.tasks) > 1:
+        _warn_of_tasks(spec.id, len(spec.tasks))
 
 
 def _camera_advice(env_id: str) -> str:
@@ -66,6 +72,18 @@ def _camera_advice(env_id: str) -> str:
     if prefix == "metaworld":
         return "use another environment: this one has no pictures"
     return "pass --env.cameras"
+
+
+@cache
+def _warn_of_tasks(env_id: str, num_tasks: int) -> None:
+    """Warn of a policy without words, once for each environment."""
+    logger.warning(
+        "%s has %d tasks, but the policy reads no instruction, so it and its critics cannot "
+        "distinguish tasks whose observations are alike; use a policy with words "
+        "(pitune pretrain --words)",
+        env_id,
+        num_tasks,
+    )
 
 
 def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
