@@ -23,8 +23,17 @@ from pitune.envs.gym.registration import GymOptions
 from pitune.envs.maniskill.registration import ManiSkillOptions
 from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.mock.registration import MockOptions
-from pitune.envs.registry import EnvFactory, config_for, known_tasks, make, prefixes, register
-from pitune.envs.seeding import EpisodeSeeds, EvaluationSeeds, Split, episode_seed
+from pitune.envs.registry import (
+    EnvFactory,
+    config_for,
+    known_suites,
+    known_tasks,
+    make,
+    prefixes,
+    register,
+)
+from pitune.envs.seeding import EpisodeSeeds, EvaluationSeeds, episode_seed
+from pitune.envs.starts import Split, Starts, start_split
 from pitune.envs.success import SuccessRule
 from pitune.envs.tabletop.registration import TabletopOptions
 from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
@@ -45,15 +54,18 @@ __all__ = [
     "MockOptions",
     "Observation",
     "Split",
+    "Starts",
     "StepResult",
     "SuccessRule",
     "TabletopOptions",
     "VectorEnv",
     "config_for",
     "episode_seed",
+    "known_suites",
     "known_tasks",
     "make",
     "prefixes",
     "register",
     "require_default",
+    "start_split",
 ]

@@ -5,7 +5,9 @@ Letters: E envs, N rows, d robot action dim.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +57,8 @@ class CheckedEnv:
         """Action entries of active environments so far."""
         self.num_clipped = 0
         """Those among them that were outside the bounds."""
+        self.draws_on_request = "pictures" in inspect.signature(env.step).parameters
+        """Whether the adapter draws only the pictures that are read."""
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         num_rows = self.spec.num_envs if env_idx is None else len(env_idx)
@@ -64,9 +68,16 @@ class CheckedEnv:
                 "environment that is reset"
             )
         self.num_calls += 1
-        return self._check_obs(self.env.reset(seed, env_idx), "reset")
+        obs = self._check_obs(self.env.reset(seed, env_idx), "reset")
+        if self.spec.seeded_tasks:
+            self._check_tasks(obs, seed, env_idx)
+        return obs
 
-    def step(self, action: Tensor, active: Tensor) -> StepResult:
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
+        """Advance the active environments. See `DrawsOnRequest.step`.
+
+        An adapter whose `step` takes no `pictures` draws all of them.
+        """
         expected = (self.spec.num_envs, self.spec.action_dim)
         if tuple(action.shape) != expected:
             raise ValueError(
@@ -85,7 +96,10 @@ class CheckedEnv:
         clipped = torch.maximum(torch.minimum(action, self.high), self.low)
         self.num_entries += int(active.sum()) * self.spec.action_dim
         self.num_clipped += int((clipped != action)[active].sum())
-        obs, reward, terminated, truncated, info = self.env.step(clipped, active)
+        requested: dict[str, Any] = {}
+        if pictures is not None and self.draws_on_request:
+            requested = {"pictures": pictures}
+        obs, reward, terminated, truncated, info = self.env.step(clipped, active, **requested)
         if self.env.spec.success_signal and not self.spec.success_signal:
             # some environments report success only where there is one
             self.spec = replace(self.spec, success_signal=True)
@@ -121,6 +135,17 @@ class CheckedEnv:
 
     def close(self) -> None:
         self.env.close()
+
+    def _check_tasks(self, obs: Observation, seed: Tensor, env_idx: Tensor | None) -> None:
+        """Raise ValueError if an episode has another task than its seed chose."""
+        task_id = obs["task_id"] if env_idx is None else obs["task_id"][env_idx]
+        chosen = (seed % len(self.spec.tasks)).to(task_id.device)
+        if not torch.equal(task_id, chosen):
+            raise ValueError(
+                f"{self.spec.id} began episodes with task_id={task_id.tolist()}, but the seeds "
+                f"chose {chosen.tolist()}; an adapter with seeded_tasks=True must play the task "
+                "seed % len(tasks)"
+            )
 
     def _check_obs(self, obs: Observation, method: str) -> Observation:
         """Return copies of the observation after a check of the state."""

@@ -192,7 +192,8 @@ class ChunkEnv(EnvBase):
             live.append(active)
             if active.any():
                 start = time.perf_counter()
-                obs, reward, terminated, truncated, info = self.env.step(chunk[:, j], active)
+                read = active & (j == h - 1)  # only these pictures, and those of ended episodes
+                obs, reward, terminated, truncated, info = self.env.step(chunk[:, j], active, read)
                 self.simulator_seconds += time.perf_counter() - start
                 self._obs, self._num_calls = obs, self.env.num_calls
                 self._steps += active

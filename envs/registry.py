@@ -16,10 +16,14 @@ from typing import Any
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.config import EnvConfig, EnvOptions
 from pitune.envs.success import check_rule
+from pitune.envs.suite.env import make_suite
+from pitune.envs.suite.members import Suites, members_of
 from pitune.envs.vector_env import EnvSpec, VectorEnv
 
 EnvFactory = Callable[[str, EnvConfig], VectorEnv]
 """Makes the environment `name` of one prefix. `config.options` is of the registered class."""
+SuiteFactory = Callable[[tuple[str, ...], EnvConfig], VectorEnv]
+"""Makes the suite of these members (names of one prefix). `config.id` is the suite's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,10 @@ class Adapter:
     """Class of the adapter's options."""
     tasks: Callable[[], Iterable[str]]
     """Lists known names without the prefix."""
+    suites: Callable[[], Suites] = dict
+    """Lists the named suites with their members."""
+    suite_factory: SuiteFactory | None = None
+    """Makes a suite, or None for one that consists of an environment of each member."""
 
 
 SPARSE_REWARD = "1 on success"
@@ -52,7 +60,9 @@ SPARSE_PREFIXES = ("gym", "maniskill", "metaworld", "mock", "mujoco")
 OTHER_OPTIONS = (
     "backend",
     "camera",
+    "device",
     "exact_seeds",
+    "gpu",
     "num_threads",
     "obs_mode",
     "render_size",
@@ -69,8 +79,10 @@ def register(
     options: type[EnvOptions] = EnvOptions,
     *,
     tasks: Callable[[], Iterable[str]] = tuple,
+    suites: Callable[[], Suites] = dict,
+    suite_factory: SuiteFactory | None = None,
 ) -> None:
-    """Add an adapter, so that `make` accepts `<prefix>/<name>`.
+    """Add an adapter, so that `make` accepts `<prefix>/<name>` and `<prefix>/[<name>,<name>]`.
 
     Example:
         >>> from pitune.envs.mock.reach import Reach
@@ -82,6 +94,8 @@ def register(
         factory: Makes the environment. Imports its simulator when it is called.
         options: Frozen, keyword-only dataclass of the adapter's options, all with defaults.
         tasks: Lists the names for `known_tasks`, if possible without the simulator.
+        suites: Lists the named suites with their members.
+        suite_factory: Makes a suite. By default an environment of each member is made.
 
     Raises:
         ValueError: the prefix is taken or is no word, or the options have no defaults.
@@ -106,7 +120,9 @@ def register(
             f"options={options.__name__} of {prefix}/ cannot be made without arguments ({error}); "
             "give every field a default"
         ) from error
-    _ADAPTERS[prefix] = Adapter(factory=factory, options=options, tasks=tasks)
+    _ADAPTERS[prefix] = Adapter(
+        factory=factory, options=options, tasks=tasks, suites=suites, suite_factory=suite_factory
+    )
 
 
 def prefixes() -> dict[str, type[EnvOptions]]:
@@ -132,6 +148,19 @@ def known_tasks(prefix: str) -> tuple[str, ...]:
         ValueError: the prefix is unknown.
     """
     return tuple(_adapter(f"{prefix}/...").tasks())
+
+
+def known_suites(prefix: str) -> Suites:
+    """Return the named suites of a prefix with their members.
+
+    Example:
+        >>> known_suites("metaworld")["MT10"][:2]
+        ('reach-v3', 'push-v3')
+
+    Raises:
+        ValueError: the prefix is unknown.
+    """
+    return _adapter(f"{prefix}/...").suites()
 
 
 def config_for(env_id: str, **changes: Any) -> EnvConfig:
@@ -169,7 +198,14 @@ def make(config: EnvConfig) -> CheckedEnv:
     adapter = _adapter(config.id)
     config = replace(config, options=config.typed_options(adapter.options))
     check_rule(config.success)
-    env = _with_settings(adapter.factory(config.task, config), config)
+    members = members_of(config.id, adapter.suites())
+    if members is None:
+        env = adapter.factory(config.task, config)
+    elif adapter.suite_factory is not None:
+        env = adapter.suite_factory(members, config)
+    else:
+        env = make_suite(adapter.factory, members, config)
+    env = _with_settings(env, config)
     return CheckedEnv(env, config.success, _reward_of(config, env.spec))
 
 

@@ -6,19 +6,20 @@ is repeatable, evaluation and training never share a start, two policies can be 
 starts, and a group of environments can share every start. The starts of an evaluation do not even
 depend on the number of environments.
 
+Where the seed chooses the task (`EnvSpec.seeded_tasks`) or one of a fixed number of starts
+(`EnvSpec.num_starts`), `pitune.envs.starts` turns these numbers into seeds: tasks are dealt evenly,
+and the starts of the splits are disjoint.
+
 Letters: E envs, N rows.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 
-Split = Literal["train", "validation", "test", "demonstrations"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test", "demonstrations")
+from pitune.envs.starts import SPLITS, Split, Starts
 
 
 def episode_seed(seed: int, split: Split, stream: int, episode: int) -> int:
@@ -52,17 +53,29 @@ class EpisodeSeeds:
         seed: Seed of the run, at least 0.
         split: Purpose of the episodes.
         group_size: Neighboring environments that share every start. 1 for no groups.
+        starts: Tasks and starts that a seed chooses from, `Starts.of(spec)`. Environment (or group)
+            i begins with task i, and its next episode plays the task that follows those of the
+            others. If the number of environments is a multiple of that of the tasks, each keeps its
+            task.
 
     Raises:
         ValueError: E is no multiple of the group size, or the seed is negative.
     """
 
-    def __init__(self, num_envs: int, seed: int, split: Split, group_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_envs: int,
+        seed: int,
+        split: Split,
+        group_size: int = 1,
+        starts: Starts | None = None,
+    ) -> None:
         if seed < 0:
             raise ValueError(f"seed={seed} must be at least 0")
         if group_size < 1 or num_envs % group_size:
             raise ValueError(f"num_envs={num_envs} must be a multiple of group_size={group_size}")
         self.seed, self.split, self.group_size = seed, split, group_size
+        self.starts = starts or Starts()
         self.episodes = torch.zeros(num_envs, dtype=torch.int64)
 
     def next(self, env_idx: Tensor) -> Tensor:
@@ -73,10 +86,15 @@ class EpisodeSeeds:
 
     def with_seed(self, seed: int) -> EpisodeSeeds:
         """Return the same kind of sequence from its beginning, with another seed."""
-        return EpisodeSeeds(len(self.episodes), seed, self.split, self.group_size)
+        return EpisodeSeeds(len(self.episodes), seed, self.split, self.group_size, self.starts)
 
     def _seed_of(self, env: int, episode: int) -> int:
-        return episode_seed(self.seed, self.split, env // self.group_size, episode)
+        stream, num_streams = env // self.group_size, len(self.episodes) // self.group_size
+        number = episode_seed(self.seed, self.split, stream, episode)
+        if self.starts.is_plain:
+            return number
+        task_id = (stream + episode * num_streams) % self.starts.num_tasks
+        return self.starts.seed_of(self.seed, self.split, task_id, number)
 
 
 class EvaluationSeeds(EpisodeSeeds):
@@ -99,15 +117,26 @@ class EvaluationSeeds(EpisodeSeeds):
         num_episodes: Length of the list.
         seed: Seed of the evaluation, at least 0.
         split: Purpose of the episodes.
+        starts: Tasks and starts that a seed chooses from, `Starts.of(spec)`. Episode i then plays
+            task i modulo their number, and no (task, start) occurs twice.
 
     Raises:
-        ValueError: there is no episode, or the seed is negative.
+        ValueError: there is no episode, the seed is negative, or there are fewer starts than
+            episodes.
     """
 
-    def __init__(self, num_envs: int, num_episodes: int, seed: int, split: Split = "test") -> None:
-        super().__init__(num_envs, seed, split)
+    def __init__(
+        self,
+        num_envs: int,
+        num_episodes: int,
+        seed: int,
+        split: Split = "test",
+        starts: Starts | None = None,
+    ) -> None:
+        super().__init__(num_envs, seed, split, starts=starts)
         if num_episodes < 1:
             raise ValueError(f"num_episodes={num_episodes} must be at least 1")
+        self.starts.check_episodes(num_episodes, split)
         env = torch.arange(num_envs)
         self.total = num_episodes
         self.num_episodes = (num_episodes - env + num_envs - 1).div(num_envs, rounding_mode="floor")
@@ -123,11 +152,14 @@ class EvaluationSeeds(EpisodeSeeds):
         return (torch.arange(num_envs) + (self.episodes - 1) * num_envs).clamp(min=-1)
 
     def with_seed(self, seed: int) -> EvaluationSeeds:
-        return EvaluationSeeds(len(self.episodes), self.total, seed, self.split)
+        return EvaluationSeeds(len(self.episodes), self.total, seed, self.split, self.starts)
 
     def seed_of(self, index: int) -> int:
         """Return the seed of the start of episode `index` of the list."""
-        return episode_seed(self.seed, self.split, index, 0)
+        if self.starts.is_plain:
+            return episode_seed(self.seed, self.split, index, 0)
+        number, task_id = divmod(index, self.starts.num_tasks)
+        return self.starts.seed_of(self.seed, self.split, task_id, number)
 
     def noise_seed_of(self, index: int) -> int:
         """Return a seed for the random numbers of a policy in episode `index` of the list."""

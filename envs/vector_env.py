@@ -8,6 +8,9 @@ an `info` dict. Reinforcement learning on action chunks needs four rules that Gy
 - **Seeds per episode.** `reset` takes one seed for each environment that it resets, and the seed
   alone fixes the initial state. A group of equal starts is requested by equal seeds.
 - **Fresh tensors.** Returned tensors are never written to again.
+- **Pictures on request.** An adapter whose `step` takes a third argument, `pictures`, draws only
+  those that are read. A policy reads one observation of each chunk, and a picture is often more
+  expensive than the step.
 
 Letters: E envs, N rows, s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
@@ -78,6 +81,28 @@ class EnvSpec:
     """The definition of an episode's success, see `pitune.envs.success`."""
     reward: str = ""
     """Definition of the reward in words, which demonstrations store. Empty if it is unknown."""
+    seeded_tasks: bool = False
+    """Whether the seed of an episode chooses its task: `task_id = seed % len(tasks)`. The seeds of
+    training and evaluation then deal the tasks evenly."""
+    task_names: tuple[str, ...] = ()
+    """Name of each task for tables, e.g. `metaworld/reach-v3`. Empty if there are none."""
+    num_starts: int | None = None
+    """Fixed starts of each task, of which `(seed // len(tasks)) % num_starts` is played. They are
+    split between training and evaluation (`start_split`). None for no limit."""
+    tasks_without_expert: tuple[int, ...] = ()
+    """Tasks of a suite whose expert is missing. It does not act in their episodes."""
+
+    def __post_init__(self) -> None:
+        if self.task_names and len(self.task_names) != len(self.tasks):
+            raise ValueError(
+                f"task_names={self.task_names} of {self.id} must have one name for each of its "
+                f"{len(self.tasks)} tasks"
+            )
+        if self.num_starts is not None and len(self.tasks) > 1 and not self.seeded_tasks:
+            raise ValueError(
+                f"num_starts={self.num_starts} of {self.id} is given for {len(self.tasks)} tasks, "
+                "so a seed must choose the task too; set seeded_tasks=True"
+            )
 
     @property
     def action_dim(self) -> int:
@@ -131,6 +156,8 @@ class Expert(Protocol):
 class VectorEnv(Protocol):
     """E simulators behind one interface, with the rules of the module docstring.
 
+    `DrawsOnRequest` is the same interface with a further argument of `step`.
+
     Example:
         >>> from pitune import envs
         >>> env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2))
@@ -173,3 +200,28 @@ class VectorEnv(Protocol):
 
     def close(self) -> None:
         """End the processes and free the renderers."""
+
+
+class DrawsOnRequest(VectorEnv, Protocol):
+    """A `VectorEnv` that draws only the pictures that are read.
+
+    Example:
+        >>> from pitune import envs
+        >>> env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=2, cameras=("top",)))
+        >>> obs = env.reset(torch.tensor([0, 1]))
+        >>> both = torch.tensor([True, True])
+        >>> next_obs = env.step(torch.ones(2, 2), both, torch.tensor([True, False])).obs
+        >>> (next_obs["image/top"] != obs["image/top"]).flatten(1).any(1)  # the second is kept
+        tensor([ True, False])
+    """
+
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
+        """Advance the active environments by one control step.
+
+        Args:
+            action: (E, d) [robot units], inside the bounds. Rows that are not active are ignored.
+            active: (E,) bool.
+            pictures: Active environments whose pictures are read after this step (E,) bool. By
+                default all of them. Any other one keeps its last pictures, unless its episode ends
+                in this step: the last observation of an episode is always complete.
+        """

@@ -11,6 +11,7 @@ import torch
 from pitune import envs, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments
+from pitune.experiments.films.training import before_after, record_video
 from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.health.outcome import reasons
 from pitune.experiments.runs import signals
@@ -26,7 +27,6 @@ from pitune.experiments.runs.report import (
 from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
-from pitune.experiments.runs.video import before_after, record_video
 from pitune.experiments.train_arguments import parse as parse
 from pitune.experiments.train_policy import policy_to_train
 

@@ -27,7 +27,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from pitune.envs.maniskill.experts import ManiSkillExpert
-from pitune.envs.maniskill.observation import check_cameras, mask_contacts, picture_shape, read_obs
+from pitune.envs.maniskill.observation import Sensors, mask_contacts, picture_shape, read_obs
 from pitune.envs.maniskill.without_vulkan import DRIVER_NEEDED
 from pitune.envs.success import read_successes
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
@@ -90,10 +90,9 @@ class ManiSkillBatch:
             )
 
         # an observation, for the shapes
-        raw = simulation.get_obs()
-        check_cameras(task, cameras, raw)
-        self._cameras = cameras
-        self._obs = {key: torch.zeros_like(value) for key, value in read_obs(raw, cameras).items()}
+        self._sensors = Sensors(simulation, task, cameras)
+        example = read_obs(simulation.get_obs()) | self._sensors.draw()
+        self._obs = {key: torch.zeros_like(value) for key, value in example.items()}
         state = self._obs["state"]
         self.spec = EnvSpec(
             id=f"maniskill/{task}",
@@ -116,6 +115,7 @@ class ManiSkillBatch:
         self._num_steps = torch.zeros(len(state), dtype=torch.int64, device=state.device)
         self._lost = torch.zeros_like(self._running)  # with a start that is not finite
         self._num_failures = torch.zeros_like(self._num_steps)
+        self._drawn = torch.zeros_like(self._running)  # with pictures of the present state
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         """Start new episodes and return the observation of all E environments.
@@ -145,18 +145,22 @@ class ManiSkillBatch:
         started[rows] = True
         self._running = self._running | started
         self._num_steps = torch.where(started, 0, self._num_steps)
-        obs = read_obs(raw, self._cameras)
+        obs = read_obs(raw)
         is_finite = obs["state"].isfinite().all(dim=-1)
         self._lost = torch.where(started, ~is_finite, self._lost)
         self._update_obs(obs, started & is_finite)
+        self._drawn = self._drawn & ~started
+        self.draw(started & is_finite)
         return self._copy_obs()
 
-    def step(self, action: Tensor, active: Tensor) -> StepResult:
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
         """Advance the active environments by one control step.
 
         Args:
             action: (E, d) [robot units], inside the bounds. Rows that are not active are ignored.
             active: (E,) bool.
+            pictures: Those whose pictures are read (E,) bool, see `DrawsOnRequest.step`. If there
+                are any, one call draws all E.
 
         Raises:
             ValueError: an active environment has no running episode, or a running one is left out.
@@ -171,7 +175,7 @@ class ManiSkillBatch:
         raw, reward, terminated, _, info = self._simulation.step(action)
 
         # observation, success and reward (E,)
-        obs = read_obs(raw, self._cameras)
+        obs = read_obs(raw)
         success = self._success(info["success"]) if self.spec.success_signal else ~active
         reward = (reward if self._dense_reward else success).float()
 
@@ -188,9 +192,20 @@ class ManiSkillBatch:
         truncated = active & ~terminated & (timed_out | invalid)
         self._running = self._running & ~(terminated | truncated)
         self._count_failures(invalid, (terminated | truncated) & valid)
+        self._drawn = self._drawn & ~valid
+        read = active if pictures is None else pictures
+        self.draw(valid & (read | terminated | truncated))
         reward = torch.where(valid, reward, torch.zeros_like(reward))
         flags = {"success": success & valid, "invalid": invalid}
         return StepResult(self._copy_obs(), reward, terminated, truncated, flags)
+
+    def draw(self, rows: Tensor) -> Observation:
+        """Return the pictures of all E environments, after those of `rows` (E,) bool are drawn."""
+        rows = rows & ~self._drawn
+        if rows.any():
+            self._update_obs(self._sensors.draw(), rows)
+            self._drawn = self._drawn | rows
+        return {key: self._obs[key].clone() for key in self._obs if key.startswith("image/")}
 
     def abandon(self) -> None:
         """Give up all running episodes, so that none of them must be stepped."""

@@ -13,30 +13,64 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from pitune.envs.rendering.cameras import check_cameras
 from pitune.envs.vector_env import Observation
 
 
-def read_obs(raw: Any, cameras: tuple[str, ...]) -> Observation:
-    """Return ManiSkill's observation under this package's names, without a copy.
+class Sensors:
+    """The cameras of a ManiSkill simulation, which draw on request and not in every step.
+
+    From then on the simulation's own observations have no pictures.
+
+    Example:
+        >>> sensors = Sensors(simulation, "PickCube-v1", ("base_camera",))  # doctest: +SKIP
+        >>> sensors.draw()["image/base_camera"].shape  # doctest: +SKIP
+        torch.Size([1, 3, 128, 128])
 
     Args:
-        raw: The state (E, s) in the mode `state`. Otherwise a dict of `sensor_data` and either
-            `state` (mode `rgb+state`) or `agent` and `extra` (mode `rgb`).
-        cameras: Cameras to read.
+        simulation: ManiSkill's environment, without wrappers.
+        task: Its name, for the message.
+        cameras: Cameras to draw.
+
+    Raises:
+        ValueError: a camera is unknown.
     """
-    if not isinstance(raw, Mapping):
-        state, pictures = raw, {}
-    else:
+
+    def __init__(self, simulation: Any, task: str, cameras: tuple[str, ...]) -> None:
+        self._cameras = cameras
+        if cameras:
+            draw = simulation._get_obs_sensor_data
+            check_cameras(f"maniskill/{task}", cameras, draw())
+            self._draw = draw
+            # covers the method of the class
+            simulation._get_obs_sensor_data = lambda *_, **__: {}
+
+    def draw(self) -> Observation:
+        """Return the present pictures, `image/<camera>` (E, C, Y, X) uint8, without a copy."""
+        if not self._cameras:
+            return {}
+        sensors = self._draw()
+        # (E, Y, X, C) -> (E, C, Y, X)
+        return {
+            f"image/{name}": rearrange(sensors[name]["rgb"], "E Y X C -> E C Y X")
+            for name in self._cameras
+        }
+
+
+def read_obs(raw: Any) -> Observation:
+    """Return ManiSkill's observation under this package's names, without pictures and not copied.
+
+    Args:
+        raw: The state (E, s) in the mode `state`. Otherwise a dict of either `state` (mode
+            `rgb+state`) or `agent` and `extra` (mode `rgb`).
+    """
+    state = raw
+    if isinstance(raw, Mapping):
         # mode "rgb+state" has a state, and mode "rgb" the parts of one
         joint = {"agent": raw["agent"], "extra": raw["extra"]} if "state" not in raw else {}
         state = flatten_parts(joint) if joint else raw["state"]
-        pictures = raw["sensor_data"]
-    # (E, Y, X, C) -> (E, C, Y, X)
-    images = {
-        f"image/{name}": rearrange(pictures[name]["rgb"], "E Y X C -> E C Y X") for name in cameras
-    }
     task_id = torch.zeros(len(state), dtype=torch.int64, device=state.device)
-    return {"state": state.float(), **images, "task_id": task_id}
+    return {"state": state.float(), "task_id": task_id}
 
 
 def flatten_parts(parts: Mapping[str, Any]) -> Tensor:
@@ -48,18 +82,6 @@ def flatten_parts(parts: Mapping[str, Any]) -> Tensor:
         if not isinstance(part, Mapping) or part
     ]
     return torch.cat(columns, dim=-1)
-
-
-def check_cameras(task: str, cameras: tuple[str, ...], raw: Any) -> None:
-    """Check that an observation has pictures of all cameras.
-
-    Raises:
-        ValueError: it does not.
-    """
-    known = sorted(raw["sensor_data"]) if isinstance(raw, Mapping) else []
-    unknown = sorted(set(cameras) - set(known))
-    if unknown:
-        raise ValueError(f"cameras={unknown} do not exist in maniskill/{task}; it has {known}")
 
 
 def picture_shape(pictures: Tensor) -> tuple[int, int, int]:

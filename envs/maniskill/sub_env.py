@@ -23,6 +23,7 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
     """One ManiSkill environment on the CPU, in numpy, for a worker process.
 
     The observation is a Box (s,), or with cameras a Dict of `state` and `image/<camera>` (Y, X, C).
+    `reset` and `step` leave the pictures to `draw_pictures`.
 
     Example:
         >>> env = ManiSkillSubEnv(make_maniskill_batch("PickCube-v1", 1, config, "cpu"))
@@ -63,7 +64,9 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
         """
         # (d,) -> (1, d), a batch of one
         result = self._batch.step(
-            torch.from_numpy(action.astype(np.float32))[None], torch.tensor([True])
+            torch.from_numpy(action.astype(np.float32))[None],
+            torch.tensor([True]),
+            pictures=torch.tensor([False]),
         )
         if result.info["invalid"]:
             raise FloatingPointError(f"{self._batch.spec.id} returned numbers that are not finite")
@@ -75,6 +78,14 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
             bool(result.truncated),
             success if self._batch.spec.success_signal else {},
         )
+
+    def draw_pictures(self) -> dict[str, np.ndarray]:
+        """Return the present pictures, `image/<camera>` (Y, X, C) uint8."""
+        pictures = self._batch.draw(torch.tensor([True]))
+        return {
+            key: rearrange(picture[0], "C Y X -> Y X C").numpy()
+            for key, picture in pictures.items()
+        }
 
     def expert_action(self) -> np.ndarray:
         """Return the expert's action (d,) [robot units] in the present state.
@@ -100,13 +111,8 @@ class ManiSkillSubEnv(gymnasium.Env[Any, np.ndarray]):
 
     def _to_numpy(self, obs: Observation) -> Any:
         """Return the only row of an observation in the form of `observation_space`."""
-        if not self._batch.spec.cameras:
-            return obs["state"][0].numpy()
-        images = {
-            f"image/{name}": rearrange(obs[f"image/{name}"][0], "C Y X -> Y X C").numpy()
-            for name in self._batch.spec.cameras
-        }
-        return {"state": obs["state"][0].numpy(), **images}
+        state = obs["state"][0].numpy()
+        return {"state": state} if self._batch.spec.cameras else state
 
 
 class ManiSkillWorkers(WorkerEnv):

@@ -29,12 +29,17 @@ import numpy as np
 
 from pitune.envs.config import EnvConfig, Reward
 from pitune.envs.metaworld.registration import MetaWorldOptions
+from pitune.envs.metaworld.tasks import INSTRUCTIONS, SUITES
 from pitune.envs.success import parse_success
+from pitune.envs.suite.sub_env import MemberSpaces, SuiteSubEnv
 from pitune.envs.workers.env import WorkerEnv
 from pitune.envs.workers.pool import Timeouts
+from pitune.envs.workers.sub_envs import Factory
 from pitune.extras import install_command
 
 STATE_DIM = 39
+TIME_LIMIT = 150
+"""Length of an episode by default [steps]."""
 
 
 class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -137,33 +142,90 @@ def make_metaworld(task: str, config: EnvConfig) -> WorkerEnv:
         ImportError: Meta-World is not installed.
         ValueError: the task or the reward is unknown.
     """
+    _check_settings((task,), config)
+    return _workers(_factory(task, config), config, tasks=(INSTRUCTIONS[task],))
+
+
+def make_metaworld_suite(members: tuple[str, ...], config: EnvConfig) -> WorkerEnv:
+    """Return a batch in which the seed of an episode chooses one of several tasks.
+
+    Each environment holds the simulators of the tasks that it played last
+    (`MetaWorldOptions.held_tasks`).
+
+    Args:
+        members: Meta-World's names.
+        config: Its options are `MetaWorldOptions`.
+
+    Raises:
+        ImportError: Meta-World is not installed.
+        ValueError: a task or the reward is unknown.
+    """
+    _check_settings(members, config)
+    factories = {f"metaworld/{task}": _factory(task, config) for task in members}
+    suite = functools.partial(
+        SuiteSubEnv,
+        config.id,
+        factories,
+        MemberSpaces.of(next(iter(factories.values()))),
+        config.typed_options(MetaWorldOptions).held_tasks,
+    )
+    return _workers(
+        suite,
+        config,
+        tasks=tuple(INSTRUCTIONS[task] for task in members),
+        seeded_tasks=True,
+        task_names=tuple(factories),
+    )
+
+
+def _factory(task: str, config: EnvConfig) -> functools.partial[MetaWorldTask]:
+    """Return the factory of one simulator."""
+    options = config.typed_options(MetaWorldOptions)
+    limit = config.time_limit(TIME_LIMIT)
+    return functools.partial(
+        MetaWorldTask, task, config.reward, limit, options.camera, options.render_size
+    )
+
+
+def _workers(
+    factory: Factory, config: EnvConfig, *, tasks: tuple[str, ...], **spec_fields: Any
+) -> WorkerEnv:
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("metaworld", "mujoco")]
+    return WorkerEnv(
+        factory,
+        id=config.id,
+        num_envs=config.num_envs,
+        num_workers=config.num_workers,
+        max_episode_steps=config.time_limit(TIME_LIMIT),
+        tasks=tasks,
+        simulator=", ".join(versions),
+        probe=False,  # its own tests hold what a probe would find out
+        timeouts=Timeouts.of_config(config),
+        max_failures=config.max_failures,
+        **spec_fields,
+    )
+
+
+def _check_settings(tasks: tuple[str, ...], config: EnvConfig) -> None:
+    """Check the settings before a simulator is built.
+
+    Raises:
+        ImportError: Meta-World is not installed.
+        ValueError: a task or a setting is unknown.
+    """
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError as error:
         raise ImportError(
-            f"metaworld/{task} needs Meta-World; run {install_command('metaworld')}"
+            f"{config.id} needs Meta-World; run {install_command('metaworld')}"
         ) from error
-    if task not in ALL_V3_ENVIRONMENTS:
-        near = difflib.get_close_matches(task, ALL_V3_ENVIRONMENTS, n=3, cutoff=0.3)
-        raise ValueError(f"task={task!r} is not a Meta-World task; near it are {near}")
+    names = [*ALL_V3_ENVIRONMENTS, *SUITES]
+    for task in tasks:
+        if task not in ALL_V3_ENVIRONMENTS:
+            near = difflib.get_close_matches(task, names, n=3, cutoff=0.3)
+            raise ValueError(f"task={task!r} is not a Meta-World task; near it are {near}")
     if config.reward not in ("sparse", "dense"):
         raise ValueError(f"reward={config.reward!r} must be 'sparse' or 'dense'")
     options = config.typed_options(MetaWorldOptions)
     if options.render_size < 1:
         raise ValueError(f"render_size={options.render_size} must be at least 1")
-    limit = config.time_limit(150)
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("metaworld", "mujoco")]
-    return WorkerEnv(
-        functools.partial(
-            MetaWorldTask, task, config.reward, limit, options.camera, options.render_size
-        ),
-        id=f"metaworld/{task}",
-        num_envs=config.num_envs,
-        num_workers=config.num_workers,
-        max_episode_steps=limit,
-        tasks=(task.removesuffix("-v3").replace("-", " "),),
-        simulator=", ".join(versions),
-        probe=False,  # its own tests hold what a probe would find out
-        timeouts=Timeouts.of_config(config),
-        max_failures=config.max_failures,
-    )

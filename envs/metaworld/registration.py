@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
+from pitune.envs.metaworld.tasks import INSTRUCTIONS, SUITES
 from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
 from pitune.ranges import PositiveInt
@@ -14,18 +14,6 @@ from pitune.ranges import PositiveInt
 Camera = Literal[
     "topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV"
 ]
-
-TASKS = """
-    assembly basketball bin-picking box-close button-press button-press-topdown
-    button-press-topdown-wall button-press-wall coffee-button coffee-pull coffee-push dial-turn
-    disassemble door-close door-lock door-open door-unlock drawer-close drawer-open faucet-close
-    faucet-open hammer hand-insert handle-press handle-press-side handle-pull handle-pull-side
-    lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall
-    plate-slide plate-slide-back plate-slide-back-side plate-slide-side push push-back push-wall
-    reach reach-wall shelf-place soccer stick-pull stick-push sweep sweep-into window-close
-    window-open
-"""
-"""Meta-World's tasks without their version, which is v3 for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +33,9 @@ class MetaWorldOptions(EnvOptions):
     """Camera of `render` and of videos. The observation holds no pictures."""
     render_size: PositiveInt = 256
     """Height and width of the pictures of `render` [pixels]."""
+    held_tasks: PositiveInt = 1
+    """Simulators that each environment of a suite keeps (30 MB each). Beyond it, the one that was
+    used longest ago is closed, and its next episode makes it again, which takes 0.4 s."""
 
 
 def make_metaworld_env(task: str, config: EnvConfig) -> VectorEnv:
@@ -62,9 +53,26 @@ def make_metaworld_env(task: str, config: EnvConfig) -> VectorEnv:
     return make_metaworld(task, config)
 
 
-def list_tasks() -> Iterator[str]:
-    """Yield Meta-World's names of its tasks, without importing it."""
-    return (f"{task}-v3" for task in TASKS.split())
+def make_metaworld_suite_env(members: tuple[str, ...], config: EnvConfig) -> VectorEnv:
+    """Return a suite of Meta-World tasks.
+
+    Raises:
+        ImportError: Meta-World is not installed.
+        ValueError: a task is unknown, or the environment cannot honor a setting.
+    """
+    from pitune.envs.metaworld.adapter import make_metaworld_suite
+
+    require_default(
+        config, "cameras", config.id, "use a mujoco/, maniskill/ or mock/Reach environment"
+    )
+    return make_metaworld_suite(members, config)
 
 
-register("metaworld", make_metaworld_env, MetaWorldOptions, tasks=list_tasks)
+register(
+    "metaworld",
+    make_metaworld_env,
+    MetaWorldOptions,
+    tasks=lambda: INSTRUCTIONS,
+    suites=lambda: SUITES,
+    suite_factory=make_metaworld_suite_env,
+)

@@ -78,6 +78,10 @@ class Reach:
         self.goals = torch.zeros(num_envs, num_tasks, 2)
         self.task_id = torch.zeros(num_envs, dtype=torch.int64)
         self.steps = torch.zeros(num_envs, dtype=torch.int64)
+        self.images = {
+            camera: torch.zeros(num_envs, *shape, dtype=torch.uint8)
+            for camera, shape in self.spec.cameras.items()
+        }
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         env_idx = torch.arange(self.spec.num_envs) if env_idx is None else env_idx
@@ -87,9 +91,10 @@ class Reach:
             self.point[env], self.goals[env] = positions[0], positions[1:]
             self.task_id[env] = torch.randint(len(self.spec.tasks), (), generator=generator)
         self.steps[env_idx] = 0
+        self._update_images(env_idx)
         return self._obs()
 
-    def step(self, action: Tensor, active: Tensor) -> StepResult:
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
         next_point = (self.point + STEP * action).clamp(0, 1)
         self.point = torch.where(active[:, None], next_point, self.point)
         self.steps = self.steps + active
@@ -98,6 +103,8 @@ class Reach:
         truncated = (self.steps >= self.spec.max_episode_steps) & active & ~success
         reward = success.float() - (distance * active if self.dense else 0.0)
         info = {"success": success, "invalid": torch.zeros_like(success)}
+        read = active if pictures is None else pictures
+        self._update_images((active & (read | success | truncated)).nonzero().flatten())
         return StepResult(self._obs(), reward, success, truncated, info)
 
     def render(self) -> Tensor:
@@ -127,9 +134,12 @@ class Reach:
             "state": torch.cat([self.point, self.goals.flatten(1)], dim=1),
             "task_id": self.task_id.clone(),
         }
+        return obs | {f"image/{camera}": image.clone() for camera, image in self.images.items()}
+
+    def _update_images(self, rows: Tensor) -> None:
+        """Draw the pictures of some environments (N,) again."""
         for camera, (_, size, _) in self.spec.cameras.items():
-            obs[f"image/{camera}"] = self._pictures(size)
-        return obs
+            self.images[camera][rows] = self._pictures(size)[rows]
 
     def _pictures(self, size: int) -> Tensor:
         """Return the square (E, 3, Y, X) uint8 with green and red goals and a white point."""

@@ -22,11 +22,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pitune.envs.tabletop.episode import ObsMode, Rules
+from pitune.envs.tabletop.episode import Rules
 from pitune.envs.tabletop.experts import TabletopExpert
 from pitune.envs.tabletop.layout import CONTROL_HZ
 from pitune.envs.tabletop.model import CAMERAS, RENDER_CAMERA
 from pitune.envs.tabletop.physics import TabletopPhysics
+from pitune.envs.tabletop.registration import ObsMode
 from pitune.envs.tabletop.render import SceneRenderer
 from pitune.envs.tabletop.starts import draw_starts, draw_uniforms
 from pitune.envs.tabletop.tasks import Scene, find_task
@@ -163,8 +164,10 @@ class Tabletop:
         self._update_images(rows)
         return self._observation(self.scene)
 
-    def step(self, action: Tensor, active: Tensor) -> StepResult:
-        """Advance the active environments. See `VectorEnv.step`. Actions are clipped to the bounds.
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
+        """Advance the active environments, with actions clipped to the bounds.
+
+        See `DrawsOnRequest.step`.
 
         Raises:
             ValueError: a shape is wrong, the action of an active environment is not finite, or an
@@ -184,7 +187,8 @@ class Tabletop:
         scene = self.scene
         success, truncated, reward = self._rules.judge(scene, self._step_counts, mask, failed)
         self._ended |= success | truncated
-        self._update_images(rows)
+        read = mask if pictures is None else pictures.cpu().numpy()
+        self._update_images(np.flatnonzero(mask & (read | success | truncated)))
         return StepResult(
             obs=self._observation(scene),
             reward=torch.from_numpy(reward.astype(np.float32)),

@@ -11,9 +11,8 @@ from typing import Literal
 from einops import rearrange
 
 from pitune.envs.tabletop.arrays import Array, library_of
+from pitune.envs.tabletop.registration import ObsMode
 from pitune.envs.tabletop.tasks import Scene, Task, dense_reward
-
-ObsMode = Literal["state", "rgb"]
 
 GRIPPER_DIM = 8
 """Dimensions of the gripper's state: position, velocity and fingers."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,9 @@ class WorkerEnv:
 
     The observation of a sub-environment is a Box, which becomes `state`, or a Dict of `state` and
     `image/<camera>` (and `task_id`, an index into `tasks`). `info["success"]` is its success
-    signal, and a method `expert_action() -> (d,)` is its expert.
+    signal, and a method `expert_action() -> (d,)` is its expert. If it has a method
+    `draw_pictures() -> {"image/<camera>": (Y, X, C)}`, its observations leave out these keys, and
+    it is called only where the pictures are read.
 
     Example:
         >>> import functools, gymnasium
@@ -74,6 +77,7 @@ class WorkerEnv:
         probe: Whether a further sub-environment is played with for the spec. See `WorkerPool`.
         timeouts: The longest times to wait for a worker.
         max_failures: Episodes in a row that one environment may fail.
+        spec_fields: Further fields of the spec, e.g. `seeded_tasks` and `num_starts`.
 
     Raises:
         ValueError: a number or a space is not usable, the factory cannot be pickled, or the reward
@@ -97,6 +101,7 @@ class WorkerEnv:
         probe: bool = True,
         timeouts: Timeouts | None = None,
         max_failures: int = MAX_FAILURES,
+        **spec_fields: Any,
     ) -> None:
         if num_envs < 1 or num_workers < 0:
             raise ValueError(f"{num_envs=} must be at least 1 and {num_workers=} at least 0")
@@ -134,6 +139,7 @@ class WorkerEnv:
             simulator=simulator,
             deterministic_reset=deterministic_reset and sub_env.seeded_starts,
             success_signal=sub_env.success_signal,
+            **spec_fields,
         )
 
         # state of the episodes (E,)
@@ -174,6 +180,8 @@ class WorkerEnv:
         for row in rows.tolist():
             if row not in failed:
                 self._task_id[row] = self._tasks.index(words.get(row))
+        if self.spec.seeded_tasks:  # also where an episode could not begin
+            self._pool.obs["task_id"][rows] = seeds % len(self.spec.tasks)
 
         # new episodes
         self._running[rows] = True
@@ -181,12 +189,13 @@ class WorkerEnv:
         self._pool.lost |= failed
         return self._copy_obs()
 
-    def step(self, action: Tensor, active: Tensor) -> StepResult:
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
         """Advance the active environments by one control step.
 
         Args:
             action: (E, d) [robot units], inside the bounds.
             active: (E,) bool.
+            pictures: Those whose pictures are read (E,) bool, see `DrawsOnRequest.step`.
 
         Raises:
             ValueError: an active environment has ended or was never reset.
@@ -203,8 +212,10 @@ class WorkerEnv:
         # step, without the rows whose worker was replaced
         active_rows = np.flatnonzero(mask)
         rows = np.array([row for row in active_rows if row not in self._pool.lost], np.int64)
-        result = self._pool.exchange("step", rows, action.numpy()[rows])
         self._num_steps[rows] += 1
+        timed_out = mask & (self._num_steps >= self.spec.max_episode_steps)
+        read = timed_out | (mask if pictures is None else pictures.numpy())
+        result = self._pool.exchange("step", rows, action.numpy()[rows], read[rows])
 
         if result.reports_success and not self.spec.success_signal:
             self.spec = replace(self.spec, success_signal=True)
@@ -217,7 +228,6 @@ class WorkerEnv:
         invalid[list(result.failed)] = True
 
         # ends
-        timed_out = mask & (self._num_steps >= self.spec.max_episode_steps)
         result.truncated |= (timed_out & ~result.terminated) | invalid
         ended = result.terminated | result.truncated
         self._running[ended] = False

@@ -121,12 +121,13 @@ class ObsReader:
         """Camera -> (C, Y, X) of its picture."""
         return {name: picture.shape for name, picture in self.pictures.items()}
 
-    def read(self, raw: Any, rows: tuple[int, ...] = ()) -> Arrays:
+    def read(self, raw: Any, rows: tuple[int, ...] = (), *, pictures: bool = True) -> Arrays:
         """Return copies of one raw observation, or of a batch of them.
 
         Args:
             raw: As the environment returned it.
             rows: `(E,)` for a batch of E observations.
+            pictures: Whether to read the pictures too.
 
         Raises:
             ObservationError: it does not have the form of its space.
@@ -142,7 +143,7 @@ class ObsReader:
                     value = value.astype(np.float32)
             columns.append(value.reshape(*rows, -1))
         obs: Arrays = {"state": np.concatenate(columns, axis=-1)}
-        for name, picture in self.pictures.items():
+        for name, picture in self.pictures.items() if pictures else ():
             path = f"image/{name}"
             value = self._numeric(path, self._part(raw, path))
             self._check_shape(path, value, (*rows, *picture.space.shape))

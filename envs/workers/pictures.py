@@ -156,6 +156,25 @@ def picture_of(env: gymnasium.Env, env_id: str) -> np.ndarray:
     return picture
 
 
+def with_pictures(env: gymnasium.Env, raw: Any) -> Any:
+    """Return a raw observation with the pictures that an environment draws on request.
+
+    Example:
+        >>> class Lazy(gymnasium.Env):
+        ...     def draw_pictures(self):
+        ...         return {"image/top": np.zeros((8, 8, 3), np.uint8)}
+        >>> sorted(with_pictures(Lazy(), {"state": np.zeros(3)}))
+        ['image/top', 'state']
+
+    Args:
+        env: The environment. One without a method `draw_pictures` returns all its pictures itself.
+        raw: Its last observation.
+    """
+    if not env.has_wrapper_attr("draw_pictures"):
+        return raw
+    return {**raw, **env.get_wrapper_attr("draw_pictures")()}
+
+
 @contextlib.contextmanager
 def use_offscreen_renderer() -> Iterator[None]:
     """Make Gymnasium's MuJoCo renderer, if it starts inside, choose a backend without a screen.

@@ -62,7 +62,7 @@ class WorkerPool:
         ...     num_workers=0,
         ... )
         >>> seeds = np.array([7, 8])
-        >>> pool.exchange("reset", rows=np.arange(2), values=seeds).obs["state"].shape  # (E, s)
+        >>> pool.exchange("reset", np.arange(2), seeds).obs["state"].shape  # (E, s)
         (2, 3)
 
     Args:
@@ -115,8 +115,8 @@ class WorkerPool:
         self.lost: dict[int, str] = {}
         """Environment -> reason, where its worker was replaced while it handled other rows."""
 
-    def exchange(self, method: str, rows: np.ndarray, values: np.ndarray) -> Rows:
-        """Call a method of `SubEnvs` for `rows` (N,), with one of `values` (N, ...) each.
+    def exchange(self, method: str, rows: np.ndarray, *values: np.ndarray) -> Rows:
+        """Call a method of `SubEnvs` for `rows` (N,), with one of each of `values` (N, ...).
 
         A worker that dies meanwhile is replaced. Then `failed` has its rows among these, and `lost`
         has its other rows.
@@ -135,7 +135,8 @@ class WorkerPool:
         for worker in self._open_workers():
             in_worker = (rows >= worker.rows.start) & (rows < worker.rows.stop)
             if in_worker.any():
-                worker.send(method, rows[in_worker] - worker.rows.start, values[in_worker])
+                parts = [value[in_worker] for value in values]
+                worker.send(method, rows[in_worker] - worker.rows.start, *parts)
                 pending.append((worker, rows[in_worker]))
 
         # answers
@@ -232,7 +233,8 @@ class WorkerPool:
         valid = np.ones(len(rows), bool)
         valid[list(part.failed)] = False
         for key, value in part.obs.items():
-            result.obs[key][rows[valid]] = value[valid]
+            written = valid & part.drawn if key.startswith("image/") else valid
+            result.obs[key][rows[written]] = value[written]
         for name in ("reward", "terminated", "truncated", "success"):
             getattr(result, name)[rows[valid]] = getattr(part, name)[valid]
         result.reports_success |= part.reports_success

@@ -6,7 +6,7 @@ Letters: N rows, C, Y, X image channels and pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class Rows:
     """
 
     obs: Arrays
+    drawn: np.ndarray
+    """Whether `obs` has pictures of the present state (N,) bool. Others are meaningless."""
     reward: np.ndarray
     """(N,) float32."""
     terminated: np.ndarray
@@ -45,7 +47,12 @@ class Rows:
         cls, state_dim: int, cameras: Mapping[str, tuple[int, int, int]], num_rows: int
     ) -> Rows:
         """Return N rows of zeros."""
-        terminated, truncated, success = np.zeros((3, num_rows), bool)
+        drawn, terminated, truncated, success = np.zeros((4, num_rows), bool)
         obs = empty_obs(state_dim, cameras, num_rows)
         reward = np.zeros(num_rows, np.float32)
-        return cls(obs, reward, terminated, truncated, success, failed={}, words={})
+        return cls(obs, drawn, reward, terminated, truncated, success, failed={}, words={})
+
+    def without_pictures(self) -> Rows:
+        """Return the same rows without pictures, which need not travel between processes."""
+        obs = {key: value for key, value in self.obs.items() if not key.startswith("image/")}
+        return replace(self, obs=obs)

@@ -20,7 +20,7 @@ import numpy as np
 
 from pitune.envs.success import read_success
 from pitune.envs.workers.observation import Arrays, ObsReader
-from pitune.envs.workers.pictures import picture_of
+from pitune.envs.workers.pictures import picture_of, with_pictures
 from pitune.envs.workers.probe import BREAKDOWNS, describe
 from pitune.envs.workers.rows import Rows
 from pitune.envs.workers.spaces import SubEnvSpec, read_actions, to_number
@@ -102,13 +102,21 @@ class SubEnvs:
                     self.discard(row)
                     results.failed[position] = _reason(error)
                     continue
-                self.started[row] = True
+                self.started[row] = results.drawn[position] = True
                 if words:
                     results.words[position] = words
         return results
 
-    def step(self, rows: Sequence[int], action: np.ndarray) -> Rows:
-        """Step each of `rows` once with its row of `action` (N, d) [robot units].
+    def step(
+        self, rows: Sequence[int], action: np.ndarray, pictures: np.ndarray | None = None
+    ) -> Rows:
+        """Step each of `rows` once.
+
+        Args:
+            rows: (N,).
+            action: (N, d) [robot units].
+            pictures: Rows whose pictures are read even if their episode goes on (N,) bool. By
+                default all. If no picture is read at all, the result has none.
 
         Raises:
             ValueError: a result does not have the promised form.
@@ -116,20 +124,24 @@ class SubEnvs:
         results = self._empty(len(rows))
         with self._surroundings.borrowed():
             for position, row in enumerate(rows):
+                draw = pictures is None or bool(pictures[position])
                 try:
-                    raw, reward, terminated, truncated, info = self.advance(row, action[position])
-                    self._write(results.obs, position, raw)
+                    raw, reward, terminated, truncated, info = self.advance(
+                        row, action[position], draw=draw
+                    )
+                    draw |= terminated or truncated
+                    self._write(results.obs, position, raw, pictures=draw)
                     self._check_reward(reward)
                 except BREAKDOWNS as error:
                     self.discard(row)
                     results.failed[position] = _reason(error)
                     continue
-                results.reward[position] = reward
+                results.drawn[position], results.reward[position] = draw, reward
                 results.terminated[position], results.truncated[position] = terminated, truncated
                 success = read_success(info, self.env_id)
                 results.success[position] = bool(success)
                 results.reports_success |= success is not None
-        return results
+        return results if results.drawn.any() else results.without_pictures()
 
     def begin(self, row: int, seed: int) -> tuple[Any, Mapping[str, Any]]:
         """Reset one environment and return its raw observation and its info."""
@@ -137,12 +149,19 @@ class SubEnvs:
             env = self.env(row)
             self._surroundings.enter(row, seed)
             raw, info = env.reset(seed=seed)
+            raw = with_pictures(env, raw) if self.reader.pictures else raw
         return raw, _mapping(info)
 
     def advance(
-        self, row: int, action: np.ndarray
+        self, row: int, action: np.ndarray, *, draw: bool = True
     ) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
-        """Step one environment and return its raw observation and the other results as numbers."""
+        """Step one environment and return its raw observation and the other results as numbers.
+
+        Args:
+            row: The environment.
+            action: (d,) [robot units].
+            draw: Whether its pictures are read even if its episode goes on.
+        """
         with user_code():
             env = self.env(row)
             self._surroundings.enter(row)
@@ -158,6 +177,9 @@ class SubEnvs:
             to_number(value, name, self.env_id)
             for value, name in zip(values, ("reward", "terminated", "truncated"), strict=True)
         )
+        if self.reader.pictures and (draw or terminated or truncated):
+            with user_code():
+                raw = with_pictures(env, raw)
         return raw, reward, bool(terminated), bool(truncated), _mapping(info)
 
     def words(self, row: int, raw: Any, info: Mapping[str, Any]) -> str | None:
@@ -221,9 +243,9 @@ class SubEnvs:
         for row in range(len(self.envs)):
             self.discard(row)
 
-    def _write(self, obs: Arrays, position: int, raw: Any) -> None:
+    def _write(self, obs: Arrays, position: int, raw: Any, *, pictures: bool = True) -> None:
         """Copy one raw observation into its row."""
-        for key, value in self.reader.read(raw).items():
+        for key, value in self.reader.read(raw, pictures=pictures).items():
             obs[key][position] = value
         state = obs["state"][position]
         if not np.isfinite(state).all():

@@ -22,7 +22,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 
 from pitune import envs
-from pitune.envs import EpisodeSeeds
+from pitune.envs import EpisodeSeeds, Starts
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
@@ -75,7 +75,7 @@ class DoNothing(TensorDictModuleBase):
 def raw_steps_per_second(env: envs.VectorEnv, num_steps: int) -> float:
     """Return the speed of the adapter alone, with resets of ended episodes [steps/s]."""
     # new episodes, which are not measured
-    seeds = EpisodeSeeds(env.spec.num_envs, 0, "train")
+    seeds = EpisodeSeeds(env.spec.num_envs, 0, "train", starts=Starts.of(env.spec))
     all_envs = torch.arange(env.spec.num_envs, device=env.spec.device)
     active = torch.ones(env.spec.num_envs, dtype=torch.bool, device=env.spec.device)
     action = torch.zeros(env.spec.num_envs, env.spec.action_dim, device=env.spec.device)
@@ -94,7 +94,8 @@ def raw_steps_per_second(env: envs.VectorEnv, num_steps: int) -> float:
 def chunked_steps_per_second(env: envs.CheckedEnv, horizon: int, num_chunks: int) -> float:
     """Return the speed through `Collector`, `ChunkEnv` and `CheckedEnv` [steps/s]."""
     spec = env.spec
-    chunk_env = envs.ChunkEnv(env, horizon, EpisodeSeeds(spec.num_envs, 0, "train"))
+    seeds = EpisodeSeeds(spec.num_envs, 0, "train", starts=Starts.of(spec))
+    chunk_env = envs.ChunkEnv(env, horizon, seeds)
     policy = DoNothing((spec.num_envs, horizon, spec.action_dim), spec.device)
     collector = Collector(
         chunk_env,

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+IMPORTED: list[str] = []
+"""Modules and files that `import_outside` has imported, for processes that repeat a command."""
+
 
 def import_outside_modules(argv: Sequence[str]) -> list[str]:
     """Import the module of every `--import MODULE` and return the other arguments.
@@ -42,6 +45,8 @@ def import_outside(name: str) -> None:
     """
     if not name or name.startswith("-"):
         raise ValueError("--import has no value; pass a module or a .py file")
+    if name not in IMPORTED:
+        IMPORTED.append(name)
     file = Path(name)
     if file.suffix == ".py":
         _import_file(file)

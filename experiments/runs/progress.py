@@ -193,7 +193,7 @@ def _moved_handlers(streams: dict) -> Iterator[None]:
 
 @contextmanager
 def count_episodes(
-    task_name: str, num_episodes: int, num_envs: int
+    task_name: str, num_episodes: int, num_envs: int, done: int = 0
 ) -> Iterator[Callable[[Tensor], None]]:
     """Show the progress of an evaluation and yield the `on_step` of `rl.evaluate`.
 
@@ -201,13 +201,14 @@ def count_episodes(
         task_name: Words before the bar.
         num_episodes: Episodes of the evaluation.
         num_envs: E.
+        done: Episodes that were played before.
     """
     finished = torch.zeros(num_envs, dtype=torch.int64)  # (E,)
-    with screen.task(task_name, num_episodes) as task:
+    with screen.task(task_name, num_episodes, done) as task:
 
-        def on_step(done: Tensor) -> None:
-            finished.add_(done.cpu())
-            task.update(int(finished.sum()))
+        def on_step(ended: Tensor) -> None:
+            finished.add_(ended.cpu())
+            task.update(done + int(finished.sum()))
 
         yield on_step
 

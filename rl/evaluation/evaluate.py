@@ -12,20 +12,30 @@ Letters: E envs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from pitune.envs import CheckedEnv, ChunkEnv, EvaluationSeeds, Split, SuccessRule
+from pitune.envs import (
+    CheckedEnv,
+    ChunkEnv,
+    EnvSpec,
+    EvaluationSeeds,
+    Split,
+    Starts,
+    SuccessRule,
+)
 from pitune.envs.success import check_rule
 from pitune.policies import FlowPolicy
-from pitune.policies.actor import ActingModule
+from pitune.policies.actor import ActingModule, ActingPolicy
+from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
+from pitune.rl.evaluation.played_once import check_played_once
 from pitune.rl.experience.rollouts import check_fit
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -41,6 +51,9 @@ def evaluate(
     stochastic: bool = False,
     success: SuccessRule | None = None,
     on_step: Callable[[Tensor], None] | None = None,
+    on_episode: Callable[[EpisodeOutcome], None] | None = None,
+    episodes: Sequence[int] | None = None,
+    instructions: Sequence[str] | None = None,
 ) -> Evaluation:
     """Play a list of `num_episodes` episodes and return their outcomes in its order.
 
@@ -56,10 +69,17 @@ def evaluate(
         success: Definition of success. The environment's own by default (`EnvConfig.success`).
         on_step: Called after each decision with the finished environments (E,), for progress or
             videos.
+        on_episode: Called with each outcome when its episode ends, in any order. In an environment
+            that has reported no success yet, the success is False and not None.
+        episodes: Places in the list to play, to go on with an evaluation or to share it between
+            processes. All by default. The outcomes of a deterministic simulator do not depend on
+            this choice, to the last bit, while E is the same. With `stochastic` they do.
+        instructions: The words for each task that the policy reads, in place of the environment's.
 
     Raises:
-        ValueError: there is no episode, the definition of success is unknown, or the policy does
-            not fit the environment.
+        ValueError: there is no episode, the definition of success is unknown, the policy does
+            not fit the environment, or `episodes` or `instructions` do not.
+        RuntimeError: the environment did not play each (task, start) of the list exactly once.
 
     Example:
         >>> outcome = evaluate(env, algorithm.actor, num_episodes=100)  # doctest: +SKIP
@@ -72,14 +92,18 @@ def evaluate(
         check_fit(actor.policy, env.spec)
     actor = actor.evaluated()
 
+    words = _words(instructions, env.spec, actor.policy)
+
     # environment with starts of its own
-    seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split)
+    seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
+    if episodes is not None:
+        seeds = ChosenEpisodes(seeds, episodes)
     chunk_env = ChunkEnv(
         env,
         actor.policy.sampler.execution_horizon,
         seeds,
         num_episodes=seeds.num_episodes.to(env.spec.device),
-        preprocess=actor.policy.observation_preprocessor(env.spec.tasks),
+        preprocess=actor.policy.observation_preprocessor(words),
         record_success=True,  # it may turn out only in the last step that there is one
     )
 
@@ -88,14 +112,38 @@ def evaluate(
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices), set_exploration_type(mode):
         torch.manual_seed(seed)
-        rows = _play(chunk_env, actor, seeds, on_step)
+        rows = _play(chunk_env, actor, seeds, on_step, on_episode)
 
     # rows in the order of the list
+    rows.sort(key=lambda row: row.index)
+    check_played_once(rows, range(num_episodes) if episodes is None else episodes, seeds)
     has_success = env.spec.success_signal
     if not has_success:
-        rows = [{**row, "success_once": None, "success_at_end": None} for row in rows]
-    outcomes = [EpisodeOutcome(**row) for row in sorted(rows, key=lambda row: row["index"])]
-    return Evaluation(rows=tuple(outcomes), success_rule=rule if has_success else None)
+        rows = [replace(row, success_once=None, success_at_end=None) for row in rows]
+    return Evaluation(rows=tuple(rows), success_rule=rule if has_success else None)
+
+
+def _words(
+    instructions: Sequence[str] | None, spec: EnvSpec, policy: ActingPolicy
+) -> tuple[str, ...]:
+    """Return the words of each task, of the caller or of the environment.
+
+    Raises:
+        ValueError: their number is not that of the tasks, or the policy reads no words.
+    """
+    if instructions is None:
+        return spec.tasks
+    if len(instructions) != len(spec.tasks):
+        raise ValueError(
+            f"instructions={list(instructions)} must have one entry for each of the "
+            f"{len(spec.tasks)} tasks of {spec.id}"
+        )
+    if isinstance(policy, FlowPolicy) and policy.preprocessor.config.prompt is None:
+        raise ValueError(
+            "instructions are given, but the policy has no prompt and would not read them; leave "
+            "them out, or use a policy with a prompt"
+        )
+    return tuple(instructions)
 
 
 _COLUMNS = ("duration", "reward", "done", "success_once", "success_at_end", "invalid")
@@ -106,14 +154,15 @@ def _play(
     actor: ActingModule,
     seeds: EvaluationSeeds,
     on_step: Callable[[Tensor], None] | None,
-) -> list[dict[str, Any]]:
-    """Play all episodes and return the entries of their `EpisodeOutcome`, as they end."""
+    on_episode: Callable[[EpisodeOutcome], None] | None,
+) -> list[EpisodeOutcome]:
+    """Play all episodes and return their outcomes, as they end."""
     num_envs = chunk_env.batch_size[0]
     noise = EpisodeNoise(seeds, actor.policy.chunk_shape)
     length, total = [0] * num_envs, [0.0] * num_envs
-    rows: list[dict[str, Any]] = []
+    rows: list[EpisodeOutcome] = []
     td: TensorDictBase = chunk_env.reset()
-    while len(rows) < seeds.total:
+    while len(rows) < int(seeds.num_episodes.sum()):
         task_id, index = td["task_id"].tolist(), seeds.index.tolist()
         td, next_td = chunk_env.step_and_maybe_reset(actor(td.set("noise", noise.draw())))
 
@@ -124,13 +173,23 @@ def _play(
             duration, reward, done, once, at_end, invalid = values
             length[i] += duration
             total[i] += reward
-            if done:
-                row = {"index": index[i], "seed": seeds.seed_of(index[i]), "task_id": task_id[i]}
-                if not chunk_env.env.spec.deterministic_reset:
-                    row["seed"] = None
-                row |= {"success_once": once, "success_at_end": at_end, "invalid": invalid}
-                rows.append({**row, "length": length[i], "episode_return": total[i]})
-                length[i], total[i] = 0, 0.0
+            if not done:
+                continue
+            fixed = chunk_env.env.spec.deterministic_reset
+            row = EpisodeOutcome(
+                index=index[i],
+                seed=seeds.seed_of(index[i]) if fixed else None,
+                task_id=task_id[i],
+                success_once=once,
+                success_at_end=at_end,
+                length=length[i],
+                episode_return=total[i],
+                invalid=invalid,
+            )
+            rows.append(row)
+            if on_episode is not None:
+                on_episode(row)
+            length[i], total[i] = 0, 0.0
         if on_step is not None:
             on_step(outcome["done"].flatten())
         td = next_td

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pitune.rl.evaluation.outcome import Evaluation
-from pitune.rl.evaluation.statistics import mcnemar_p_value
+from pitune.rl.evaluation.statistics import (
+    Interval,
+    mcnemar_p_value,
+    paired_difference_interval,
+)
 
 
 class PairedTest(NamedTuple):
@@ -15,7 +20,7 @@ class PairedTest(NamedTuple):
     Example:
         >>> first = Evaluation.of(success=[False] * 8)
         >>> paired_test(first, Evaluation.of(success=[True] * 8))
-        PairedTest(p_value=0.0078125, wins=8, losses=0, pairs=8, left_out=0)
+        PairedTest(p_value=0.0078125, wins=8, losses=0, pairs=8, left_out=0, both=0)
     """
 
     p_value: float
@@ -28,6 +33,19 @@ class PairedTest(NamedTuple):
     """Starts that both policies played in a working simulator."""
     left_out: int
     """Starts on which a simulator broke down for one of them."""
+    both: int = 0
+    """Starts that both policies solve."""
+
+    @property
+    def difference(self) -> float:
+        """Success rate of the second policy minus that of the first, nan without pairs."""
+        return (self.wins - self.losses) / self.pairs if self.pairs else math.nan
+
+    @property
+    def interval(self) -> Interval:
+        """95 % interval of the difference (Newcombe 1998, method 10)."""
+        neither = self.pairs - self.both - self.wins - self.losses
+        return paired_difference_interval(self.both, self.losses, self.wins, neither)
 
 
 def paired_test(
@@ -64,6 +82,7 @@ def paired_test(
         losses=sum(x and not y for x, y in valid),
         pairs=len(valid),
         left_out=len(pairs) - len(valid),
+        both=sum(x and y for x, y in valid),
     )
 
 
@@ -71,7 +90,7 @@ def _summary(evaluation: Evaluation | Mapping[str, Any]) -> Mapping[str, Any]:
     return evaluation.summary() if isinstance(evaluation, Evaluation) else evaluation
 
 
-def _outcomes(evaluation: Evaluation | Mapping[str, Any]) -> dict[tuple[int, int], bool | None]:
+def _outcomes(evaluation: Evaluation | Mapping[str, Any]) -> dict[tuple[int, ...], bool | None]:
     """Return the success of each start, or None where the simulator broke down."""
     summary = _summary(evaluation)
     rule, rows = summary.get("success_rule"), summary.get("rows")
@@ -86,6 +105,9 @@ def _outcomes(evaluation: Evaluation | Mapping[str, Any]) -> dict[tuple[int, int
             "them; compare the rates with fisher_p_value"
         )
     return {
-        (row["index"], row["seed"]): None if row["invalid"] else bool(row[f"success_{rule}"])
+        # several evaluations that are joined have equal places, with an `evaluation_seed`
+        (row.get("evaluation_seed", 0), row["index"], row["seed"]): None
+        if row["invalid"]
+        else bool(row[f"success_{rule}"])
         for row in rows
     }

@@ -1,7 +1,8 @@
 """Statistics of success: intervals, aggregates over runs, and comparisons of policies.
 
-Source: Agarwal et al. 2021 (rliable) for the aggregates. SciPy computes the intervals.
-Functions import it when they are called, because its import takes a second.
+Sources: Agarwal et al. 2021 (rliable) for the aggregates over runs, Newcombe 1998 (method 10) for
+the interval of a paired difference. SciPy computes the other intervals. Functions import it when
+they are called, because its import takes a second.
 """
 
 from __future__ import annotations
@@ -66,6 +67,89 @@ def stratified_bootstrap(
         vectorized=True,
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def mean_over_tasks(
+    counts: Sequence[tuple[int, int]],
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Return the mean success rate over tasks, and its bootstrap interval (mean, low, high).
+
+    Both levels are resampled: tasks with replacement, and in each of them its episodes. So the
+    interval is about tasks like these, and is wide with few of them. Every task weighs the same,
+    whatever its number of episodes. Drawing n outcomes with replacement from n outcomes is a
+    binomial draw, so counts suffice. `stratified_bootstrap` resamples runs alone, within fixed
+    tasks, and its statistic is the interquartile mean.
+
+    Example:
+        >>> mean, low, high = mean_over_tasks([(10, 10), (0, 10)])
+        >>> mean, low, high
+        (0.5, 0.0, 1.0)
+
+    Args:
+        counts: Successes and episodes of each task.
+        confidence: Of the interval.
+        num_resamples: Resamples.
+        seed: Of the resampling, so that equal counts give equal intervals.
+
+    Raises:
+        ValueError: there is no task, or a task has no episode.
+    """
+    if not counts or any(episodes < 1 for _, episodes in counts):
+        raise ValueError(
+            f"counts={list(counts)} must have an episode for each of one or more tasks"
+        )
+    successes, episodes = np.asarray(counts, dtype=np.int64).T  # (tasks,) each
+    rates = successes / episodes
+    generator = np.random.default_rng(seed)
+    tasks = generator.integers(len(rates), size=(num_resamples, len(rates)))
+    drawn = generator.binomial(episodes[tasks], rates[tasks]) / episodes[tasks]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn.mean(axis=1), [tail, 1 - tail])
+    return float(rates.mean()), float(low), float(high)
+
+
+def paired_difference_interval(
+    both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95
+) -> Interval:
+    """Return the interval of the second policy's success rate minus the first one's, on pairs.
+
+    It is Newcombe's method 10: Wilson's intervals of both rates, joined with the correlation of the
+    pairs. It keeps within [-1, 1] and needs no minimum of pairs that differ. (nan, nan) without
+    pairs.
+
+    Args:
+        both: Starts that both policies solve.
+        only_first: Starts that only the first one solves.
+        only_second: Starts that only the second one solves.
+        neither: Starts that none of them solves.
+        confidence: Of the interval.
+    """
+    num = both + only_first + only_second + neither
+    if num == 0:
+        return math.nan, math.nan
+    firsts, seconds = both + only_first, both + only_second
+    p1, p2 = firsts / num, seconds / num
+    low1, high1 = wilson_interval(firsts, num, confidence)
+    low2, high2 = wilson_interval(seconds, num, confidence)
+
+    # correlation of the pairs, with Newcombe's correction towards 0 where it is positive
+    product = both * neither - only_first * only_second
+    product = max(product - num / 2, 0) if product > 0 else product
+    margins = firsts * (num - firsts) * seconds * (num - seconds)
+    phi = product / math.sqrt(margins) if margins else 0.0
+
+    # distances to the ends of both intervals
+    down = _joined(p2 - low2, high1 - p1, phi)
+    up = _joined(high2 - p2, p1 - low1, phi)
+    return p2 - p1 - down, p2 - p1 + up
+
+
+def _joined(first: float, second: float, phi: float) -> float:
+    """Return the length of the sum of two correlated distances."""
+    return math.sqrt(max(0.0, first**2 - 2 * phi * first * second + second**2))
 
 
 def fisher_p_value(first: tuple[int, int], second: tuple[int, int]) -> float:

@@ -1,23 +1,25 @@
 """Demonstrations of an environment's expert, with the rewards of the environment.
 
-Letters: E envs.
+Letters: E envs, N rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from pitune.envs import CheckedEnv, EpisodeSeeds
+from pitune.envs import CheckedEnv, EpisodeSeeds, Starts, start_split
 from pitune.envs.success import EpisodeSuccess
 from pitune.rl.experience.demonstrations import Demonstrations
 from pitune.rl.experience.sub_dict import Entry
 
 RECORDED = ("action", "reward", "terminated")
 """Entries of a recorded step besides its observation."""
+MAX_TRIES = 20
+"""Episodes that an expert may play for each one that is needed."""
 
 
 def collect_demonstrations(
@@ -25,21 +27,26 @@ def collect_demonstrations(
     num_episodes: int,
     seed: int,
     on_step: Callable[[int], None] | None = None,
+    *,
+    skip_tasks_without_expert: bool = False,
 ) -> Demonstrations:
     """Collect the first `num_episodes` successes of the environment's expert, with the rewards.
 
-    Success is that of the environment (`EnvConfig.success`).
+    Of a suite these are successes of each task, in the order of the tasks. Success is that of the
+    environment (`EnvConfig.success`), and failures are left out.
+    `Demonstrations.expert_success` counts both.
     The order is by round and environment and not by time, because the first episodes to finish are
     the short ones.
 
     Args:
         env: A simulator with an expert.
-        num_episodes: Number of successful episodes.
+        num_episodes: Number of successful episodes, of each task in a suite.
         seed: Seed of the starts.
         on_step: Called after each step with the number of successes so far, to show progress.
+        skip_tasks_without_expert: Whether to leave out tasks of a suite that have no expert.
 
     Raises:
-        ValueError: the environment reports no success.
+        ValueError: the environment reports no success, or a task has no expert.
         RuntimeError: the expert fails too often.
 
     Example:
@@ -52,22 +59,13 @@ def collect_demonstrations(
             f"{env.spec.id} reports no success, which selects the episodes to demonstrate; report "
             "info['success'], one boolean at each step"
         )
-
-    # successful episodes
-    seeds = EpisodeSeeds(env.spec.num_envs, seed, "demonstrations")
-    kept: list[TensorDict] = []
-    played = 0
-    while len(kept) < num_episodes:
-        kept += _expert_round(env, seeds, len(kept), on_step)
-        played += env.spec.num_envs
-        if played >= 20 * max(num_episodes, env.spec.num_envs) and len(kept) < num_episodes:
-            raise RuntimeError(
-                f"the expert of {env.spec.id} succeeded in {len(kept)} of {played} episodes; "
-                f"{num_episodes} are needed"
-            )
+    if env.spec.seeded_tasks:
+        tasks = _tasks_with_expert(env, skip=skip_tasks_without_expert)
+        kept, counts = _collect_tasks(env, tasks, num_episodes, seed, on_step)
+    else:
+        kept, counts = _collect_one(env, num_episodes, seed, on_step)
 
     # one table
-    kept = kept[:num_episodes]
     steps: TensorDict = TensorDict.cat(kept)
     lengths = torch.tensor([len(episode) for episode in kept])
     return Demonstrations(
@@ -76,25 +74,153 @@ def collect_demonstrations(
         reward=steps["reward"],
         terminated=steps["terminated"],
         reward_definition=env.spec.reward,
-        episode=torch.arange(num_episodes).repeat_interleave(lengths),
+        episode=torch.arange(len(kept)).repeat_interleave(lengths),
         tasks=env.spec.tasks,
+        expert_success=counts,
     )
 
 
+Counts = tuple[tuple[int, int], ...]
+"""Successes and episodes of the expert, of each task."""
+
+
+def _collect_one(
+    env: CheckedEnv, num_episodes: int, seed: int, on_step: Callable[[int], None] | None
+) -> tuple[list[TensorDict], Counts]:
+    """Return the first successes of all environments together, round by round."""
+    num_envs = env.spec.num_envs
+    rows = torch.arange(num_envs, device=env.spec.device)
+    seeds = EpisodeSeeds(num_envs, seed, "demonstrations", starts=Starts.of(env.spec))
+    kept: list[TensorDict] = []
+    played = 0
+    while len(kept) < num_episodes:
+        episodes = _expert_round(env, rows, seeds.next(rows), len(kept), on_step)
+        kept += [episode for episode in episodes if episode is not None]
+        played += num_envs
+        if played >= MAX_TRIES * max(num_episodes, num_envs) and len(kept) < num_episodes:
+            raise RuntimeError(
+                f"the expert of {env.spec.id} succeeded in {len(kept)} of {played} episodes; "
+                f"{num_episodes} are needed"
+            )
+    return kept[:num_episodes], ((len(kept), played),)
+
+
+def _collect_tasks(
+    env: CheckedEnv,
+    tasks: Sequence[int],
+    num_episodes: int,
+    seed: int,
+    on_step: Callable[[int], None] | None,
+) -> tuple[list[TensorDict], Counts]:
+    """Return the first successes of each task, task by task.
+
+    Number n of a task has a start that depends on n alone. So the result does not depend on the
+    number of environments.
+    """
+    starts, spec = Starts.of(env.spec), env.spec
+    kept: dict[int, list[TensorDict]] = {task: [] for task in tasks}
+    played = dict.fromkeys(range(len(spec.tasks)), 0)
+    while any(len(episodes) < num_episodes for episodes in kept.values()):
+        missing = {task: num_episodes - len(episodes) for task, episodes in kept.items()}
+        chosen = _deal(spec.num_envs, {task: num for task, num in missing.items() if num})
+        numbers = {row: played[task] + n for row, (task, n) in chosen.items()}
+        for task, _ in chosen.values():
+            played[task] += 1
+        rows = torch.tensor(sorted(chosen), device=spec.device)
+        seeds = [
+            starts.seed_of(seed, "demonstrations", chosen[row][0], numbers[row])
+            for row in sorted(chosen)
+        ]
+        num_before = sum(len(episodes) for episodes in kept.values())
+        episodes = _expert_round(env, rows, torch.tensor(seeds), num_before, on_step)
+
+        # successes of each task, by their number
+        order = sorted(range(len(rows)), key=lambda i: numbers[int(rows[i])])
+        for place in order:
+            episode = episodes[place]
+            if episode is not None:
+                kept[chosen[int(rows[place])][0]].append(episode)
+        for task in tasks:
+            _check_expert(env, starts, task, (len(kept[task]), played[task]), num_episodes)
+    counts = tuple((len(kept.get(task, ())), played[task]) for task in played)
+    return [episode for task in tasks for episode in kept[task]], counts
+
+
+def _deal(num_envs: int, missing: dict[int, int]) -> dict[int, tuple[int, int]]:
+    """Return the task of each environment in a round, and its place among those of the task.
+
+    No task is played more often than it has episodes missing.
+
+    Args:
+        num_envs: E.
+        missing: Missing episodes of each unfinished task.
+    """
+    order = [task for n in range(max(missing.values())) for task, num in missing.items() if n < num]
+    counts = dict.fromkeys(missing, 0)
+    chosen: dict[int, tuple[int, int]] = {}
+    for row, task in enumerate(order[:num_envs]):
+        chosen[row] = (task, counts[task])
+        counts[task] += 1
+    return chosen
+
+
+def _tasks_with_expert(env: CheckedEnv, *, skip: bool) -> list[int]:
+    """Return the tasks of a suite to demonstrate.
+
+    Raises:
+        ValueError: a task has no expert and is not skipped, or none has one.
+    """
+    spec = env.spec
+    names = spec.task_names or spec.tasks
+    without = [names[task] for task in spec.tasks_without_expert]
+    tasks = [task for task in range(len(spec.tasks)) if task not in spec.tasks_without_expert]
+    if without and not (skip and tasks):
+        raise ValueError(
+            f"{without} of {spec.id} have no expert to demonstrate them; leave them out of the "
+            "suite, or skip them (--skip-tasks-without-expert) where others have one"
+        )
+    return tasks
+
+
+def _check_expert(
+    env: CheckedEnv, starts: Starts, task: int, count: tuple[int, int], num_episodes: int
+) -> None:
+    """Raise RuntimeError if an expert fails too often, or has played every fixed start."""
+    num_successes, played = count
+    most = MAX_TRIES * num_episodes
+    if starts.num_starts is not None:
+        most = min(most, len(start_split(starts.num_starts)["demonstrations"]))
+    if num_successes < num_episodes and played >= most:
+        name = (env.spec.task_names or env.spec.tasks)[task]
+        raise RuntimeError(
+            f"the expert of {name} succeeded in {num_successes} of {played} episodes; "
+            f"{num_episodes} are needed, and at most {most} may be played"
+        )
+
+
 def _expert_round(
-    env: CheckedEnv, seeds: EpisodeSeeds, num_before: int, on_step: Callable[[int], None] | None
-) -> list[TensorDict]:
-    """Play one episode in every environment and return the successful ones, in order."""
+    env: CheckedEnv,
+    rows: Tensor,
+    seeds: Tensor,
+    num_before: int,
+    on_step: Callable[[int], None] | None,
+) -> list[TensorDict | None]:
+    """Play one episode in each of some environments (N,) and return the successful ones, in order.
+
+    An episode without success is None.
+    """
     # new episodes
     num_envs = env.spec.num_envs
-    env_idx = torch.arange(num_envs, device=env.spec.device)
-    obs = env.reset(seeds.next(env_idx).to(env_idx.device))
+    env.abandon()
+    obs = env.reset(seeds.to(rows.device), rows)
     expert = env.expert()
-    active = torch.ones(num_envs, dtype=torch.bool, device=env.spec.device)
+    active = torch.zeros(num_envs, dtype=torch.bool, device=env.spec.device)
+    active[rows] = True
     success = EpisodeSuccess(num_envs, env.spec.device)
     broken = torch.zeros_like(active)
+    began = active
 
-    # steps of all environments until the last episode has ended
+    # steps of these environments until the last episode has ended
     steps: list[TensorDict] = []
     live: list[Tensor] = []
     while active.any():
@@ -108,10 +234,10 @@ def _expert_round(
         success.add(result.info["success"], active)
         broken = broken | (result.info["invalid"] & active)
         active = active & ~(result.terminated | result.truncated)
-        solved = success.flags(env.spec.success_rule)["success"] & ~broken & ~active
+        solved = success.flags(env.spec.success_rule)["success"] & ~broken & ~active & began
         if on_step is not None:
             on_step(num_before + int(solved.sum()))
 
     # steps of each successful environment
     table, mask = TensorDict.stack(steps), torch.stack(live)  # (steps, E)
-    return [table[mask[:, i], i] for i in range(num_envs) if solved[i]]
+    return [table[mask[:, i], i] if solved[i] else None for i in rows.tolist()]

@@ -163,6 +163,14 @@ KEYS: dict[str, Key] = {
         "rollout cloning",
         "robot",
     ),
+    "action_is_pad": _key(
+        "whether a demonstrated step lies past the episode's end",
+        "H",
+        "rl.experience.demonstrations",
+        "rl.experience.demonstrations",
+        "cloning",
+        "bool",
+    ),
     "chain": _key(
         "points from noise to action",
         "K+1,H,A",

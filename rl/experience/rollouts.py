@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.envs import ExplorationType
 
-from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds
+from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds, Starts
 from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.images import nearest
 from pitune.policies.preprocessing.model_input import with_words
@@ -170,7 +170,9 @@ class Rollouts:
         """
         # environment with new episodes
         spec = self.env.spec
-        seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", self.algorithm.needs.group_size)
+        group_size = self.algorithm.needs.group_size
+        starts = Starts.of(spec)
+        seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", group_size, starts)
         seeds.episodes += iteration * 1_000_000  # unique episode numbers in a run
         horizon = self.algorithm.actor.policy.sampler.execution_horizon
         preprocess = self.algorithm.actor.policy.observation_preprocessor(spec.tasks)

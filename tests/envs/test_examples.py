@@ -26,6 +26,7 @@ MODULES = (
     ".mock.two_goals",
     ".registry",
     ".seeding",
+    ".starts",
     ".tabletop.env",
     ".tabletop.experts",
     ".tabletop.model",

@@ -23,10 +23,14 @@ _HELD: dict[tuple[int, int], int] = {}
 """Device and inode of each lock file that this process holds -> its file descriptor."""
 
 
-def lock(folder: Path) -> None:
+def lock(folder: Path, option: str = "--out") -> None:
     """Take the lock of a folder, which must exist, for the life of this process.
 
     A process may take a lock again that it holds.
+
+    Args:
+        folder: The folder.
+        option: The option that names it, for messages.
 
     Raises:
         FileExistsError: another process holds it.
@@ -34,7 +38,7 @@ def lock(folder: Path) -> None:
     """
     file = folder / NAME
     while True:
-        descriptor = _open(file)
+        descriptor = _open(file, option)
         if _key(descriptor) in _HELD:
             os.close(descriptor)
             return
@@ -45,7 +49,7 @@ def lock(folder: Path) -> None:
             os.close(descriptor)
             raise FileExistsError(
                 f"{folder} is in use by {holder}; wait until it has ended or stop it, "
-                "or pass another --out"
+                f"or pass another {option}"
             ) from None
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
@@ -93,13 +97,13 @@ def holder(folder: Path) -> str | None:
     return None
 
 
-def _open(file: Path) -> int:
+def _open(file: Path, option: str) -> int:
     try:
         return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        message = "the folder cannot be written; make it writable, or pass another --out"
+        message = f"the folder cannot be written; make it writable, or pass another {option}"
         raise PermissionError(error.errno, message, str(file.parent)) from error
 
 

@@ -37,6 +37,7 @@ def check_same(
     config: dict[str, Any],
     name: str = "config.json",
     defaults: dict[str, Any] | None = None,
+    option: str = "--out",
 ) -> None:
     """Reject a run that was started with another config.
 
@@ -46,6 +47,7 @@ def check_same(
         name: File in the folder.
         defaults: Default values of `config`. They stand for settings that an older version of
             pitune did not have.
+        option: The option that names the folder, for the message.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -70,7 +72,7 @@ def check_same(
     if different:
         raise ValueError(
             f"{folder} was started with another config; different: {'; '.join(different)}. "
-            "Resume with the same options, or pass another --out"
+            f"Resume with the same options, or pass another {option}"
         )
 
 

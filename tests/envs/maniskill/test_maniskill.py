@@ -321,7 +321,7 @@ class Simulation:
         self.success = torch.zeros(num_envs, dtype=torch.bool)
         self.picture = torch.zeros(num_envs, 4, 5, 3, dtype=torch.uint8)
         self.scene = Scene(num_envs)
-        self.num_resets = 0
+        self.num_resets = self.num_drawn = 0
         self.closed = False
 
     def get_info(self) -> dict[str, Tensor]:
@@ -330,14 +330,17 @@ class Simulation:
     def get_obs(self) -> Any:
         force = self.scene.get_pairwise_contact_impulses("finger", "cube")
         self.state[:, 2] = (force.norm(dim=-1) > 0).float()
-        self.picture[..., 0] = self.state[:, 1, None, None].to(torch.uint8)
         if not self.pictures:
             return self.state
         qpos, time = self.state[:, :1], self.state[:, 1]
         agent, extra = {"qpos": qpos, "controller": {}}, {"time": time, "grasp": time > 1}
-        sensors = {"base_camera": {"rgb": self.picture}, "other": {"rgb": self.picture}}
         rest = {"state": self.state} if self.full_state else {"agent": agent, "extra": extra}
-        return {**rest, "sensor_param": {}, "sensor_data": sensors}
+        return {**rest, "sensor_param": {}, "sensor_data": self._get_obs_sensor_data()}
+
+    def _get_obs_sensor_data(self) -> dict[str, Any]:
+        self.num_drawn += 1
+        self.picture[..., 0] = self.state[:, 1, None, None].to(torch.uint8)
+        return {"base_camera": {"rgb": self.picture}, "other": {"rgb": self.picture}}
 
     def reset(self, seed: list[int], options: dict[str, Any]) -> tuple[Any, dict[str, bool]]:
         rows = options["env_idx"]

@@ -11,7 +11,6 @@ import torch
 
 from pitune import envs
 from pitune.envs.metaworld.adapter import make_metaworld as make
-from pitune.envs.metaworld.registration import list_tasks
 from pitune.envs.workers.env import WorkerEnv
 from pitune.extras import install_command
 
@@ -96,7 +95,7 @@ def test_time_limit_may_be_longer_than_meta_worlds_own() -> None:
 def test_spec_describes_the_task() -> None:
     spec = make_metaworld("peg-insert-side-v3", 1).spec
     assert spec.id == "metaworld/peg-insert-side-v3"
-    assert spec.tasks == ("peg insert side",)
+    assert spec.tasks == ("insert the peg into the hole from the side",)
     assert (spec.state_dim, spec.action_dim, spec.max_episode_steps) == (39, 4, 150)
     assert spec.control_hz == 80
     assert spec.simulator.startswith("metaworld 3.")
@@ -132,7 +131,7 @@ def test_the_camera_is_a_choice() -> None:
 def test_the_listed_tasks_are_those_of_meta_world() -> None:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-    assert sorted(list_tasks()) == sorted(ALL_V3_ENVIRONMENTS)
+    assert sorted(envs.known_tasks("metaworld")) == sorted(ALL_V3_ENVIRONMENTS)
 
 
 def test_unknown_names_are_refused() -> None:

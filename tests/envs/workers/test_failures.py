@@ -45,8 +45,8 @@ def test_a_worker_that_dies_in_a_second_try_ends_the_new_episodes_of_its_other_r
     pool = env.env._pool  # type: ignore[attr-defined]
     exchange, tries = pool.exchange, []
 
-    def dies_in_the_second_try(method: str, rows: np.ndarray, values: np.ndarray) -> Any:
-        result = exchange(method, rows, values)
+    def dies_in_the_second_try(method: str, rows: np.ndarray, *values: np.ndarray) -> Any:
+        result = exchange(method, rows, *values)
         if method == "reset":
             tries.append(rows.tolist())
             result.failed = {0: "no place"}

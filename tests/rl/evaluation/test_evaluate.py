@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pitune import envs
-from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, EvaluationSeeds
+from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, EvaluationSeeds, Starts
 from pitune.envs.mock.reach import Reach, Script
 from pitune.policies import (
     Actor,
@@ -23,8 +23,10 @@ from pitune.policies import (
     small_policy,
 )
 from pitune.rl import EpisodeOutcome, Evaluation, evaluate
+from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
 from pitune.rl.evaluation.outcome import text_of
+from pitune.rl.evaluation.played_once import check_played_once
 
 
 class Recorder(Reach):
@@ -439,3 +441,112 @@ def test_exploration_in_an_evaluation_follows_from_its_seed(actor: LikelihoodAct
         torch.manual_seed(number)  # the caller's random numbers
         found.append(evaluate(envs.make(config), actor, 4, stochastic=True))
     assert found[0] == found[1]
+
+
+# Parts of a list
+
+
+def test_parts_of_a_list_have_the_outcomes_of_the_whole_to_the_last_bit(
+    actor: LikelihoodActor,
+) -> None:
+    env = CheckedEnv(Reach(4, reward="dense", max_episode_steps=9))
+    whole = evaluate(env, actor, 19)
+    ended: list[EpisodeOutcome] = []
+    for part in ([0, 1, 2], [18, 3, 7, 11, 15], [4, 5, 6, 8, 9, 10, 12, 13, 14, 16, 17]):
+        result = evaluate(env, actor, 19, episodes=part, on_episode=ended.append)
+        assert [row.index for row in result.rows] == sorted(part)
+    assert tuple(sorted(ended, key=lambda row: row.index)) == whole.rows
+
+
+def test_another_number_of_environments_rounds_otherwise(tiny_policy: Callable) -> None:
+    """Negative control: the same rows of a batch are needed for the same last bits."""
+    actor = Actor(tiny_policy(horizon=8))
+    returns = []
+    for num_envs in (1, 2, 3, 5, 7, 8, 16, 64):
+        env = CheckedEnv(Reach(num_envs, reward="dense", max_episode_steps=20))
+        returns.append([row.episode_return for row in evaluate(env, actor, 19).rows])
+    assert any(values != returns[0] for values in returns)
+
+
+@pytest.mark.parametrize("episodes", [[4], [-1], [0, 0]])
+def test_a_part_outside_of_the_list_is_refused(episodes: list[int], actor: LikelihoodActor) -> None:
+    with pytest.raises(ValueError, match="different places in a list of 4, from 0 to 3"):
+        evaluate(CheckedEnv(Reach(2)), actor, 4, episodes=episodes)
+
+
+def test_no_part_is_no_episode(actor: LikelihoodActor) -> None:
+    assert evaluate(CheckedEnv(Reach(2)), actor, 4, episodes=[]).rows == ()
+
+
+def test_an_episode_that_was_not_played_once_is_an_error() -> None:
+    seeds = EvaluationSeeds(2, 3, seed=0)
+    rows = [
+        EpisodeOutcome(
+            index=index,
+            seed=seeds.seed_of(index),
+            task_id=0,
+            success_once=True,
+            success_at_end=True,
+            length=1,
+        )
+        for index in range(3)
+    ]
+    check_played_once(rows, range(3), seeds)
+    for wrong, fault in (
+        ([*rows, rows[1]], "episode 1: 2 times"),
+        (rows[:2], "episode 2: 0 times"),
+        ([*rows, replace(rows[0], index=7)], "episode 7: 1 times"),
+        ([*rows[:2], replace(rows[2], seed=5)], "episode 2: seed 5 instead of"),
+    ):
+        with pytest.raises(RuntimeError, match=f"each of its 3 episodes once: {fault}"):
+            check_played_once(wrong, range(3), seeds)
+
+
+def test_the_places_of_a_part_are_those_of_the_whole_list() -> None:
+    whole = EvaluationSeeds(3, 8, seed=0)
+    part = ChosenEpisodes(EvaluationSeeds(3, 8, seed=0), [7, 4, 3])
+    assert part.num_episodes.tolist() == [1, 2, 0]
+    assert part.index.tolist() == [-1, -1, -1]
+    drawn = part.next(torch.tensor([0, 1]))
+    assert drawn.tolist() == [whole.seed_of(3), whole.seed_of(4)]
+    assert part.next(torch.tensor([1])).tolist() == [whole.seed_of(7)]
+    assert part.index.tolist() == [3, 7, -1]
+    assert part.noise_seed_of(7) == whole.noise_seed_of(7)
+
+
+def test_another_task_than_that_of_the_seed_is_an_error() -> None:
+    starts = Starts(num_tasks=3, num_starts=10, seeded_tasks=True)
+    seeds = EvaluationSeeds(2, 12, seed=0, starts=starts)
+    rows = [
+        EpisodeOutcome(
+            index=index,
+            seed=seeds.seed_of(index),
+            task_id=index % 3,
+            success_once=True,
+            success_at_end=True,
+            length=1,
+        )
+        for index in range(12)
+    ]
+    check_played_once(rows, range(12), seeds)
+    rows[4] = replace(rows[4], task_id=0)
+    with pytest.raises(RuntimeError, match="episode 4: task 0 instead of 1"):
+        check_played_once(rows, range(12), seeds)
+
+
+def test_a_start_that_occurs_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = EvaluationSeeds(2, 3, seed=0, starts=Starts(num_tasks=1, num_starts=10))
+    monkeypatch.setattr(EvaluationSeeds, "seed_of", lambda self, index: 4 * (index > 0))
+    rows = [
+        EpisodeOutcome(
+            index=index,
+            seed=seeds.seed_of(index),
+            task_id=0,
+            success_once=True,
+            success_at_end=True,
+            length=1,
+        )
+        for index in range(3)
+    ]
+    with pytest.raises(RuntimeError, match="seed 4: 2 times"):
+        check_played_once(rows, range(3), seeds)

@@ -22,10 +22,12 @@ def test_wins_and_losses_by_hand() -> None:
     first = Evaluation.of(success=[YES, YES, NO, NO, NO, NO, NO, NO])
     second = Evaluation.of(success=[YES, NO, YES, YES, YES, YES, YES, NO])
     # 5 of 6 starts that differ are wins: p = 2 * (C(6, 5) + C(6, 6)) / 2^6
-    expected = (pytest.approx(2 * 7 / 64), 5, 1, 8, 0)
+    expected = (pytest.approx(2 * 7 / 64), 5, 1, 8, 0, 1)
     assert paired_test(first, second) == expected
-    assert paired_test(second, first) == (expected[0], 1, 5, 8, 0)
-    assert paired_test(first, first) == (1.0, 0, 0, 8, 0)
+    assert paired_test(second, first) == (expected[0], 1, 5, 8, 0, 1)
+    assert paired_test(first, first) == (1.0, 0, 0, 8, 0, 2)
+    assert paired_test(first, second).difference == 0.5
+    assert paired_test(second, first).difference == -0.5
 
 
 def test_it_is_stronger_than_a_test_of_the_rates() -> None:
@@ -45,7 +47,7 @@ def test_summaries_from_json_are_evaluations() -> None:
 def test_broken_starts_are_left_out() -> None:
     first = Evaluation.of(success=[NO, NO, YES], num_broken=1)
     second = Evaluation.of(success=[YES, NO, YES, YES])
-    assert paired_test(first, second) == (1.0, 1, 0, 3, 1)
+    assert paired_test(first, second) == (1.0, 1, 0, 3, 1, 1)
 
 
 def test_the_definition_of_success_is_that_of_each_evaluation() -> None:
@@ -95,3 +97,24 @@ def test_evaluations_with_different_numbers_of_environments_are_paired(
     env.spec = replace(env.spec, deterministic_reset=False)
     with pytest.raises(ValueError, match="a seed does not fix the starts"):
         paired_test(first, evaluate(env, actors[1], 10))
+
+
+def test_the_interval_of_the_difference_changes_sides_with_the_policies() -> None:
+    first = Evaluation.of(success=[YES] * 40 + [NO] * 60)
+    second = Evaluation.of(success=[YES] * 60 + [NO] * 40)
+    low, high = paired_test(first, second).interval
+    assert 0.1 < low < 0.2 < high < 0.3
+    assert paired_test(second, first).interval == pytest.approx((-high, -low))
+
+
+def test_joined_evaluations_are_paired_by_their_seeds() -> None:
+    """The same start in the evaluations of two seeds is two pairs."""
+
+    def joined(success: list[list[bool]]) -> dict:
+        parts = [Evaluation.of(success=values).summary() for values in success]
+        rows = [{**r, "evaluation_seed": n} for n, part in enumerate(parts) for r in part["rows"]]
+        return {**parts[0], "rows": rows}
+
+    first, second = joined([[NO, NO], [NO, YES]]), joined([[YES, NO], [YES, NO]])
+    test = paired_test(first, second)
+    assert (test.wins, test.losses, test.pairs) == (2, 1, 4)

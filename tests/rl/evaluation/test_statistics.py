@@ -12,6 +12,8 @@ from pitune.rl.evaluation.statistics import (
     clopper_pearson_interval,
     interquartile_mean,
     mcnemar_p_value,
+    mean_over_tasks,
+    paired_difference_interval,
     paired_e_value,
     stratified_bootstrap,
     wilson_interval,
@@ -226,3 +228,67 @@ def test_evidence_finds_a_better_policy_and_not_a_worse_one() -> None:
     found = sum(max(paired_e_value(*run)) >= 20 for run in looks((0.6, 0.85), 200))
     assert found / 200 > 0.9
     assert not any(max(paired_e_value(*run)) >= 20 for run in looks((0.85, 0.6), 200))
+
+
+# Means over tasks
+
+
+def test_the_mean_over_tasks_weighs_tasks_alike() -> None:
+    mean, low, high = mean_over_tasks([(90, 100), (1, 10)])
+    assert mean == pytest.approx(0.5)
+    assert low == pytest.approx(0.1, abs=0.1)
+    assert high == pytest.approx(0.9, abs=0.1)
+
+
+def test_the_interval_over_tasks_holds_the_spread_of_tasks_and_of_episodes() -> None:
+    """The variance of both levels by hand: between tasks, and within them by their episodes."""
+    counts = [(int(20 * rate), 20) for rate in (0.1, 0.3, 0.35, 0.5, 0.6, 0.8, 0.9, 0.95)]
+    rates = np.array([s / n for s, n in counts])
+    within = (rates * (1 - rates) / 20).mean() / len(rates)
+    between = rates.var() / len(rates)
+    _, low, high = mean_over_tasks(counts)
+    assert (high - low) / (2 * 1.96) == pytest.approx(math.sqrt(within + between), rel=0.03)
+    # one task alone has the spread of its episodes
+    _, low, high = mean_over_tasks([(10, 20)])
+    assert (high - low) / (2 * 1.96) == pytest.approx(math.sqrt(0.25 / 20), rel=0.15)
+
+
+def test_the_interval_over_tasks_covers_the_mean_of_their_population() -> None:
+    generator = np.random.default_rng(3)
+    covered = 0
+    for number in range(200):
+        rates = generator.beta(2, 2, size=20)  # mean 0.5
+        counts = [(int(generator.binomial(10, rate)), 10) for rate in rates]
+        _, low, high = mean_over_tasks(counts, num_resamples=500, seed=number)
+        covered += low <= 0.5 <= high
+    assert 0.9 <= covered / 200 <= 0.98
+
+
+def test_equal_counts_have_equal_intervals_and_none_is_refused() -> None:
+    assert mean_over_tasks([(3, 9), (5, 9)]) == mean_over_tasks([(3, 9), (5, 9)])
+    for counts in ([], [(1, 2), (0, 0)]):
+        with pytest.raises(ValueError, match="must have an episode for each"):
+            mean_over_tasks(counts)
+
+
+def test_the_interval_of_a_paired_difference_covers_it() -> None:
+    """Coverage of the nominal 95 % by simulation, with correlated pairs."""
+    generator = np.random.default_rng(0)
+    probabilities = (0.4, 0.1, 0.2, 0.3)  # both, first alone, second alone, neither
+    tables = generator.multinomial(60, probabilities, size=600)
+    intervals = [paired_difference_interval(*map(int, table)) for table in tables]
+    covered = np.mean([low <= 0.1 <= high for low, high in intervals])
+    assert 0.93 <= covered <= 0.98
+    # pairs are worth more than two independent rates of as many episodes
+    width = np.mean([high - low for low, high in intervals])
+    assert width < 2 * 1.96 * math.sqrt((0.5 * 0.5 + 0.6 * 0.4) / 60)
+
+
+def test_the_interval_of_a_paired_difference_at_the_edges() -> None:
+    assert all(math.isnan(limit) for limit in paired_difference_interval(0, 0, 0, 0))
+    low, high = paired_difference_interval(0, 0, 10, 0)
+    assert high == pytest.approx(1)
+    assert 0.5 < low < 1
+    low, high = paired_difference_interval(10, 0, 0, 0)
+    assert low == pytest.approx(-high)
+    assert high < 0.35

@@ -13,7 +13,7 @@ from torch import Tensor
 from pitune import envs, rl
 from pitune.envs import CheckedEnv
 from pitune.envs.mock.reach import STEP, Reach
-from pitune.experiments.runs.video import _frames
+from pitune.experiments.films.film import FilmedEnv
 from pitune.policies import Actor
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -81,7 +81,7 @@ def demonstrate(env: CheckedEnv, _: Actor) -> None:
 
 
 def film(env: CheckedEnv, actor: Actor) -> None:
-    _frames(env, actor, seed=0)
+    rl.evaluate(FilmedEnv(env), actor, 1)
 
 
 OTHERS = (

@@ -1,4 +1,4 @@
-"""`video`: films of the deployed policy, and a picture of before and after."""
+"""The films of a training run: before, after, and both side by side."""
 
 from __future__ import annotations
 
@@ -11,51 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensordict import TensorDictBase
 
-from pitune import envs, rl
-from pitune.experiments.runs import video
-from pitune.experiments.runs.video import (
-    SUCCESS_COLOR,
-    _frames,
-    _grid,
-    before_after,
-    filmed_episodes,
-    record_video,
-)
+from pitune import envs
+from pitune.experiments.films import files, training
+from pitune.experiments.films.film import FilmedEnv
+from pitune.experiments.films.training import before_after, record_video
 from pitune.policies import FlowSDEConfig, LikelihoodActor
 
 CONFIG = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=6)
-
-
-def test_a_film_shows_the_deployed_policy(tiny_policy: Callable) -> None:
-    """For the plain actor its ODE; for one that steers its policy, what that does."""
-    acted: list[torch.Tensor] = []
-
-    class Seen(LikelihoodActor):
-        def forward(self, td: TensorDictBase) -> TensorDictBase:
-            td = super().forward(td)
-            acted.append(td["action"])
-            return td
-
-    actor = Seen(tiny_policy(), FlowSDEConfig())
-    obs = envs.make(CONFIG).reset(envs.EpisodeSeeds(4, 3, "test").next(torch.arange(4)))
-    frames = _frames(envs.make(CONFIG), actor, seed=3)
-    assert len(frames) == 7  # the start and six steps
-    torch.manual_seed(3)
-    expected = actor.policy.sample_actions(actor.policy.model_input(obs))
-    assert torch.equal(acted[0], expected)
-
-
-def test_a_film_of_a_population_is_its_best_member_s(tiny_policy: Callable) -> None:
-    torch.manual_seed(0)
-    algorithm = rl.EPO(rl.EPOConfig(), tiny_policy())
-    torch.nn.init.normal_(algorithm.actor.population.to_policy)
-    films = []
-    for member in (0, 1):
-        algorithm.actor.best = member
-        films.append(_frames(envs.make(CONFIG), algorithm.actor, seed=0))
-    assert any((a != b).any() for a, b in zip(*films, strict=False))
 
 
 def test_a_film_is_written(tiny_policy: Callable, tmp_path: Path) -> None:
@@ -64,25 +27,10 @@ def test_a_film_is_written(tiny_policy: Callable, tmp_path: Path) -> None:
     assert (tmp_path / "film.mp4").stat().st_size > 100
 
 
-def test_success_is_framed_in_green(tiny_policy: Callable) -> None:
-    """The frame stays, and no other environment has one."""
-    env = envs.make(CONFIG)
-    env.reset(torch.arange(4))
-    plain = _grid(env, torch.zeros(4, dtype=torch.bool))
-    framed = _grid(env, torch.tensor([False, True, False, False]))
-    height, width = plain.shape[0] // 2, plain.shape[1] // 2
-    changed = (plain != framed).any(-1)
-    assert not changed[:, :width].any()
-    assert not changed[height:].any()
-    for border in (framed[0, width:], framed[height - 1, width:], framed[:height, width]):
-        assert (border == SUCCESS_COLOR).all()
-    assert not changed[height // 2, width + width // 2]
-
-
 def film(file: Path, num: int, shade: int) -> None:
     shades = [shade + 50] + [shade] * (num - 1)
     frames = [np.full((96, 128, 3), value, dtype=np.uint8) for value in shades]
-    imageio.mimwrite(file, frames, fps=20, macro_block_size=8)
+    imageio.mimwrite(file, frames, fps=1, macro_block_size=8)
 
 
 def test_before_and_after_stand_side_by_side_until_the_longer_film_ends(tmp_path: Path) -> None:
@@ -94,8 +42,8 @@ def test_before_and_after_stand_side_by_side_until_the_longer_film_ends(tmp_path
         assert picture.n_frames >= 2  # type: ignore[attr-defined]
         picture.seek(picture.n_frames - 1)  # type: ignore[attr-defined]
         shades = np.asarray(picture.convert("L"), dtype=int)
-    assert abs(shades[100, 100] - 40) < 8
-    assert abs(shades[100, -100] - 200) < 8
+    assert abs(shades[80, 80] - 40) < 8
+    assert abs(shades[80, -80] - 200) < 8
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "after.mp4",
         "before.mp4",
@@ -108,17 +56,17 @@ def test_a_picture_that_is_too_large_gets_smaller(
 ) -> None:
     for name in ("before", "after"):
         film(tmp_path / f"{name}.mp4", 2, 40)
-    widths: list[int] = []
+    scales: list[float] = []
 
-    def heavy(films: list, fps: float, width: int, num_frames: int, colors: int) -> bytes:
-        widths.append(width)
-        return bytes(6000 * width)
+    def heavy(frames: list, fps: float, scale: float, num_frames: int, colors: int) -> bytes:
+        scales.append(scale)
+        return bytes(int(2_000_000 * scale))
 
-    monkeypatch.setattr(video, "_gif", heavy)
+    monkeypatch.setattr(files, "_gif", heavy)
     file = before_after(tmp_path)
     assert file is not None
-    assert file.stat().st_size <= video.MAX_BYTES < 6000 * widths[-2]
-    assert widths == [quality[0] for quality in video.QUALITIES][: len(widths)]
+    assert file.stat().st_size <= files.MAX_BYTES < 2_000_000 * scales[-2]
+    assert scales == [quality[0] for quality in files.QUALITIES][: len(scales)]
 
 
 def test_a_missing_film_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -133,21 +81,11 @@ def test_a_machine_that_cannot_render_gets_a_note(
     def fail(*_: object) -> None:
         raise RuntimeError("no display")
 
-    monkeypatch.setattr(video, "_grid", fail)
+    monkeypatch.setattr(FilmedEnv, "render", fail)
     actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
     assert not record_video(CONFIG, actor, tmp_path / "film.mp4", seed=0)
     assert "no film film.mp4: no display" in capsys.readouterr().err
     assert not (tmp_path / "film.mp4").exists()
-
-
-@pytest.mark.parametrize(
-    ("num_envs", "num_workers", "expected"), [(8, 0, 0), (8, 2, 2), (8, 7, 4), (2, 2, 4), (9, 9, 4)]
-)
-def test_a_film_runs_in_processes_if_the_environments_do(
-    num_envs: int, num_workers: int, expected: int
-) -> None:
-    config = envs.EnvConfig(id="mock/Reach", num_envs=num_envs, num_workers=num_workers)
-    assert video._film_workers(config, 4) == expected
 
 
 @pytest.mark.parametrize("when", ["make", "reset", "step", "render"])
@@ -162,41 +100,23 @@ def test_an_environment_that_exits_costs_the_film_only(
     assert not record_video(config, actor, tmp_path / "film.mp4", seed=0)
 
 
-# The filmed episodes
-
-
-@pytest.mark.parametrize(
-    ("num_episodes", "chosen"),
-    [
-        (200, [0, 50, 100, 150]),
-        (10, [0, 2, 5, 7]),
-        (4, [0, 1, 2, 3]),
-        (3, [0, 1, 2]),
-        (1, [0]),
-    ],
-)
-def test_filmed_episodes_are_spread_over_the_evaluation(
-    num_episodes: int, chosen: list[int]
-) -> None:
-    assert filmed_episodes(num_episodes) == chosen
-
-
 def test_two_policies_are_filmed_from_the_same_starts_of_the_evaluation(
-    tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch
+    tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    resets: list[list[int]] = []
-    reset = envs.CheckedEnv.reset
+    """Four, spread over its list, whatever their outcome."""
+    shown: list[list[tuple[int, int, float]]] = []
 
-    def noted(env: envs.CheckedEnv, seeds: torch.Tensor) -> Any:
-        resets.append(seeds.tolist())
-        return reset(env, seeds)
+    def noted(films: list, *_: object, **__: object) -> None:
+        shown.append([(film.index, film.seed, float(film.frames[0].mean())) for film in films])
 
-    monkeypatch.setattr(envs.CheckedEnv, "reset", noted)
+    monkeypatch.setattr(training, "save_grid", noted)
     for seed in (0, 1):
         actor = LikelihoodActor(tiny_policy(seed=seed), FlowSDEConfig())
-        _frames(envs.make(CONFIG), actor, seed=3, num_episodes=200)
+        record_video(CONFIG, actor, tmp_path / "film.mp4", seed=3, num_episodes=200)
     evaluated = envs.EvaluationSeeds(4, 200, 3, "test")
-    assert resets[0] == resets[1] == [evaluated.seed_of(i) for i in (0, 50, 100, 150)]
+    assert shown[0] == shown[1]
+    chosen = [0, 50, 100, 150]
+    assert [row[:2] for row in shown[0]] == [(i, evaluated.seed_of(i)) for i in chosen]
 
 
 @pytest.mark.parametrize("num", [1, 2, 3])
@@ -223,3 +143,12 @@ def test_a_film_is_written_into_a_folder_of_any_name(
         "before.mp4",
         "before_after.gif",
     ]
+
+
+def test_random_numbers_of_training_are_untouched(tiny_policy: Callable, tmp_path: Path) -> None:
+    actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    record_video(CONFIG, actor, tmp_path / "film.mp4", seed=0)
+    assert torch.equal(torch.rand(3), expected)

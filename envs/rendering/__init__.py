@@ -1,0 +1,1 @@
+"""Renderers of this machine, and the cameras of an environment."""

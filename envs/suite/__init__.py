@@ -1,0 +1,1 @@
+"""Suites: several tasks of one adapter as one environment with instructions."""

@@ -1,0 +1,1 @@
+"""`pitune evaluate`: success rates, comparisons and sweeps, with rows that outlive a kill."""

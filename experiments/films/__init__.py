@@ -1,0 +1,1 @@
+"""Films of chosen episodes of an evaluation."""
