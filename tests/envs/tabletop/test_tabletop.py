@@ -394,7 +394,7 @@ def test_no_entry_of_the_grippers_state_follows_a_cube_or_the_goal() -> None:
         env.physics.goals[:] += offset
         scene = env.scene
         moved = replace(scene, cubes=scene.cubes + offset, goal=scene.goal + offset)
-        env._obs_mode = "rgb"
+        env._rules = replace(env._rules, obs_mode="rgb")
         states.append(env._observation(moved)["state"])
     assert torch.equal(*states)
 
