@@ -16,6 +16,7 @@ from torchrl.envs.utils import check_env_specs
 from pitune import envs
 from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, StepResult
 from pitune.envs.mock.reach import Reach, Script
+from pitune.envs.tabletop.registration import TabletopOptions
 
 LIMIT = 4
 NUM_ENVS = 3
@@ -30,12 +31,12 @@ def maker(id: str, **options: Any) -> Callable[[], CheckedEnv]:
     return lambda: envs.make(config)
 
 
-def with_simulator(package: str, id: str) -> Any:
+def with_simulator(package: str, id: str, **options: Any) -> Any:
     def make() -> CheckedEnv:
         pytest.importorskip(package)
-        return maker(id)()
+        return maker(id, **options)()
 
-    return pytest.param(make, id=id, marks=pytest.mark.sim)
+    return pytest.param(make, id=f"{id} {package}", marks=pytest.mark.sim)
 
 
 ENVIRONMENTS = [
@@ -58,6 +59,12 @@ ENVIRONMENTS = [
     pytest.param(maker("gym/Pendulum-v1", reward="dense"), id="gym/Pendulum-v1"),
     with_simulator("mani_skill", "maniskill/PickCube-v1"),
     with_simulator("metaworld", "metaworld/peg-insert-side-v3"),
+    with_simulator(
+        "mujoco_warp",
+        "mujoco/StackCube",
+        reward="dense",
+        options=TabletopOptions(backend="warp", device="cpu"),
+    ),
 ]
 
 
