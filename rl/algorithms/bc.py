@@ -22,6 +22,7 @@ from torch import Tensor
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
+from pitune.policies.network.context import stored_prefix
 from pitune.policies.preprocessing.images import shift_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.ranges import (
@@ -186,7 +187,8 @@ class CloningStep:
     def loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the loss of chunks (B) with `noise` (B, H, A) and `flow_time` (B), and metrics."""
         noise, flow_time = batch["noise"], batch["flow_time"]
-        steps = self.policy.loss(ModelInput.of(batch), batch["action"], noise, flow_time)
+        inputs, prefix = ModelInput.of(batch), stored_prefix(batch)
+        steps = self.policy.loss(inputs, batch["action"], noise, flow_time, prefix)
         loss = without_padding(steps, batch).mean()
         return loss, {"flow_loss": loss}
 

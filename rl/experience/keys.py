@@ -221,8 +221,8 @@ KEYS: dict[str, Key] = {
         "encoded pictures and prompt",
         "*",
         "rl.actor_critic.actor",
-        f"{_LEARNER} rl.actor_critic.critic_input",
-        f"rollout {_ROWS} cloning",
+        "policies.network.context rl.actor_critic.stored_rows",
+        f"rollout batch {_ROWS} cloning",
     ),
     # policy gradients
     "state_value": _key(
