@@ -1,7 +1,7 @@
 """Compare the tabletop's physics engines: `python -m pitune.experiments.benchmarks.backends`.
 
 It plays the expert in MuJoCo's C engine and in MuJoCo Warp on the CPU from equal starts, and times
-both. As a control it plays the C engine a second time, with the first action off by 1e-6: contacts
+both. As a control it plays the C engine a second time, with a tiny noise on the actions: contacts
 amplify a difference in either engine.
 
 Letters: E envs.
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pitune.envs.tabletop.env import Tabletop
-from pitune.envs.tabletop.registration import TASKS
-from pitune.envs.tabletop.warp.env import WarpTabletop
+from pitune import envs
+from pitune.envs.tabletop.registration import TASKS, TabletopOptions, make_tabletop
 from pitune.envs.vector_env import VectorEnv
 
+NOISE = 1e-6
+"""Noise of the control [units of action], which is 6 cm times as much in the target of the tool."""
 POSITIONS = [0, 1, 2, 8, 9, 10]
 """Positions of the tool and of cube 0 in the state."""
 
@@ -30,8 +31,8 @@ class Episodes:
     """The expert's episodes in one engine, of up to T steps.
 
     Example:
-        >>> torch.equal(play(Tabletop("PickCube", 2)).success, torch.tensor([True, True]))
-        True
+        >>> play(make("PickCube", 2, TabletopOptions(num_threads=1))).success
+        tensor([True, True])
     """
 
     states: Tensor
@@ -42,18 +43,40 @@ class Episodes:
     """(E,) bool."""
 
 
-def play(env: VectorEnv, push: float = 0.0) -> Episodes:
+C = TabletopOptions(num_threads=1)
+WARP = TabletopOptions(backend="warp", device="cpu")
+
+
+def make(
+    task: str, num_envs: int, options: TabletopOptions, max_episode_steps: int | None = None
+) -> VectorEnv:
+    """Return environments without the checks around them."""
+    return make_tabletop(
+        task,
+        envs.config_for(
+            f"mujoco/{task}",
+            num_envs=num_envs,
+            max_episode_steps=max_episode_steps,
+            options=options,
+        ),
+    )
+
+
+def play(env: VectorEnv, noise: float = 0.0) -> Episodes:
     """Play the expert in all environments, with seeds 0, 1, ...
 
     Args:
         env: The environments.
-        push: Added to the first action.
+        noise: Standard deviation of the noise on each action.
     """
     env.reset(torch.arange(env.spec.num_envs))
     expert, active = env.expert(), torch.ones(env.spec.num_envs, dtype=torch.bool)
     success, states, running = ~active, [], []
-    for step in range(env.spec.max_episode_steps):
-        result = env.step(expert.act() + push * (step == 0), active)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(env.spec.max_episode_steps):
+        action = expert.act()
+        action = action + noise * torch.randn(action.shape, generator=generator)
+        result = env.step(action, active)
         states.append(result.obs["state"])
         running.append(active)
         success = success | result.info["success"]
@@ -92,13 +115,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    number, cpu = arguments.episodes, torch.device("cpu")
+    number = arguments.episodes
     print("task, pair: largest, 90 %, median error [m]; successes of each; steps that differ")
     for task in TASKS:
-        c = play(Tabletop(task, number, num_threads=1))
+        c = play(make(task, number, C))
         others = {
-            "warp": play(WarpTabletop(task, number, device=cpu)),
-            "c, first action off by 1e-6": play(Tabletop(task, number, num_threads=1), 1e-6),
+            "warp": play(make(task, number, WARP)),
+            f"c, actions with noise {NOISE:g}": play(make(task, number, C), NOISE),
         }
         for name, other in others.items():
             error = errors(c, other)
@@ -113,11 +136,10 @@ def main() -> None:
             )
     print("E: steps per second of process time, c and warp, PickCube")
     for num_envs in arguments.num_envs:
-        envs = (
-            Tabletop("PickCube", num_envs, num_threads=1, max_episode_steps=10**6),
-            WarpTabletop("PickCube", num_envs, device=cpu, max_episode_steps=10**6),
-        )
-        speeds = [steps_per_second(env, arguments.seconds) for env in envs]
+        speeds = [
+            steps_per_second(make("PickCube", num_envs, options, 10**6), arguments.seconds)
+            for options in (C, WARP)
+        ]
         print(f"{num_envs}: " + ", ".join(f"{speed:.0f}" for speed in speeds), flush=True)
 
 
