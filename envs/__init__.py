@@ -19,6 +19,7 @@ if not __name__.startswith("pitune."):
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.chunk_env import ChunkEnv
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
+from pitune.envs.delayed_env import DelayedChunkEnv
 from pitune.envs.gym.registration import GymOptions
 from pitune.envs.maniskill.registration import ManiSkillOptions
 from pitune.envs.metaworld.registration import MetaWorldOptions
@@ -41,6 +42,7 @@ from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, Vec
 __all__ = [
     "CheckedEnv",
     "ChunkEnv",
+    "DelayedChunkEnv",
     "EnvConfig",
     "EnvFactory",
     "EnvOptions",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pitune.experiments.runs.config_file import plain, write_config
 from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
+from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
 from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
@@ -61,6 +62,9 @@ class PretrainConfig(Settings):
     """AdamW's first step size, which falls by a cosine [-]."""
     action_horizon: PositiveInt = 4
     """H, actions that one decision predicts."""
+    real_time_delay: NonNegativeInt = 0
+    """Longest delay to continue chunks under [control steps], by cloning with clean beginnings of
+    random length. The checkpoint then has `sampler.real_time.method` "trained"."""
     sampler: policies.SamplerConfig = field(default_factory=policies.SamplerConfig)
     """Flow steps and executed actions of a decision."""
     expert: policies.GemmaConfig = field(default_factory=lambda: policies.LAPTOP_EXPERT)
@@ -82,6 +86,11 @@ class PretrainConfig(Settings):
             raise ValueError(
                 f"sampler.execution_horizon={self.sampler.execution_horizon} must be at most "
                 f"action_horizon={self.action_horizon}: only predicted actions can be executed"
+            )
+        if self.real_time_delay >= self.action_horizon:
+            raise ValueError(
+                f"real_time_delay={self.real_time_delay} must be below "
+                f"action_horizon={self.action_horizon}: the rest of a chunk is learned"
             )
         if self.picture_shift and not self.env.cameras:
             raise ValueError(
@@ -194,12 +203,19 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         demonstrations.obs["state"],
         demonstrations.action,
         action_horizon=config.action_horizon,
-        sampler=config.sampler,
+        sampler=replace(config.sampler, real_time=None),
         expert=config.expert,
         cameras=config.env.cameras,
         image_size=config.env.image_size,
         tokenizer=tokenizer,
         vlm=config.vlm if config.has_vlm else None,
+    )
+    real_time = config.sampler.real_time
+    if config.real_time_delay:
+        real_time = real_time or RealTimeConfig(method="trained")
+    policy = policy.replace(
+        sampler=replace(config.sampler, real_time=real_time),
+        info=replace(policy.info, real_time_delay=config.real_time_delay),
     )
     floored = policy.preprocessor.floored()
     if any(floored.values()):
@@ -213,6 +229,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         weight_decay=1e-4,
         ema_decay=0.0,
         minibatch_size=config.minibatch_size,
+        real_time_delay=config.real_time_delay,
         picture_shift=config.picture_shift,
     )
     return CloningStep(policy, cloning)

@@ -30,8 +30,8 @@ from pitune.experiments.evaluation.shards import run_shards
 from pitune.experiments.evaluation.variations import Cell, cells, with_cell
 from pitune.experiments.runs.config_file import provenance
 from pitune.experiments.runs.progress import screen
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.policy_config import SamplerConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig
 
 
 def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> rl.Evaluation:

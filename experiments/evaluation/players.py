@@ -13,9 +13,10 @@ from pitune.experiments.evaluation.variations import Cell, text_of, with_cell
 from pitune.experiments.find_checkpoint import environment_note
 from pitune.experiments.runs.progress import screen
 from pitune.policies.actor import ActingModule
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.policy_config import SamplerConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig, DelayedActor
+from pitune.policies.real_time.delayed_actor import DelayedActor
 from pitune.policies.serving.client import RemoteConfig
 from pitune.policies.serving.remote_policy import RemoteActor, RemotePolicy
 
@@ -215,6 +216,8 @@ def _with_settings(
     seed: int,
 ) -> ActingModule:
     """Return the actor of a policy with other settings."""
+    # a policy that was fine-tuned under a delay acts under the evaluation's
+    sampler = replace(sampler, delay=DelayConfig())
     if sampler != policy.sampler:
         policy = policy.replace(sampler=sampler)
     if delay != DelayConfig():

@@ -10,8 +10,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pitune.policies import SamplerConfig
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig
 from pitune.ranges import declared_types
 
 Cell = Mapping[str, Any]

@@ -22,6 +22,7 @@ from torch import Tensor
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
+from pitune.policies.flow.real_time import clean_prefix
 from pitune.policies.network.context import stored_prefix
 from pitune.policies.preprocessing.images import shift_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
@@ -75,6 +76,9 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     """Gradient steps per update."""
     max_grad_norm: PositiveOrInfinite = 1.0
     """Gradients are scaled down to this norm [-]."""
+    real_time_delay: NonNegativeInt | None = None
+    """Longest clean beginning of a chunk [control steps], for real-time chunking with
+    method="trained". Each chunk's is drawn from 0 to this. The policy's own by default."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
 
@@ -93,6 +97,7 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         defaults = small if policy.network.vlm is None else pretrained
         if policy.info.lora is not None:  # openpi has no moving average of adapters
             defaults = (*defaults[:-1], 0.0)
+        defaults = (*defaults, policy.info.real_time_delay)
         names = (
             "learning_rate",
             "warmup_steps",
@@ -100,6 +105,7 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
             "final_fraction",
             "weight_decay",
             "ema_decay",
+            "real_time_delay",
         )
 
         # fields that are not set
@@ -134,6 +140,9 @@ class CloningStep:
         policy: Trained in place.
         config: Step sizes.
 
+    Raises:
+        ValueError: `real_time_delay` is not below the action horizon.
+
     Example:
         >>> step = CloningStep(policy, BCConfig())  # doctest: +SKIP
         >>> chunks = demonstrations.preprocess(policy).chunks(8)  # doctest: +SKIP
@@ -142,6 +151,10 @@ class CloningStep:
 
     def __init__(self, policy: FlowPolicy, config: BCConfig) -> None:
         self.policy, self.config = policy, config.with_defaults(policy)
+        horizon = policy.chunk_shape[0]
+        if (delay := self.config.real_time_delay or 0) >= horizon:
+            given = f"real_time_delay={delay} must be below action_horizon={horizon}"
+            raise ValueError(f"{given}, because clean actions alone have nothing to learn")
         _check_shift(policy, config.picture_shift)
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
         betas = (0.9, 0.999) if policy.network.vlm is None else (0.9, 0.95)
@@ -166,6 +179,9 @@ class CloningStep:
         batch: TensorDictBase = chunks.to(self.policy.device).copy()
         batch["noise"] = self.policy.draw_noise(num)
         batch["flow_time"] = sample_flow_time(num, self.policy.device)
+        if config.real_time_delay:
+            delay = torch.randint(config.real_time_delay + 1, (num,), device=self.policy.device)
+            batch.update(clean_prefix(batch["flow_time"], delay, self.policy.chunk_shape[0]))
         if config.picture_shift:
             images = batch[MODEL_INPUT, "images"]
             batch[MODEL_INPUT, "images"] = shift_pictures(images, config.picture_shift)
@@ -185,12 +201,19 @@ class CloningStep:
         return float(metrics["flow_loss"])
 
     def loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
-        """Return the loss of chunks (B) with `noise` (B, H, A) and `flow_time` (B), and metrics."""
+        """Return the loss of chunks (B) with the random draws of a minibatch, and its metrics.
+
+        Args:
+            batch: Chunks with `noise` (B, H, A), and `flow_time` (B), or (B, H) with a weight of
+                each step, `step_weight` (B, H).
+        """
         noise, flow_time = batch["noise"], batch["flow_time"]
         inputs, prefix = ModelInput.of(batch), stored_prefix(batch)
-        steps = self.policy.loss(inputs, batch["action"], noise, flow_time, prefix)
-        loss = without_padding(steps, batch).mean()
-        return loss, {"flow_loss": loss}
+        loss = self.policy.loss(inputs, batch["action"], noise, flow_time, prefix)
+        loss = without_padding(loss, batch)  # (B, H, A)
+        if flow_time.ndim == 2:
+            loss = loss * batch["step_weight"][..., None]
+        return loss.mean(), {"flow_loss": loss.mean()}
 
 
 @register("bc", BCConfig, reads_demonstrations=True)
@@ -205,6 +228,9 @@ class BehaviorCloning(Algorithm[BCConfig]):
     needs = Needs(rollouts=False)
 
     def __init__(self, config: BCConfig, policy: FlowPolicy) -> None:
+        delay = config.real_time_delay
+        if delay is not None:  # the checkpoint records it
+            policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
         super().__init__(config, LikelihoodActor(policy, FlowSDEConfig()))
         self.chunks = chunk_source(policy, config.demonstrations, config.data)
         self.step = CloningStep(policy, config)

@@ -36,7 +36,7 @@ from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
 from pitune.rl.evaluation.played_once import check_played_once
-from pitune.rl.experience.rollouts import check_fit
+from pitune.rl.experience.rollouts import check_fit, chunk_env_for
 from pitune.rl.experience.sub_dict import sub_dict
 
 
@@ -98,13 +98,14 @@ def evaluate(
     seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
     if episodes is not None:
         seeds = ChosenEpisodes(seeds, episodes)
-    chunk_env = ChunkEnv(
+    # it may turn out only in the last step that there is a success
+    chunk_env = chunk_env_for(
+        actor.policy,
         env,
-        actor.policy.sampler.execution_horizon,
         seeds,
-        num_episodes=seeds.num_episodes.to(env.spec.device),
-        preprocess=actor.policy.observation_preprocessor(words),
-        record_success=True,  # it may turn out only in the last step that there is one
+        seeds.num_episodes.to(env.spec.device),
+        tasks=words,
+        record_success=True,
     )
 
     # episodes, with random numbers of their own

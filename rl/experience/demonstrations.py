@@ -22,6 +22,8 @@ from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.experience.sub_dict import Entry
 from pitune.rl.experience.transitions import in_parts
 
+WITHOUT_DELAY = "set off_policy.offline_share=0, or leave delay at its default"
+"""Advice to learners that store demonstrations beside decisions."""
 IS_PAD = "action_is_pad"
 """Key of the mask of a chunk's steps past its episode's end, under lerobot's name."""
 METADATA = "demonstrations"
@@ -241,6 +243,24 @@ def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
         demonstrations = replace(demonstrations, obs=obs)
     _check_demonstrations(demonstrations, policy, path)
     return demonstrations.preprocess(policy)
+
+
+def check_no_delay(policy: FlowPolicy, name: str, advice: str) -> None:
+    """Check that demonstrations are like a policy's decisions, which no old chunk precedes.
+
+    Args:
+        policy: The trained policy.
+        name: Name of the setting or algorithm that compares them, for the error.
+        advice: The way out, for the error.
+
+    Raises:
+        ValueError: the policy acts under a decision delay.
+    """
+    if policy.remainder_steps:
+        raise ValueError(
+            f"{name} compares demonstrations with decisions under a delay of "
+            f"{policy.sampler.delay}, but nothing was executed late in the demonstrations; {advice}"
+        )
 
 
 def _check_demonstrations(demonstrations: Demonstrations, policy: FlowPolicy, path: Path) -> None:

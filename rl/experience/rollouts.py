@@ -5,17 +5,20 @@ Letters: E envs, T chunk decisions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import ExplorationType
 
-from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds, Starts
+from pitune.envs import CheckedEnv, ChunkEnv, DelayedChunkEnv, EnvSpec, EpisodeSeeds, Starts
 from pitune.policies import FlowPolicy
+from pitune.policies.actor import ActingPolicy
 from pitune.policies.preprocessing.images import nearest
 from pitune.policies.preprocessing.model_input import with_words
+from pitune.policies.under_delay import remainder_steps
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -105,6 +108,33 @@ def check_rewards(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
         )
 
 
+def chunk_env_for(
+    policy: ActingPolicy,
+    env: CheckedEnv,
+    seeds: EpisodeSeeds,
+    num_episodes: int | Tensor | None,
+    tasks: Sequence[str] | None = None,
+    record_success: bool | None = None,
+) -> ChunkEnv:
+    """Return the environment whose steps are the policy's decisions, late if its sampler sets so.
+
+    Args:
+        policy: Gives the horizon, the delay and the preprocessing.
+        env: The checked simulator.
+        seeds: See `ChunkEnv`, as the others.
+        num_episodes: Episodes of every environment.
+        tasks: Instructions, the environment's own by default.
+        record_success: Whether to write the flags of success.
+    """
+    sampler = policy.sampler
+    preprocess = policy.observation_preprocessor(env.spec.tasks if tasks is None else tasks)
+    args = (env, sampler.execution_horizon, seeds, num_episodes, preprocess, record_success)
+    steps = remainder_steps(sampler, policy.chunk_shape[0])
+    if not steps:
+        return ChunkEnv(*args)
+    return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=sampler.delay.draw)
+
+
 class Rollouts:
     """Collects rollouts with an algorithm's actor.
 
@@ -176,9 +206,8 @@ class Rollouts:
         starts = Starts.of(spec)
         seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", group_size, starts)
         seeds.episodes += iteration * 1_000_000  # unique episode numbers in a run
-        horizon = self.algorithm.actor.policy.sampler.execution_horizon
-        preprocess = self.algorithm.actor.policy.observation_preprocessor(spec.tasks)
-        self._chunk_env = ChunkEnv(self.env, horizon, seeds, self._num_episodes, preprocess)
+        policy = self.algorithm.actor.policy
+        self._chunk_env = chunk_env_for(policy, self.env, seeds, self._num_episodes)
         self._iteration, self._begun = iteration, False
 
         # collector

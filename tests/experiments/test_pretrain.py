@@ -113,3 +113,17 @@ def test_progress_counts_demonstrations_and_steps(
     shown = capsys.readouterr().err
     for words in ("demonstrations: 0/3", "demonstrations: 3/3", "cloning: 0/10", "cloning: 10/10"):
         assert words in shown
+
+
+def test_a_clone_with_clean_beginnings_continues_chunks_by_them(config_of: Callable) -> None:
+    config = config_of(real_time_delay=2, gradient_steps=1)
+    pretrain(config)
+    policy = policies.load(config.out / "pretrained")
+    assert policy.info.real_time_delay == 2
+    assert policy.sampler.real_time is not None
+    assert policy.sampler.real_time.method == "trained"
+
+
+def test_clean_beginnings_of_whole_chunks_are_refused() -> None:
+    with pytest.raises(ValueError, match="real_time_delay=4 must be below action_horizon=4"):
+        PretrainConfig(real_time_delay=4)

@@ -14,8 +14,8 @@ import torch
 from pitune import envs, policies, rl
 from pitune.envs.mock.registration import MockOptions
 from pitune.experiments.evaluate import EvaluateConfig, evaluate, main
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
-from pitune.policies.real_time.delayed_actor import DelayConfig
 
 ENV = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=8)
 TWO_TASKS = replace(ENV, options=MockOptions(num_tasks=2))
