@@ -27,6 +27,7 @@ from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
+from pitune.policies.preprocessing.tokenizer import Tokenizer
 from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
 
@@ -93,6 +94,8 @@ class PretrainConfig(Settings):
                 f"vlm={self.vlm} has no use without pictures and words; name some cameras "
                 "(--env.cameras), add --words, or leave the sizes out"
             )
+        if self.env.cameras:
+            self.vlm.vision(self.env.image_size)  # sizes that do not fit are rejected here
 
     @property
     def has_vlm(self) -> bool:
@@ -161,6 +164,8 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
     """Collect the demonstrations and write them, with the settings, into --out."""
     start = time.monotonic()
     env = envs.make(config.env)
+    if config.words:
+        _tokenizer(config, env.spec.tasks)  # instructions that cannot be read are rejected here
     with screen.task("demonstrations", config.num_demonstrations) as task:
         demonstrations = rl.collect_demonstrations(
             env,
@@ -182,14 +187,6 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
 
 def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> CloningStep:
     """Return a new policy with the optimizer that clones the demonstrations."""
-    tokenizer = None
-    if config.words:
-        tokenizer = make_tokenizer(
-            demonstrations.tasks,
-            config.out / TOKENIZER,
-            max_vocabulary=config.vlm.max_vocabulary,
-            max_tokens=config.vlm.max_tokens,
-        )
     policy = policies.small_policy(
         demonstrations.obs["state"],
         demonstrations.action,
@@ -198,7 +195,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         expert=config.expert,
         cameras=config.env.cameras,
         image_size=config.env.image_size,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(config, demonstrations.tasks) if config.words else None,
         vlm=config.vlm if config.has_vlm else None,
     )
     floored = policy.preprocessor.floored()
@@ -216,6 +213,16 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         picture_shift=config.picture_shift,
     )
     return CloningStep(policy, cloning)
+
+
+def _tokenizer(config: PretrainConfig, tasks: Sequence[str]) -> Tokenizer:
+    """Return a new tokenizer of the instructions, which has a file in --out."""
+    return make_tokenizer(
+        tasks,
+        config.out / TOKENIZER,
+        max_vocabulary=config.vlm.max_vocabulary,
+        max_tokens=config.vlm.max_tokens,
+    )
 
 
 def _clone(config: PretrainConfig, step: CloningStep, demonstrations: rl.Demonstrations) -> float:

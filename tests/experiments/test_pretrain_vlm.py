@@ -252,6 +252,10 @@ def test_an_export_to_openpi_names_the_cameras_that_it_needs(clone: Path, tmp_pa
             r"vlm=.* has no use without pictures a",
         ),
         ({"env": replace(ENV, cameras=()), "picture_shift": 1}, r"picture_shift=1 has no use with"),
+        (
+            {"env": replace(ENV, image_size=20)},
+            "patch_size=8 must divide image_size=20; ",
+        ),
     ],
 )
 def test_a_setting_that_would_not_be_used_is_rejected(
@@ -259,6 +263,16 @@ def test_a_setting_that_would_not_be_used_is_rejected(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         config_of(tmp_path, **changes)
+
+
+def test_instructions_that_cannot_be_read_are_rejected_before_the_expert_plays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rl, "collect_demonstrations", lambda *_, **__: 1 / 0)
+    with pytest.raises(ValueError, match=r"max_tokens=3 is less than the \d tokens of the instr"):
+        pretrain(config_of(tmp_path / "a", vlm=replace(VLM, max_tokens=3)))
+    with pytest.raises(ZeroDivisionError):
+        pretrain(config_of(tmp_path / "b"))
 
 
 def test_a_clone_of_a_version_without_words_is_known_again(tmp_path: Path) -> None:

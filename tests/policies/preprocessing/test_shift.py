@@ -75,13 +75,9 @@ def test_a_gradient_step_sees_shifted_pictures_only_where_it_is_asked_for() -> N
 
 
 def test_a_shift_that_no_picture_can_have_is_rejected(tiny_policy: Callable) -> None:
-    with pytest.raises(
-        ValueError, match=r"picture_shift=2 has no use for a policy without p"
-    ):
+    with pytest.raises(ValueError, match=r"picture_shift=2 has no use for a policy without p"):
         CloningStep(tiny_policy(), rl.BCConfig(picture_shift=2))
-    with pytest.raises(
-        ValueError, match=r"picture_shift=16 must be less than the pictures' 16 p"
-    ):
+    with pytest.raises(ValueError, match=r"picture_shift=16 must be less than the pictures' 16 p"):
         CloningStep(seeing_policy(), rl.BCConfig(picture_shift=16, warmup_steps=0))
 
 
