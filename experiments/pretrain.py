@@ -70,6 +70,8 @@ class PretrainConfig(Settings):
     """Whether the policy reads the instruction. Pictures are read if `env.cameras` names some."""
     vlm: policies.SmallVLMConfig = field(default_factory=policies.SmallVLMConfig)
     """Sizes of the vision-language model of a policy that reads pictures or the instruction."""
+    draws_per_chunk: PositiveInt = 1
+    """Draws of noise and flow time for each chunk, which share the encoding of the observation."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture while cloning [pixels], a fresh one in each step."""
     torch_threads: Threads = 1
@@ -210,6 +212,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         weight_decay=1e-4,
         ema_decay=0.0,
         minibatch_size=config.minibatch_size,
+        draws_per_chunk=config.draws_per_chunk,
         picture_shift=config.picture_shift,
     )
     return CloningStep(policy, cloning)

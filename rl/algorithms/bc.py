@@ -2,7 +2,8 @@
 
 As a registered algorithm it is also a control. Cloning for the time that RL takes measures the
 benefit of more cloning. It uses no rollout. The loss is in `pitune.policies.policy`.
-Letters: N rows, B minibatch rows, H action horizon, A model action dim, d robot action dim.
+Letters: N rows, B minibatch rows, M draws, H action horizon, A model action dim, d robot action
+dim.
 Source: Black et al. 2024.
 """
 
@@ -70,6 +71,9 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     """Gradient steps per update."""
     max_grad_norm: PositiveOrInfinite = 1.0
     """Gradients are scaled down to this norm [-]."""
+    draws_per_chunk: PositiveInt = 1
+    """Draws of noise and flow time for each chunk of a minibatch. They share the encoding of the
+    observation, which takes most of the time where there are pictures."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
 
@@ -159,8 +163,12 @@ class CloningStep:
 
         # random draws of the whole minibatch
         batch: TensorDictBase = chunks.to(self.policy.device).copy()
-        batch["noise"] = self.policy.draw_noise(num)
-        batch["flow_time"] = sample_flow_time(num, self.policy.device)
+        draws = config.draws_per_chunk
+        noise = self.policy.draw_noise(num * draws)
+        flow_time = sample_flow_time(num * draws, self.policy.device)
+        if draws > 1:  # (B, M, H, A) and (B, M)
+            noise, flow_time = noise.unflatten(0, (num, draws)), flow_time.view(num, draws)
+        batch["noise"], batch["flow_time"] = noise, flow_time
         if config.picture_shift:
             images = batch[MODEL_INPUT, "images"]
             batch[MODEL_INPUT, "images"] = shift_pictures(images, config.picture_shift)
@@ -180,7 +188,10 @@ class CloningStep:
         return float(metrics["flow_loss"])
 
     def loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
-        """Return the loss of chunks (B) with `noise` (B, H, A) and `flow_time` (B), and metrics."""
+        """Return the loss of chunks (B) with `noise` and `flow_time`, and metrics.
+
+        The noise is (B, H, A), or (B, M, H, A) with M draws for each chunk.
+        """
         noise, flow_time = batch["noise"], batch["flow_time"]
         loss = self.policy.loss(ModelInput.of(batch), batch["action"], noise, flow_time).mean()
         return loss, {"flow_loss": loss}
