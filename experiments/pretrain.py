@@ -20,10 +20,17 @@ from typing import Any
 import torch
 
 from pitune import envs, policies, rl
-from pitune.experiments.cloned_data import check_new, check_record, chunks_of, store_expert
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.find_checkpoint import with_environment
+from pitune.experiments.pretraining.data import (
+    check_new,
+    check_record,
+    chunks_of,
+    expert_lines,
+    store_expert,
+)
+from pitune.experiments.pretraining.state import restore_cloning, save_cloning
 from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import plain, write_config
 from pitune.experiments.runs.folder.same_config import check_same
@@ -31,6 +38,7 @@ from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
 from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
+from pitune.policies.preprocessing.tokenizer import Tokenizer
 from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
 from pitune.rl.datasets.config import DataConfig, RecordConfig
@@ -88,6 +96,8 @@ class PretrainConfig(Settings):
     """Whether the policy reads the instruction. Pictures are read if `env.cameras` names some."""
     vlm: policies.SmallVLMConfig = field(default_factory=policies.SmallVLMConfig)
     """Sizes of the vision-language model of a policy that reads pictures or the instruction."""
+    draws_per_chunk: PositiveInt = 1
+    """Draws of noise and flow time for each chunk, which share the encoding of the observation."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture while cloning [pixels], a fresh one in each step."""
     torch_threads: Threads = 1
@@ -118,6 +128,8 @@ class PretrainConfig(Settings):
                 "(--env.cameras), add --words, or leave the sizes out"
             )
         check_record(self.record, self.dataset)
+        if self.env.cameras:
+            self.vlm.vision(self.env.image_size)  # sizes that do not fit are rejected here
 
     @property
     def has_vlm(self) -> bool:
@@ -163,10 +175,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     step = _cloning_step(config, demonstrations)
     chunks = chunks_of(demonstrations, step.policy, config.dataset, config.data)
     if resumed:
-        _restore(step, chunks, config.out / PARTIAL)
+        restore_cloning(step, chunks, config.out / PARTIAL)
         screen.note(f"cloning continues after {step.num_steps} of {config.gradient_steps} steps")
     else:
-        _save(step, chunks, config.out / PARTIAL)
+        save_cloning(step, chunks, config.out / PARTIAL)
     loss = _clone(config, step, chunks)
 
     # checkpoint, which replaces the partial one
@@ -193,6 +205,8 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
     start = time.monotonic()
     check_new(config.record)
     env = envs.make(config.env)
+    if config.words:
+        _tokenizer(config, env.spec.tasks)  # instructions that cannot be read are rejected here
     spec = env.spec
     num_tasks = len(spec.tasks) if spec.seeded_tasks else 1
     total = num_tasks * config.num_demonstrations
@@ -219,32 +233,8 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
     return demonstrations
 
 
-def expert_lines(spec: envs.EnvSpec, counts: Sequence[tuple[int, int]]) -> list[str]:
-    """Return the success of a suite's experts as text, a line for each task.
-
-    Args:
-        spec: Of the environment.
-        counts: `Demonstrations.expert_success`.
-    """
-    if not spec.seeded_tasks:
-        return []
-    lines = []
-    for name, (successes, played) in zip(spec.task_names or spec.tasks, counts, strict=True):
-        rate = f"expert succeeded in {successes} of {played} episodes" if played else "no expert"
-        lines.append(f"{name}: {rate}{'' if played else ', skipped'}")
-    return lines
-
-
 def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> CloningStep:
     """Return a new policy with the optimizer that clones the demonstrations."""
-    tokenizer = None
-    if config.words:
-        tokenizer = make_tokenizer(
-            demonstrations.tasks,
-            config.out / TOKENIZER,
-            max_vocabulary=config.vlm.max_vocabulary,
-            max_tokens=config.vlm.max_tokens,
-        )
     policy = policies.small_policy(
         demonstrations.obs["state"],
         demonstrations.action,
@@ -253,7 +243,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         expert=config.expert,
         cameras=config.env.cameras,
         image_size=config.env.image_size,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(config, demonstrations.tasks) if config.words else None,
         vlm=config.vlm if config.has_vlm else None,
     )
     real_time = config.sampler.real_time
@@ -276,9 +266,20 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         ema_decay=0.0,
         minibatch_size=config.minibatch_size,
         real_time_delay=config.real_time_delay,
+        draws_per_chunk=config.draws_per_chunk,
         picture_shift=config.picture_shift,
     )
     return CloningStep(policy, cloning)
+
+
+def _tokenizer(config: PretrainConfig, tasks: Sequence[str]) -> Tokenizer:
+    """Return a new tokenizer of the instructions, which has a file in --out."""
+    return make_tokenizer(
+        tasks,
+        config.out / TOKENIZER,
+        max_vocabulary=config.vlm.max_vocabulary,
+        max_tokens=config.vlm.max_tokens,
+    )
 
 
 def _clone(config: PretrainConfig, step: CloningStep, chunks: ChunkSource) -> float:
@@ -289,33 +290,9 @@ def _clone(config: PretrainConfig, step: CloningStep, chunks: ChunkSource) -> fl
         def on_step(number: int) -> None:
             task.update(first + number)
             if (first + number) % SAVE_EVERY == 0:
-                _save(step, chunks, config.out / PARTIAL)
+                save_cloning(step, chunks, config.out / PARTIAL)
 
         return clone(step, chunks, total - first, on_step)
-
-
-def _save(step: CloningStep, chunks: ChunkSource, file: Path) -> None:
-    """Write the state of a cloning, whole or not at all."""
-    state = {
-        "policy": step.policy.state_dict(),
-        "optimizer": step.optimizer.state_dict(),
-        "num_steps": step.num_steps,
-        "random": torch.get_rng_state(),
-        "chunks": chunks.state(),
-    }
-    temporary = file.with_name(f"tmp_{file.name}")
-    torch.save(state, temporary)
-    temporary.rename(file)
-
-
-def _restore(step: CloningStep, chunks: ChunkSource, file: Path) -> None:
-    """Load the state that `_save` wrote, random numbers included."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    step.policy.load_state_dict(state["policy"])
-    step.optimizer.load_state_dict(state["optimizer"])
-    step.num_steps = state["num_steps"]
-    chunks.load_state(state.get("chunks", {}))
-    torch.set_rng_state(state["random"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

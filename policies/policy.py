@@ -1,7 +1,7 @@
 """A flow policy: network, preprocessing, sampler and, optionally, a source of its starting noise.
 
-Letters: N rows, H action horizon, h executed actions, A model action dim, d robot action dim, s
-robot state dim, D width.
+Letters: N rows, M draws, H action horizon, h executed actions, A model action dim, d robot action
+dim, s robot state dim, D width.
 """
 
 from __future__ import annotations
@@ -247,37 +247,41 @@ class FlowPolicy(PolicyParts):
         prefix: Context | None = None,
         state_offset: Tensor | None = None,
     ) -> Tensor:
-        """Return the flow-matching loss of every entry (N, H, A), or (N, H, d).
+        """Return the flow-matching loss of every entry (N, H, A), or (N, M, H, A) for M draws.
 
-        `PreprocessorConfig.loss_dims` decides whether padded dimensions count. Steps past an
-        episode's end count, as in the references. To exclude them, mask before the mean.
+        `PreprocessorConfig.loss_dims` decides whether padded dimensions count (A) or not (d). Steps
+        past an episode's end count, as in the references; mask them before the mean.
 
         Args:
             inputs: Observations (N).
             action: Demonstrated chunks (N, H, d) [robot units].
-            noise: Noise (N, H, A), drawn by default.
-            flow_time: Flow times (N,), or (N, H) for those of single steps. The default is drawn
-                from the training distribution.
-            prefix: The result of `encode_prefix` for the observations. By default they are encoded
-                here.
+            noise: Noise (N, H, A), drawn by default, or M draws for each chunk (N, M, H, A).
+            flow_time: Flow times (N,), or (N, M) with M draws, or (N, H) for those of single steps.
+                The default is drawn from the training distribution.
+            prefix: The result of `encode_prefix`. By default the observations are encoded here.
             state_offset: See `encode`.
         """
         # target and random draws
         state = inputs.robot_state.to(self.device)
         action = self.preprocessor.normalize_action(action.to(self.device), state)
         noise = self.draw_noise(len(action)) if noise is None else noise
-        check_noise(noise, (len(action), *self.chunk_shape))
+        is_single = noise.ndim == 3
+        noise = noise[:, None] if is_single else noise  # (N, M, H, A)
+        check_noise(noise[:, 0], (len(action), *self.chunk_shape))
         if flow_time is None:
-            flow_time = sample_flow_time(len(action), action.device)
+            flow_time = sample_flow_time(noise.shape[:2].numel(), action.device)
+            flow_time = flow_time.reshape(noise.shape[:2])  # (N, M)
+        elif is_single:
+            flow_time = flow_time[:, None]  # (N, 1), or (N, 1, H) for those of single steps
 
-        # velocity at one point of flow time per row
-        per_step = flow_time[:, None] if flow_time.ndim == 1 else flow_time  # (N, 1) or (N, H)
-        x = interpolate(action, noise, per_step[..., None])  # (N, H, A)
+        # velocity at the points of flow time
+        per_step = flow_time if flow_time.ndim == 3 else flow_time[..., None]  # (N, M, H or 1)
+        x = interpolate(action[:, None], noise, per_step[..., None])  # (N, M, H, A)
         context = self.encode(inputs, prefix, state_offset=state_offset)
-        output = self.network.velocity(context, x[:, None], flow_time[:, None])  # (N, 1, H, A)
+        output = self.network.velocity(context, x, flow_time)
 
         # squared error
-        loss = (output.velocity[:, 0].float() - target_velocity(action, noise)).square()
+        loss = (output.velocity.float() - target_velocity(action[:, None], noise)).square()
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
-        return loss
+        return loss[:, 0] if is_single else loss

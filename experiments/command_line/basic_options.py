@@ -44,7 +44,6 @@ BASIC: Mapping[str, tuple[str, ...]] = {
     ),
     "EnvConfig": ("id", "num_envs", "num_workers", "cameras"),
     "DataConfig": ("cameras",),
-    "RecordConfig": (),
     "TabletopOptions": (),
     "LoadConfig": ("pipeline",),
     "FinetuneConfig": (),

@@ -220,14 +220,17 @@ def _metadata(found: dict[str, str]) -> dict[str, Any]:
 
 
 def without_padding(loss: Tensor, rows: TensorDictBase) -> Tensor:
-    """Return a loss (B, H, A) with zeros in the steps that `action_is_pad` of the rows (B) marks.
+    """Return a loss with zeros in the steps that `action_is_pad` of the rows (B) marks.
+
+    The loss is (B, H, A), or (B, M, H, A) for M draws of each chunk.
 
     The mean over all entries then weights every demonstrated step equally, as in lerobot. Rows
     without the mask keep their loss.
     """
     if IS_PAD not in rows.keys():
         return loss
-    return loss * ~rows[IS_PAD][..., None]  # (B, H, 1)
+    kept = ~rows[IS_PAD][..., None]  # (B, H, 1)
+    return loss * (kept[:, None] if loss.ndim == 4 else kept)
 
 
 def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:

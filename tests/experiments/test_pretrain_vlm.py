@@ -93,8 +93,8 @@ def test_every_part_of_the_network_is_cloned(tmp_path: Path) -> None:
     same = {name for name in weights[0] if torch.equal(weights[0][name], weights[1][name])}
     # the last layer of the language model ends in features that the actions do not read
     last = "language_model.layers.0."
-    unread = (f"{last}self_attn.o_proj", f"{last}self_attn.q_proj", f"{last}mlp", "post_attention")
-    unread += ("language_model.norm",)
+    unread = [f"{last}self_attn.o_proj", f"{last}self_attn.q_proj", f"{last}mlp"]
+    unread += ["post_attention", "language_model.norm"]
     trained = {name for name in same if not any(part in name for part in unread)}
     assert not trained
 
@@ -234,7 +234,7 @@ def test_an_export_to_lerobot_loads_again_and_acts_the_same(clone: Path, tmp_pat
         each.sample_actions(each.model_input(obs, ("reach the red goal",)), noise)
         for each in (policy, again)
     ]
-    assert torch.allclose(*chunks, atol=1e-5)
+    assert torch.allclose(chunks[0], chunks[1], atol=1e-5)
 
 
 def test_an_export_to_openpi_names_the_cameras_that_it_needs(clone: Path, tmp_path: Path) -> None:
@@ -252,6 +252,10 @@ def test_an_export_to_openpi_names_the_cameras_that_it_needs(clone: Path, tmp_pa
             r"vlm=.* has no use without pictures a",
         ),
         ({"env": replace(ENV, cameras=()), "picture_shift": 1}, r"picture_shift=1 has no use with"),
+        (
+            {"env": replace(ENV, image_size=20)},
+            "patch_size=8 must divide image_size=20; ",
+        ),
     ],
 )
 def test_a_setting_that_would_not_be_used_is_rejected(
@@ -259,6 +263,16 @@ def test_a_setting_that_would_not_be_used_is_rejected(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         config_of(tmp_path, **changes)
+
+
+def test_instructions_that_cannot_be_read_are_rejected_before_the_expert_plays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rl, "collect_demonstrations", lambda *_, **__: 1 / 0)
+    with pytest.raises(ValueError, match=r"max_tokens=3 is less than the \d tokens of the instr"):
+        pretrain(config_of(tmp_path / "a", vlm=replace(VLM, max_tokens=3)))
+    with pytest.raises(ZeroDivisionError):
+        pretrain(config_of(tmp_path / "b"))
 
 
 def test_a_clone_of_a_version_without_words_is_known_again(tmp_path: Path) -> None:

@@ -416,7 +416,7 @@ def test_the_mode_without_cubes_needs_a_camera() -> None:
     with pytest.raises(ValueError, match=r"obs_mode='rgb' without cameras shows no cube; name som"):
         Tabletop("PickCube", 1, obs_mode="rgb")
     with pytest.raises(ValueError, match=r"unknown obs_mode 'depth'; valid: \['state', 'rgb'\]"):
-        Tabletop("PickCube", 1, obs_mode="depth")
+        Tabletop("PickCube", 1, obs_mode="depth")  # type: ignore[arg-type]
 
 
 def test_shadows_are_optional_in_camera_pictures(env_with_cameras: Tabletop) -> None:

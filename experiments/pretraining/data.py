@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,19 @@ def store_expert(
         )
     rates = ", ".join(f"{solved}/{played} {task}" for task, (solved, played) in counts.items())
     return f"successes of the expert: {rates}"
+
+
+def expert_lines(spec: envs.EnvSpec, counts: Sequence[tuple[int, int]]) -> list[str]:
+    """Return the success of a suite's experts as text, a line for each task.
+
+    Args:
+        spec: Of the environment.
+        counts: `Demonstrations.expert_success`.
+    """
+    if not spec.seeded_tasks:
+        return []
+    lines = []
+    for name, (successes, played) in zip(spec.task_names or spec.tasks, counts, strict=True):
+        rate = f"expert succeeded in {successes} of {played} episodes" if played else "no expert"
+        lines.append(f"{name}: {rate}{'' if played else ', skipped'}")
+    return lines
