@@ -20,6 +20,8 @@ from lerobot_datasets import LENGTHS, WORDS, episodes, recorded
 
 from pitune import envs, rl
 from pitune.envs import CheckedEnv
+from pitune.envs.mock.reach import Reach
+from pitune.envs.vector_env import StepResult
 from pitune.extras import install_command
 from pitune.policies import FlowPolicy
 from pitune.rl.datasets import layout
@@ -27,7 +29,12 @@ from pitune.rl.datasets.columns import RecordedEpisode
 from pitune.rl.datasets.config import DataConfig, RecordConfig
 from pitune.rl.datasets.dataset import EpisodeDataset
 from pitune.rl.datasets.demonstrations import load_demonstrations
-from pitune.rl.datasets.recorder import EpisodeRecorder, record, write_demonstrations
+from pitune.rl.datasets.recorder import (
+    EpisodeRecorder,
+    RecordingEnv,
+    record,
+    write_demonstrations,
+)
 from pitune.rl.datasets.rolling import file_place
 from pitune.rl.datasets.writer import DatasetWriter
 
@@ -65,6 +72,8 @@ def test_each_episode_is_a_row_group(tmp_path: Path) -> None:
     folder = recorded(tmp_path / "d", episodes())
     metadata = pq.ParquetFile(folder / "data/chunk-000/file-000.parquet").metadata
     assert [metadata.row_group(i).num_rows for i in range(4)] == list(LENGTHS)
+    rows = pq.read_table(folder / "data/chunk-000/file-000.parquet")
+    assert rows.column("index").to_pylist() == list(range(sum(LENGTHS)))
 
 
 def test_the_statistics_are_those_of_the_frames(tmp_path: Path) -> None:
@@ -256,6 +265,24 @@ def test_an_episode_without_its_end_is_left_out(tmp_path: Path) -> None:
         played.step(torch.zeros(2, 2), torch.tensor([True, False]))
     rows = pq.read_table(tmp_path / "d/meta/episodes/chunk-000/file-000.parquet").to_pylist()
     assert sorted(row["seed"] for row in rows) == [1, 5]
+
+
+def test_a_broken_episode_is_left_out() -> None:
+    class Breaking(Reach):
+        def step(
+            self, action: torch.Tensor, active: torch.Tensor, pictures: torch.Tensor | None = None
+        ) -> StepResult:
+            result = super().step(action, active, pictures)
+            broken = torch.tensor([True, False])
+            return result._replace(
+                truncated=result.truncated | True, info={**result.info, "invalid": broken}
+            )
+
+    found: list[RecordedEpisode] = []
+    env = RecordingEnv(Breaking(2), found.append, "once")
+    env.reset(torch.tensor([3, 4]))
+    env.step(torch.zeros(2, 2), torch.tensor([True, True]))
+    assert [episode.seed for episode in found] == [4]
 
 
 def test_pictures_of_an_environment_are_recorded(tmp_path: Path) -> None:
