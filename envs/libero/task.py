@@ -92,7 +92,9 @@ class LiberoTask(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         # interface of a Gymnasium environment
         self.dt = 1 / CONTROL_HZ
         self.render_mode = "rgb_array"
-        self.observation_space, self.action_space = spaces_of(cameras, render_size)
+        spaces = spaces_of(cameras, render_size)
+        self.observation_space: Dict = spaces[0]
+        self.action_space: Box = spaces[1]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

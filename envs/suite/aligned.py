@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pitune.envs.vector_env import (
-    EnvSpec,
     Expert,
     Observation,
     StepResult,
@@ -93,14 +92,9 @@ class AlignedEnv:
 
     def __init__(self, env: VectorEnv, layout: Layout, common: Layout) -> None:
         self._env = env
+        self.spec = replace(env.spec, state_dim=sum(common.values()))
         self._columns = torch.tensor(columns_of(layout, common), device=env.spec.device)
-        self._state_dim = sum(common.values())
         self._draws_on_request = draws_on_request(env)
-
-    @property
-    def spec(self) -> EnvSpec:
-        """The simulator's spec with the dimension of the common state."""
-        return replace(self._env.spec, state_dim=self._state_dim)
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         return self._aligned(self._env.reset(seed, env_idx))

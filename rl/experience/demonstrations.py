@@ -171,7 +171,7 @@ class Demonstrations:
         recorded = {"reward": self.reward, "terminated": self.terminated}
         tensors |= {key: value for key, value in recorded.items() if value is not None}
         # a single key, because safetensors writes several ones in a random order
-        known = {"tasks": self.tasks, "reward": self.reward_definition}
+        known: dict[str, Any] = {"tasks": self.tasks, "reward": self.reward_definition}
         if self.expert_success:
             known["expert_success"] = self.expert_success
         metadata = {METADATA: json.dumps(known)}

@@ -284,8 +284,8 @@ class Broken(Reach):
             obs[self.wrong][1] = torch.nan
         return obs
 
-    def step(self, action: Tensor, active: Tensor) -> Any:
-        result = super().step(action, active)
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> Any:
+        result = super().step(action, active, pictures)
         values = {"reward": result.reward, **result.obs}
         values[self.wrong][1] = torch.inf
         return result

@@ -140,7 +140,7 @@ def played(split: Split, starts: Starts, seed: int) -> set[int]:
 
 @pytest.mark.parametrize("starts", [SUITE, FIXED, ONE_TASK])
 def test_splits_share_no_start_even_with_different_seeds(starts: Starts) -> None:
-    sets = [played(split, starts, seed) for seed, split in enumerate(SPLITS)]
+    sets: list[set] = [played(split, starts, seed) for seed, split in enumerate(SPLITS)]
     listed = EvaluationSeeds(3, 5 * starts.num_tasks, 9, "validation", starts)
     validation = {listed.seed_of(index) for index in range(5 * starts.num_tasks)}
     assert not validation & set.union(sets[0], *sets[2:])

@@ -138,9 +138,9 @@ def test_every_task_has_fifty_different_starts(suite: str) -> None:
 def test_perturbed_suites_have_files_and_the_words_that_belong_to_them(suite: str) -> None:
     plain = tasks_of(suite)
     for word in ("object", "position", "language", "task"):
-        tasks = tasks_of(suite, word)  # type: ignore[arg-type]
+        tasks = tasks_of(suite, word)
         assert [task.name for task in tasks] == [task.name for task in plain]
-        assert all(task.scene.parent.name == f"libero_{suite}{SUFFIXES[word]}" for task in tasks)  # type: ignore[index]
+        assert all(task.scene.parent.name == f"libero_{suite}{SUFFIXES[word]}" for task in tasks)
         assert all(len(task.read_starts()) == NUM_STARTS for task in tasks)
         pairs = zip(tasks, plain, strict=True)
         changed = [task.instruction != other.instruction for task, other in pairs]

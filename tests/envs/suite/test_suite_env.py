@@ -254,6 +254,7 @@ def test_an_episode_that_cannot_begin_has_the_task_of_its_seed() -> None:
     env = worker_env()
     env.reset(torch.tensor([0, 0, 2, 2]))
     for sub in env._pool.workers[0]._sub_envs.envs:  # type: ignore[union-attr]
+        assert isinstance(sub, SuiteSubEnv)
         sub._factories = (partial(Clock, 0), partial(NoStart, 1))
     obs = env.reset(torch.tensor([1]), torch.tensor([0]))
     # the second try is in a new sub-environment, which has a start
@@ -275,4 +276,5 @@ def test_a_dict_member_keeps_its_pictures() -> None:
     env = sub_env(2, partial(Seeing, 0), partial(Seeing, 1))
     env.reset(seed=1)
     assert env.draw_pictures()["image/top"].max() == 1
+    assert isinstance(env.observation_space, Dict)
     assert set(env.observation_space.spaces) == {"state", "image/top", "task_id"}

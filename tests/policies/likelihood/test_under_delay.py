@@ -94,7 +94,7 @@ def test_noise_enters_the_actions_of_the_decision_alone(entries: str, seam: str)
     policy = late_policy(seam)
     actor = LikelihoodActor(policy, FlowSDEConfig(noise_entries=entries))  # type: ignore[arg-type]
     td = actor(decisions(policy))
-    dist = actor.get_dist(td)
+    dist: Any = actor.get_dist(td)
     with torch.no_grad():
         dist.log_prob(td["chain"])
     is_random = dist.scored_std > 0  # (N, K, H, A)
@@ -140,7 +140,7 @@ def test_a_given_prefix_has_no_exact_density() -> None:
     actor = LikelihoodActor(policy, ExactFlowConfig())
     td = decisions(policy)
     chain = LikelihoodActor(policy, FlowSDEConfig())(td.clone())["chain"]
-    dist = actor.get_dist(td)
+    dist: Any = actor.get_dist(td)
     log_prob = dist.log_prob(chain)
     is_old = torch.arange(H) < DELAYS[:, None]
     changed = chain + 5 * is_old[:, None, :, None]

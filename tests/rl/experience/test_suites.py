@@ -222,10 +222,11 @@ def test_metrics_of_more_than_ten_tasks_are_the_worst_and_the_best() -> None:
 
 def rows(policy: policies.FlowPolicy, cameras: tuple[str, ...] = ()) -> TensorDict:
     """Return rows of equal observations with the two tasks in turn."""
-    obs = {"state": torch.rand(4, 4).repeat_interleave(2, 0), "task_id": torch.arange(8) % 2}
-    images = {f"image/{name}": torch.zeros(8, 3, 16, 16, dtype=torch.uint8) for name in cameras}
+    state = torch.rand(4, 4).repeat_interleave(2, 0)
+    obs: dict[str, Any] = {"state": state, "task_id": torch.arange(8) % 2}
+    obs |= {f"image/{name}": torch.zeros(8, 3, 16, 16, dtype=torch.uint8) for name in cameras}
     preprocess = policy.observation_preprocessor(WORDS)
-    found = preprocess(TensorDict({**obs, **images}, batch_size=[8]))
+    found = preprocess(TensorDict(obs, batch_size=[8]))
     assert isinstance(found, TensorDict)
     return found
 
