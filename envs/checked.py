@@ -5,7 +5,6 @@ Letters: E envs, N rows, d robot action dim.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,14 @@ import torch
 from torch import Tensor
 
 from pitune.envs.success import SuccessRule, check_rule
-from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
+from pitune.envs.vector_env import (
+    EnvSpec,
+    Expert,
+    Observation,
+    StepResult,
+    VectorEnv,
+    takes_pictures,
+)
 
 
 class CheckedEnv:
@@ -57,7 +63,7 @@ class CheckedEnv:
         """Action entries of active environments so far."""
         self.num_clipped = 0
         """Those among them that were outside the bounds."""
-        self.draws_on_request = "pictures" in inspect.signature(env.step).parameters
+        self.draws_on_request = takes_pictures(env)
         """Whether the adapter draws only the pictures that are read."""
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:

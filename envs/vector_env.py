@@ -17,6 +17,7 @@ Letters: E envs, N rows, s robot state dim, d robot action dim, C, Y, X image ch
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -225,3 +226,14 @@ class DrawsOnRequest(VectorEnv, Protocol):
                 default all of them. Any other one keeps its last pictures, unless its episode ends
                 in this step: the last observation of an episode is always complete.
         """
+
+
+def takes_pictures(env: VectorEnv) -> bool:
+    """Return whether an environment draws only the pictures that are read (`DrawsOnRequest`).
+
+    Example:
+        >>> from pitune.envs.mock.reach import Reach, Script
+        >>> takes_pictures(Reach(2)), takes_pictures(Script(1, lengths=(3,), ends=("time",)))
+        (True, False)
+    """
+    return "pictures" in inspect.signature(env.step).parameters

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pitune.envs.maniskill.experts import ManiSkillExpert
 from pitune.envs.maniskill.observation import Sensors, mask_contacts, picture_shape, read_obs
-from pitune.envs.maniskill.without_vulkan import DRIVER_NEEDED
+from pitune.envs.rendering.vulkan import DRIVER_NEEDED
 from pitune.envs.success import read_successes
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
 from pitune.envs.workers.env import MAX_FAILURES

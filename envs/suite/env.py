@@ -11,13 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pitune.envs.config import EnvConfig
 from pitune.envs.suite.layout import check_same_specs
-from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
+from pitune.envs.vector_env import (
+    EnvSpec,
+    Expert,
+    Observation,
+    StepResult,
+    VectorEnv,
+    takes_pictures,
+)
 
 
 class SuiteEnv:
@@ -64,14 +72,17 @@ class SuiteEnv:
                 self._begun[index] = True
         return self._observation()
 
-    def step(self, action: Tensor, active: Tensor) -> StepResult:
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
         zeros = torch.zeros(self.spec.num_envs, device=self.spec.device)
         reward, flags = zeros, [zeros.bool() for _ in range(4)]
         for index, member in enumerate(self.members):
             mask = active & (self.task_id == index)
             if not mask.any():
                 continue
-            obs, own_reward, terminated, truncated, info = member.step(action, mask)
+            requested: dict[str, Any] = {}
+            if pictures is not None and takes_pictures(member):
+                requested = {"pictures": pictures}
+            obs, own_reward, terminated, truncated, info = member.step(action, mask, **requested)
             reward = torch.where(mask, own_reward, reward)
             own = (terminated, truncated, info["success"], info["invalid"])
             flags = [torch.where(mask, new, old) for new, old in zip(own, flags, strict=True)]

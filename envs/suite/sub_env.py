@@ -117,6 +117,13 @@ class SuiteSubEnv(gymnasium.Env[Any, np.ndarray]):
         raw, reward, terminated, truncated, info = self._current.step(action)
         return self._with_task(raw), float(reward), terminated, truncated, {**info}
 
+    def draw_pictures(self) -> dict[str, Any]:
+        """Return the pictures of the present task, nothing where its observations hold them."""
+        if not self._current.has_wrapper_attr("draw_pictures"):
+            return {}
+        pictures: dict[str, Any] = self._current.get_wrapper_attr("draw_pictures")()
+        return pictures
+
     def expert_action(self) -> np.ndarray:
         """Return the action (d,) of the present task's expert, zeros where it has none."""
         try:

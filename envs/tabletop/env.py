@@ -22,6 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from pitune.envs.rendering.cameras import check_cameras
 from pitune.envs.tabletop.experts import TabletopExpert
 from pitune.envs.tabletop.model import CAMERAS, RENDER_CAMERA
 from pitune.envs.tabletop.physics import CONTROL_HZ, TabletopPhysics
@@ -81,6 +82,7 @@ class Tabletop:
     ) -> None:
         self.task, self._obs_mode = find_task(task), obs_mode
         _check_choices(reward, cameras, obs_mode)
+        check_cameras(f"mujoco/{task}", cameras, CAMERAS)
         _check_counts(
             num_envs=num_envs,
             image_size=image_size,
@@ -272,9 +274,6 @@ def _check_choices(reward: str, cameras: tuple[str, ...], obs_mode: str) -> None
         raise ValueError(f"unknown obs_mode {obs_mode!r}; valid: ['state', 'rgb']")
     if obs_mode == "rgb" and not cameras:
         raise ValueError("obs_mode='rgb' without cameras shows no cube; name some cameras")
-    for camera in cameras:
-        if camera not in CAMERAS:
-            raise ValueError(f"unknown camera {camera!r}; valid: {list(CAMERAS)}")
 
 
 def _check_counts(**counts: int) -> None:
