@@ -152,8 +152,9 @@ def check_same_clone(config: PretrainConfig) -> None:
     Raises:
         ValueError: the settings differ.
     """
-    defaults = PretrainConfig(env=envs.config_for(config.env.id)).identity()
-    check_same(config.out, config.identity(), RECORD, defaults)
+    options = type(config.env.options)()
+    defaults = PretrainConfig(env=envs.EnvConfig(id=config.env.id, options=options))
+    check_same(config.out, config.identity(), RECORD, defaults.identity())
 
 
 def _collect(config: PretrainConfig) -> rl.Demonstrations:

@@ -169,7 +169,7 @@ class Trainer:
         self._film("before")
         num_chunks = self.config.eval_every * self.config.num_chunks
         cut = cut_notes(self.algorithm, num_chunks, self.env.spec.max_episode_steps)
-        for note in (*self.algorithm.notes(), *cut):
+        for note in (*self.algorithm.notes(), *self.rollouts.notes, *cut):
             screen.note(note)
         self._checkpoint(self.before["deployed"])
 

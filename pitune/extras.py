@@ -9,6 +9,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "metaworld": ("metaworld>=3.1,<4",),
     "vlm": ("sentencepiece>=0.2", "tokenizers>=0.20"),
     "orbax": ("tensorstore>=0.1.70",),
+    "datasets": ("pyarrow>=17", "av>=14"),
 }
 """Packages of each extra, as in setup.cfg."""
 CLONE = Path(__file__).resolve().parents[1]

@@ -27,7 +27,7 @@ from torch import Tensor
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
 from pitune.policies.likelihood.registry import make_likelihood
-from pitune.policies.network.context import Context
+from pitune.policies.network.context import Context, pack, stored_prefix
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
@@ -146,6 +146,8 @@ class LikelihoodActor(Actor):
 
     Attributes:
         likelihood: Samples and scores chains. Its learned noise is trained with the policy.
+        keep_prefix: Whether decisions hold the encoded pictures and prompt as `prefix`, so that
+            scoring does not encode them again. Only for frozen encoders, see `keep_prefixes`.
 
     Example:
         >>> from tensordict import TensorDict
@@ -159,6 +161,8 @@ class LikelihoodActor(Actor):
         (torch.Size([3, 5, 4, 2]), torch.Size([3, 4]))
     """
 
+    keep_prefix: bool = False
+
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
         super().__init__(policy)
         self.config = config
@@ -169,9 +173,37 @@ class LikelihoodActor(Actor):
             self.out_keys.append("features")
         self.out_keys += self.likelihood.draw_keys
 
-    def encode(self, td: TensorDictBase) -> Context:
-        """Return the encoded observations (N) that sampling and scoring share."""
-        return self.policy.encode(ModelInput.of(td), state_offset=self.state_offset(td))
+    def keep_prefixes(self) -> None:
+        """Store the encoded pictures and prompt of each decision from now on.
+
+        Raises:
+            ValueError: the policy has no frozen encoder, so that stored prefixes would be stale.
+        """
+        if not self.policy.prefix_is_frozen:
+            raise ValueError(
+                "prefixes can be stored only while the VLM is frozen: this policy has none, or "
+                "trains it; encode the observations in each gradient step"
+            )
+        if not self.keep_prefix:
+            self.keep_prefix = True
+            self.out_keys = [*self.out_keys, "prefix"]
+
+    def encode(self, td: TensorDictBase, prefix: Context | None = None) -> Context:
+        """Return the encoded observations (N) that sampling and scoring share.
+
+        Args:
+            td: Observations.
+            prefix: Their encoded pictures and prompt. By default they are encoded here.
+        """
+        return self.policy.encode(ModelInput.of(td), prefix, state_offset=self.state_offset(td))
+
+    def _encode_decisions(self, td: TensorDictBase) -> Context:
+        """Return the encoded observations of decisions (N), from their prefixes if they have any.
+
+        A collector carries the last decision's entries into the next input, so acting may not use
+        this function.
+        """
+        return self.encode(td, stored_prefix(td))
 
     def state_offset(self, td: TensorDictBase) -> Tensor | None:
         """Return an offset (N, D) of the state tokens, or None for no offset (the default)."""
@@ -184,7 +216,7 @@ class LikelihoodActor(Actor):
         `stochastic_step` (N,) is the only random step of each row. In a chain whose steps are all
         random, it is the only step that is scored.
         """
-        return self.likelihood.distribution(self.policy, self.encode(td), len(td), td)
+        return self.likelihood.distribution(self.policy, self._encode_decisions(td), len(td), td)
 
     @torch.no_grad()
     def terminal_std(self, td: TensorDictBase) -> float:
@@ -194,7 +226,8 @@ class LikelihoodActor(Actor):
         robot undamped. With most likelihoods it differs from the configured level or bound. A
         likelihood without random flow steps gives that of the finished chunk.
         """
-        return self.likelihood.terminal_std(self.policy, self.encode(td), td["chain"])
+        context = self._encode_decisions(td)
+        return self.likelihood.terminal_std(self.policy, context, td["chain"])
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
         noise = self.policy.draw_noise(len(td)) if noise is None else noise
@@ -202,7 +235,8 @@ class LikelihoodActor(Actor):
         draws = self.likelihood.draw(self.policy, len(td))
         # chain, from the encoded observations
         with torch.no_grad():
-            context = self.encode(td)
+            prefix = self.policy.encode_prefix(ModelInput.of(td)) if self.keep_prefix else None
+            context = self.encode(td, prefix)
             dist = self.likelihood.distribution(self.policy, context, len(td), draws)
             chain, log_prob = dist.sample_and_log_prob(noise)  # (N, K + 1, H, A)
 
@@ -210,6 +244,8 @@ class LikelihoodActor(Actor):
         td.update(draws)
         if self.policy.feature_dim:  # cached for the critics, because encoding is expensive
             td.set("features", context.features)
+        if prefix is not None:
+            td.set("prefix", pack(prefix))
         td.set("chain", chain)
         td.set("action", self.policy.executed(chain[:, -1], ModelInput.of(td)))
         return td.set("action_log_prob", log_prob)

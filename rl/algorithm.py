@@ -114,6 +114,13 @@ class Algorithm(ABC, Generic[ConfigType]):
         """
         return None
 
+    def plan_rollouts(self, num_decisions: int) -> list[str]:
+        """Prepare for rollouts of E * T decisions, and return notes for the user.
+
+        `Rollouts` calls this once, before the first rollout.
+        """
+        return []
+
     def notes(self) -> list[str]:
         """Return notes on the settings, which a script prints at a run's start."""
         return []

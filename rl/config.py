@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pitune.ranges import DiscountFactor, PositiveInt, Settings
+from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveInt, Settings
 
 TimeLimit = Literal["terminal", "bootstrap"]
 
@@ -23,6 +23,20 @@ class ReturnConfig(Settings):
     """Discount per environment step, not per chunk [-]."""
     time_limit: TimeLimit = "terminal"
     """Whether the time limit ends the task, or values continue past it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixConfig(Settings):
+    """Memory for encoded observations.
+
+    Example:
+        >>> PrefixConfig(prefix_gib=8.0).prefix_gib
+        8.0
+    """
+
+    prefix_gib: NonNegativeFloat = 4.0
+    """Memory for the encoded pictures and prompts of a rollout [GiB]. With a frozen VLM each
+    observation is then encoded once instead of in every gradient step. 0 disables it."""
 
 
 @dataclass(frozen=True, kw_only=True)

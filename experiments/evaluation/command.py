@@ -61,6 +61,7 @@ def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> rl.Evaluation
         players = load_players(config, grid)
         env = envs.make(config.env)
         opened.callback(env.close)
+        env = recorded(config, env, opened)
         for name, player in players.items():
             players[name] = fitted(config, player, env.spec, opened)
         stage = Stage(config, env, players)
@@ -141,6 +142,22 @@ def open_store(stage: Stage) -> Memory | EvaluationFolder:
             "uninterrupted evaluation"
         )
     return store
+
+
+def recorded(config: EvaluateConfig, env: envs.CheckedEnv, stack: ExitStack) -> envs.CheckedEnv:
+    """Return the environment, or one that also records its episodes if `record` is set.
+
+    Args:
+        config: Settings.
+        env: The environment.
+        stack: Completes the dataset in the end.
+    """
+    if config.record is None:
+        return env
+    from pitune.rl.datasets.recorder import EpisodeRecorder, record
+
+    recorder = stack.enter_context(EpisodeRecorder(config.record, env.spec, config.recording))
+    return record(env, recorder)
 
 
 def _play_shares(

@@ -16,16 +16,18 @@ from pitune.policies.real_time.delayed_actor import DelayConfig
 from pitune.policies.serving.client import RemoteOptions
 from pitune.ranges import (
     DeviceName,
+    NonNegativeInt,
     PositiveInt,
     Range,
     Seed,
     Settings,
     Threads,
 )
+from pitune.rl.datasets.config import RecordConfig
 
 NO_IDENTITY = (
     *("episodes", "seed", "seeds", "compare", "vary", "checkpoint"),
-    *("out", "folder", "shards", "shard", "remote"),
+    *("out", "folder", "shards", "shard", "remote", "films", "film_grid", "record", "recording"),
 )
 """Settings that choose which rows there are, or where they go, but change no row."""
 
@@ -84,6 +86,15 @@ class EvaluateConfig(Settings):
     shard: str | None = None
     """Play one share only, such as 2/4, into --folder. After all of them, the same command without
     this option prints the result."""
+    films: NonNegativeInt = 0
+    """Episodes of each policy to film, spread over tasks and outcomes. They lie in films/ of
+    --folder, or beside --out."""
+    film_grid: bool = False
+    """Also one film of all these episodes side by side."""
+    record: Path | None = None
+    """New folder for a LeRobot dataset of the episodes."""
+    recording: RecordConfig = field(default_factory=RecordConfig)
+    """Storage of the dataset's pictures."""
     device: DeviceName = "cuda" if torch.cuda.is_available() else "cpu"
     """Device of the policy."""
     torch_threads: Threads | None = None
@@ -106,6 +117,37 @@ class EvaluateConfig(Settings):
                 "pass one of both"
             )
         _ = self.own_shard
+        self._check_films()
+        self._check_record()
+
+    def _check_films(self) -> None:
+        """Reject films that have no place."""
+        if self.films and self.folder is None and self.out is None:
+            raise ValueError(f"films={self.films} need a place; pass --folder, or --out")
+        if self.film_grid and not self.films:
+            raise ValueError("film_grid=True has no episodes; pass their number with --films")
+        if self.films and self.shard is not None:
+            raise ValueError(
+                f"films={self.films} are made after all shares are played; leave it for the last "
+                "command, without --shard"
+            )
+
+    def _check_record(self) -> None:
+        """Reject a dataset that would lack episodes, or mix policies or words."""
+        if self.record is None:
+            return
+        others = {
+            "folder": self.folder is not None,  # its episodes may be played already
+            "compare": self.compare is not None,
+            "vary": bool(self.vary),
+            "shuffle_instructions": self.shuffle_instructions,
+        }
+        given = [name for name, is_set in others.items() if is_set]
+        if given:
+            raise ValueError(
+                f"record={self.record} takes all episodes of one policy, with their own words and "
+                f"in one go; leave {' and '.join(given)}"
+            )
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

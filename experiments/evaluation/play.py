@@ -63,19 +63,24 @@ def play(
     """Play the episodes of a share that are missing."""
     config, num_envs = stage.config, stage.env.spec.num_envs
     for part in parts:
-        indices = missing(store.rows(part.name).keys(), num_envs, config.episodes, shard)
+        done = store.rows(part.name).keys()
+        indices = missing(done, num_envs, config.episodes, shard)
         if indices:
-            _play_part(stage, part, store, indices)
+            _play_part(stage, part, store, indices, len(done))
 
 
 def _play_part(
-    stage: Stage, part: Part, store: Memory | EvaluationFolder, indices: Sequence[int]
+    stage: Stage,
+    part: Part,
+    store: Memory | EvaluationFolder,
+    indices: Sequence[int],
+    num_done: int,
 ) -> None:
-    """Play some episodes of a part, and store each of them when it ends."""
+    """Play some episodes of a part after others, and store each of them when it ends."""
     config, env = stage.config, stage.env
-    done = config.episodes - len(indices)
     title = "evaluation" if part.name == f"checkpoint seed={config.seed}" else part.name
-    with count_episodes(title, config.episodes, env.spec.num_envs, done) as on_step:
+    total = num_done + len(indices)
+    with count_episodes(title, total, env.spec.num_envs, num_done) as on_step:
         rl.evaluate(
             env,
             stage.players[part.player].actor(config, part.cell, part.seed),

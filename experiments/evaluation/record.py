@@ -61,7 +61,8 @@ def markdown(stage: Stage, cells: Sequence[CellResult]) -> str:
     """Return the report as Markdown."""
     config, spec = stage.config, stage.env.spec
     blocks = [f"# {config.env.id}, {config.episodes} episodes, seeds {list(config.all_seeds)}"]
-    blocks += [line for cell in cells for line in summary_lines(config.env.id, spec, cell)]
+    if len(cells) == 1:
+        blocks += [line.strip() for line in summary_lines(config.env.id, spec, cells[0])]
     blocks += [table.markdown() for table in tables(spec, cells)]
     blocks += [line for cell in cells for line in comparison_lines(cell)]
     return "\n\n".join(blocks) + "\n"

@@ -81,7 +81,7 @@ def tables(spec: EnvSpec, cells: Sequence[CellResult]) -> Iterator[TextTable]:
         table = task_table(names_of(spec), counts)
         if table is not None:
             yield table._replace(title=": ".join(filter(None, [table.title, text_of(cell.cell)])))
-        if cell.comparison is not None and cell.comparison["tasks"]:
+        if cell.comparison is not None and len(cell.comparison["tasks"]) > 1:
             yield _table_of_pairs(cell)
 
 

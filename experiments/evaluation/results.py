@@ -87,9 +87,9 @@ def _task(evaluation: rl.Evaluation, task_id: int, spec: EnvSpec) -> Summary:
 
 
 def _mean(evaluation: rl.Evaluation) -> Summary | None:
-    """Return the mean success rate over tasks, None where a task has no rate."""
+    """Return the mean success rate over tasks, None with one task or where one has no rate."""
     counts = evaluation.by_task()
-    if not counts or counts.keys() != tasks_of(evaluation):
+    if len(counts) < 2 or counts.keys() != tasks_of(evaluation):
         return None
     mean, low, high = mean_over_tasks(list(counts.values()))
     return {"success_rate": mean, "low": low, "high": high, "tasks": len(counts)}

@@ -17,6 +17,7 @@ from pitune.policies.finetuning.activations import activation_bytes
 from pitune.policies.finetuning.trainable import parameter_groups
 from pitune.policies.network.extensions import PRETRAINED_GROUPS
 from pitune.policies.policy import FlowPolicy
+from pitune.policies.preprocessing.model_input import ModelInput
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,6 +138,27 @@ def parameter_report(policy: FlowPolicy, batch_size: int = 1) -> MemoryReport:
         rows=tuple(rows),
         batch_size=batch_size,
         activation_bytes=activation_bytes(policy, batch_size),
+    )
+
+
+def example_input(policy: FlowPolicy) -> ModelInput:
+    """Return the input of one observation, all zeros, for its size."""
+    preprocessor, device = policy.preprocessor, policy.device
+    pictures, prompt = preprocessor.config.pictures, preprocessor.config.prompt
+    images = tokens = mask = None
+    if pictures is not None:
+        shape = (1, len(pictures.cameras), 3, pictures.size, pictures.size)
+        dtype = torch.uint8 if pictures.resize == "pillow" else torch.float32
+        images = torch.zeros(shape, dtype=dtype, device=device)
+    if prompt is not None:
+        tokens = torch.zeros(1, prompt.max_tokens, dtype=torch.int64, device=device)
+        mask = torch.ones(1, prompt.max_tokens, dtype=torch.bool, device=device)
+    return ModelInput(
+        state=torch.zeros(1, preprocessor.model_state_dim, device=device),
+        robot_state=torch.zeros(1, preprocessor.state_dim, device=device),
+        images=images,
+        tokens=tokens,
+        token_mask=mask,
     )
 
 

@@ -44,3 +44,9 @@ def unpack(packed: TensorDictBase) -> Context:
     """Return the context that `pack` took apart."""
     cache = list(zip(packed["keys"].unbind(1), packed["values"].unbind(1), strict=True))
     return Context(cache=cache, **dict(packed.exclude("keys", "values").items()))
+
+
+def stored_prefix(rows: TensorDictBase) -> Context | None:
+    """Return the encoded prefixes of rows (N), or None if the rows hold pictures and tokens."""
+    packed = rows.get("prefix", None)
+    return unpack(packed) if isinstance(packed, TensorDictBase) else None

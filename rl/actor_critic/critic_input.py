@@ -12,13 +12,7 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.flow.ode import integrate
-from pitune.policies.network.context import Context, unpack
-from pitune.rl.experience.sub_dict import sub_dict
-
-
-def stored_prefix(rows: TensorDictBase) -> Context | None:
-    """Return the encoded prefixes of rows (N), or None if the rows hold pictures and tokens."""
-    return unpack(sub_dict(rows, "prefix")) if "prefix" in rows.keys() else None
+from pitune.policies.network.context import Context, stored_prefix
 
 
 def encode_rows(policy: FlowPolicy, rows: TensorDictBase) -> Context:

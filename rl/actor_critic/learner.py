@@ -36,7 +36,8 @@ from pitune.rl.actor_critic.q_ensemble import mean_size
 from pitune.rl.actor_critic.stored_rows import LearnerRows
 from pitune.rl.actor_critic.td import OffPolicy, means
 from pitune.rl.algorithm import Progress, no_progress
-from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
+from pitune.rl.datasets.demonstrations import demonstrations_for
+from pitune.rl.experience.demonstrations import Demonstrations, without_padding
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
 from pitune.rl.policy_gradient.reference import frozen_copy
@@ -71,7 +72,8 @@ class FlowActorCritic:
         self.anchor = frozen_copy(policy) if config.anchor_coefficient else None
         needed = config.off_policy.offline_share or config.cloning_coefficient
         if demonstrations is None and needed:
-            demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
+            memory = config.off_policy
+            demonstrations = demonstrations_for(policy, memory.demonstrations, memory.data)
 
         stored = demonstrations if config.off_policy.offline_share else None
         num_stored = 0 if stored is None else len(stored.action)
@@ -205,7 +207,8 @@ class FlowActorCritic:
                 rows["noise"],
                 rows["flow_time"],
                 stored_prefix(rows),
-            ).mean()
+            )
+            cloning = without_padding(cloning, rows).mean()
             metrics["cloning_loss"] = cloning
             loss = loss + config.cloning_coefficient * cloning
 

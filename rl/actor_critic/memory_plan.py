@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from pitune.policies import FlowPolicy, ModelInput
-from pitune.policies.finetuning.memory import GIB, available_bytes, readable
+from pitune.policies import FlowPolicy
+from pitune.policies.finetuning.memory import GIB, available_bytes, example_input, readable
 from pitune.policies.network.context import pack
 from pitune.rl.actor_critic.learner_config import ActorCriticConfig
 from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
@@ -113,27 +113,6 @@ def _check_machine(
             f"the replay memory of {plan.capacity:,} decisions needs {readable(needed)}, but "
             f"{readable(free)} are free on {place}; {option}"
         )
-
-
-def example_input(policy: FlowPolicy) -> ModelInput:
-    """Return the input of one observation, all zeros, for its size."""
-    preprocessor, device = policy.preprocessor, policy.device
-    pictures, prompt = preprocessor.config.pictures, preprocessor.config.prompt
-    images = tokens = mask = None
-    if pictures is not None:
-        shape = (1, len(pictures.cameras), 3, pictures.size, pictures.size)
-        dtype = torch.uint8 if pictures.resize == "pillow" else torch.float32
-        images = torch.zeros(shape, dtype=dtype, device=device)
-    if prompt is not None:
-        tokens = torch.zeros(1, prompt.max_tokens, dtype=torch.int64, device=device)
-        mask = torch.ones(1, prompt.max_tokens, dtype=torch.bool, device=device)
-    return ModelInput(
-        state=torch.zeros(1, preprocessor.model_state_dim, device=device),
-        robot_state=torch.zeros(1, preprocessor.state_dim, device=device),
-        images=images,
-        tokens=tokens,
-        token_mask=mask,
-    )
 
 
 def row_bytes(observation: TensorDictBase, decision_dim: int, num_steps: int) -> int:

@@ -5,13 +5,14 @@ Letters: Q critics.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from pitune.ranges import Finite, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from pitune.rl.actor_critic.q_ensemble import Pessimism
 from pitune.rl.config import MinibatchConfig, ReturnConfig, TimeLimit
+from pitune.rl.datasets.config import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,10 @@ class OffPolicyConfig(ReturnConfig, MinibatchConfig):
     time_limit: TimeLimit = "bootstrap"
     """Whether the time limit ends the task, or values continue past it."""
     demonstrations: Path = Path("demonstrations.safetensors")
-    """File from `pitune.experiments.pretrain`, loaded only if another setting needs it."""
+    """File from `pitune.experiments.pretrain`, or a LeRobot dataset: its folder, or its name on
+    the hub. It is loaded only if another setting needs it."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Features of a LeRobot dataset."""
     offline_share: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.0
     """Share of each minibatch from the demonstrations (RLPD: 0.5) [-]."""
 

@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.network.context import pack
-from pitune.rl.experience.demonstrations import Demonstrations
+from pitune.rl.experience.demonstrations import IS_PAD, Demonstrations
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts, normalize_chunk, transitions
 
@@ -61,7 +61,7 @@ class LearnerRows:
     def demonstrated(self, num_steps: int) -> TensorDict:
         """Return the observations and next `num_steps` actions of demonstrated steps (N)."""
         rows: TensorDictBase = self._table.chunks(num_steps).to(self.policy.device)
-        obs = self._stored_obs(rows).set("action", rows["action"])
+        obs = self._stored_obs(rows).update(rows.select("action", IS_PAD, strict=False))
         return obs.set("prefix", self._demonstrated_prefix) if self.keep_prefix else obs
 
     @torch.no_grad()

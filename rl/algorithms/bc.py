@@ -11,17 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
+from pitune.policies.network.context import stored_prefix
 from pitune.policies.preprocessing.images import shift_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.ranges import (
@@ -35,8 +36,9 @@ from pitune.ranges import (
 )
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.config import MinibatchConfig
-from pitune.rl.experience.demonstrations import demonstrations_for
-from pitune.rl.experience.sub_dict import sub_dict
+from pitune.rl.datasets.config import DataConfig
+from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
+from pitune.rl.experience.demonstrations import without_padding
 from pitune.rl.gradient_step import Metrics, gradient_step
 from pitune.rl.registry import register
 
@@ -51,7 +53,10 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     """
 
     demonstrations: Path = Path("demonstrations.safetensors")
-    """File from `pitune.experiments.pretrain`."""
+    """File from `pitune.experiments.pretrain`, or a LeRobot dataset: its folder, or its name on
+    the hub."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Features of a LeRobot dataset, and the memory for it."""
     learning_rate: PositiveFloat | None = None
     """AdamW's greatest step size [-]. The defaults of this and the next five fields are 1e-3, 0,
     2000, 0.01, 1e-4 and 0. A policy with a language model has openpi's: 2.5e-5, 1000, 30000, 0.1,
@@ -131,7 +136,7 @@ class CloningStep:
 
     Example:
         >>> step = CloningStep(policy, BCConfig())  # doctest: +SKIP
-        >>> chunks = demonstrations_for(policy, file).chunks(8)  # doctest: +SKIP
+        >>> chunks = demonstrations.preprocess(policy).chunks(8)  # doctest: +SKIP
         >>> loss = step(chunks[:32])  # doctest: +SKIP
     """
 
@@ -182,7 +187,9 @@ class CloningStep:
     def loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the loss of chunks (B) with `noise` (B, H, A) and `flow_time` (B), and metrics."""
         noise, flow_time = batch["noise"], batch["flow_time"]
-        loss = self.policy.loss(ModelInput.of(batch), batch["action"], noise, flow_time).mean()
+        inputs, prefix = ModelInput.of(batch), stored_prefix(batch)
+        steps = self.policy.loss(inputs, batch["action"], noise, flow_time, prefix)
+        loss = without_padding(steps, batch).mean()
         return loss, {"flow_loss": loss}
 
 
@@ -199,9 +206,7 @@ class BehaviorCloning(Algorithm[BCConfig]):
 
     def __init__(self, config: BCConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, FlowSDEConfig()))
-        self.chunks = demonstrations_for(policy, config.demonstrations).chunks(
-            policy.chunk_shape[0]
-        )
+        self.chunks = chunk_source(policy, config.demonstrations, config.data)
         self.step = CloningStep(policy, config)
         self.optimizers["policy"] = self.step.optimizer
 
@@ -223,10 +228,11 @@ class BehaviorCloning(Algorithm[BCConfig]):
 
     def extra_state(self) -> dict[str, Any]:
         ema = {} if self.step.ema is None else self.step.ema.state_dict()
-        return {"num_steps": self.step.num_steps, "ema": ema}
+        return {"num_steps": self.step.num_steps, "ema": ema, "chunks": self.chunks.state()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.step.num_steps = state["num_steps"]
+        self.chunks.load_state(state.get("chunks", {}))
         if self.step.ema is not None:
             self._averaged.close()
             self.step.ema.load_state_dict(state["ema"])
@@ -249,7 +255,7 @@ def _check_shift(policy: FlowPolicy, pixels: int) -> None:
 
 def clone(
     step: CloningStep,
-    chunks: TensorDict,
+    chunks: TensorDictBase | ChunkSource,
     num_steps: int,
     on_step: Callable[[int], None] | None = None,
 ) -> float:
@@ -257,15 +263,14 @@ def clone(
 
     Args:
         step: The policy and its optimizer.
-        chunks: Training examples (N).
+        chunks: Training examples (N), or their source.
         num_steps: Gradient steps to take.
         on_step: Called after each with the number of steps so far, to show progress.
     """
     total = 0.0
-    size = min(step.config.minibatch_size, len(chunks))
+    source = RandomChunks(chunks) if isinstance(chunks, TensorDictBase) else chunks
     for number in range(1, num_steps + 1):
-        batch = sub_dict(chunks, torch.randint(len(chunks), (size,)))
-        total += step(batch)
+        total += step(source.draw(step.config.minibatch_size))
         if on_step is not None:
             on_step(number)
     return total / num_steps

@@ -37,7 +37,7 @@ from pitune.rl.actor_critic.critic_input import critic_input, encode_rows, execu
 from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.dgn_noise import DifferenceModel, fit
-from pitune.rl.experience.demonstrations import demonstrations_for
+from pitune.rl.datasets.demonstrations import demonstrations_for
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import in_parts, normalize_chunk
 from pitune.rl.registry import register
@@ -132,7 +132,8 @@ class DGN(Algorithm[DGNConfig]):
     """
 
     def __init__(self, config: DGNConfig, policy: FlowPolicy) -> None:
-        demonstrations = demonstrations_for(policy, config.learner.off_policy.demonstrations)
+        memory = config.learner.off_policy
+        demonstrations = demonstrations_for(policy, memory.demonstrations, memory.data)
         self.learner = FlowActorCritic(policy, config.learner, demonstrations)
         self.exploring = ExploringActor(policy, self.learner.keep_prefix)
         super().__init__(config, self.exploring)

@@ -30,7 +30,8 @@ from pitune.rl.actor_critic.temperature import Temperature
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.dsrl_actor import NoiseRows, NoiseSourceActor, noise_plan
 from pitune.rl.algorithms.dsrl_config import DSRLConfig
-from pitune.rl.experience.demonstrations import Demonstrations, demonstrations_for
+from pitune.rl.datasets.demonstrations import demonstrations_for
+from pitune.rl.experience.demonstrations import Demonstrations
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
 from pitune.rl.registry import register
@@ -58,7 +59,8 @@ class DSRL(Algorithm[DSRLConfig]):
         self.policy = policy.with_noise_source(config.steering)
         self._demonstrations: Demonstrations | None = None
         if config.off_policy.offline_share:
-            self._demonstrations = demonstrations_for(policy, config.off_policy.demonstrations)
+            memory = config.off_policy
+            self._demonstrations = demonstrations_for(policy, memory.demonstrations, memory.data)
         self.plan = noise_plan(self.policy, config, self._demonstrations)
         self.keep_context = self.plan.encoded
         actor = NoiseSourceActor(self.policy, self.keep_context)

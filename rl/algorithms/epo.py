@@ -20,7 +20,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, ModelInput
+from pitune.policies import FlowPolicy
 from pitune.rl.algorithm import Algorithm, Needs
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import (
@@ -45,6 +45,7 @@ from pitune.rl.policy_gradient.advantage import generalized_advantage, standardi
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
 from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.loss import clip_notes, log_ratios, policy_metrics
+from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate
 from pitune.rl.registry import register
@@ -89,6 +90,9 @@ class EPO(Algorithm[EPOConfig]):
         # selection
         self.fitness = Fitness(config.num_members, config.fitness_decay)
         self.num_replaced = 0
+
+    def plan_rollouts(self, num_decisions: int) -> list[str]:
+        return plan_prefixes(self.actor, num_decisions, self.config.ppo.update.prefix_gib)
 
     def notes(self) -> list[str]:
         notes = rescore_notes(self.actor.policy, self.config.ppo.rescore)
@@ -268,10 +272,7 @@ class EPO(Algorithm[EPOConfig]):
         metrics = {f"fitness/{i}": value for i, value in enumerate(rate.tolist()) if value == value}
         rows = sub_dict(batch, slice(32))
         # (P, B, h, d), from the same noise
-        actions = [
-            self.actor.member_policy(m).sample_actions(ModelInput.of(rows), rows["chain"][:, 0])
-            for m in range(self.config.num_members)
-        ]
+        actions = [self.actor.member_actions(rows, m) for m in range(self.config.num_members)]
         return {
             **metrics,
             "best_member": float(self.actor.best),

@@ -20,6 +20,8 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig, ModelInput
+from pitune.policies.flow.ode import integrate
+from pitune.policies.network.context import stored_prefix
 from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -162,19 +164,34 @@ class PopulationActor(LikelihoodActor):
 
     def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
         """Return the best member's actions (N, h, d) [robot units]."""
-        offset = None if len(self.population) == 1 else self._offset(self.best)
-        return self.policy.sample_actions(inputs, noise, offset)
+        return self.policy.sample_actions(inputs, noise, self._member_offset(self.best))
+
+    @torch.no_grad()
+    def member_actions(self, td: TensorDictBase, member: int) -> Tensor:
+        """Return a member's actions (N, h, d) [robot units] for decisions (N).
+
+        The starting noise is that of the decisions' chains.
+        """
+        policy, inputs = self.policy, ModelInput.of(td)
+        context = policy.encode(inputs, stored_prefix(td), self._member_offset(member))
+        point = integrate(
+            policy.field(context), td["chain"][:, 0], policy.grid, policy.sampler.solver
+        )  # (N, H, A)
+        return policy.executed(point, inputs)
 
     def member_policy(self, member: int) -> FlowPolicy:
         """Return a member as a separate policy, with its gene added to a bias."""
         policy = deepcopy(self.policy)
-        if len(self.population) > 1:
+        offset = self._member_offset(member)
+        if offset is not None:
             with torch.no_grad():
-                policy.network.state_proj.bias.add_(self._offset(member)[0])
+                policy.network.state_proj.bias.add_(offset[0])
         return policy
 
-    def _offset(self, member: int) -> Tensor:
-        """Return a member's offset of the state token (1, D)."""
+    def _member_offset(self, member: int) -> Tensor | None:
+        """Return a member's offset of the state token (1, D), or None for a population of one."""
+        if len(self.population) == 1:
+            return None
         return (self.population.genes[member : member + 1] @ self.population.to_policy).detach()
 
 

@@ -15,12 +15,14 @@ from tensordict import TensorDict, TensorDictBase
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig, ModelInput
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.bc import BCConfig, CloningStep, clone
+from pitune.rl.config import PrefixConfig
 from pitune.rl.experience.sub_dict import sub_dict
+from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilteredBCConfig(AlgorithmConfig):
+class FilteredBCConfig(AlgorithmConfig, PrefixConfig):
     """Clone the policy's own successful episodes.
 
     Example:
@@ -59,11 +61,17 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
     """
 
     needs = Needs(success_signal=True)
+    actor: LikelihoodActor
 
     def __init__(self, config: FilteredBCConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         self.step = CloningStep(policy, replace(config.cloning, ema_decay=0.0))
         self.optimizers["policy"] = self.step.optimizer
+
+    def plan_rollouts(self, num_decisions: int) -> list[str]:
+        if self.config.cloning.picture_shift:  # each gradient step encodes other pictures
+            return []
+        return plan_prefixes(self.actor, num_decisions, self.config.prefix_gib)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         chunks = self.successes(rollout.to(self.actor.policy.device))
@@ -93,7 +101,8 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
             good[:, t] = succeeds
 
         # their chunks
-        chosen = sub_dict(rollout.select(*self.actor.in_keys, "chain"), good)
+        kept = ("prefix",) if self.actor.keep_prefix else ()
+        chosen = sub_dict(rollout.select(*self.actor.in_keys, "chain", *kept), good)
         # (B, H, A) -> (B, H, d)
         action = self.actor.policy.preprocessor.unnormalize_action(
             chosen["chain"][:, -1], ModelInput.of(chosen).robot_state

@@ -41,6 +41,7 @@ from pitune.rl.policy_gradient.batch import advantage_batch
 from pitune.rl.policy_gradient.config import ClipConfig, CriticBasedConfig
 from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.loss import PolicyLoss, policy_metrics
+from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import asymmetric_surrogate, clipped_surrogate
 from pitune.rl.policy_gradient.value import ValueCritic
@@ -131,6 +132,9 @@ class FPO(Algorithm[FPOConfig]):
         if len(batch):
             metrics["flow_loss"] = -float(batch["action_log_prob"].mean())
         return batch, metrics
+
+    def plan_rollouts(self, num_decisions: int) -> list[str]:
+        return plan_prefixes(self.actor, num_decisions, self.config.update.prefix_gib)
 
     def notes(self) -> list[str]:
         return rescore_notes(self.actor.policy, self.config.rescore)

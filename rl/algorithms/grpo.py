@@ -40,6 +40,7 @@ from pitune.rl.policy_gradient.loss import (
     log_ratios,
     policy_metrics,
 )
+from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate, trajectory_log_ratio
@@ -121,6 +122,9 @@ class GRPO(Algorithm[GRPOConfig]):
         self.pending: list[TensorDictBase] = []
         """Decisions of earlier rollouts for the next update."""
         self.num_pending_groups = 0
+
+    def plan_rollouts(self, num_decisions: int) -> list[str]:
+        return plan_prefixes(self.actor, num_decisions, self.config.update.prefix_gib)
 
     def notes(self) -> list[str]:
         notes = rescore_notes(self.actor.policy, self.config.rescore)

@@ -49,6 +49,7 @@ from pitune.rl.policy_gradient.loss import (
     policy_metrics,
     with_one_step,
 )
+from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.rescoring import (
     actor_score,
@@ -187,6 +188,9 @@ class PPO(Algorithm[PPOConfig]):
             batch, gaps = rescore(batch, score, config.update.part_size)
             metrics |= gaps
         return batch, metrics
+
+    def plan_rollouts(self, num_decisions: int) -> list[str]:
+        return plan_prefixes(self.actor, num_decisions, self.config.update.prefix_gib)
 
     def notes(self) -> list[str]:
         notes = rescore_notes(self.actor.policy, self.config.rescore)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.envs.registry import SPARSE_REWARD
@@ -22,6 +22,8 @@ from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.experience.sub_dict import Entry
 from pitune.rl.experience.transitions import in_parts
 
+IS_PAD = "action_is_pad"
+"""Key of the mask of a chunk's steps past its episode's end, under lerobot's name."""
 METADATA = "demonstrations"
 """Key of the file's metadata, a JSON object."""
 
@@ -58,6 +60,11 @@ class Demonstrations:
     episode. False there stands for a time limit."""
     reward_definition: str = SPARSE_REWARD
     """The environment's definition of the reward, `EnvSpec.reward`."""
+    fps: float | None = None
+    """Steps per second, where they are known and must be those of the environment [Hz]."""
+    mask_padding: bool = False
+    """Whether chunks hold `action_is_pad`, which leaves steps past an episode's end out of the
+    cloning loss."""
     expert_success: tuple[tuple[int, int], ...] = ()
     """Successes and episodes of the expert of each task, with the failures that are left out here.
     Empty if they are not known."""
@@ -96,12 +103,16 @@ class Demonstrations:
     def chunks(self, action_horizon: int) -> TensorDict:
         """Return a training example per step (N): its observation and the next H actions.
 
-        Past an episode's end its last action is repeated, as in the references' data loaders.
+        Past an episode's end its last action is repeated, as in the references' data loaders. With
+        `mask_padding`, `action_is_pad` (N, H) marks these steps.
         """
         num = len(self.action)
         ahead = torch.arange(num)[:, None] + torch.arange(action_horizon)  # (N, H)
-        action = self.action[torch.minimum(ahead, self._last()[:, None])]
+        last = self._last()[:, None]
+        action = self.action[torch.minimum(ahead, last)]
         entries: dict[str, Entry] = {**self.obs, "action": action}
+        if self.mask_padding:
+            entries[IS_PAD] = ahead > last
         return TensorDict(entries, batch_size=[num])
 
     def transitions(self, num_steps: int) -> TensorDict:
@@ -115,7 +126,7 @@ class Demonstrations:
         """
         # chunk, and steps up to the end of the episode
         num = len(self.action)
-        chunks = self.chunks(num_steps)
+        chunks = replace(self, mask_padding=False).chunks(num_steps)
         last = self._last()
         left = last - torch.arange(num) + 1  # (N,), with the current step
         step = torch.arange(num_steps)
@@ -203,6 +214,17 @@ def _metadata(found: dict[str, str]) -> dict[str, Any]:
     if METADATA in found:
         return dict(json.loads(found[METADATA]))
     return {**found, "tasks": json.loads(found.get("tasks", "[]"))}
+
+
+def without_padding(loss: Tensor, rows: TensorDictBase) -> Tensor:
+    """Return a loss (B, H, A) with zeros in the steps that `action_is_pad` of the rows (B) marks.
+
+    The mean over all entries then weights every demonstrated step equally, as in lerobot. Rows
+    without the mask keep their loss.
+    """
+    if IS_PAD not in rows.keys():
+        return loss
+    return loss * ~rows[IS_PAD][..., None]  # (B, H, 1)
 
 
 def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:

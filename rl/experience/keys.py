@@ -163,6 +163,14 @@ KEYS: dict[str, Key] = {
         "rollout cloning",
         "robot",
     ),
+    "action_is_pad": _key(
+        "whether a demonstrated step lies past the episode's end",
+        "H",
+        "rl.experience.demonstrations",
+        "rl.experience.demonstrations",
+        "cloning",
+        "bool",
+    ),
     "chain": _key(
         "points from noise to action",
         "K+1,H,A",
@@ -213,8 +221,8 @@ KEYS: dict[str, Key] = {
         "encoded pictures and prompt",
         "*",
         "rl.actor_critic.actor",
-        f"{_LEARNER} rl.actor_critic.critic_input",
-        f"rollout {_ROWS} cloning",
+        "policies.network.context rl.actor_critic.stored_rows",
+        f"rollout batch {_ROWS} cloning",
     ),
     # policy gradients
     "state_value": _key(

@@ -138,6 +138,8 @@ class Rollouts:
         self._num_episodes: int | None = None
         if algorithm.needs.whole_episodes:
             self._num_episodes, self.num_chunks = self._whole_episodes(num_chunks)
+        self.notes = algorithm.plan_rollouts(env.spec.num_envs * self.num_chunks)
+        """Notes on the rollouts for the user."""
         self.num_env_steps = 0
         """Simulator steps so far."""
         self.simulator_seconds = 0.0

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
+from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from pitune.rl.config import TimeLimit
 from pitune.rl.experience.sub_dict import sub_dict
@@ -49,6 +49,8 @@ def generalized_advantage(
             and the critic's input must contain the time. "bootstrap" continues past it with the
             value of the last observation.
 
+    The time is linear in T. TorchRL's vectorized form is quadratic with a discount per decision.
+
     Source: Schulman et al. 2016, eq. 16, computed by TorchRL. Differs: the discount is
     discount^duration per decision.
     """
@@ -57,11 +59,12 @@ def generalized_advantage(
     over = outcome["done"] & ~outcome["invalid"]
     ended = over if time_limit == "terminal" else outcome["terminated"]
     reward = chunk_reward(outcome["reward_steps"], outcome["live"], discount)
-    return vec_generalized_advantage_estimate(
+    # TorchRL's annotation of `gamma` lacks a tensor, which its loop takes too
+    return generalized_advantage_estimate(  # type: ignore[no-any-return]
         gamma=discount ** outcome["duration"].float(),
         lmbda=gae_lambda,
-        state_value=rollout["state_value"],
-        next_state_value=outcome["state_value"],
+        state_value=rollout["state_value"].float(),
+        next_state_value=outcome["state_value"].float(),
         reward=reward,
         done=outcome["done"],
         terminated=ended,

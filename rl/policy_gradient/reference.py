@@ -23,6 +23,7 @@ from pitune.policies import (
 from pitune.policies.flow.kernels import kl_divergence
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import sample_flow_time
+from pitune.policies.network.context import stored_prefix
 
 KLSpace = Literal["kernel", "velocity"]
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
@@ -105,8 +106,9 @@ class Reference:
         """
         # chunks of the reference
         policy, inputs = self.actor.policy, ModelInput.of(batch)
+        prefix = stored_prefix(batch)  # of a frozen encoder, which both policies share
         with torch.no_grad():
-            field = policy.field(policy.encode(inputs))
+            field = policy.field(policy.encode(inputs, prefix))
             chunk = integrate(
                 field, batch["reference_noise"], policy.grid, policy.sampler.solver
             )  # (B, H, A)
@@ -118,6 +120,7 @@ class Reference:
             action,
             batch["cloning_noise"],
             batch["cloning_time"],
+            prefix,
             state_offset=actor.state_offset(batch),
         )
         return loss.mean((-2, -1))

@@ -51,8 +51,8 @@ def parse(env_id: str, *flags: str) -> EnvConfig:
         ),
         (
             "mujoco/PickCube",
-            "--env.options.num-threads 3 --env.options.shadows",
-            envs.TabletopOptions(num_threads=3, shadows=True),
+            "--env.options.num-threads 3 --env.options.shadows --env.options.obs-mode rgb",
+            envs.TabletopOptions(num_threads=3, shadows=True, obs_mode="rgb"),
         ),
         ("mock/Reach", "--env.options.num-tasks 2", envs.MockOptions(num_tasks=2)),
     ],
@@ -181,6 +181,10 @@ def test_threads_of_the_embedded_simulator_are_an_option_or_the_workers() -> Non
         (
             EnvConfig(id="mock/Script", options=envs.MockOptions(num_tasks=2)),
             r"num_tasks=2 is not supported by mock/Script; leave num_tasks at 1, or use mock/Reach",
+        ),
+        (
+            EnvConfig(id="mujoco/PickCube", options=envs.TabletopOptions(obs_mode="rgb")),
+            r"obs_mode='rgb' is not supported by mujoco/PickCube without cameras; .* or name its c",
         ),
         (
             EnvConfig(id="mujoco/PickCube", options=envs.TabletopOptions(shadows=True)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,52 @@ def test_cameras_see_the_scene(env_with_cameras: Tabletop) -> None:
     assert not torch.equal(moved.obs["image/front"][0], before[0])
     assert torch.equal(moved.obs["image/front"][1], before[1])
     assert torch.equal(obs["image/front"], before)
+
+
+def test_the_state_beside_pictures_can_leave_out_cubes_and_goal(env_with_cameras: Tabletop) -> None:
+    blind = Tabletop("PickCube", 2, cameras=("front",), image_size=32, obs_mode="rgb")
+    seeds, active = torch.tensor([3, 4]), torch.tensor([True, True])
+    full, gripper = env_with_cameras.reset(seeds), blind.reset(seeds)
+    for _ in range(3):
+        assert gripper["state"].shape == (2, blind.spec.state_dim) == (2, 8)
+        assert torch.equal(gripper["state"], full["state"][:, :8])
+        assert torch.equal(gripper["image/front"], full["image/front"])
+        action = torch.rand(2, 4)
+        full, gripper = env_with_cameras.step(action, active).obs, blind.step(action, active).obs
+    blind.close()
+
+
+def test_no_entry_of_the_grippers_state_follows_a_cube_or_the_goal() -> None:
+    states = []
+    for offset in (0.0, 0.05):
+        env = Tabletop("StackCube", 1)
+        env.reset(torch.tensor([0]))
+        env.physics.goals[:] += offset
+        scene = env.scene
+        moved = replace(scene, cubes=scene.cubes + offset, goal=scene.goal + offset)
+        env._obs_mode = "rgb"
+        states.append(env._observation(moved)["state"])
+    assert torch.equal(*states)
+
+
+def test_an_expert_sees_the_true_state_in_the_mode_without_it(env_with_cameras: Tabletop) -> None:
+    env = Tabletop("PickCube", 20, cameras=("front",), image_size=8, obs_mode="rgb")
+    env.reset(torch.arange(20))
+    expert, active = env.expert(), torch.ones(20, dtype=torch.bool)
+    success = torch.zeros(20, dtype=torch.bool)
+    while active.any():
+        result = env.step(expert.act(), active)
+        success |= result.info["success"]
+        active &= ~(result.terminated | result.truncated)
+    assert success.sum() >= 18
+    env.close()
+
+
+def test_the_mode_without_cubes_needs_a_camera() -> None:
+    with pytest.raises(ValueError, match=r"obs_mode='rgb' without cameras shows no cube; name som"):
+        Tabletop("PickCube", 1, obs_mode="rgb")
+    with pytest.raises(ValueError, match=r"unknown obs_mode 'depth'; valid: \['state', 'rgb'\]"):
+        Tabletop("PickCube", 1, obs_mode="depth")
 
 
 def test_shadows_are_optional_in_camera_pictures(env_with_cameras: Tabletop) -> None:

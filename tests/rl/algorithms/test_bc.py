@@ -15,6 +15,7 @@ from pitune import rl
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.rl import BCConfig, Demonstrations
 from pitune.rl.algorithms.bc import CloningStep, clone
+from pitune.rl.datasets.demonstrations import RandomChunks
 
 CONFIG = BCConfig(minibatch_size=32, gradient_steps=10, learning_rate=5e-3, decay_steps=60)
 NOTHING = TensorDict(batch_size=(1, 0))
@@ -116,7 +117,8 @@ def test_the_target_is_the_demonstrated_chunk(
     algorithm = rl.make(replace(CONFIG, demonstrations=demonstrations_file), policy)
     expected = Demonstrations.load(demonstrations_file).chunks(3)
     assert isinstance(algorithm, rl.BehaviorCloning)
-    assert torch.equal(algorithm.chunks["action"], expected["action"])
+    assert isinstance(algorithm.chunks, RandomChunks)
+    assert torch.equal(algorithm.chunks.chunks["action"], expected["action"])
     assert not algorithm.needs.rollouts
 
 

@@ -1,0 +1,1 @@
+"""LeRobot datasets: reading, streaming and recording."""

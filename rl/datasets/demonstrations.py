@@ -1,0 +1,203 @@
+"""Demonstrations for a policy from a file of ours or from a LeRobot dataset.
+
+Letters: N rows, B minibatch rows, H action horizon, d robot action dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from pitune.policies import FlowPolicy
+from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.rl.datasets.config import DataConfig
+from pitune.rl.datasets.dataset import EpisodeDataset, Frames
+from pitune.rl.datasets.layout import is_dataset
+from pitune.rl.datasets.stream import GIB, ChunkStream
+from pitune.rl.experience import demonstrations as files
+from pitune.rl.experience.demonstrations import Demonstrations
+from pitune.rl.experience.sub_dict import sub_dict
+
+
+class ChunkSource(Protocol):
+    """Training chunks, from memory or from the disk.
+
+    Example:
+        >>> source: ChunkSource = RandomChunks(TensorDict({"action": torch.ones(9, 4, 2)}, [9]))
+        >>> source.draw(3)["action"].shape
+        torch.Size([3, 4, 2])
+    """
+
+    def __len__(self) -> int:
+        """Return the number of different chunks."""
+
+    def draw(self, size: int) -> TensorDictBase:
+        """Return the next minibatch (B)."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the place in the order, beside PyTorch's random numbers."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from the result of `state`."""
+
+
+class RandomChunks:
+    """Chunks in memory (N), drawn with replacement by PyTorch's generator.
+
+    Args:
+        chunks: Rows of `Demonstrations.chunks`.
+
+    Example:
+        >>> RandomChunks(TensorDict({"action": torch.ones(9, 4, 2)}, [9])).draw(20).batch_size
+        torch.Size([9])
+    """
+
+    def __init__(self, chunks: TensorDictBase) -> None:
+        self.chunks = chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def draw(self, size: int) -> TensorDictBase:
+        size = min(size, len(self.chunks))
+        return sub_dict(self.chunks, torch.randint(len(self.chunks), (size,)))
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def chunk_source(policy: FlowPolicy, path: Path, data: DataConfig | None = None) -> ChunkSource:
+    """Return the chunks of demonstrations for cloning.
+
+    A dataset that fits into `memory_gib` is held in memory, and a larger one is streamed.
+
+    Args:
+        policy: Preprocesses the observations.
+        path: File of demonstrations, folder of a dataset, or name on the hub.
+        data: Features of a dataset.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or does not match the policy.
+    """
+    if is_file_of_ours(path):
+        table = files.demonstrations_for(policy, path)
+        return RandomChunks(table.chunks(policy.chunk_shape[0]))
+    dataset = open_for(policy, path, data)
+    stream = ChunkStream(dataset, policy)
+    if stream.row_bytes * dataset.num_frames > dataset.config.memory_gib * GIB:
+        return stream
+    stream.close()
+    return RandomChunks(_in_memory(dataset, policy).chunks(policy.chunk_shape[0]))
+
+
+def demonstrations_for(
+    policy: FlowPolicy, path: Path, data: DataConfig | None = None
+) -> Demonstrations:
+    """Load and preprocess demonstrations for a policy, all into memory.
+
+    Args:
+        policy: Preprocesses the observations.
+        path: File of demonstrations, folder of a dataset, or name on the hub.
+        data: Features of a dataset.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, does not match the policy, or needs more than `memory_gib`.
+    """
+    if is_file_of_ours(path):
+        return files.demonstrations_for(policy, path)
+    dataset = open_for(policy, path, data)
+    first = _preprocess(policy, dataset, dataset.frames(0, 0, 1))
+    needed = first.bytes() * dataset.num_frames / GIB
+    if needed > dataset.config.memory_gib:
+        raise ValueError(
+            f"{path} needs {needed:.3g} GiB for {dataset.num_frames} frames, more than "
+            f"memory_gib={dataset.config.memory_gib}; this algorithm holds its demonstrations in "
+            "memory: raise memory_gib, or read fewer episodes (data.max_episodes)"
+        )
+    return _in_memory(dataset, policy)
+
+
+def load_demonstrations(path: Path, data: DataConfig | None = None) -> Demonstrations:
+    """Load states and actions of demonstrations, without the pictures of a dataset.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged.
+    """
+    if is_file_of_ours(path):
+        return Demonstrations.load(path)
+    dataset = EpisodeDataset(path, data)
+    return _joined(dataset, [_all_frames(dataset, i) for i in range(len(dataset.episodes))])
+
+
+def is_file_of_ours(path: Path) -> bool:
+    """Return whether a path names a file of demonstrations and not a dataset.
+
+    Example:
+        >>> is_file_of_ours(Path("demonstrations.safetensors")), is_file_of_ours(Path("me/data"))
+        (True, False)
+    """
+    return not is_dataset(path) and (path.is_file() or path.suffix == ".safetensors")
+
+
+def open_for(policy: FlowPolicy, path: Path, data: DataConfig | None = None) -> EpisodeDataset:
+    """Open a dataset with the cameras of a policy.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the dataset lacks a camera, or has other dimensions than the policy.
+    """
+    pictures = policy.preprocessor.config.pictures
+    cameras = [] if pictures is None else list(pictures.cameras.values())
+    dataset = EpisodeDataset(path, data, cameras)
+    dataset.check_policy(policy.preprocessor.state_dim, policy.preprocessor.action_dim)
+    return dataset
+
+
+def _in_memory(dataset: EpisodeDataset, policy: FlowPolicy) -> Demonstrations:
+    """Return a dataset with the policy's input as observations, one episode after the other."""
+    parts, rows = [], []
+    for number in range(len(dataset.episodes)):
+        frames = _all_frames(dataset, number)
+        rows.append(_preprocess(policy, dataset, frames))
+        parts.append(replace(frames, obs={}))
+    inputs: TensorDict = torch.cat(rows)
+    return replace(_joined(dataset, parts), obs={MODEL_INPUT: inputs[MODEL_INPUT]})
+
+
+def _preprocess(policy: FlowPolicy, dataset: EpisodeDataset, frames: Frames) -> TensorDictBase:
+    """Return the policy's input for frames (N)."""
+    obs = TensorDict(frames.obs, [len(frames)]).select(*policy.obs_keys)
+    preprocess = policy.observation_preprocessor(dataset.tasks)
+    return preprocess(obs).select(MODEL_INPUT).cpu()
+
+
+def _all_frames(dataset: EpisodeDataset, number: int) -> Frames:
+    return dataset.frames(number, 0, dataset.episodes[number].length)
+
+
+def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
+    """Return the frames of all episodes as one table."""
+    lengths = torch.tensor([len(part) for part in parts])
+    rewards = [part.reward for part in parts if part.reward is not None]
+    ended = [part.terminated for part in parts if part.terminated is not None]
+    return Demonstrations(
+        obs={key: torch.cat([part.obs[key] for part in parts]) for key in parts[0].obs},
+        action=torch.cat([part.action for part in parts]),
+        episode=torch.arange(len(parts)).repeat_interleave(lengths),
+        tasks=dataset.tasks,
+        reward=torch.cat(rewards) if rewards else None,
+        terminated=torch.cat(ended) if ended else None,
+        reward_definition=dataset.reward_definition if rewards else files.SPARSE_REWARD,
+        fps=None if dataset.config.any_rate else dataset.metadata.fps,
+        mask_padding=dataset.config.padding == "mask",
+    )
