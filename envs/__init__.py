@@ -36,11 +36,19 @@ from pitune.envs.seeding import EpisodeSeeds, EvaluationSeeds, episode_seed
 from pitune.envs.starts import Split, Starts, start_split
 from pitune.envs.success import SuccessRule
 from pitune.envs.tabletop.registration import TabletopOptions
-from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
+from pitune.envs.vector_env import (
+    DrawsOnRequest,
+    EnvSpec,
+    Expert,
+    Observation,
+    StepResult,
+    VectorEnv,
+)
 
 __all__ = [
     "CheckedEnv",
     "ChunkEnv",
+    "DrawsOnRequest",
     "EnvConfig",
     "EnvFactory",
     "EnvOptions",
