@@ -157,7 +157,7 @@ def _search(chosen: str, bound: str) -> tuple[str | None, str]:
         return found, f"PYOPENGL_PLATFORM={bound} is set, and {problem}; unset it, or {ADVICE}"
 
     # EGL, then OSMesa
-    problems = {}
+    problems: dict[str, str] = {}
     for backend in ("egl", "osmesa"):
         problem = try_backend(backend)
         if problem is None:
