@@ -38,12 +38,20 @@ from pitune.envs.seeding import EpisodeSeeds, EvaluationSeeds, episode_seed
 from pitune.envs.starts import Split, Starts, start_split
 from pitune.envs.success import SuccessRule
 from pitune.envs.tabletop.registration import TabletopOptions
-from pitune.envs.vector_env import EnvSpec, Expert, Observation, StepResult, VectorEnv
+from pitune.envs.vector_env import (
+    DrawsOnRequest,
+    EnvSpec,
+    Expert,
+    Observation,
+    StepResult,
+    VectorEnv,
+)
 
 __all__ = [
     "CheckedEnv",
     "ChunkEnv",
     "DelayedChunkEnv",
+    "DrawsOnRequest",
     "EnvConfig",
     "EnvFactory",
     "EnvOptions",

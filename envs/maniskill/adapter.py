@@ -38,7 +38,8 @@ from pitune.envs.maniskill.simulation import (
 from pitune.envs.maniskill.start_bank import StartBank, StartProcesses
 from pitune.envs.maniskill.sub_env import ManiSkillSubEnv, ManiSkillWorkers
 from pitune.envs.maniskill.tasks import UNSEEDED, instruction
-from pitune.envs.maniskill.without_vulkan import DRIVER_NEEDED, can_render
+from pitune.envs.maniskill.without_vulkan import can_render
+from pitune.envs.rendering.vulkan import DRIVER_NEEDED
 from pitune.envs.vector_env import VectorEnv
 from pitune.envs.workers.pool import Timeouts
 

@@ -25,7 +25,7 @@ from pitune.envs.maniskill.experts import ManiSkillExpert
 from pitune.envs.maniskill.observation import Sensors, picture_shape, read_obs
 from pitune.envs.maniskill.resets import Resets
 from pitune.envs.maniskill.start_bank import StartBank
-from pitune.envs.maniskill.without_vulkan import DRIVER_NEEDED
+from pitune.envs.rendering.vulkan import DRIVER_NEEDED
 from pitune.envs.success import read_successes
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
 from pitune.envs.workers.env import MAX_FAILURES

@@ -12,7 +12,8 @@ import torch
 
 from pitune.envs.config import EnvConfig
 from pitune.envs.maniskill.registration import ManiSkillOptions
-from pitune.envs.maniskill.without_vulkan import DRIVER_NEEDED, can_render, replace_materials
+from pitune.envs.maniskill.without_vulkan import can_render, replace_materials
+from pitune.envs.rendering.vulkan import DRIVER_NEEDED
 
 
 def build_simulation(

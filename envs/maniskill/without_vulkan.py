@@ -11,10 +11,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-DRIVER_NEEDED = (
-    "SAPIEN finds no usable Vulkan driver; install that of a GPU or Mesa >= 24.3 (lavapipe), "
-    "see docs/simulators.md"
-)
+from pitune.envs.rendering.vulkan import vulkan_problem
 
 
 class InertMaterial:
@@ -60,13 +57,7 @@ def can_render() -> bool:
     """Return whether SAPIEN can render in this process."""
     import sapien.render
 
-    if sapien.render.RenderMaterial is InertMaterial:
-        return False
-    try:
-        sapien.render.RenderMaterial()
-    except RuntimeError:
-        return False
-    return True
+    return sapien.render.RenderMaterial is not InertMaterial and vulkan_problem() is None
 
 
 def replace_materials() -> None:

@@ -7,7 +7,9 @@ number of different starts has no limit. An episode ends on success.
 
 State (39): hand position (3) [m], gripper opening (1) [-], position and orientation of up to two
 objects (14), these 18 numbers at the previous step, goal position (3) [m]. Action (4): hand
-displacement (3) [0.01 m] and gripper force (1), in [-1, 1]. 80 steps per second.
+displacement (3) [0.01 m] and gripper force (1), in [-1, 1]. 80 steps per second. The full state
+holds the poses of the objects and the goal. In the mode `rgb` it ends after the gripper (4), and
+objects and goal are in the pictures of the cameras alone.
 
 Source: McLean et al. 2025, "Meta-World+". Differs: the starts, as above. The time limit is 150
 steps instead of 500. Most scripted experts need far less. The expert of peg-insert-side solves 79
@@ -27,9 +29,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from pitune.envs.config import EnvConfig, Reward
+from pitune.envs.config import EnvConfig, require_default
+from pitune.envs.metaworld.pictures import CAMERAS, ScenePictures
 from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.metaworld.tasks import INSTRUCTIONS, SUITES
+from pitune.envs.rendering.cameras import check_cameras
+from pitune.envs.rendering.opengl import opengl_backend
 from pitune.envs.success import parse_success
 from pitune.envs.suite.sub_env import MemberSpaces, SuiteSubEnv
 from pitune.envs.workers.env import WorkerEnv
@@ -38,6 +43,8 @@ from pitune.envs.workers.sub_envs import Factory
 from pitune.extras import install_command
 
 STATE_DIM = 39
+GRIPPER_DIM = 4
+"""First numbers of the state, which are those of the gripper: position and opening."""
 TIME_LIMIT = 150
 """Length of an episode by default [steps]."""
 
@@ -46,43 +53,48 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
     """One Meta-World task whose episode seed fixes the configuration.
 
     Example:
-        >>> env = MetaWorldTask("reach-v3", "sparse", 150, "corner2", 256)  # doctest: +SKIP
+        >>> env = MetaWorldTask("reach-v3", config)  # doctest: +SKIP
         >>> obs, info = env.reset(seed=0)  # doctest: +SKIP
 
     Args:
         task: Meta-World's name, e.g. `peg-insert-side-v3`.
-        reward: `sparse` is 1 on success and else 0, `dense` is Meta-World's own in [0, 10].
-        max_episode_steps: Length of the longest episode.
-        camera: Meta-World's name of the camera of `render`.
-        image_size: Y = X of the pictures of `render` [pixels].
+        config: Its options are `MetaWorldOptions`.
     """
 
-    def __init__(
-        self, task: str, reward: Reward, max_episode_steps: int, camera: str, image_size: int
-    ) -> None:
+    def __init__(self, task: str, config: EnvConfig) -> None:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
 
-        sawyer = ALL_V3_ENVIRONMENTS[task](
-            render_mode="rgb_array", camera_name=camera, width=image_size, height=image_size
-        )
+        sawyer = ALL_V3_ENVIRONMENTS[task](render_mode="rgb_array")
         # Meta-World's goal-observable classes set these attributes too, but they take no camera.
         sawyer._partially_observable = False
         del sawyer.sawyer_observation_space
         sawyer._set_task_called = True
         sawyer.seeded_rand_vec = True
         # The simulator raises when it is stepped beyond its own limit.
-        sawyer.max_path_length = max(sawyer.max_path_length, max_episode_steps)
+        sawyer.max_path_length = max(sawyer.max_path_length, config.time_limit(TIME_LIMIT))
         self._sawyer, self._reset_model = sawyer, sawyer.reset_model
         sawyer.reset_model = self._draw_once
-        self._reward, self._camera = reward, camera
+        self._config, self._options = config, config.typed_options(MetaWorldOptions)
+        self._pictures = ScenePictures(sawyer)
         self._expert = ENV_POLICY_MAP[task]()
         self._obs = np.zeros(STATE_DIM)
         # interface of a Gymnasium environment
         self.dt = float(sawyer.dt)
         self.action_space = sawyer.action_space
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32)
+        self.observation_space = self._space()
         self.render_mode = "rgb_array"
+
+    def _space(self) -> gymnasium.Space[Any]:
+        """Return a Box of the state, or with cameras a Dict that has it and their pictures."""
+        is_full = self._options.obs_mode == "state"
+        dim, size = STATE_DIM if is_full else GRIPPER_DIM, self._config.image_size
+        state = gymnasium.spaces.Box(-np.inf, np.inf, (dim,), np.float32)
+        images = {
+            f"image/{camera}": gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+            for camera in self._config.cameras
+        }
+        return gymnasium.spaces.Dict({"state": state, **images}) if images else state
 
     def _draw_once(self) -> np.ndarray:
         """Reset the simulator and freeze the configuration that this reset drew.
@@ -97,20 +109,33 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode in the configuration of the seed. The observation is (39,)."""
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode in the configuration of the seed. `draw_pictures` has the pictures."""
         super().reset(seed=seed)
         self._sawyer.np_random = self.np_random
         self._sawyer._freeze_rand_vec = False
         self._obs, _ = self._sawyer.reset()
-        return self._obs.astype(np.float32), {"success": False}
+        return self._observation(), {"success": False}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take one step of 12.5 ms."""
         self._obs, dense, _, _, info = self._sawyer.step(action)
         success = parse_success(info["success"], "success", "metaworld")
-        reward = float(dense) if self._reward == "dense" else float(success)
-        return self._obs.astype(np.float32), reward, success, False, {"success": success}
+        reward = float(dense) if self._config.reward == "dense" else float(success)
+        return self._observation(), reward, success, False, {"success": success}
+
+    def _observation(self) -> Any:
+        """Return the present state (s,), with cameras in a dict."""
+        is_full = self._options.obs_mode == "state"
+        state = (self._obs if is_full else self._obs[:GRIPPER_DIM]).astype(np.float32)
+        return {"state": state} if self._config.cameras else state
+
+    def draw_pictures(self) -> dict[str, np.ndarray]:
+        """Return the present pictures, `image/<camera>` (Y, X, 3) uint8."""
+        size = self._config.image_size
+        return {
+            f"image/{camera}": self._pictures.draw(camera, size) for camera in self._config.cameras
+        }
 
     def expert_action(self) -> np.ndarray:
         """Return the action (4,) of Meta-World's scripted policy."""
@@ -121,13 +146,12 @@ class MetaWorldTask(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def render(self) -> Any:
-        """Return a picture (Y, X, 3) uint8."""
-        picture = self._sawyer.render()
-        # The corner cameras are mounted upside down.
-        return picture[::-1, ::-1].copy() if self._camera.startswith("corner") else picture
+        """Return a picture (Y, X, 3) uint8 through the camera for people."""
+        return self._pictures.draw(self._options.camera, self._options.render_size)
 
     def close(self) -> None:
         """Free the renderer."""
+        self._pictures.close()
         self._sawyer.close()
 
 
@@ -180,11 +204,7 @@ def make_metaworld_suite(members: tuple[str, ...], config: EnvConfig) -> WorkerE
 
 def _factory(task: str, config: EnvConfig) -> functools.partial[MetaWorldTask]:
     """Return the factory of one simulator."""
-    options = config.typed_options(MetaWorldOptions)
-    limit = config.time_limit(TIME_LIMIT)
-    return functools.partial(
-        MetaWorldTask, task, config.reward, limit, options.camera, options.render_size
-    )
+    return functools.partial(MetaWorldTask, task, config)
 
 
 def _workers(
@@ -211,7 +231,8 @@ def _check_settings(tasks: tuple[str, ...], config: EnvConfig) -> None:
 
     Raises:
         ImportError: Meta-World is not installed.
-        ValueError: a task or a setting is unknown.
+        ValueError: a task, a camera or a setting is unknown.
+        RuntimeError: cameras are requested and this machine cannot render.
     """
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -229,3 +250,10 @@ def _check_settings(tasks: tuple[str, ...], config: EnvConfig) -> None:
     options = config.typed_options(MetaWorldOptions)
     if options.render_size < 1:
         raise ValueError(f"render_size={options.render_size} must be at least 1")
+
+    # pictures
+    check_cameras(config.id, config.cameras, CAMERAS)
+    if config.cameras:
+        opengl_backend()  # raises on a machine that cannot draw
+    else:
+        require_default(options, "obs_mode", f"{config.id} without cameras", "name its cameras")

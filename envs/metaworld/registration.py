@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pitune.envs.config import EnvConfig, EnvOptions, require_default
+from pitune.envs.config import EnvConfig, EnvOptions
 from pitune.envs.metaworld.tasks import INSTRUCTIONS, SUITES
 from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
@@ -14,6 +14,7 @@ from pitune.ranges import PositiveInt
 Camera = Literal[
     "topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV"
 ]
+ObsMode = Literal["state", "rgb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,11 @@ class MetaWorldOptions(EnvOptions):
         'topview'
     """
 
+    obs_mode: ObsMode = "state"
+    """`state` is the full state of the scene, beside the pictures of `cameras` if there are any.
+    `rgb` is the pictures and the state of the gripper alone, without objects and goal."""
     camera: Camera = "corner2"
-    """Camera of `render` and of videos. The observation holds no pictures."""
+    """Camera of `render` and of films. `cameras` are those of the observation."""
     render_size: PositiveInt = 256
     """Height and width of the pictures of `render` [pixels]."""
     held_tasks: PositiveInt = 1
@@ -43,13 +47,11 @@ def make_metaworld_env(task: str, config: EnvConfig) -> VectorEnv:
 
     Raises:
         ImportError: Meta-World is not installed.
-        ValueError: the task is unknown, or the environment cannot honor a setting.
+        ValueError: the task or a camera is unknown, or the environment cannot honor a setting.
+        RuntimeError: cameras are requested and this machine cannot render.
     """
     from pitune.envs.metaworld.adapter import make_metaworld
 
-    require_default(
-        config, "cameras", config.id, "use a mujoco/, maniskill/ or mock/Reach environment"
-    )
     return make_metaworld(task, config)
 
 
@@ -58,13 +60,11 @@ def make_metaworld_suite_env(members: tuple[str, ...], config: EnvConfig) -> Vec
 
     Raises:
         ImportError: Meta-World is not installed.
-        ValueError: a task is unknown, or the environment cannot honor a setting.
+        ValueError: a task or a camera is unknown, or the environment cannot honor a setting.
+        RuntimeError: cameras are requested and this machine cannot render.
     """
     from pitune.envs.metaworld.adapter import make_metaworld_suite
 
-    require_default(
-        config, "cameras", config.id, "use a mujoco/, maniskill/ or mock/Reach environment"
-    )
     return make_metaworld_suite(members, config)
 
 

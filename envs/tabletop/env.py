@@ -22,6 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from pitune.envs.rendering.cameras import check_cameras
 from pitune.envs.tabletop.episode import Rules
 from pitune.envs.tabletop.experts import TabletopExpert
 from pitune.envs.tabletop.layout import CONTROL_HZ
@@ -83,6 +84,7 @@ class Tabletop:
     ) -> None:
         self.task = find_task(task)
         _check_choices(reward, cameras, obs_mode)
+        check_cameras(f"mujoco/{task}", cameras, CAMERAS)
         _check_counts(
             num_envs=num_envs,
             image_size=image_size,
@@ -262,9 +264,6 @@ def _check_choices(reward: str, cameras: tuple[str, ...], obs_mode: str) -> None
         raise ValueError(f"unknown obs_mode {obs_mode!r}; valid: ['state', 'rgb']")
     if obs_mode == "rgb" and not cameras:
         raise ValueError("obs_mode='rgb' without cameras shows no cube; name some cameras")
-    for camera in cameras:
-        if camera not in CAMERAS:
-            raise ValueError(f"unknown camera {camera!r}; valid: {list(CAMERAS)}")
 
 
 def _check_counts(**counts: int) -> None:

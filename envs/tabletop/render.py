@@ -2,7 +2,7 @@
 
 This calls MuJoCo's drawing functions directly. `mujoco.Renderer` chooses its OpenGL backend when
 `mujoco` is first imported, from MUJOCO_GL, and its default needs a screen. Here the backend is
-chosen at the first picture, so physics alone needs no OpenGL.
+found out at the first picture (`pitune.envs.rendering.opengl`), so physics alone needs no OpenGL.
 
 Letters: Y, X image pixels.
 """
@@ -10,26 +10,16 @@ Letters: Y, X image pixels.
 from __future__ import annotations
 
 import atexit
-import ctypes.util
-import functools
 import importlib
-import os
-import platform
-import subprocess
-import sys
 import weakref
 from typing import Any
 
 import mujoco
 import numpy as np
 
-_open_renderers: weakref.WeakSet[SceneRenderer] = weakref.WeakSet()
+from pitune.envs.rendering.opengl import ADVICE, opengl_backend
 
-_PROBE = "import mujoco.egl; mujoco.egl.GLContext(8, 8).make_current()"
-_ADVICE = (
-    "on Debian or Ubuntu install one of the packages libegl1 (EGL, uses a GPU where there is one) "
-    "or libosmesa6 (OSMesa, CPU only); MUJOCO_GL=egl or MUJOCO_GL=osmesa chooses between them"
-)
+_open_renderers: weakref.WeakSet[SceneRenderer] = weakref.WeakSet()
 
 
 class SceneRenderer:
@@ -126,30 +116,10 @@ def _close_all() -> None:
 
 def _make_contexts(model: mujoco.MjModel, height: int, width: int) -> tuple[Any, mujoco.MjrContext]:
     """Return a MuJoCo `GLContext`, current on this thread, and a drawing context in it."""
-    backend = _backend()
+    backend = opengl_backend()
     try:
-        gl = importlib.import_module(backend).GLContext(width, height)
+        gl = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
         gl.make_current()
         return gl, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
     except Exception as error:  # a missing library raises many kinds of exceptions
-        raise RuntimeError(f"cannot render with {backend}: {error}; {_ADVICE}") from error
-
-
-@functools.cache
-def _backend() -> str:
-    """Return MuJoCo's module for the OpenGL context of this process.
-
-    PyOpenGL binds to one backend for the life of a process, so there is no second attempt. If both
-    libraries are installed, EGL is first tried in a separate process.
-    """
-    if platform.system() != "Linux" or os.environ.get("MUJOCO_GL"):
-        return "mujoco.gl_context"
-    chosen = os.environ.get("PYOPENGL_PLATFORM", "").lower()
-    if chosen in ("egl", "osmesa"):  # another package has bound PyOpenGL already
-        return f"mujoco.{chosen}"
-    if not ctypes.util.find_library("OSMesa"):
-        return "mujoco.egl"
-    if not ctypes.util.find_library("EGL"):
-        return "mujoco.osmesa"
-    probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, check=False)
-    return "mujoco.osmesa" if probe.returncode else "mujoco.egl"
+        raise RuntimeError(f"cannot render with {backend}: {error}; {ADVICE}") from error

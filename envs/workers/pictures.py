@@ -8,8 +8,7 @@ Letters: N rows, C, Y, X image channels and pixels.
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import numpy as np
 from einops import rearrange
 from gymnasium import spaces
 
+from pitune.envs.rendering.opengl import ADVICE, offscreen
 from pitune.envs.workers.surroundings import BreakdownError, user_code
 
 CHANNELS = (1, 2, 3, 4)
@@ -145,8 +145,7 @@ def picture_of(env: gymnasium.Env, env_id: str) -> np.ndarray:
         if str(error).startswith(f"{env_id} cannot render"):
             raise RuntimeError(str(error)) from error  # the adapter has a better message
         raise RuntimeError(
-            f"{env_id} cannot render: {error!r}; if it is drawn by OpenGL, install libegl1 or "
-            "libosmesa6 and choose with MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+            f"{env_id} cannot render: {error!r}; if it is drawn by OpenGL, {ADVICE}"
         ) from error
     if not isinstance(picture, np.ndarray):
         raise RuntimeError(
@@ -172,21 +171,19 @@ def with_pictures(env: gymnasium.Env, raw: Any) -> Any:
     """
     if not env.has_wrapper_attr("draw_pictures"):
         return raw
-    return {**raw, **env.get_wrapper_attr("draw_pictures")()}
+    with use_offscreen_renderer():
+        return {**raw, **env.get_wrapper_attr("draw_pictures")()}
 
 
 @contextlib.contextmanager
 def use_offscreen_renderer() -> Iterator[None]:
-    """Make Gymnasium's MuJoCo renderer, if it starts inside, choose a backend without a screen.
+    """Make MuJoCo's renderers, if one starts inside, take the backend that draws on this machine.
 
-    By default it chooses GLFW, which fails when it draws. The choice is undone afterwards, because
-    other MuJoCo code in this process may have made its own.
+    By default Gymnasium's takes GLFW, which fails when it draws. An environment without MuJoCo is
+    left alone, and so is one on a machine that cannot draw: its own error says more.
     """
-    before = os.environ.get("MUJOCO_GL")
-    if before is None and platform.system() == "Linux":
-        os.environ["MUJOCO_GL"] = os.environ.get("PYOPENGL_PLATFORM", "egl").lower()
-    try:
+    with contextlib.ExitStack() as stack:
+        if "mujoco" in sys.modules:
+            with contextlib.suppress(RuntimeError):
+                stack.enter_context(offscreen())
         yield
-    finally:
-        if before is None:
-            os.environ.pop("MUJOCO_GL", None)

@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from configparser import ConfigParser
@@ -26,13 +25,6 @@ PACKAGE = Path(__file__).parents[2]
 """The package `pitune`; in the source tree its folders are links."""
 LEAST_FREE = 20 * 2**30
 """Free disk space below which a note is printed; a checkpoint of π0 has 7 GB [bytes]."""
-_RENDER = """
-from pitune import envs
-env = envs.make(envs.EnvConfig(id="mujoco/PickCube", num_envs=1, num_workers=0))
-import torch
-env.reset(torch.zeros(1, dtype=torch.int64))
-env.render()
-"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ def diagnose() -> dict[str, list[Finding]]:
         "packages": [python(), *(package(line) for line in core)],
         "extras": [extra(name, lines) for name, lines in extras.items()],
         "compute": [cuda()],
-        "rendering": [mujoco_rendering(), vulkan()],
+        "rendering": renderers(),
         "names": names(),
         "disk": [disk(Path.cwd())],
     }
@@ -141,26 +133,31 @@ def cuda() -> Finding:
     return Finding("cuda", f"{torch.version.cuda}: {', '.join(devices)}")
 
 
-def mujoco_rendering() -> Finding:
-    """Return whether a picture can be drawn, in a process of its own, as a driver may crash."""
-    command = [sys.executable, "-c", _RENDER]
+def renderers() -> list[Finding]:
+    """Return what can draw: each attempt is a process of its own, as a driver may crash."""
+    from pitune.envs.rendering import opengl, vulkan
+
+    findings = []
+    for backend in ("egl", "osmesa"):
+        problem = opengl.try_backend(backend)
+        package = opengl.PACKAGES[backend]
+        text = "draws" if problem is None else f"does not draw: {problem}; apt install {package}"
+        findings.append(Finding(backend, text, True if problem is None else None))
+    setting = os.environ.get("MUJOCO_GL", "unset")
     try:
-        drawn = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    except subprocess.TimeoutExpired:
-        return Finding("mujoco", "no pictures and no videos: drawing took over 120 s", None)
-    if not drawn.returncode:
-        return Finding("mujoco", f"renders (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')})")
-    last = (drawn.stderr.strip().splitlines() or ["the process crashed"])[-1]
-    return Finding("mujoco", f"no pictures and no videos: {last}", None)
+        used = f"pictures and films with {opengl.opengl_backend()} (MUJOCO_GL={setting})"
+        findings.append(Finding("mujoco", used))
+    except RuntimeError as error:
+        findings.append(Finding("mujoco", f"no pictures and no films: {error}", None))
 
-
-def vulkan() -> Finding:
-    """Return whether a Vulkan driver is installed, which ManiSkill needs for pictures."""
-    folders = [Path("/usr/share/vulkan/icd.d"), Path("/etc/vulkan/icd.d")]
-    drivers = sorted(file.stem for folder in folders for file in folder.glob("*.json"))
-    if drivers or "VK_ICD_FILENAMES" in os.environ:
-        return Finding("vulkan", ", ".join(drivers) or os.environ["VK_ICD_FILENAMES"])
-    return Finding("vulkan", "no driver: maniskill/ environments have states and no pictures", None)
+    # ManiSkill
+    if importlib.util.find_spec("sapien") is None:
+        return [*findings, Finding("vulkan", "not tried: ManiSkill is not installed", None)]
+    problem = vulkan.vulkan_problem()
+    if problem is None:
+        return [*findings, Finding("vulkan", "draws: pictures and films of maniskill/")]
+    text = f"states and no pictures of maniskill/: {problem}; {vulkan.DRIVER_NEEDED}"
+    return [*findings, Finding("vulkan", text, None)]
 
 
 def names() -> list[Finding]:

@@ -1,6 +1,6 @@
 """Frames of a film: the instruction below the picture, the mark of success, grids and pairs.
 
-Letters: N films, R, C rows and columns, Y, X image pixels.
+Letters: Y, X image pixels.
 """
 
 from __future__ import annotations
@@ -68,19 +68,19 @@ def grid(
     width: int = MAX_WIDTH,
     title: str = "",
 ) -> Frames:
-    """Return the frames of several films beside each other, R rows of C.
+    """Return the frames of several films beside each other, in rows of `columns`.
 
     A film that has ended holds its last frame until the longest one has ended. Missing cells are
     white.
 
     Args:
-        films: N films of one environment.
-        columns: C. By default the grid is about square.
+        films: Of one environment.
+        columns: Films in a row. By default the grid is about square.
         width: Greatest width of each picture [pixels].
         title: As in `captioned`.
 
     Raises:
-        ValueError: there is no film, C is below 1, or the films have several sizes or rates.
+        ValueError: there is no film, `columns` is below 1, or the films differ in size or rate.
     """
     columns = math.ceil(math.sqrt(len(films))) if columns is None else columns
     if not films or columns < 1:
@@ -94,7 +94,7 @@ def grid(
     columns = min(columns, len(films))
     tiles = [captioned(film, width=width, title=title) for film in films]
     length = max(map(len, tiles))
-    # (N, frames, Y, X, 3), with white films in missing cells
+    # (films, frames, Y, X, 3), with white films in missing cells
     stack = np.stack([np.stack(held(tile, 1.0, length)) for tile in tiles])
     missing = -len(films) % columns
     stack = np.pad(stack, ((0, missing), *[(0, 0)] * 4), constant_values=255)

@@ -74,15 +74,32 @@ def film_episodes(
     finally:
         env.close()
 
-    # takes of each seed, because an outcome has none where a seed does not fix the start
     starts = envs.EvaluationSeeds(1, num_episodes, seed, split, Starts.of(env.spec))
+    words = env.spec.tasks if instructions is None else tuple(instructions)
+    films = _films(env, result, starts, words)
+    return [films[index] for index in indices]
+
+
+def _films(
+    env: FilmedEnv, result: rl.Evaluation, starts: envs.EvaluationSeeds, words: Sequence[str]
+) -> dict[int, Film]:
+    """Return the film of each episode by its place in the list.
+
+    Args:
+        env: Has taken the pictures.
+        result: Outcomes.
+        starts: Seeds of the list.
+        words: Instruction of each task.
+    """
+    # by the list's seeds, because an outcome has none where a seed does not fix the start
     takes = defaultdict(list)
     for take in env.takes:
         takes[take.seed].append(take)
-    words = env.spec.tasks if instructions is None else tuple(instructions)
-    films = {}
+
+    # the rows are in the order of the list, in which equal seeds were played
+    rule, films = result.success_rule, {}
     for row in result.rows:
-        take, rule = takes[starts.seed_of(row.index)].pop(0), result.success_rule
+        take = takes[starts.seed_of(row.index)].pop(0)
         films[row.index] = Film(
             outcome=row,
             seed=take.seed,
@@ -94,7 +111,7 @@ def film_episodes(
             success=None if rule is None else row.success(rule),
             fps=env.spec.control_hz / env.stride,
         )
-    return [films[index] for index in indices]
+    return films
 
 
 def _marks(take: Take, rule: envs.SuccessRule | None) -> list[bool]:

@@ -69,8 +69,6 @@ def _camera_advice(env_id: str) -> str:
     prefix = env_id.partition("/")[0]
     if prefix == "gym":
         return "let the environment return them as image/<camera> in a Dict observation"
-    if prefix == "metaworld":
-        return "use another environment: this one has no pictures"
     return "pass --env.cameras"
 
 

@@ -11,6 +11,7 @@ import torch
 
 from pitune import envs
 from pitune.envs.metaworld.adapter import make_metaworld as make
+from pitune.envs.metaworld.pictures import ScenePictures
 from pitune.envs.workers.env import WorkerEnv
 from pitune.extras import install_command
 
@@ -150,3 +151,78 @@ def test_a_missing_package_raises_with_the_command_to_install_it(
     monkeypatch.delitem(sys.modules, "metaworld.env_dict", raising=False)
     with pytest.raises(ImportError, match=re.escape(install_command("metaworld"))):
         make_metaworld("reach-v3", 1)
+
+
+# Cameras
+
+
+@pytest.mark.parametrize("mode", ["state", "rgb"])
+def test_several_cameras_of_any_size_enter_the_observation(mode: Any) -> None:
+    cameras = ("corner2", "gripperPOV")
+    options = {"obs_mode": mode, "render_size": 24}
+    try:
+        env = make_metaworld("push-v3", 2, cameras=cameras, image_size=24, options=options)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    obs = env.reset(torch.tensor([0, 1]))
+    assert env.spec.state_dim == obs["state"].shape[1] == (39 if mode == "state" else 4)
+    assert dict(env.spec.cameras) == dict.fromkeys(cameras, (3, 24, 24))
+    for camera in cameras:
+        assert obs[f"image/{camera}"].shape == (2, 3, 24, 24)
+        assert obs[f"image/{camera}"].dtype == torch.uint8
+    # as in `render` through the same camera, where it is turned by 180 degrees
+    assert torch.equal(obs["image/corner2"].permute(0, 2, 3, 1), env.render())
+    plain = make_metaworld("push-v3", 2)
+    state = plain.reset(torch.tensor([0, 1]))["state"]
+    assert torch.equal(obs["state"], state[:, : env.spec.state_dim])
+
+
+def test_a_chunk_draws_its_last_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    draw = ScenePictures.draw
+
+    def counted(pictures: ScenePictures, camera: str, size: int) -> Any:
+        drawn.append(camera)
+        return draw(pictures, camera, size)
+
+    monkeypatch.setattr(ScenePictures, "draw", counted)
+    records = []
+    for requested in (True, False):
+        try:
+            workers = make_metaworld("push-v3", 2, cameras=("topview",), image_size=16)
+        except RuntimeError as error:
+            pytest.skip(str(error))
+        env = envs.CheckedEnv(workers)
+        env.draws_on_request = requested
+        chunk_env = envs.ChunkEnv(env, 4, envs.EpisodeSeeds(2, 0, "train"))
+        drawn.clear()
+        td = chunk_env.reset()
+        for _ in range(3):
+            action = torch.full((2, 4, 4), 0.3)
+            td = chunk_env.step_and_maybe_reset(td.set("action", action))[1]
+        records.append((len(drawn), td["image/topview"], td["state"]))
+    assert [record[0] for record in records] == [2 * (1 + 3), 2 * (1 + 12)]
+    assert torch.equal(records[0][1], records[1][1])
+    assert torch.equal(records[0][2], records[1][2])
+
+
+def test_two_tasks_in_one_process_are_drawn_with_their_own_meshes() -> None:
+    """Gymnasium's renderer would draw both in the context of the last one."""
+    tasks = ("drawer-open-v3", "push-v3")
+    alone = [make_metaworld(task, 1, options={"render_size": 48}) for task in tasks]
+    try:
+        expected = []
+        for env in alone:
+            env.reset(torch.tensor([3]))
+            expected.append(env.render())
+        assert all(map(torch.equal, [env.render() for env in alone], expected))
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    assert not torch.equal(*expected)
+
+
+def test_cameras_that_do_not_exist_and_a_mode_without_cameras_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"cameras=\['corner22'\] .*did you mean 'corner2'"):
+        make_metaworld("push-v3", 1, cameras=("corner22",))
+    with pytest.raises(ValueError, match=r"obs_mode='rgb' is not supported by .* without cameras"):
+        make_metaworld("push-v3", 1, options={"obs_mode": "rgb"})

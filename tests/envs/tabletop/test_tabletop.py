@@ -320,7 +320,8 @@ def test_an_unknown_task_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cameras": ("top",)}, r"unknown camera 'top'; valid: \['front', 'wrist'\]"),
+        ({"cameras": ("top",)}, r"cameras=\['top'\] do not exist in .*it has \['front', 'wrist'\]"),
+        ({"cameras": ("fron",)}, r"\(did you mean 'front' instead of 'fron'\?\)"),
         ({"reward": "shaped"}, r"unknown reward 'shaped'; valid: \['sparse', 'dense'\]"),
         ({"num_threads": 0}, "num_threads=0 must be at least 1"),
         ({"max_episode_steps": 0}, "max_episode_steps=0 must be at least 1"),
@@ -439,6 +440,6 @@ def test_render_shows_the_cube_and_the_goal(env_with_cameras: Tabletop) -> None:
 
 
 def test_a_machine_that_cannot_render_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render, "_backend", lambda: "mujoco.no_such_backend")
+    monkeypatch.setattr(render, "opengl_backend", lambda: "no_such_backend")
     with pytest.raises(RuntimeError, match=r"libegl1.*libosmesa6"):
         make_started("PickCube", 1).render()

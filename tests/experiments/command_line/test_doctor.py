@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pitune.envs.rendering import opengl, vulkan
 from pitune.experiments.command_line import doctor
 from pitune.experiments.command_line.doctor import Finding
 from pitune.extras import install_command
@@ -73,11 +75,37 @@ def test_only_a_fault_makes_the_exit_status_nonzero(
     assert ("to mend: thing" in capsys.readouterr().out) is bool(status)
 
 
+@pytest.fixture
+def unknown_renderers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No renderer has been found in this process or by its parent."""
+    for name in (opengl.FOUND, vulkan.FOUND, "MUJOCO_GL", "PYOPENGL_PLATFORM"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for module in (opengl, vulkan):
+        monkeypatch.setattr(module, "_search", module._search.__wrapped__)
+
+
+@pytest.mark.usefixtures("unknown_renderers")
 def test_a_driver_that_hangs_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hang(command: list[str], **settings: object) -> None:
-        raise subprocess.TimeoutExpired(command, 120)
+    def hang(command: list[str], **settings: Any) -> None:
+        raise subprocess.TimeoutExpired(command, settings["timeout"])
 
     monkeypatch.setattr(subprocess, "run", hang)
-    finding = doctor.mujoco_rendering()
-    assert finding.ok is None
-    assert "drawing took over 120 s" in finding.text
+    findings = {finding.name: finding for finding in doctor.renderers()}
+    assert all(finding.ok is None for finding in findings.values())
+    assert "it drew nothing in 60 s; apt install libegl1" in findings["egl"].text
+    assert "no pictures and no films: cannot render: neither EGL nor" in findings["mujoco"].text
+
+
+@pytest.mark.usefixtures("unknown_renderers")
+def test_the_renderers_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = {"egl": "OSError: libEGL.so.1", "osmesa": None}
+    monkeypatch.setattr(opengl, "try_backend", problems.get)
+    monkeypatch.setattr(vulkan, "problem_of", lambda code, seconds: None)
+    lines = [(finding.name, finding.ok, finding.text) for finding in doctor.renderers()]
+    assert lines[:3] == [
+        ("egl", None, "does not draw: OSError: libEGL.so.1; apt install libegl1"),
+        ("osmesa", True, "draws"),
+        ("mujoco", True, "pictures and films with osmesa (MUJOCO_GL=unset)"),
+    ]
+    assert lines[3][0] == "vulkan"

@@ -14,7 +14,7 @@ from vision_policies import ENV, vision_policy
     ("id", "advice"),
     [
         ("gym/my:Robot-v0", "let the environment return them as image/<camera> in a Dict"),
-        ("metaworld/reach-v3", "use another environment: this one has no pictures"),
+        ("metaworld/reach-v3", "pass --env.cameras"),
         ("mujoco/PickCube", "pass --env.cameras"),
         ("maniskill/PickCube-v1", "pass --env.cameras"),
     ],
