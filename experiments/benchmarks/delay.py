@@ -229,9 +229,7 @@ def draw(config: DelayBenchmarkConfig, cells: Sequence[Cell], file: Path) -> Non
             for delay, row in zip(delays, values, strict=True):
                 axes.plot([delay] * len(row), row, ".", color=color, markersize=4)
     left.set(xlabel="delay [control steps]", ylabel="success rate", ylim=(0, 1))
-    right.set(
-        xlabel="delay [control steps]", ylabel="jerk at a seam / inside a chunk", yscale="log"
-    )
+    right.set(xlabel="delay [control steps]", ylabel="seam jerk [-]")
     left.legend(fontsize="small")
     figure.suptitle(config.env.id)
     figure.savefig(file, dpi=120)
