@@ -11,6 +11,7 @@ from pitune.experiments.command_line.mistakes import HELP_ALL
 from pitune.experiments.command_line.parsing import arguments
 
 BENCHMARKS: Mapping[str, str] = {
+    "delay": "success and smoothness under decision delays, for four kinds of seams",
     "pi0": "time and memory of a π0 network: prefix, flow steps, a training step",
     "rollout": "speed of chunked collection against the bare simulator",
     "serving": "throughput and latency of a policy server for one client and for many",

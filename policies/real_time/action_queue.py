@@ -215,11 +215,29 @@ def seam_jerk(actions: np.ndarray, chunk_starts: list[int]) -> float:
     Raises:
         ValueError: there is no seam, or nothing but seams.
     """
+    at_seam, elsewhere = second_differences(actions, chunk_starts)
+    if not len(at_seam) or not len(elsewhere):
+        raise ValueError(f"{len(chunk_starts)} chunk starts leave no seam or nothing else")
+    return float(at_seam.mean() / max(elsewhere.mean(), 1e-12))
+
+
+def second_differences(
+    actions: np.ndarray, chunk_starts: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sizes of the second differences at the seams and those elsewhere.
+
+    Args:
+        actions: Executed actions (steps, d).
+        chunk_starts: Steps at which a new chunk came into force.
+
+    Example:
+        >>> at_seam, elsewhere = second_differences(np.array([[0.0], [1], [2], [5]]), [3])
+        >>> at_seam.tolist(), elsewhere.tolist()
+        ([2.0], [0.0])
+    """
     jump = np.linalg.norm(np.diff(actions, n=2, axis=0), axis=1)  # (steps - 2,), around step i + 1
     at_seam = np.zeros(len(jump), dtype=bool)
     for start in chunk_starts:
         # the differences that cross from step start - 1 to start
         at_seam[[i for i in (start - 2, start - 1) if 0 <= i < len(jump)]] = True
-    if not at_seam.any() or at_seam.all():
-        raise ValueError(f"{len(chunk_starts)} chunk starts leave no seam or nothing else")
-    return float(jump[at_seam].mean() / max(jump[~at_seam].mean(), 1e-12))
+    return jump[at_seam], jump[~at_seam]
