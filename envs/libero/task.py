@@ -92,9 +92,7 @@ class LiberoTask(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         # interface of a Gymnasium environment
         self.dt = 1 / CONTROL_HZ
         self.render_mode = "rgb_array"
-        spaces = spaces_of(cameras, render_size)
-        self.observation_space: Dict = spaces[0]
-        self.action_space: Box = spaces[1]
+        self.observation_space, self.action_space = spaces_of(cameras, render_size)  # type: ignore[assignment]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -117,6 +117,6 @@ class AlignedEnv:
 
     def _aligned(self, obs: Observation) -> Observation:
         state = obs["state"]
-        aligned = state.new_zeros(len(state), self._state_dim)
+        aligned = state.new_zeros(len(state), self.spec.state_dim)
         aligned[:, self._columns] = state
         return {**obs, "state": aligned}

@@ -119,8 +119,9 @@ class Recorder:
     def __call__(self, td: TensorDictBase) -> TensorDictBase:
         """Act, and remember the actions."""
         td = self.actor(td)
-        elapsed = td["elapsed"].flatten().cpu().numpy().copy()
-        self._decisions.append((elapsed, td["action"].cpu().numpy()))
+        elapsed: np.ndarray = td["elapsed"].flatten().cpu().numpy().copy()
+        action: np.ndarray = td["action"].cpu().numpy()
+        self._decisions.append((elapsed, action))
         return td
 
     def episodes(self) -> list[np.ndarray]:

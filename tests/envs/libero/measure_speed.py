@@ -23,7 +23,7 @@ from pitune.envs.libero.suites import task_named
 NUM_STEPS = 100
 
 
-def timed(play: Callable[[], None]) -> tuple[float, float]:
+def timed(play: Callable[[], object]) -> tuple[float, float]:
     """Return the seconds of a call: by the clock, and of this process's CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     play()

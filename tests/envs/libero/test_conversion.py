@@ -19,12 +19,12 @@ WORDS = "put the wine_bottle on the rack"
 
 def converted(raw: dict[str, np.ndarray]) -> TensorDict:
     """Return a raw observation in the form that the adapter gives (1 row)."""
-    obs: dict[str, Any] = {
+    obs: dict[Any, Any] = {
         f"image/{camera}": torch.from_numpy(picture_of(raw[f"{name}_image"])).permute(2, 0, 1)[None]
         for camera, name in CAMERAS.items()
     }
-    state = torch.from_numpy(state_of(raw)).float()[None]
-    return TensorDict({"state": state, **obs}, batch_size=[1])
+    obs["state"] = torch.from_numpy(state_of(raw)).float()[None]
+    return TensorDict(obs, batch_size=[1])
 
 
 def inputs_of(policy: FlowPolicy, obs: TensorDict) -> dict[str, np.ndarray]:

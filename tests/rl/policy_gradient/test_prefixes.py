@@ -164,7 +164,7 @@ def test_acting_never_reads_the_prefix_of_an_earlier_decision(new: Callable) -> 
     """A collector carries the entries of a decision into the input of the next one."""
     algorithm = new("ppo")
     rollout = rl.Rollouts(envs.make(ENV), algorithm, 6, seed=0).collect()
-    columns = rollout.unbind(1)
+    columns: Any = rollout.unbind(1)
     row = columns[1].clone()
     row["prefix"] = columns[0]["prefix"]
     torch.manual_seed(0)
