@@ -115,9 +115,7 @@ def tasks_of(suite: str, perturbation: Perturbation = "none") -> tuple[LiberoFil
     return tasks
 
 
-def task_named(
-    suite: str, name: str, perturbation: Perturbation = "none"
-) -> LiberoFiles:
+def task_named(suite: str, name: str, perturbation: Perturbation = "none") -> LiberoFiles:
     """Return one task of a suite.
 
     Args:

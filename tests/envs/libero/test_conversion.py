@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from libero_observations import element_of, model_input_of, raw_observation
 from tensordict import TensorDict
 
-from libero_observations import element_of, model_input_of, raw_observation
 from openpi_fixtures import FAMILIES, TOKENIZER, load_openpi, openpi_folder
 from pitune.envs.libero.conversion import CAMERAS, axis_angle, picture_of, state_of
 from pitune.policies import PIPELINES, FlowPolicy

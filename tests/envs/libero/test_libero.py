@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from libero_observations import raw_observation
 from libero_reference import NUM_STEPS, actions
+
 from pitune import envs
 from pitune.envs.libero import package
 from pitune.envs.libero.conversion import CAMERAS, STATE_KEYS, state_of

@@ -33,7 +33,9 @@ BOWL = "pick up the black bowl between the plate and the ramekin and place it on
 
 def make(env_id: str, **changes: Any) -> envs.CheckedEnv:
     options = envs.LiberoOptions(**changes.pop("options", {}))
-    return envs.make(envs.EnvConfig(id=env_id, num_envs=1, num_workers=0, options=options, **changes))
+    return envs.make(
+        envs.EnvConfig(id=env_id, num_envs=1, num_workers=0, options=options, **changes)
+    )
 
 
 # Without the package
