@@ -1,4 +1,4 @@
-"""`libero/<suite>/<task>`: LIBERO's tasks of a Panda arm, which π0's published checkpoints solve."""
+"""`libero/<suite>/<task>`: LIBERO's tasks of a Panda arm, for π0's published checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`libero/<suite>/<task>`: the seed fixes the episode, which is the same as in LIBERO's own loop."""
+"""`libero/<suite>/<task>`: the seed fixes the episode, which equals LIBERO's own."""
 
 from __future__ import annotations
 
