@@ -132,11 +132,12 @@ def recipe(env_id: str) -> Recipe:
     """Return the settings for an environment."""
     prefix = env_id.partition("/")[0]
     env = envs.config_for(env_id)
-    if prefix in ("maniskill", "metaworld"):
+    if prefix in ("libero", "maniskill", "metaworld"):
         # slow simulators: fewer copies, shorter rollouts, and more learning from each step
         frugal = rl.PPOConfig(update=rl.UpdateConfig(minibatch_size=256, num_epochs=5))
         return Recipe(
-            env=replace(env, num_envs=20),
+            # a scene of LIBERO takes half a gigabyte
+            env=replace(env, num_envs=4 if prefix == "libero" else 20),
             num_demonstrations=30 if prefix == "maniskill" else 10,
             num_chunks=50,
             num_iterations=120,

@@ -23,6 +23,7 @@ from pitune.envs.libero.registration import LiberoOptions
 from pitune.envs.libero.suites import NUM_STARTS, TIME_LIMITS, LiberoFiles, task_named
 from pitune.envs.libero.task import CONTROL_HZ, LiberoTask, spaces_of
 from pitune.envs.rendering.cameras import check_cameras
+from pitune.envs.rendering.opengl import opengl_backend
 from pitune.envs.suite.sub_env import MemberSpaces, SuiteSubEnv
 from pitune.envs.workers.env import WorkerEnv
 from pitune.envs.workers.expert import WorkerExpert
@@ -58,6 +59,7 @@ def make_libero(name: str, config: EnvConfig) -> LiberoEnv:
     Raises:
         ImportError: LIBERO is not installed.
         ValueError: the suite, the task, a camera or the perturbation is unknown.
+        RuntimeError: there are cameras, and this machine cannot draw.
     """
     (task,) = _tasks((name,), config)
     return _workers(_factory(task, config), (task,), config)
@@ -76,6 +78,7 @@ def make_libero_suite(members: tuple[str, ...], config: EnvConfig) -> LiberoEnv:
     Raises:
         ImportError: LIBERO is not installed.
         ValueError: a suite, a task, a camera or the perturbation is unknown.
+        RuntimeError: there are cameras, and this machine cannot draw.
     """
     tasks, options = _tasks(members, config), config.typed_options(LiberoOptions)
     observation, action = spaces_of(config.cameras, options.render_size)
@@ -93,6 +96,8 @@ def _tasks(names: Sequence[str], config: EnvConfig) -> tuple[LiberoFiles, ...]:
     """Return the tasks of some names, after a check of the settings."""
     require_package(config.id)
     check_cameras(config.id, config.cameras, CAMERAS)
+    if config.cameras:
+        opengl_backend()  # an error before scenes are read
     options = config.typed_options(LiberoOptions)
     tasks = []
     for name in names:

@@ -9,13 +9,12 @@ Letters: Y, X image pixels.
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
 import mujoco
 import numpy as np
 
-from pitune.envs.tabletop.render import _ADVICE, _backend
+from pitune.envs.rendering.opengl import ADVICE, opengl_backend
 
 COLLISION_GROUP, VISUAL_GROUP = 0, 1
 """Groups of the shapes that collide and of those that are drawn."""
@@ -105,12 +104,12 @@ class ScenePictures:
         return self._renderer
 
 
-def _open_contexts(model: mujoco.MjModel, size: int) -> tuple[Any, Any]:
-    chosen = os.environ.get("MUJOCO_GL", "").lower()
-    backend = f"mujoco.{chosen}" if chosen in ("egl", "osmesa") else _backend()
+def _open_contexts(model: mujoco.MjModel, size: int) -> tuple[Any, mujoco.MjrContext]:
+    """Return a MuJoCo `GLContext`, current on this thread, and a drawing context in it."""
+    backend = opengl_backend()
     try:
-        gl = importlib.import_module(backend).GLContext(size, size)
+        gl = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
         gl.make_current()
         return gl, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
-    except Exception as error:
-        raise RuntimeError(f"cannot render with {backend}: {error}; {_ADVICE}") from error
+    except Exception as error:  # a missing library raises many kinds of exceptions
+        raise RuntimeError(f"cannot render with {backend}: {error}; {ADVICE}") from error

@@ -239,7 +239,7 @@ def test_options_without_their_simulator_need_no_import() -> None:
     """The classes and the lists of tasks are available where a simulator is not installed."""
     code = (
         "import sys\n"
-        "for name in ('mani_skill', 'metaworld', 'sapien', 'gymnasium.envs.mujoco'):\n"
+        "for name in ('mani_skill', 'metaworld', 'libero', 'sapien', 'gymnasium.envs.mujoco'):\n"
         "    sys.modules[name] = None\n"  # an import of these raises
         "from pitune import envs\n"
         "for prefix, options in envs.prefixes().items():\n"

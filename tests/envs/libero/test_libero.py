@@ -19,6 +19,7 @@ from pitune.envs.libero import package
 from pitune.envs.libero.conversion import CAMERAS, STATE_KEYS, state_of
 from pitune.envs.libero.suites import task_named
 from pitune.envs.libero.task import LiberoTask
+from pitune.envs.rendering import opengl
 
 pytestmark = [
     pytest.mark.sim,
@@ -287,10 +288,13 @@ def test_pictures_are_turned_and_drawn_on_request(stove: LiberoTask) -> None:
 
 
 def test_a_machine_without_a_renderer_is_told_the_debian_package(
-    monkeypatch: pytest.MonkeyPatch, stove: LiberoTask
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    monkeypatch.setitem(sys.modules, "mujoco.osmesa", None)
-    stove._pictures.close()
-    with pytest.raises(RuntimeError, match=r"libegl1 .* or libosmesa6"):
-        stove.draw_pictures()
+    monkeypatch.setattr(opengl, "try_backend", lambda _: "no driver")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    monkeypatch.delenv(opengl.FOUND, raising=False)
+    opengl._search.cache_clear()
+    with pytest.raises(RuntimeError, match=r"install libegl1 .* or libosmesa6"):
+        make("libero/goal/7", cameras=("image",))
+    opengl._search.cache_clear()
