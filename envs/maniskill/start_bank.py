@@ -77,7 +77,7 @@ class StartBank:
 
 def take_start(simulation: Any) -> Start:
     """Return the start of a simulation of one environment that was just reset."""
-    start = {}
+    start: Start = {}
     for kind, bodies in simulation.get_state_dict().items():
         if kind in ("actors", "articulations"):  # the controllers are reset in any case
             start |= {f"{kind}/{name}": state.clone().cpu() for name, state in bodies.items()}
@@ -165,7 +165,7 @@ class StartProcesses:
     def make(self, seeds: list[int]) -> list[Start]:
         """Return the starts of seeds."""
         parts = [seeds[index :: self._num_workers] for index in range(self._num_workers)]
-        made = {}
+        made: dict[int, Start] = {}
         for part, starts in zip(parts, self._pool.map(_make, parts), strict=True):
             made |= dict(zip(part, starts, strict=True))
         return [made[seed] for seed in seeds]
