@@ -31,7 +31,7 @@ def library_of(array: Array) -> Any:
 
 
 def norm(vectors: Array) -> Array:
-    """Return the lengths (...) of vectors (..., n).
+    """Return the lengths (...) of vectors (..., numbers).
 
     Example:
         >>> float(norm(np.array([3.0, 4.0])))

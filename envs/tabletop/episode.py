@@ -1,6 +1,6 @@
 """Observations, ends and rewards of the tabletop, for the physics in C and in Warp.
 
-Letters: E envs.
+Letters: E envs, s robot state dim.
 """
 
 from __future__ import annotations

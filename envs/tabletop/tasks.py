@@ -4,7 +4,7 @@ Everything here is arithmetic on the true state of E scenes at once, and indepen
 simulator. A scene of the physics in C consists of numpy arrays, and one of the physics in Warp of
 tensors on its device. Cube 0 is the one to move.
 
-Letters: E envs.
+Letters: E envs, N rows.
 """
 
 from __future__ import annotations

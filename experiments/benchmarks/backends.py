@@ -4,7 +4,7 @@ It plays the expert in MuJoCo's C engine and in MuJoCo Warp on the CPU from equa
 both. As a control it plays the C engine a second time, with a tiny noise on the actions: contacts
 amplify a difference in either engine.
 
-Letters: E envs.
+Letters: E envs, s robot state dim.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POSITIONS = [0, 1, 2, 8, 9, 10]
 
 @dataclass(frozen=True, kw_only=True)
 class Episodes:
-    """The expert's episodes in one engine, of up to T steps.
+    """The expert's episodes in one engine.
 
     Example:
         >>> play(make("PickCube", 2, TabletopOptions(num_threads=1))).success
@@ -36,9 +36,9 @@ class Episodes:
     """
 
     states: Tensor
-    """Observed states (T, E, s)."""
+    """Observed states (steps, E, s)."""
     running: Tensor
-    """Whether each episode was running before each step (T, E) bool."""
+    """Whether each episode was running before each step (steps, E) bool."""
     success: Tensor
     """(E,) bool."""
 

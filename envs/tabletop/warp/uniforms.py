@@ -74,7 +74,7 @@ def _seed_words(seeds: Tensor) -> Tensor:
 
 
 def _hashed(values: Tensor, factors: Tensor) -> Tensor:
-    """Return hashes (N, n) of values (N, n) or (N, 1) of 32 bits, given factors (2, n)."""
+    """Return hashes of values (N, words) or (N, 1) of 32 bits, given factors (2, words)."""
     result = ((values ^ factors[0]) * factors[1]) & _MASK
     return result ^ (result >> 16)
 
