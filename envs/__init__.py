@@ -19,7 +19,9 @@ if not __name__.startswith("pitune."):
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.chunk_env import ChunkEnv
 from pitune.envs.config import EnvConfig, EnvOptions, require_default
+from pitune.envs.delayed_env import DelayedChunkEnv
 from pitune.envs.gym.registration import GymOptions
+from pitune.envs.libero.registration import LiberoOptions
 from pitune.envs.maniskill.registration import ManiSkillOptions
 from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.mock.registration import MockOptions
@@ -48,6 +50,7 @@ from pitune.envs.vector_env import (
 __all__ = [
     "CheckedEnv",
     "ChunkEnv",
+    "DelayedChunkEnv",
     "DrawsOnRequest",
     "EnvConfig",
     "EnvFactory",
@@ -57,6 +60,7 @@ __all__ = [
     "EvaluationSeeds",
     "Expert",
     "GymOptions",
+    "LiberoOptions",
     "ManiSkillOptions",
     "MetaWorldOptions",
     "MockOptions",

@@ -41,7 +41,8 @@ class EnvConfig(Settings):
     """
 
     id: str = "mujoco/PickCube"
-    """`mujoco/<task>`, `maniskill/<task>`, `metaworld/<task>`, `gym/<id>` or `mock/<name>`."""
+    """`mujoco/<task>`, `maniskill/<task>`, `metaworld/<task>`, `libero/<suite>/<task>`,
+    `gym/<id>` or `mock/<name>`, or a suite of several tasks."""
     num_envs: PositiveInt = 100
     """Environments that step together."""
     num_workers: Annotated[int, Range(low=0, high=1024)] = 2

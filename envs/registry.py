@@ -55,12 +55,15 @@ class Adapter:
 
 SPARSE_REWARD = "1 on success"
 """Definition of the reward `sparse`."""
-SPARSE_PREFIXES = ("gym", "maniskill", "metaworld", "mock", "mujoco")
+SPARSE_PREFIXES = ("gym", "libero", "maniskill", "metaworld", "mock", "mujoco")
 """Adapters whose reward `sparse` is defined so. Other environments have a reward of their own."""
 OTHER_OPTIONS = (
     "backend",
+    "held_tasks",
     "camera",
+    "device",
     "exact_seeds",
+    "gpu",
     "num_threads",
     "obs_mode",
     "render_size",
@@ -198,6 +201,7 @@ def make(config: EnvConfig) -> CheckedEnv:
     check_rule(config.success)
     members = members_of(config.id, adapter.suites())
     if members is None:
+        _check_suite_name(config, adapter)
         env = adapter.factory(config.task, config)
     elif adapter.suite_factory is not None:
         env = adapter.suite_factory(members, config)
@@ -205,6 +209,15 @@ def make(config: EnvConfig) -> CheckedEnv:
         env = make_suite(adapter.factory, members, config)
     env = _with_settings(env, config)
     return CheckedEnv(env, config.success, _reward_of(config, env.spec))
+
+
+def _check_suite_name(config: EnvConfig, adapter: Adapter) -> None:
+    """Raise ValueError for a name that is nearly that of a suite and no task's."""
+    suites = adapter.suites()
+    near = get_close_matches(config.task, suites, n=2, cutoff=0.75)
+    if near and config.task not in adapter.tasks():
+        names = [f"{config.prefix}/{name}" for name in near]
+        raise ValueError(f"unknown suite id={config.id!r}; did you mean {' or '.join(names)}?")
 
 
 def _reward_of(config: EnvConfig, spec: EnvSpec) -> str:

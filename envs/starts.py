@@ -26,7 +26,7 @@ NUM_SEEDS = 2**31
 """Seeds are below this number."""
 
 
-def start_split(num_starts: int) -> dict[Split, tuple[int, ...]]:
+def start_split(num_starts: int, *, shared: bool = False) -> dict[Split, tuple[int, ...]]:
     """Return the fixed starts of each split, which evaluations store.
 
     Example:
@@ -35,10 +35,13 @@ def start_split(num_starts: int) -> dict[Split, tuple[int, ...]]:
 
     Args:
         num_starts: `EnvSpec.num_starts`.
+        shared: `EnvSpec.shared_starts`, whether every split has all of them.
 
     Raises:
         ValueError: there are fewer than ten.
     """
+    if shared:
+        return dict.fromkeys(SPLITS, tuple(range(num_starts)))
     if num_starts < len(PATTERN):
         raise ValueError(
             f"num_starts={num_starts} cannot be split into {', '.join(SPLITS)}; an environment "
@@ -69,6 +72,8 @@ class Starts:
     """Tasks that a seed chooses from."""
     num_starts: int | None = None
     """Fixed starts of each task, or None for no limit."""
+    shared_starts: bool = False
+    """Whether the splits share the fixed starts."""
     seeded_tasks: bool = False
     """Whether a seed chooses the task."""
 
@@ -80,6 +85,7 @@ class Starts:
             env_id=spec.id,
             num_tasks=num_tasks,
             num_starts=spec.num_starts,
+            shared_starts=spec.shared_starts,
             seeded_tasks=spec.seeded_tasks,
         )
 
@@ -101,7 +107,7 @@ class Starts:
         """
         key = (seed, SPLITS.index(split), task_id)
         if self.num_starts is not None:
-            order = _order(key, start_split(self.num_starts)[split])
+            order = _order(key, start_split(self.num_starts, shared=self.shared_starts)[split])
             return task_id + self.num_tasks * order[number % len(order)]
         # the largest power of two that leaves a place for each task and split
         places = 1 << ((NUM_SEEDS // (self.num_tasks * len(SPLITS))).bit_length() - 1)
@@ -118,7 +124,7 @@ class Starts:
         """
         if self.num_starts is None:
             return
-        starts = len(start_split(self.num_starts)[split])
+        starts = len(start_split(self.num_starts, shared=self.shared_starts)[split])
         if num_episodes > self.num_tasks * starts:
             raise ValueError(
                 f"num_episodes={num_episodes} is more than the {self.num_tasks * starts} different "

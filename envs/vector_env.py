@@ -90,6 +90,8 @@ class EnvSpec:
     num_starts: int | None = None
     """Fixed starts of each task, of which `(seed // len(tasks)) % num_starts` is played. They are
     split between training and evaluation (`start_split`). None for no limit."""
+    shared_starts: bool = False
+    """Whether training and evaluation share the fixed starts, each of them taking all."""
     tasks_without_expert: tuple[int, ...] = ()
     """Tasks of a suite whose expert is missing. It does not act in their episodes."""
 
@@ -228,12 +230,12 @@ class DrawsOnRequest(VectorEnv, Protocol):
         """
 
 
-def takes_pictures(env: VectorEnv) -> bool:
+def draws_on_request(env: VectorEnv) -> bool:
     """Return whether an environment draws only the pictures that are read (`DrawsOnRequest`).
 
     Example:
         >>> from pitune.envs.mock.reach import Reach, Script
-        >>> takes_pictures(Reach(2)), takes_pictures(Script(1, lengths=(3,), ends=("time",)))
+        >>> draws_on_request(Reach(2)), draws_on_request(Script(1, lengths=(3,), ends=("time",)))
         (True, False)
     """
     return "pictures" in inspect.signature(env.step).parameters

@@ -11,9 +11,10 @@ again continues a comparison that was interrupted, and longer lists extend it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -27,6 +28,7 @@ from pitune.experiments.quickstart import (
     training_config,
 )
 from pitune.experiments.recipes import Recipe
+from pitune.experiments.reports.task_table import counts_of, task_table
 from pitune.experiments.runs.comparison import (
     FinishedRun,
     comparison_table,
@@ -129,9 +131,38 @@ def _run(config: CompareConfig, job: QuickstartConfig) -> FinishedRun:
 
 def _report(runs: list[FinishedRun], out: Path) -> None:
     """Write the comparison of the runs so far."""
-    tables = f"{summary_table(runs)}\n\n{comparison_table(runs)}\n"
-    (out / "comparison.md").write_text(tables)
+    tables = [summary_table(runs), comparison_table(runs), *task_tables(runs)]
+    (out / "comparison.md").write_text("\n\n".join(tables) + "\n")
     draw_curves(runs, out / "comparison.png")
+
+
+def task_tables(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return a table of success by task for each environment with several tasks, as Markdown.
+
+    Its counts are those of all seeds, before training and after it with each algorithm.
+    """
+    tables = []
+    for env_id in sorted({run.summary["env"] for run in runs}):
+        group = [run for run in runs if run.summary["env"] == env_id]
+        # counts over all seeds
+        columns: dict[str, dict[int, tuple[int, int]]] = {}
+        for run in group:
+            if run.name == group[0].name:  # all algorithms start from the same clones
+                _add_counts(columns.setdefault("before", {}), run.summary["before"])
+        for run in group:
+            _add_counts(columns.setdefault(f"after {run.name}", {}), run.summary["after"])
+        names = group[0].summary["after"]["deployed"].get("task_names", ())
+        table = task_table(names, columns)
+        if table is not None:
+            tables.append(table._replace(title=f"{env_id}, success by task").markdown())
+    return tables
+
+
+def _add_counts(counts: dict[int, tuple[int, int]], evaluations: Mapping[str, Any]) -> None:
+    """Add the successes and episodes of each task to those of other seeds."""
+    for task, (successes, episodes) in counts_of(evaluations["deployed"]).items():
+        known = counts.get(task, (0, 0))
+        counts[task] = (known[0] + successes, known[1] + episodes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

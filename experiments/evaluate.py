@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
@@ -30,12 +31,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         end_with_parent()
         words = arguments(argv)
         config = parse(EvaluateConfig, words, prog=program("evaluate"), description=__doc__)
-        found = {
-            name: find_checkpoint(path)
-            for name in ("checkpoint", "compare")
-            if (path := getattr(config, name)) is not None and server_of(path) is None
-        }
-        evaluate(replace(config, **found), words)
+        config = replace(config, checkpoint=_found(config.checkpoint))
+        if config.compare is not None:
+            config = replace(config, compare=_found(config.compare))
+        evaluate(config, words)
+
+
+def _found(path: Path) -> Path:
+    """Return the checkpoint in a folder, and the address of a server as it is."""
+    return path if server_of(path) is not None else find_checkpoint(path)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from pitune.policies import FlowPolicy, NormStats
 from pitune.policies.checkpoints.pipelines import pipeline_named
 from pitune.policies.preprocessing.norm_stats_file import norm_stats_json
 from pitune.ranges import NonNegativeFloat, Settings
+from pitune.rl.datasets.config import DataConfig
+from pitune.rl.datasets.demonstrations import load_demonstrations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,10 @@ class NormStatsConfig(Settings):
     load: policies.LoadConfig = field(default_factory=policies.LoadConfig)
     """Settings that checkpoints of other formats lack."""
     demonstrations: Path
-    """File from `pitune pretrain` or `rl.Demonstrations.save`."""
+    """File from `pitune pretrain` or `rl.Demonstrations.save`, or a LeRobot dataset: its folder, or
+    its name on the hub."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Features of a LeRobot dataset."""
     out: Path
     """File to write, such as norm_stats.json."""
     min_scale: NonNegativeFloat = 1e-2
@@ -67,7 +72,7 @@ def norm_stats(config: NormStatsConfig) -> tuple[NormStats, NormStats, dict[str,
         raise FileExistsError(f"{config.out} exists already; pass another --out or remove it")
 
     # data as the network has them before normalizing
-    demonstrations = rl.Demonstrations.load(config.demonstrations)
+    demonstrations = load_demonstrations(config.demonstrations, config.data)
     policy = _policy_of(config, demonstrations)
     chunks = demonstrations.chunks(policy.network.config.action_horizon)
     state, action = measured(policy, chunks["state"], chunks["action"])

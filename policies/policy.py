@@ -1,38 +1,45 @@
 """A flow policy: network, preprocessing, sampler and, optionally, a source of its starting noise.
 
-Letters: N rows, H action horizon, h executed actions, A model action dim, d robot action dim, s
-robot state dim, D width.
+Letters: N rows, M draws, H action horizon, h executed actions, A model action dim, d robot action
+dim, s robot state dim, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
-    TimeGrid,
     VelocityField,
     interpolate,
     sample_flow_time,
     target_velocity,
 )
-from pitune.policies.network.config import Pi0Config
+from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.context import Context
-from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
-from pitune.policies.policy_config import PolicyInfo, SamplerConfig, check_noise, check_parts
-from pitune.policies.preprocessing.critic_input import critic_input
+from pitune.policies.policy_config import (
+    check_noise,
+)
+from pitune.policies.policy_parts import PolicyParts
+from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
 from pitune.policies.preprocessing.images import scaled_pictures
-from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
-from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
+from pitune.policies.preprocessing.model_input import ModelInput
+from pitune.policies.under_delay import (
+    continued_field,
+    remainder_of,
+    starting_points,
+)
 
 
-class FlowPolicy(nn.Module):
+class FlowPolicy(PolicyParts):
     """Velocity field and sampler, from observations to action chunks.
 
     Args:
@@ -43,8 +50,9 @@ class FlowPolicy(nn.Module):
         info: Origin, tokenizer and adapters.
 
     Raises:
-        ValueError: `execution_horizon` is not between 1 and H, or only one of the network and the
-            preprocessor has cameras or a prompt.
+        ValueError: `execution_horizon` is not between 1 and H, only one of the network and the
+            preprocessor has cameras or a prompt, or the sampler needs a policy that was cloned
+            with clean beginnings.
 
     Example:
         >>> from pitune.policies import SamplerConfig, small_policy
@@ -54,22 +62,6 @@ class FlowPolicy(nn.Module):
         >>> policy.sample_actions(inputs).shape
         torch.Size([3, 4, 2])
     """
-
-    def __init__(
-        self,
-        network: Pi0 | Pi0Config,
-        preprocessor: PreprocessorConfig | Preprocessor,
-        sampler: SamplerConfig,
-        noise_source: NoiseSource | None = None,
-        info: PolicyInfo | None = None,
-    ) -> None:
-        super().__init__()
-        self.network = Pi0(network) if isinstance(network, Pi0Config) else network
-        if isinstance(preprocessor, PreprocessorConfig):
-            preprocessor = _preprocessor(preprocessor, self.network.config)
-        self.preprocessor, self.sampler = preprocessor, sampler
-        self.noise_source, self.info = noise_source, info or PolicyInfo()
-        check_parts(self.network.config, self.preprocessor.config, sampler)
 
     def replace(self, **changes: Any) -> FlowPolicy:
         """Return a policy with some parts replaced and the others shared.
@@ -101,54 +93,18 @@ class FlowPolicy(nn.Module):
             )
         self.requires_grad_(False)
         width = self.preprocessor.model_state_dim + self.network.config.feature_dim
+        width += old_chunk_dim(config.remainder_steps, self.preprocessor.action_dim)
         horizon = self.sampler.execution_horizon
         source = NoiseSource(config, self.chunk_shape, horizon, width).to(self.device)
         return self.replace(noise_source=source)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the network."""
-        return self.network.action_out_proj.weight.device
+    def with_delay(self, delay: DelayConfig) -> FlowPolicy:
+        """Return this policy under another decision delay.
 
-    @property
-    def grid(self) -> TimeGrid:
-        """The flow times of the sampler."""
-        return TimeGrid(self.sampler.flow_steps, self.sampler.accumulated_time)
-
-    @property
-    def obs_keys(self) -> list[str]:
-        """Keys of the observations that the policy uses."""
-        return self.preprocessor.obs_keys
-
-    @property
-    def feature_dim(self) -> int:
-        """Width of the pooled features of pictures and prompt, 0 without them."""
-        return 0 if self.network.vlm is None else self.network.config.feature_dim
-
-    @property
-    def chunk_shape(self) -> tuple[int, int]:
-        """(H, A) of a chain's points."""
-        return self.network.config.action_horizon, self.network.config.action_dim
-
-    def executed_mask(self) -> Tensor:
-        """Return a mask (H, A): 1 for executed entries, 0 for padding and unexecuted steps."""
-        mask = torch.zeros(self.chunk_shape)
-        mask[: self.sampler.execution_horizon, : self.preprocessor.action_dim] = 1
-        return mask.to(self.device)
-
-    @property
-    def prefix_is_frozen(self) -> bool:
-        """Whether there are pictures or a prompt, and no module that encodes them is trained."""
-        vlm = self.network.vlm
-        return vlm is not None and not any(p.requires_grad for p in vlm.parameters())
-
-    def observation_preprocessor(self, tasks: Sequence[str]) -> ObservationPreprocessor:
-        """Return the module that adds `model_input` to an environment's observations.
-
-        Args:
-            tasks: The environment's instructions, `EnvSpec.tasks`.
+        Raises:
+            ValueError: it cannot act under this delay.
         """
-        return ObservationPreprocessor(self.preprocessor, self.info.tokenizer, tasks)
+        return self.replace(sampler=replace(self.sampler, delay=delay))
 
     def model_input(
         self, obs: TensorDictBase | Mapping[str, Tensor], tasks: Sequence[str] = ()
@@ -179,7 +135,11 @@ class FlowPolicy(nn.Module):
         state = inputs.state.to(self.device)
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
-        return self.network.with_state(prefix, state, state_offset)
+        context = self.network.with_state(prefix, state, state_offset)
+        if inputs.remainder is None or inputs.delay is None:
+            return context
+        old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
+        return context._replace(remainder=old[0], delay=old[1])
 
     def encode_prefix(self, inputs: ModelInput) -> Context:
         """Return the context of pictures and prompt, without the state.
@@ -190,26 +150,55 @@ class FlowPolicy(nn.Module):
         images = None if inputs.images is None else scaled_pictures(inputs.images)
         return self.network.encode_prefix(images, None, inputs.tokens, inputs.token_mask)
 
-    def critic_input(self, inputs: ModelInput, context: Context | None) -> Tensor:
+    def critic_input(
+        self, inputs: ModelInput, context: Context | None, steps: int | None = None
+    ) -> Tensor:
         """Return the input (N, D) of critics and noise models: state and pooled features.
 
         For a policy with the state alone the features are those of its state token.
+
+        Args:
+            inputs: Observations (N).
+            context: The same, encoded, or None to leave the features out.
+            steps: Steps of the old chunk that are added, R by default.
         """
-        features = None if context is None else context.features
-        return critic_input(inputs.state.to(self.device), features)
+        features, state = None if context is None else context.features, inputs.state
+        steps = self.remainder_steps if steps is None else steps
+        state, shape = state.to(self.device), (steps, self.preprocessor.action_dim)
+        old = old_chunk(inputs.remainder, inputs.delay, state, shape)
+        return critic_input(state, features, old_chunk=old)
 
     def field(self, context: Context) -> VelocityField:
-        """Return the velocity field of encoded observations."""
-        return lambda x, flow_time: self.network.velocity(context, x, flow_time)
+        """Return the velocity field of encoded observations, which may continue an old chunk."""
+        return continued_field(
+            lambda x, flow_time: self.network.velocity(context, x, flow_time),
+            context,
+            self.sampler,
+        )
 
     def draw_noise(self, num: int) -> Tensor:
         """Return starting points from the standard normal (N, H, A)."""
         return torch.randn(num, *self.chunk_shape, device=self.device)
 
     def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
-        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A)."""
-        point = point[:, : self.sampler.execution_horizon]
-        return self.preprocessor.unnormalize_action(point, inputs.robot_state.to(self.device))
+        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
+
+        Under a decision delay they are h + R, of which the first are those of the old chunk.
+        """
+        remainder = remainder_of(inputs)
+        point = point if remainder is None else with_prefix(point, remainder)
+        state = inputs.robot_state.to(self.device)
+        return self.preprocessor.unnormalize_action(point[:, : self.num_planned], state)
+
+    def solve(self, context: Context, noise: Tensor) -> Tensor:
+        """Return the chunks (N, H, A) at the end of the ODE from noise (N, H, A), normalized.
+
+        The actions of an old chunk that are executed first are at their beginning.
+        """
+        remainder = remainder_of(context)
+        noise = starting_points(noise, context, self.sampler)
+        chunk = integrate(self.field(context), noise, self.grid, self.sampler.solver)
+        return chunk if remainder is None else with_prefix(chunk, remainder)
 
     def sample_actions(
         self,
@@ -242,11 +231,12 @@ class FlowPolicy(nn.Module):
         context = self.encode(inputs, state_offset=state_offset)
         source = self.noise_source
         if source is not None and source.steered:
-            noise = source(self.critic_input(inputs, context))
+            steps = source.config.remainder_steps
+            noise = source(self.critic_input(inputs, context, steps))
         elif noise is None:
             noise = self.draw_noise(len(inputs))
         check_noise(noise, (len(inputs), *self.chunk_shape))
-        return integrate(self.field(context), noise, self.grid, self.sampler.solver)
+        return self.solve(context, noise)
 
     def loss(
         self,
@@ -257,42 +247,41 @@ class FlowPolicy(nn.Module):
         prefix: Context | None = None,
         state_offset: Tensor | None = None,
     ) -> Tensor:
-        """Return the flow-matching loss of every entry (N, H, A), or (N, H, d).
+        """Return the flow-matching loss of every entry (N, H, A), or (N, M, H, A) for M draws.
 
-        `PreprocessorConfig.loss_dims` decides whether padded dimensions count. Steps past an
-        episode's end count, as in the references. To exclude them, mask before the mean.
+        `PreprocessorConfig.loss_dims` decides whether padded dimensions count (A) or not (d). Steps
+        past an episode's end count, as in the references; mask them before the mean.
 
         Args:
             inputs: Observations (N).
             action: Demonstrated chunks (N, H, d) [robot units].
-            noise: Noise (N, H, A), drawn by default.
-            flow_time: Flow times (N,), drawn from the training distribution by default.
-            prefix: The result of `encode_prefix` for the observations. By default they are encoded
-                here.
+            noise: Noise (N, H, A), drawn by default, or M draws for each chunk (N, M, H, A).
+            flow_time: Flow times (N,), or (N, M) with M draws, or (N, H) for those of single steps.
+                The default is drawn from the training distribution.
+            prefix: The result of `encode_prefix`. By default the observations are encoded here.
             state_offset: See `encode`.
         """
         # target and random draws
         state = inputs.robot_state.to(self.device)
         action = self.preprocessor.normalize_action(action.to(self.device), state)
         noise = self.draw_noise(len(action)) if noise is None else noise
-        check_noise(noise, (len(action), *self.chunk_shape))
+        is_single = noise.ndim == 3
+        noise = noise[:, None] if is_single else noise  # (N, M, H, A)
+        check_noise(noise[:, 0], (len(action), *self.chunk_shape))
         if flow_time is None:
-            flow_time = sample_flow_time(len(action), action.device)
+            flow_time = sample_flow_time(noise.shape[:2].numel(), action.device)
+            flow_time = flow_time.reshape(noise.shape[:2])  # (N, M)
+        elif is_single:
+            flow_time = flow_time[:, None]  # (N, 1), or (N, 1, H) for those of single steps
 
-        # velocity at one point of flow time per row
-        x = interpolate(action, noise, flow_time[:, None, None])  # (N, H, A)
+        # velocity at the points of flow time
+        per_step = flow_time if flow_time.ndim == 3 else flow_time[..., None]  # (N, M, H or 1)
+        x = interpolate(action[:, None], noise, per_step[..., None])  # (N, M, H, A)
         context = self.encode(inputs, prefix, state_offset=state_offset)
-        output = self.network.velocity(context, x[:, None], flow_time[:, None])  # (N, 1, H, A)
+        output = self.network.velocity(context, x, flow_time)
 
         # squared error
-        loss = (output.velocity[:, 0].float() - target_velocity(action, noise)).square()
+        loss = (output.velocity.float() - target_velocity(action[:, None], noise)).square()
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
-        return loss
-
-
-def _preprocessor(config: PreprocessorConfig, network: Pi0Config) -> Preprocessor:
-    """Return the preprocessor with the network's widths."""
-    # π0.5 has the state in its prompt, with any number of dimensions
-    state_dim = config.state.dim if network.family == "pi05" else 0
-    return Preprocessor(config, max(network.state_dim, state_dim), network.action_dim)
+        return loss[:, 0] if is_single else loss

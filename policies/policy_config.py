@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import Solver
-from pitune.policies.flow.real_time import RealTimeConfig
+from pitune.policies.flow.real_time import RealTimeConfig, check_delay
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig
-from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
+from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.preprocessing.prompt import Encoder
 from pitune.ranges import PositiveInt, Settings
 
@@ -40,11 +41,15 @@ class SamplerConfig(Settings):
     real_time: RealTimeConfig | None = None
     """How a new chunk continues the one that is being executed. None begins each chunk afresh."""
 
+    delay: DelayConfig = field(default_factory=DelayConfig)
+    """Decision delay that the policy is fine-tuned under."""
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SamplerConfig:
         """Rebuild the config from `dataclasses.asdict`, also after a round trip through JSON."""
         real_time = values.get("real_time")
-        parts = {"real_time": None if real_time is None else RealTimeConfig(**real_time)}
+        parts: dict[str, Any] = {"delay": DelayConfig(**values.get("delay", {}))}
+        parts["real_time"] = None if real_time is None else RealTimeConfig(**real_time)
         return cls(**{**values, **parts})
 
 
@@ -66,8 +71,18 @@ class PolicyInfo:
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Id and settings of the environment that the policy learned in (JSON values), if known."""
 
+    real_time_delay: int = 0
+    """Longest clean beginning of the chunks that it was cloned on [control steps], 0 for none."""
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PolicyInfo:
         return self
+
+
+def make_preprocessor(config: PreprocessorConfig, network: Pi0Config) -> Preprocessor:
+    """Return the preprocessor with the network's widths."""
+    # π0.5 has the state in its prompt, with any number of dimensions
+    state_dim = config.state.dim if network.family == "pi05" else 0
+    return Preprocessor(config, max(network.state_dim, state_dim), network.action_dim)
 
 
 def check_parts(
@@ -92,6 +107,49 @@ def check_parts(
         raise ValueError(
             f"execution_horizon={sampler.execution_horizon} must be between 1 and "
             f"action_horizon={network.action_horizon}"
+        )
+    if sampler.delay.highest:
+        check_delay(sampler.delay.highest, sampler.execution_horizon, network.action_horizon)
+
+
+def check_real_time(sampler: SamplerConfig, info: PolicyInfo) -> None:
+    """Check that a policy can continue chunks as its sampler sets.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    config, delay = sampler.real_time, sampler.delay
+    if delay.seam == "ensemble":
+        raise ValueError(
+            "sampler.delay.seam='ensemble' averages several chunks, and their mean has no density; "
+            "take 'plain' or 'real_time'. DelayedActor evaluates ensembles"
+        )
+    if config is not None and config.method == "trained" and not info.real_time_delay:
+        raise ValueError(
+            "real_time.method='trained' needs a policy that was cloned with clean beginnings, and "
+            "this one was not; take method='guided', or clone with real_time_delay "
+            "(pitune pretrain --real-time-delay 4)"
+        )
+    if delay.seam == "real_time" and config is None:
+        raise ValueError(
+            "delay.seam='real_time' needs the policy's settings `sampler.real_time`; set them, "
+            "clone with real_time_delay (pitune pretrain --real-time-delay 4), or choose another "
+            "seam"
+        )
+    if delay.seam == "real_time" and config is not None and config.method == "trained":
+        check_trained_delay(delay.highest, info)
+
+
+def check_trained_delay(delay: int, info: PolicyInfo) -> None:
+    """Check that a policy was cloned with clean beginnings that are as long as a delay.
+
+    Raises:
+        ValueError: it was not.
+    """
+    if delay > info.real_time_delay:
+        raise ValueError(
+            f"delay={delay} is longer than real_time_delay={info.real_time_delay} of the policy's "
+            "cloning; use method='guided', or clone with longer delays"
         )
 
 

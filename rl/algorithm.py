@@ -114,6 +114,14 @@ class Algorithm(ABC, Generic[ConfigType]):
         """
         return None
 
+    @property
+    def demonstrated_fps(self) -> float | None:
+        """Frame rate of a dataset that the policy is trained on [Hz], None if it is unknown.
+
+        `Rollouts` compares it with the control rate of the environment.
+        """
+        return None
+
     def plan_rollouts(self, num_decisions: int) -> list[str]:
         """Prepare for rollouts of E * T decisions, and return notes for the user.
 

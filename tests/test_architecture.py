@@ -18,7 +18,7 @@ ALLOWED = {
     "rl": {"policies", "envs", "rl"},
     "experiments": {"policies", "envs", "rl", "experiments"},
 }
-SIMULATORS = {"mujoco", "gymnasium", "mani_skill", "metaworld", "sapien"}
+SIMULATORS = {"mujoco", "gymnasium", "mani_skill", "metaworld", "sapien", "libero", "robosuite"}
 packages = pytest.mark.parametrize("package", ALLOWED)
 
 

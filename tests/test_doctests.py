@@ -19,7 +19,7 @@ from pitune.rl import registry as algorithms
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("policies", "rl", "experiments")
-SIMULATORS = {"gymnasium", "mani_skill", "metaworld", "mujoco", "sapien"}
+SIMULATORS = {"gymnasium", "mani_skill", "metaworld", "mujoco", "sapien", "libero", "robosuite"}
 
 
 def modules() -> Iterator[str]:

@@ -19,6 +19,7 @@ LEGEND = {
     "M": "scored flow steps",
     "H": "action horizon",
     "h": "executed actions",
+    "R": "steps of a remainder",
     "A": "model action dim",
     "d": "robot action dim",
     "S": "model state dim",

@@ -7,12 +7,7 @@ ManiSkill steps all E environments or none, and reuses its buffers:
 - An environment whose episode runs cannot be held still: leaving it out of `active` is an error,
   unless nothing is active.
 
-Two faults of ManiSkill's reset are corrected, so that the seed alone fixes the start of an episode:
-
-- ManiSkill seeds torch with the first seed of a reset and draws all starts from it. So every
-  environment gets a reset of its own, which takes time in large batches (`exact_seeds`).
-- Contact forces are those of the last physics step. If the old episode ended with a grasp, the
-  first observation of the new one would report a grasp too.
+The seed alone fixes the start of an episode, which `resets` and `start_bank` bring about.
 
 Letters: E envs, N rows, d robot action dim, C, Y, X image channels and pixels.
 """
@@ -27,7 +22,9 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from pitune.envs.maniskill.experts import ManiSkillExpert
-from pitune.envs.maniskill.observation import Sensors, mask_contacts, picture_shape, read_obs
+from pitune.envs.maniskill.observation import Sensors, picture_shape, read_obs
+from pitune.envs.maniskill.resets import Resets
+from pitune.envs.maniskill.start_bank import StartBank
 from pitune.envs.rendering.vulkan import DRIVER_NEEDED
 from pitune.envs.success import read_successes
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
@@ -49,8 +46,10 @@ class ManiSkillBatch:
         instruction: The task in words.
         cameras: Cameras whose pictures enter the observation.
         dense_reward: Use the simulator's reward instead of 1 on success.
-        exact_seeds: Reset one environment after the other, each with its seed. Otherwise a reset is
-            one call, its first seed determines all starts, and equal seeds are not equal starts.
+        exact_seeds: Whether a start depends on its own seed alone. Otherwise the first seed of a
+            reset determines all its starts, and equal seeds are not equal starts.
+        bank: Starts by seed, by which one call resets many environments with exact seeds. Without
+            it that takes a call for each environment.
         deterministic_reset: Whether the seed alone fixes an initial state, apart from this.
         max_failures: Episodes in a row that may have numbers that are not finite.
 
@@ -69,12 +68,15 @@ class ManiSkillBatch:
         cameras: tuple[str, ...] = (),
         dense_reward: bool = False,
         exact_seeds: bool = True,
+        bank: StartBank | None = None,
         deterministic_reset: bool = True,
         max_failures: int = MAX_FAILURES,
     ) -> None:
         self._max_failures = max_failures
         self._simulation, self._task = simulation, task
-        self._dense_reward, self._exact_seeds = dense_reward, exact_seeds
+        self._dense_reward = dense_reward
+        self._bank = bank
+        self._resets = Resets(simulation, exact_seeds=exact_seeds, bank=bank)
         # action space and success signal
         space = simulation.single_action_space
         if not isinstance(space, Box):
@@ -128,17 +130,7 @@ class ManiSkillBatch:
         """
         rows = torch.arange(self.spec.num_envs) if env_idx is None else env_idx
         rows, seeds = rows.to(self.spec.device), seed.tolist()
-        if self._exact_seeds:
-            # a call per row, because ManiSkill draws all starts of a call from its first seed
-            for row, number in zip(rows.split(1), seeds, strict=True):
-                raw = self._start(row, [number] * self.spec.num_envs)
-        else:
-            # The first entry seeds torch, so it must be a new one even if environment 0 is not
-            # reset.
-            all_seeds = [seeds[0]] * self.spec.num_envs
-            for index, number in zip(rows.tolist(), seeds, strict=True):
-                all_seeds[index] = number
-            raw = self._start(rows, all_seeds)
+        raw = self._resets.start(rows, seeds)
 
         # counters of the new episodes
         started = torch.zeros_like(self._running)
@@ -234,22 +226,10 @@ class ManiSkillBatch:
         return ManiSkillExpert(self._simulation, self._task, mode, lambda: self._num_steps)
 
     def close(self) -> None:
-        """Free the simulation."""
+        """Free the simulation, and end the processes of its bank."""
         self._simulation.close()
-
-    def _start(self, rows: Tensor, seeds: list[int]) -> Any:
-        """Reset some rows (N,), with E seeds, and return ManiSkill's observation."""
-        simulation, options = self._simulation, {"env_idx": rows}
-        if self.spec.num_envs > 1:
-            with mask_contacts(simulation.scene, rows, self.spec.num_envs):
-                return simulation.reset(seed=seeds, options=options)[0]
-        raw, info = simulation.reset(seed=seeds, options=options)
-        if not info["reconfigure"]:
-            # A physics step from the new start replaces all contacts of the old episode, also
-            # those inside the physics engine. Then the start is set again.
-            simulation.scene.step()
-            raw, _ = simulation.reset(seed=seeds, options=options)
-        return raw
+        if self._bank is not None:
+            self._bank.close()
 
     def _count_failures(self, invalid: Tensor, ended: Tensor) -> None:
         """Count invalid episodes in a row (E,), and raise where there are too many."""

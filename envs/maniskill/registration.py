@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pitune.envs.config import EnvConfig, EnvOptions
 from pitune.envs.maniskill.tasks import INSTRUCTIONS
 from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
+from pitune.ranges import PositiveInt, Range
 
 ObsMode = Literal["auto", "state", "rgb", "rgb+state"]
 Backend = Literal["auto", "cpu", "cuda"]
@@ -33,9 +34,15 @@ class ManiSkillOptions(EnvOptions):
     state. `auto` is `rgb` with cameras and `state` without."""
     backend: Backend = "auto"
     """Device of the simulation. `auto` is CUDA if torch finds it."""
+    gpu: Annotated[int, Range(low=0, high=1023)] = 0
+    """Number of the CUDA device of the simulation and of its pictures."""
     exact_seeds: bool = True
-    """On CUDA, reset one environment after the other, so that equal seeds give equal starts. On the
-    CPU the seeds are always exact."""
+    """On CUDA, start each episode by its own seed, as on the CPU. `num_workers` processes make the
+    starts. Otherwise the first seed of a reset determines all its starts. On the CPU the seeds are
+    always exact."""
+    held_tasks: PositiveInt = 1
+    """Simulators that each environment of a suite keeps. Beyond it, the one that was used longest
+    ago is closed, and its next episode makes it again."""
 
 
 def make_maniskill_env(task: str, config: EnvConfig) -> VectorEnv:
@@ -52,4 +59,17 @@ def make_maniskill_env(task: str, config: EnvConfig) -> VectorEnv:
     return make_maniskill(task, config)
 
 
-register("maniskill", make_maniskill_env, ManiSkillOptions, tasks=lambda: INSTRUCTIONS)
+def make_maniskill_suite_env(members: tuple[str, ...], config: EnvConfig) -> VectorEnv:
+    """Return a suite of ManiSkill tasks, see `make_maniskill_env` for the errors."""
+    from pitune.envs.maniskill.suite import make_maniskill_suite
+
+    return make_maniskill_suite(members, config)
+
+
+register(
+    "maniskill",
+    make_maniskill_env,
+    ManiSkillOptions,
+    tasks=lambda: INSTRUCTIONS,
+    suite_factory=make_maniskill_suite_env,
+)

@@ -38,13 +38,13 @@ def build_simulation(
     modes = registered_tasks()[task].cls.SUPPORTED_REWARD_MODES
     # The sparse reward is computed in ManiSkillBatch: ManiSkill's is -1 on failure.
     sparse = "none" if "none" in modes else "sparse"
-    renderer = "gpu" if torch.cuda.is_available() else "cpu"
+    renderer = f"cuda:{options.gpu}" if torch.cuda.is_available() else "cpu"
     arguments: dict[str, Any] = {
         "num_envs": num_envs,
         "obs_mode": resolve_obs_mode(config),
         "reward_mode": "normalized_dense" if config.reward == "dense" else sparse,
         "control_mode": options.control_mode,
-        "sim_backend": f"physx_{device}",
+        "sim_backend": "physx_cpu" if device == "cpu" else f"physx_cuda:{options.gpu}",
         "render_backend": renderer if has_driver else "none",
         "render_mode": "rgb_array" if has_driver else None,
         "sensor_configs": {"width": config.image_size, "height": config.image_size},

@@ -24,7 +24,7 @@ from pitune.envs.vector_env import (
     Observation,
     StepResult,
     VectorEnv,
-    takes_pictures,
+    draws_on_request,
 )
 
 
@@ -56,6 +56,7 @@ class SuiteEnv:
         self.task_id = torch.zeros(self.spec.num_envs, dtype=torch.int64, device=self.spec.device)
         """Present task of each environment (E,)."""
         self._obs: Observation = {}
+        self._draws_on_request = [draws_on_request(member) for member in members]
         # members that have begun episodes, because others have nothing to draw
         self._begun = [False] * len(self.members)
 
@@ -73,6 +74,7 @@ class SuiteEnv:
         return self._observation()
 
     def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
+        """Advance the active environments. See `DrawsOnRequest.step`."""
         zeros = torch.zeros(self.spec.num_envs, device=self.spec.device)
         reward, flags = zeros, [zeros.bool() for _ in range(4)]
         for index, member in enumerate(self.members):
@@ -80,8 +82,8 @@ class SuiteEnv:
             if not mask.any():
                 continue
             requested: dict[str, Any] = {}
-            if pictures is not None and takes_pictures(member):
-                requested = {"pictures": pictures}
+            if pictures is not None and self._draws_on_request[index]:
+                requested = {"pictures": pictures & mask}
             obs, own_reward, terminated, truncated, info = member.step(action, mask, **requested)
             reward = torch.where(mask, own_reward, reward)
             own = (terminated, truncated, info["success"], info["invalid"])

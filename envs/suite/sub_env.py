@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.spaces import Dict, Discrete
 
 from pitune.envs.suite.layout import check_same_spaces
+from pitune.envs.workers.pictures import with_pictures
 from pitune.envs.workers.spaces import control_rate
 from pitune.envs.workers.sub_envs import construction_seed
 from pitune.envs.workers.surroundings import Surroundings
@@ -117,13 +118,6 @@ class SuiteSubEnv(gymnasium.Env[Any, np.ndarray]):
         raw, reward, terminated, truncated, info = self._current.step(action)
         return self._with_task(raw), float(reward), terminated, truncated, {**info}
 
-    def draw_pictures(self) -> dict[str, Any]:
-        """Return the pictures of the present task, nothing where its observations hold them."""
-        if not self._current.has_wrapper_attr("draw_pictures"):
-            return {}
-        pictures: dict[str, Any] = self._current.get_wrapper_attr("draw_pictures")()
-        return pictures
-
     def expert_action(self) -> np.ndarray:
         """Return the action (d,) of the present task's expert, zeros where it has none."""
         try:
@@ -131,6 +125,11 @@ class SuiteSubEnv(gymnasium.Env[Any, np.ndarray]):
         except AttributeError:
             return np.zeros(self.action_space.shape or (), np.float32)
         return np.asarray(act())
+
+    def draw_pictures(self) -> dict[str, np.ndarray]:
+        """Return the pictures `image/<camera>` (Y, X, C) that the present task draws on request."""
+        drawn: dict[str, np.ndarray] = with_pictures(self._current, {})
+        return drawn
 
     def render(self) -> Any:
         """Return a picture (Y, X, 3) uint8 of the present task."""

@@ -23,15 +23,17 @@ from einops import rearrange
 from torch import Tensor
 
 from pitune.envs.rendering.cameras import check_cameras
+from pitune.envs.tabletop.episode import Rules
 from pitune.envs.tabletop.experts import TabletopExpert
+from pitune.envs.tabletop.layout import CONTROL_HZ
 from pitune.envs.tabletop.model import CAMERAS, RENDER_CAMERA
-from pitune.envs.tabletop.physics import CONTROL_HZ, TabletopPhysics
+from pitune.envs.tabletop.physics import TabletopPhysics
+from pitune.envs.tabletop.registration import ObsMode
 from pitune.envs.tabletop.render import SceneRenderer
-from pitune.envs.tabletop.tasks import Scene, dense_reward, draw_start, find_task
+from pitune.envs.tabletop.starts import draw_starts, draw_uniforms
+from pitune.envs.tabletop.tasks import Scene, find_task
 from pitune.envs.vector_env import EnvSpec, Observation, StepResult
 
-GRIPPER_DIM = 8
-"""Dimensions of the gripper's state: position, velocity and fingers."""
 RENDER_HEIGHT, RENDER_WIDTH = 240, 320
 """Size of the pictures of `render` [pixels]."""
 
@@ -78,9 +80,9 @@ class Tabletop:
         max_episode_steps: int = 60,
         num_threads: int | None = None,
         shadows: bool = False,
-        obs_mode: Literal["state", "rgb"] = "state",
+        obs_mode: ObsMode = "state",
     ) -> None:
-        self.task, self._obs_mode = find_task(task), obs_mode
+        self.task = find_task(task)
         _check_choices(reward, cameras, obs_mode)
         check_cameras(f"mujoco/{task}", cameras, CAMERAS)
         _check_counts(
@@ -89,10 +91,16 @@ class Tabletop:
             max_episode_steps=max_episode_steps,
             num_threads=1 if num_threads is None else num_threads,
         )
+        self._rules = Rules(
+            task=self.task,
+            reward=reward,
+            max_episode_steps=max_episode_steps,
+            obs_mode=obs_mode,
+        )
         self.spec = EnvSpec(
             id=f"mujoco/{task}",
             num_envs=num_envs,
-            state_dim=GRIPPER_DIM if obs_mode == "rgb" else 11 + 9 * self.task.num_cubes,
+            state_dim=self._rules.state_dim,
             action_low=(-1.0,) * 4,
             action_high=(1.0,) * 4,
             max_episode_steps=max_episode_steps,
@@ -103,7 +111,6 @@ class Tabletop:
         )
 
         # scenes and their episodes (E,)
-        self.reward = reward
         self.physics = TabletopPhysics(self.task, num_envs, num_threads)
         self._step_counts = np.zeros(num_envs, dtype=np.int64)
         self._episode_counts = np.zeros(num_envs, dtype=np.int64)
@@ -150,9 +157,9 @@ class Tabletop:
             )
 
         # starts that depend on their own seeds only
-        for row, episode_seed in zip(rows.tolist(), seed.tolist(), strict=True):
-            start = draw_start(self.task, np.random.default_rng(episode_seed))
-            self.physics.set_start(row, start)
+        uniforms = draw_uniforms(seed.tolist())
+        starts = draw_starts(uniforms, self.task.num_cubes, self.task.goal_of)
+        self.physics.set_starts(rows, starts)
         self._step_counts[rows] = 0
         self._episode_counts[rows] += 1
         self._ended[rows] = False
@@ -178,18 +185,10 @@ class Tabletop:
         failed[rows] = self.physics.advance(rows, commands[rows])
         self._step_counts[rows] += 1
 
-        # ends
+        # ends and reward (E,)
         scene = self.scene
-        success = mask & ~failed & self.task.success(scene)
-        timed_out = mask & (self._step_counts >= self.spec.max_episode_steps)
-        truncated = (timed_out & ~success) | failed
+        success, truncated, reward = self._rules.judge(scene, self._step_counts, mask, failed)
         self._ended |= success | truncated
-
-        # reward
-        reward = success.astype(np.float64)
-        if self.reward == "dense":
-            progress = dense_reward(self.task, scene) / self.spec.max_episode_steps
-            reward += np.where(mask & ~failed & ~success, progress, 0.0)
         read = mask if pictures is None else pictures.cpu().numpy()
         self._update_images(np.flatnonzero(mask & (read | success | truncated)))
         return StepResult(
@@ -241,17 +240,8 @@ class Tabletop:
 
     def _observation(self, scene: Scene) -> Observation:
         """Return the observation of all E scenes."""
-        parts = [scene.tool, scene.tool_velocity, scene.fingers]
-        if self._obs_mode == "state":
-            # (E, cubes, 3) and (E, cubes, 3) -> (E, cubes, 6)
-            poses = np.concatenate([scene.cubes, scene.cube_quaternions[:, :, 1:]], axis=2)
-            # (E, cubes, 3), seen from the tool
-            relative = scene.cubes - scene.tool[:, None]
-            parts += [rearrange(part, "E cubes n -> E (cubes n)") for part in (poses, relative)]
-            parts += [scene.error]
-        # (E, 11 + 9 * cubes), or (E, 8)
         obs = {
-            "state": torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32)),
+            "state": torch.from_numpy(self._rules.state_of(scene).astype(np.float32)),
             "task_id": torch.zeros(self.spec.num_envs, dtype=torch.int64),
         }
         return obs | {f"image/{camera}": image.clone() for camera, image in self._images.items()}

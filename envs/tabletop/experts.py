@@ -13,14 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from pitune.envs.tabletop.arrays import Array, as_tensor, choose, library_of, norm, upward
 from pitune.envs.tabletop.model import CUBE_HALF_SIZE
 from pitune.envs.tabletop.tasks import Scene
-
-Array = np.ndarray
 
 STEP_SIZE = 0.06
 """Displacement of the tool's target by one unit of action [m]."""
@@ -31,7 +29,7 @@ class Plan:
     """Targets of the expert in E environments.
 
     Example:
-        >>> target, phase = np.zeros((2, 3)), np.array([0, 3])
+        >>> target, phase = torch.zeros(2, 3), torch.tensor([0, 3])
         >>> Plan(target=target, opened=phase < 2, phase=phase).opened.tolist()
         [True, False]
     """
@@ -85,28 +83,28 @@ class TabletopExpert:
     def __init__(self, env: SceneSource, task: str) -> None:
         self.env = env
         self.plan = PLANS[task]
-        num_envs = len(env.step_counts)
-        self._phase = np.zeros(num_envs, dtype=np.int64)
-        self._phase_start = np.zeros(num_envs, dtype=np.int64)
-        self._episode = np.full(num_envs, -1)
+        counts = env.step_counts
+        self._phase, self._phase_start = 0 * counts, 0 * counts
+        self._episode = 0 * counts - 1  # no episode
 
     def act(self) -> Tensor:
         """Return the expert's action (E, 4)."""
         scene, steps, episodes = self.env.scene, self.env.step_counts, self.env.episode_counts
+        xp = library_of(steps)
         # a new episode begins with the first phase
-        is_new = episodes != self._episode
-        self._phase[is_new], self._phase_start[is_new] = 0, 0
+        goes_on = episodes == self._episode
+        phase, phase_start = self._phase * goes_on, self._phase_start * goes_on
         self._episode = episodes
 
         # next phase, and the step at which it began
-        plan = self.plan(scene, self._phase, steps - self._phase_start)
-        self._phase_start = np.where(plan.phase != self._phase, steps, self._phase_start)
+        plan = self.plan(scene, phase, steps - phase_start)
+        self._phase_start = xp.where(plan.phase != phase, steps, phase_start)
         self._phase = plan.phase
 
-        # (E, 3) and (E,) -> (E, 4)
-        displacement = np.clip((plan.target - scene.tool) / STEP_SIZE, -1, 1)
-        grip = np.where(plan.opened, 1.0, -1.0)
-        return torch.from_numpy(np.c_[displacement, grip].astype(np.float32))
+        # (E, 3) and (E, 1) -> (E, 4)
+        displacement = ((plan.target - scene.tool) / STEP_SIZE).clip(-1, 1)
+        grip = choose(plan.opened[:, None], 1.0, -1.0)
+        return as_tensor(xp.concatenate([displacement, grip], axis=1), torch.float32)
 
 
 def plan_pick(scene: Scene, phase: Array, num_steps: Array) -> Plan:
@@ -117,31 +115,31 @@ def plan_pick(scene: Scene, phase: Array, num_steps: Array) -> Plan:
         phase: Phase of each environment at the previous step (E,).
         num_steps: Steps since that phase began (E,).
     """
-    phase = _approach(scene, phase, num_steps)
-    target = np.where((phase < 3)[:, None], _above_cube(scene, phase), scene.tool + scene.error)
+    phase, xp = _approach(scene, phase, num_steps), library_of(phase)
+    target = xp.where((phase < 3)[:, None], _above_cube(scene, phase), scene.tool + scene.error)
     return Plan(target=target, opened=phase < 2, phase=phase)
 
 
 def plan_stack(scene: Scene, phase: Array, num_steps: Array) -> Plan:
     """Grasp as in `plan_pick` (0-2), carry over the other cube (3), lower (4), release (5)."""
     tool, cube, error = scene.tool, scene.cubes[:, 0], scene.error
+    xp, up = library_of(phase), upward(tool)
     releasing = phase == 5
     phase = _approach(scene, phase, num_steps)
     # phase changes in this step
-    over = np.linalg.norm(error[:, :2], axis=1) < 0.01
-    phase = np.where((phase == 3) & over, 4, phase)
-    phase = np.where((phase == 4) & (error[:, 2] > -0.004), 5, phase)
+    over = norm(error[:, :2]) < 0.01
+    phase = xp.where((phase == 3) & over, 4, phase)
+    phase = xp.where((phase == 4) & (error[:, 2] > -0.004), 5, phase)
 
-    carry = tool + error + [0, 0, 0.03]
     # Up first, so that the cube does not hit the other one.
     low = (cube[:, 2] < scene.goal[:, 2] + 0.015) & ~over
-    carry[low] = tool[low] + [0, 0, 0.05]
+    carry = xp.where(low[:, None], tool + 0.05 * up, tool + error + 0.03 * up)
     # phase 4 moves by the remaining error, and phase 5 straight up
-    lower = tool + error + [0, 0, 0.001]
-    retreat = tool + np.where(releasing & (num_steps > 2), 0.05, 0.0)[:, None] * [0, 0, 1]
+    lower = tool + error + 0.001 * up
+    retreat = tool + choose((releasing & (num_steps > 2))[:, None], 0.05, 0.0) * up
     target = _above_cube(scene, phase)
     for number, phase_target in ((3, carry), (4, lower), (5, retreat)):
-        target = np.where((phase == number)[:, None], phase_target, target)
+        target = xp.where((phase == number)[:, None], phase_target, target)
     # The first step of phase 5 only stops, because a cube that is released in motion slides off.
     return Plan(target=target, opened=(phase < 2) | releasing, phase=phase)
 
@@ -153,42 +151,45 @@ def plan_push(scene: Scene, phase: Array, num_steps: Array) -> Plan:
     gripper's speed, so that it does not fly away. It returns to phase 0 if the cube slips sideways.
     """
     # positions and directions in the plane (E, 2)
+    xp = library_of(phase)
     tool, cube = scene.tool[:, :2], scene.cubes[:, 0, :2]
-    distance = np.linalg.norm(scene.error[:, :2], axis=1, keepdims=True) + 1e-9
+    distance = norm(scene.error[:, :2])[:, None] + 1e-9
     direction = scene.error[:, :2] / distance
     behind = cube - 0.065 * direction
     offset = tool - cube
-    sideways = np.abs(offset[:, 0] * direction[:, 1] - offset[:, 1] * direction[:, 0])
+    sideways = abs(offset[:, 0] * direction[:, 1] - offset[:, 1] * direction[:, 0])
 
     # phase changes in this step
-    arrived = np.linalg.norm(tool - behind, axis=1) < 0.01
-    phase = np.where((phase == 0) & arrived, 1, phase)
-    phase = np.where((phase == 1) & (scene.tool[:, 2] < CUBE_HALF_SIZE + 0.01), 2, phase)
-    phase = np.where((phase == 2) & (sideways > 0.03), 0, phase)
+    arrived = norm(tool - behind) < 0.01
+    phase = xp.where((phase == 0) & arrived, 1, phase)
+    phase = xp.where((phase == 1) & (scene.tool[:, 2] < CUBE_HALF_SIZE + 0.01), 2, phase)
+    phase = xp.where((phase == 2) & (sideways > 0.03), 0, phase)
 
     # target of each phase
     contact = cube - 0.03 * direction
-    push = tool + 0.4 * (contact - tool) + direction * np.minimum(distance, 0.025)
+    push = tool + 0.4 * (contact - tool) + direction * distance.clip(max=0.025)
     rising = (phase == 0) & (scene.tool[:, 2] < 0.07)  # above the cube before moving around it
-    hover = np.where(rising[:, None], tool, behind)
-    position = np.where((phase == 2)[:, None], push, hover)
-    height = np.where(phase == 0, 0.1, CUBE_HALF_SIZE)
-    return Plan(target=np.c_[position, height], opened=np.zeros(len(phase), bool), phase=phase)
+    hover = xp.where(rising[:, None], tool, behind)
+    position = xp.where((phase == 2)[:, None], push, hover)
+    height = choose((phase == 0)[:, None], 0.1, CUBE_HALF_SIZE)
+    target = xp.concatenate([position, height], axis=1)
+    return Plan(target=target, opened=phase < 0, phase=phase)  # never opened
 
 
 def _approach(scene: Scene, phase: Array, num_steps: Array) -> Array:
     """Return the phase (E,) of a grasp: 0 hover, 1 descend, 2 close, 3 done."""
     offset = scene.tool - scene.cubes[:, 0]
     grasped = (phase == 2) & (num_steps >= 3)
-    phase = np.where((phase == 0) & (np.linalg.norm(offset[:, :2], axis=1) < 0.008), 1, phase)
-    phase = np.where((phase == 1) & (offset[:, 2] < 0.012), 2, phase)
-    return np.where(grasped, 3, phase)
+    xp = library_of(phase)
+    phase = xp.where((phase == 0) & (norm(offset[:, :2]) < 0.008), 1, phase)
+    phase = xp.where((phase == 1) & (offset[:, 2] < 0.012), 2, phase)
+    return xp.where(grasped, 3, phase)
 
 
 def _above_cube(scene: Scene, phase: Array) -> Array:
     """Return the target (E, 3) [m] over cube 0, high in phase 0 and low afterwards."""
-    height = np.where(phase == 0, 0.07, 0.005)
-    return scene.cubes[:, 0] + height[:, None] * [0, 0, 1]
+    height = choose((phase == 0)[:, None], 0.07, 0.005)
+    return scene.cubes[:, 0] + height * upward(scene.cubes)
 
 
 PLANS: dict[str, Callable[[Scene, Array, Array], Plan]] = {

@@ -16,26 +16,12 @@ import numpy as np
 from einops import repeat
 from mujoco.rollout import Rollout
 
-from pitune.envs.tabletop.model import (
-    FINGER_CLOSED,
-    FINGER_OPEN,
-    PHYSICS_STEP,
-    SLIDE_HIGH,
-    SLIDE_LOW,
-    TOOL_HOME_HEIGHT,
-    build_model,
-)
-from pitune.envs.tabletop.tasks import Array, Scene, Start, Task, goal_on_cube
-
-DISPLACEMENT_SCALE = 0.06
-"""Displacement of a slide's target by one unit of action [m]."""
-PHYSICS_STEPS = 10
-"""Physics steps in one control step."""
-CONTROL_HZ = 1 / (PHYSICS_STEPS * PHYSICS_STEP)
-"""Control steps per second [Hz]: 20."""
+from pitune.envs.tabletop.layout import PHYSICS_STEPS, controls_of, scene_of, start_positions
+from pitune.envs.tabletop.model import PHYSICS_STEP, build_model
+from pitune.envs.tabletop.starts import Starts
+from pitune.envs.tabletop.tasks import Scene, Task
 
 _FULL_STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS  # time, positions, velocities, but no contacts
-_NUM_SLIDES, _NUM_JOINTS = 3, 5
 
 
 class TabletopPhysics:
@@ -65,35 +51,23 @@ class TabletopPhysics:
     def scene(self) -> Scene:
         """The true state of all scenes, as a copy."""
         # a state is the time, the positions and the velocities
-        num_envs, num_positions = len(self.states), self.model.nq
+        num_positions = self.model.nq
         positions = self.states[:, 1 : 1 + num_positions].copy()
         velocities = self.states[:, 1 + num_positions :][:, : self.model.nv].copy()
-        cubes = positions[:, _NUM_JOINTS:].reshape(num_envs, -1, 7)  # (E, cubes, 7)
-        centers = cubes[:, :, :3]
-        on_cube = centers.shape[1] > 1  # with two cubes the goal is on the second one
-        return Scene(
-            tool=positions[:, :_NUM_SLIDES] + np.array([0.0, 0.0, TOOL_HOME_HEIGHT]),
-            tool_velocity=velocities[:, :_NUM_SLIDES],
-            fingers=positions[:, _NUM_SLIDES:_NUM_JOINTS],
-            cubes=centers,
-            cube_quaternions=cubes[:, :, 3:],
-            cube_velocities=velocities[:, _NUM_JOINTS:].reshape(num_envs, -1, 6)[:, :, :3],
-            goal=goal_on_cube(centers) if on_cube else self.goals.copy(),
-        )
+        return scene_of(positions, velocities, self.goals.copy())
 
-    def set_start(self, row: int, start: Start) -> None:
-        """Set scene `row` to its start, at rest."""
-        positions = np.zeros(self.model.nq)
-        positions[:2] = start.tool
-        positions[_NUM_SLIDES:_NUM_JOINTS] = FINGER_OPEN
-        cubes = positions[_NUM_JOINTS:].reshape(-1, 7)  # a view: position, quaternion w x y z
-        cubes[:, :3] = start.cubes
-        cubes[:, 3] = 1
-        self.states[row] = 0
-        self.states[row, 1 : 1 + self.model.nq] = positions
-        self.goals[row] = start.goal
+    def set_starts(self, rows: np.ndarray, starts: Starts) -> None:
+        """Set some scenes to their starts, at rest.
 
-    def advance(self, rows: Array, action: Array) -> Array:
+        Args:
+            rows: These scenes (N,).
+            starts: Their starts.
+        """
+        self.states[rows] = 0
+        self.states[rows, 1 : 1 + self.model.nq] = start_positions(starts)
+        self.goals[rows] = starts.goal
+
+    def advance(self, rows: np.ndarray, action: np.ndarray) -> np.ndarray:
         """Advance some scenes by one control step and return which broke down (N,) bool.
 
         A scene that breaks down keeps its last state.
@@ -106,7 +80,8 @@ class TabletopPhysics:
             return np.zeros(0, dtype=bool)
         before = self.states[rows]
         # (N, 5) -> (N, PHYSICS_STEPS, 5)
-        controls = repeat(self._controls(rows, action), "n u -> n steps u", steps=PHYSICS_STEPS)
+        controls = controls_of(before[:, 1 : 1 + self.model.nq], action)
+        controls = repeat(controls, "n u -> n steps u", steps=PHYSICS_STEPS)
         # (N, PHYSICS_STEPS, state)
         trajectory, _ = self._rollout.rollout(self.model, self._thread_data, before, controls)
         after = trajectory[:, -1]
@@ -119,15 +94,6 @@ class TabletopPhysics:
     def close(self) -> None:
         """End the threads."""
         self._rollout.close()
-
-    def _controls(self, rows: Array, action: Array) -> Array:
-        """Return the targets of the five actuators (N, 5) [m]."""
-        action = np.clip(action, -1, 1)
-        # Relative to the slides and not to their last target: a blocked slide has no windup.
-        slides = self.states[rows, 1 : 1 + _NUM_SLIDES] + DISPLACEMENT_SCALE * action[:, :3]
-        slides = np.clip(slides, SLIDE_LOW, SLIDE_HIGH)
-        finger = np.where(action[:, 3:] > 0, FINGER_OPEN, FINGER_CLOSED)
-        return np.concatenate([slides, finger, finger], axis=1)
 
 
 def _available_cores() -> int:

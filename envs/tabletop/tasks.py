@@ -1,7 +1,8 @@
-"""The tabletop tasks: their starts, their success and their dense reward.
+"""The tabletop tasks: their goals, their success and their dense reward.
 
-Everything here is arithmetic on the scene's true state, for E environments at once, and independent
-of the simulator. Cube 0 is the one to move.
+Everything here is arithmetic on the true state of E scenes at once, and independent of the
+simulator. A scene of the physics in C consists of numpy arrays, and one of the physics in Warp of
+tensors on its device. Cube 0 is the one to move.
 
 Letters: E envs.
 """
@@ -12,11 +13,9 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
+from pitune.envs.tabletop.arrays import Array, library_of, norm
 from pitune.envs.tabletop.model import CUBE_HALF_SIZE
-
-Array = np.ndarray
+from pitune.envs.tabletop.starts import pick_goal, push_goal, stack_goal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +51,6 @@ class Scene:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """The start of one episode.
-
-    Example:
-        >>> start = draw_start(TASKS["PickCube"], np.random.default_rng(0))
-        >>> start.tool.shape, start.cubes.shape, start.goal.shape
-        ((2,), (1, 3), (3,))
-    """
-
-    tool: Array
-    """Position of the open gripper (2,) [m], at its home height."""
-    cubes: Array
-    """Centers (cubes, 3) [m]."""
-    goal: Array
-    """Target of cube 0 (3,) [m]."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Task:
     """One task.
 
@@ -84,24 +65,10 @@ class Task:
     """Number of cubes."""
     goal_marker: str | None
     """Shape of the goal's marker, a key of `model.GOAL_MARKERS`, or None."""
-    draw_goal: Callable[[np.random.Generator, Array], Array]
-    """Draws the goal (3,) [m] from a generator and the cubes' centers (cubes, 3) [m]."""
+    goal_of: Callable[[Array, Array], Array]
+    """Gives the goals (N, 3) [m] of starts, as `starts.draw_starts` requests them."""
     success: Callable[[Scene], Array]
     """Whether each scene is solved (E,) bool."""
-
-
-def draw_start(task: Task, rng: np.random.Generator) -> Start:
-    """Draw the start of one episode, a function of `task` and `rng` alone."""
-    tool = rng.uniform(-0.03, 0.03, 2)
-    first = rng.uniform(-0.12, 0.12, 2)
-    centers = [first, first + 0.1 * _direction(rng)][: task.num_cubes]
-    cubes = np.array([[x, y, CUBE_HALF_SIZE] for x, y in centers])
-    return Start(tool=tool, cubes=cubes, goal=task.draw_goal(rng, cubes))
-
-
-def goal_on_cube(cubes: Array) -> Array:
-    """Return the position on top of cube 1 (..., 3) [m], given centers (..., cubes, 3) [m]."""
-    return cubes[..., 1, :] + np.array([0.0, 0.0, 2 * CUBE_HALF_SIZE])
 
 
 def dense_reward(task: Task, scene: Scene) -> Array:
@@ -109,57 +76,36 @@ def dense_reward(task: Task, scene: Scene) -> Array:
 
     `Tabletop` combines it with the reward of 1 for success.
     """
-    reach = _closeness(np.linalg.norm(scene.cubes[:, 0] - scene.tool, axis=1))
-    move = _closeness(np.linalg.norm(scene.error, axis=1))
+    reach = _closeness(norm(scene.cubes[:, 0] - scene.tool))
+    move = _closeness(norm(scene.error))
     if task.goal_marker == "disc":  # a push needs no grasp
         return 0.3 * reach + 0.6 * move
-    between = np.linalg.norm(scene.cubes[:, 0] - scene.tool, axis=1) < CUBE_HALF_SIZE
-    held = between & (scene.fingers.mean(axis=1) < CUBE_HALF_SIZE + 0.005)
+    between = norm(scene.cubes[:, 0] - scene.tool) < CUBE_HALF_SIZE
+    held = between & (scene.fingers.mean(-1) < CUBE_HALF_SIZE + 0.005)
     # A cube at its target still counts after the gripper has released it.
-    counted = held | (np.linalg.norm(scene.error, axis=1) < CUBE_HALF_SIZE)
+    counted = held | (norm(scene.error) < CUBE_HALF_SIZE)
     return 0.2 * reach + counted * (0.2 + 0.5 * move)
 
 
 def _closeness(distance: Array) -> Array:
     """Return 1 at distance 0, about one half at 7 cm, and less beyond."""
-    return 1 - np.tanh(8 * distance)
-
-
-def _direction(rng: np.random.Generator) -> Array:
-    """Draw a unit vector (2,)."""
-    angle = rng.uniform(0, 2 * np.pi)
-    return np.array([np.cos(angle), np.sin(angle)])
-
-
-def _push_goal(rng: np.random.Generator, cubes: Array) -> Array:
-    distance = rng.uniform(0.08, 0.15)
-    x, y = np.clip(cubes[0, :2] + distance * _direction(rng), -0.2, 0.2)
-    return np.array([x, y, CUBE_HALF_SIZE])
-
-
-def _pick_goal(rng: np.random.Generator, cubes: Array) -> Array:
-    x, y = rng.uniform(-0.12, 0.12, 2)
-    return np.array([x, y, rng.uniform(0.06, 0.2)])
-
-
-def _stack_goal(rng: np.random.Generator, cubes: Array) -> Array:
-    return goal_on_cube(cubes)
+    return 1 - library_of(distance).tanh(8 * distance)
 
 
 def _is_pushed(scene: Scene) -> Array:
-    return np.linalg.norm(scene.error[:, :2], axis=1) < 0.025
+    return norm(scene.error[:, :2]) < 0.025
 
 
 def _is_picked(scene: Scene) -> Array:
-    speed = np.linalg.norm(scene.cube_velocities[:, 0], axis=1)
-    return (np.linalg.norm(scene.error, axis=1) < 0.02) & (speed < 0.15)
+    speed = norm(scene.cube_velocities[:, 0])
+    return (norm(scene.error) < 0.02) & (speed < 0.15)
 
 
 def _is_stacked(scene: Scene) -> Array:
-    aligned = np.linalg.norm(scene.error[:, :2], axis=1) < 0.02
-    resting = np.linalg.norm(scene.cube_velocities[:, 0], axis=1) < 0.05
+    aligned = norm(scene.error[:, :2]) < 0.02
+    resting = norm(scene.cube_velocities[:, 0]) < 0.05
     released = scene.fingers[:, 0] > 0.025
-    return aligned & (np.abs(scene.error[:, 2]) < 0.008) & released & resting
+    return aligned & (abs(scene.error[:, 2]) < 0.008) & released & resting
 
 
 TASKS = {
@@ -167,21 +113,21 @@ TASKS = {
         instruction="push the red cube onto the green disc",
         num_cubes=1,
         goal_marker="disc",
-        draw_goal=_push_goal,
+        goal_of=push_goal,
         success=_is_pushed,
     ),
     "PickCube": Task(
         instruction="pick up the red cube and hold it at the green sphere",
         num_cubes=1,
         goal_marker="sphere",
-        draw_goal=_pick_goal,
+        goal_of=pick_goal,
         success=_is_picked,
     ),
     "StackCube": Task(
         instruction="stack the red cube on the blue cube and let go of it",
         num_cubes=2,
         goal_marker=None,
-        draw_goal=_stack_goal,
+        goal_of=stack_goal,
         success=_is_stacked,
     ),
 }

@@ -4,7 +4,8 @@
 
 The server runs in a process of its own. Every client has another state, pictures and prompt, and a
 sample of its answers is compared with the policy itself afterwards, so a lost or crossed answer is
-an error.
+an error. With --disturb there are also 200 malformed messages, clients that leave while their
+request is computed, and half-open sockets.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import asyncio
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pitune import policies
+from pitune.experiments.benchmarks.disturbance import Disturbance, open_files
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
@@ -39,6 +41,8 @@ from pitune.policies.serving.description import blank_observation
 from pitune.policies.serving.server import PolicyServer, connection_seed
 from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Settings, Threads
 
+_CHECK_EVERY = 50
+"""Distance of the answers that are checked after the first ones."""
 _TOLERANCE = 1e-4
 """Largest difference of an answer from the policy's own [robot units]."""
 
@@ -62,7 +66,10 @@ class ServingConfig(Settings):
     seconds: PositiveFloat = 20.0
     """Time of each measurement [s]."""
     num_checks: NonNegativeInt = 10
-    """Answers of each client that are compared with the policy's own, the first ones."""
+    """Answers of each client that are compared with the policy's own, the first ones. So is each
+    50th after them, if this is not 0."""
+    disturb: bool = False
+    """Whether further clients misbehave meanwhile."""
     threads: Threads = 1
     """Threads of the policy's network."""
 
@@ -82,6 +89,10 @@ class Load:
     seconds: float
     memory_mib: float
     """Growth of the server's memory in the second half of the measurement [MiB]."""
+    num_leaked: int = 0
+    """Further open files and sockets of the server after the measurement."""
+    disturbances: str = ""
+    """Clients that misbehaved, in words."""
 
     @property
     def rate(self) -> float:
@@ -148,11 +159,12 @@ def _load(config: ServingConfig, policy: FlowPolicy, num_clients: int, port: int
     Raises:
         ValueError: an answer is lost, or not the policy's own.
     """
-    uri = f"ws://127.0.0.1:{port}"
+    uri, process = f"ws://127.0.0.1:{port}", psutil.Process(pid)
+    num_files = process.num_fds()
     clients = [RemoteClient(RemoteConfig(uri=uri, retries=0)) for _ in range(num_clients)]
     observations = [_observation(policy, number) for number in range(num_clients)]
     latency: list[list[float]] = [[] for _ in clients]
-    answers: list[list[np.ndarray]] = [[] for _ in clients]
+    answers: list[dict[int, np.ndarray]] = [{} for _ in clients]
     end = time.perf_counter() + config.seconds
 
     def ask(number: int) -> None:
@@ -160,22 +172,32 @@ def _load(config: ServingConfig, policy: FlowPolicy, num_clients: int, port: int
             start = time.perf_counter()
             clients[number].send(observations[number])
             actions = clients[number].receive()["actions"]
+            index = len(latency[number])
             latency[number].append(time.perf_counter() - start)
-            if len(answers[number]) < config.num_checks:
-                answers[number].append(actions)
+            if index < config.num_checks or (config.num_checks and index % _CHECK_EVERY == 0):
+                answers[number][index] = actions
 
-    with ThreadPoolExecutor(num_clients) as threads:
+    crowd = None
+    with ThreadPoolExecutor(num_clients) as threads, ExitStack() as stack:
         asking = [threads.submit(ask, number) for number in range(num_clients)]
+        if config.disturb:
+            size = config.server.max_message_mib
+            crowd = Disturbance(port, _observation(policy, num_clients), size, config.seconds)
+            stack.enter_context(crowd)
         time.sleep(config.seconds / 2)
-        memory = psutil.Process(pid).memory_info().rss
+        memory = process.memory_info().rss
     for future in asking:
         future.result()  # raises a client's error
-    growth = (psutil.Process(pid).memory_info().rss - memory) / 2**20
+    growth = (process.memory_info().rss - memory) / 2**20
     for client in clients:
         client.close()
     for number, given in enumerate(answers):
         _check(policy, config, number, observations[number], given)
-    return Load(num_clients, np.concatenate(latency), config.seconds, growth)
+    leaked = open_files(process, num_files) - num_files
+    times = np.concatenate(latency)
+    return Load(
+        num_clients, times, config.seconds, growth, leaked, crowd.summary() if crowd else ""
+    )
 
 
 def _observation(policy: FlowPolicy, number: int) -> dict[str, Any]:
@@ -197,20 +219,22 @@ def _check(
     config: ServingConfig,
     number: int,
     raw: dict[str, Any],
-    given: list[np.ndarray],
+    given: Mapping[int, np.ndarray],
 ) -> None:
-    """Compare a client's first answers with the policy's own.
+    """Compare some answers of a client, by their number, with the policy's own.
 
     Raises:
         ValueError: they differ.
     """
     generator = torch.Generator().manual_seed(connection_seed(config.server.seed or 0, number))
-    for index, actions in enumerate(given):
+    for index in range(1 + max(given, default=-1)):
         noise = torch.randn(*policy.chunk_shape, generator=generator)
+        if index not in given:
+            continue
         [expected] = infer_batch(policy, [Request(raw, noise)])
         if not isinstance(expected, Answer):
             raise expected
-        difference = float(np.abs(actions - expected.actions).max())
+        difference = float(np.abs(given[index] - expected.actions).max())
         if not difference < _TOLERANCE:
             raise ValueError(
                 f"answer {index} of client {number} differs from the policy's own by {difference}"
@@ -220,13 +244,24 @@ def _check(
 def report(loads: Sequence[Load]) -> Table:
     """Return the measurements as a table, with the rate relative to the first one."""
     table = Table(title=f"policy server, commit {provenance()['commit'][:10]}")
-    for name in ("clients", "answers / s", "relative", "p50 [ms]", "p95", "p99", "growth [MiB]"):
+    for name in (
+        "clients",
+        "answers / s",
+        "relative",
+        "p50 [ms]",
+        "p95",
+        "p99",
+        "growth [MiB]",
+        "leaked",
+    ):
         table.add_column(name, justify="right")
     for load in loads:
         percentiles = (f"{1000 * np.percentile(load.latency, p):.1f}" for p in (50, 95, 99))
         relative = f"{load.rate / loads[0].rate:.2f}"
         growth = f"{load.memory_mib:.1f}"
-        table.add_row(str(load.num_clients), f"{load.rate:.1f}", relative, *percentiles, growth)
+        figures = (f"{load.rate:.1f}", relative, *percentiles, growth, str(load.num_leaked))
+        table.add_row(str(load.num_clients), *figures)
+    table.caption = loads[-1].disturbances or None
     return table
 
 

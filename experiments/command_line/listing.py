@@ -55,14 +55,20 @@ def algorithm_lines() -> str:
 
 
 def environments() -> str:
-    """Return the prefixes of environment ids, with the tasks that are listed for each."""
+    """Return the prefixes of environment ids, with the listed tasks and suites of each."""
     rows = []
     for prefix in envs.prefixes():
         tasks = envs.known_tasks(prefix)
         names = [f"{prefix}/{task}" for task in tasks[:MOST_TASKS]]
         more = f", and {len(tasks) - MOST_TASKS} more" if len(tasks) > MOST_TASKS else ""
-        rows.append((prefix, [", ".join(names) + more if names else f"{prefix}/<id>"]))
-    return _table(rows)
+        lines = [", ".join(names) + more if names else f"{prefix}/<id>"]
+        suites = envs.known_suites(prefix)
+        if suites:
+            named = (f"{prefix}/{name} ({len(members)} tasks)" for name, members in suites.items())
+            lines.append(f"suites: {', '.join(named)}")
+        rows.append((prefix, lines))
+    footer = "Several tasks of one layout are a suite too: PREFIX/[TASK,TASK]."
+    return f"{_table(rows)}\n\n{footer}"
 
 
 def likelihoods() -> str:

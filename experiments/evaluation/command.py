@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 
@@ -30,8 +32,8 @@ from pitune.experiments.evaluation.shards import run_shards
 from pitune.experiments.evaluation.variations import Cell, cells, with_cell
 from pitune.experiments.runs.config_file import provenance
 from pitune.experiments.runs.progress import screen
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.policy_config import SamplerConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig
 
 
 def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> rl.Evaluation:
@@ -51,6 +53,7 @@ def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> rl.Evaluation
         RuntimeError: an episode was not played exactly once, or the process of a share failed.
     """
     check_servers(config)
+    check_out(config)
     grid = cells(config.vary)
     check_repeatable(config, grid)
     num_threads = config.torch_threads or (None if config.folder is None else 1)
@@ -61,7 +64,6 @@ def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> rl.Evaluation
         players = load_players(config, grid)
         env = envs.make(config.env)
         opened.callback(env.close)
-        env = recorded(config, env, opened)
         for name, player in players.items():
             players[name] = fitted(config, player, env.spec, opened)
         stage = Stage(config, env, players)
@@ -74,7 +76,8 @@ def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> rl.Evaluation
         planned = list(parts(list(players), grid, config.all_seeds))
         start = time.perf_counter()
         if config.shards == 1:
-            play(stage, planned, store, config.own_shard)
+            with recorded(config, env) as played:
+                play(stage._replace(env=played), planned, store, config.own_shard)
         descriptions = _descriptions(stage, grid, time.perf_counter() - start)
         if config.own_shard[1] > 1:
             return _own_share(config)
@@ -83,6 +86,23 @@ def evaluate(config: EvaluateConfig, words: Sequence[str] = ()) -> rl.Evaluation
             players.clear()
             _play_shares(config, planned, store, words)
         return _finish(stage, grid, store, descriptions)
+
+
+def check_out(config: EvaluateConfig) -> None:
+    """Make the folder of `out`, so that a wrong path does not cost the result in the end.
+
+    Raises:
+        FileExistsError: `out` is a folder.
+        OSError: its folder cannot be made or written.
+    """
+    if config.out is None:
+        return
+    if config.out.is_dir():
+        raise FileExistsError(f"out={config.out} is a folder; pass a file such as result.json")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(config.out.parent, os.W_OK):
+        reason = "the folder cannot be written; make it writable, or pass another --out"
+        raise PermissionError(errno.EACCES, reason, str(config.out.parent))
 
 
 def check_repeatable(config: EvaluateConfig, grid: Sequence[Cell]) -> None:
@@ -144,20 +164,19 @@ def open_store(stage: Stage) -> Memory | EvaluationFolder:
     return store
 
 
-def recorded(config: EvaluateConfig, env: envs.CheckedEnv, stack: ExitStack) -> envs.CheckedEnv:
-    """Return the environment, or one that also records its episodes if `record` is set.
+@contextmanager
+def recorded(config: EvaluateConfig, env: envs.CheckedEnv) -> Iterator[envs.CheckedEnv]:
+    """Yield the environment, or one that also records its episodes if `record` is set.
 
-    Args:
-        config: Settings.
-        env: The environment.
-        stack: Completes the dataset in the end.
+    The dataset is complete when the context closes.
     """
     if config.record is None:
-        return env
+        yield env
+        return
     from pitune.rl.datasets.recorder import EpisodeRecorder, record
 
-    recorder = stack.enter_context(EpisodeRecorder(config.record, env.spec, config.recording))
-    return record(env, recorder)
+    with EpisodeRecorder(config.record, env.spec, config.recording) as recorder:
+        yield record(env, recorder)
 
 
 def _play_shares(
@@ -195,24 +214,51 @@ def _finish(
     store: Memory | EvaluationFolder,
     descriptions: Sequence[dict[str, str]],
 ) -> rl.Evaluation:
-    """Print and write the results, and return the first one."""
+    """Print and write the results, film them, and return the first one."""
     config, spec = stage.config, stage.env.spec
-    results, first = [], None
-    for cell, how in zip(grid, descriptions, strict=True):
-        evaluations = {
+    outcomes = [
+        {
             name: {
                 seed: evaluation_of(stage, Part(name, cell, seed), store)
                 for seed in config.all_seeds
             }
-            for name in how
+            for name in descriptions[0]
         }
-        first = first or pooled(evaluations["checkpoint"])
-        summaries = {name: summary_of(by_seed, spec) for name, by_seed in evaluations.items()}
-        comparison = None
-        if "compare" in summaries:
-            paired = spec.deterministic_reset
-            comparison = comparison_of(summaries["checkpoint"], summaries["compare"], paired)
-        results.append(CellResult(cell, summaries, how, comparison))
+        for cell in grid
+    ]
+    results = [
+        _cell_result(spec, *parts_of_cell)
+        for parts_of_cell in zip(grid, outcomes, descriptions, strict=True)
+    ]
     print_report(Console(), config.env.id, spec, results)
     write(stage, results)
-    return first or rl.Evaluation(rows=())
+    if config.films:
+        _film(stage, grid, outcomes)
+    return pooled(outcomes[0]["checkpoint"])
+
+
+Outcomes = dict[str, dict[int, rl.Evaluation]]
+"""Evaluations by the option that names the policy, and by their seeds."""
+
+
+def _cell_result(
+    spec: envs.EnvSpec, cell: Cell, outcomes: Outcomes, how: dict[str, str]
+) -> CellResult:
+    """Return the results of a cell."""
+    summaries = {name: summary_of(by_seed, spec) for name, by_seed in outcomes.items()}
+    comparison = None
+    if "compare" in summaries:
+        paired = spec.deterministic_reset
+        comparison = comparison_of(summaries["checkpoint"], summaries["compare"], paired)
+    return CellResult(cell, summaries, how, comparison)
+
+
+def _film(stage: Stage, grid: Sequence[Cell], outcomes: Sequence[Outcomes]) -> None:
+    """Film episodes of each cell."""
+    from pitune.experiments.evaluation.films import film
+
+    config, first = stage.config, stage.config.all_seeds[0]
+    # the policies were given back where shares have played
+    players = stage.players or load_players(config, grid)
+    for cell, by_name in zip(grid, outcomes, strict=True):
+        film(stage, players, cell, {name: by_seed[first] for name, by_seed in by_name.items()})

@@ -11,8 +11,8 @@ import tyro
 
 from pitune import envs, policies
 from pitune.experiments.runs.config_file import plain
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig
 from pitune.policies.serving.client import RemoteOptions
 from pitune.ranges import (
     DeviceName,

@@ -16,7 +16,7 @@ def fingerprint(path: Path) -> str:
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "policy.json").write_text("{}")
         >>> fingerprint(folder)[:8]
-        'x'
+        'e9017aad'
 
     Args:
         path: Folder or file.

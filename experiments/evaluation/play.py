@@ -113,11 +113,13 @@ def evaluation_of(stage: Stage, part: Part, store: Memory | EvaluationFolder) ->
     stored = store.rows(part.name)
     rows = [stored[index] for index in sorted(stored) if index < config.episodes]
     outcomes = [row.outcome for row in rows]
+    # each (task, start) once, over all processes
     starts = Starts.of(spec)
     seeds = EvaluationSeeds(spec.num_envs, config.episodes, part.seed, "test", starts)
     check_played_once(outcomes, range(config.episodes), seeds)
     if spec.success_signal or any(row.reported for row in rows):
         return rl.Evaluation(rows=tuple(outcomes), success_rule=spec.success_rule)
+    # nobody has reported a success, in no process
     unknown = [replace(row, success_once=None, success_at_end=None) for row in outcomes]
     return rl.Evaluation(rows=tuple(unknown), success_rule=None)
 

@@ -13,9 +13,10 @@ from pitune.experiments.evaluation.variations import Cell, text_of, with_cell
 from pitune.experiments.find_checkpoint import environment_note
 from pitune.experiments.runs.progress import screen
 from pitune.policies.actor import ActingModule
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.policy_config import SamplerConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig, DelayedActor
+from pitune.policies.real_time.delayed_actor import DelayedActor
 from pitune.policies.serving.client import RemoteConfig
 from pitune.policies.serving.remote_policy import RemoteActor, RemotePolicy
 
@@ -25,8 +26,8 @@ class Player:
     """A policy that is evaluated.
 
     Example:
-        >>> Player("checkpoint", Path("runs/pick/pretrained"), None).is_server
-        False
+        >>> Player("checkpoint", Path("runs/pick/pretrained"), None).name
+        'checkpoint'
     """
 
     name: str
@@ -34,11 +35,6 @@ class Player:
     path: Path
     """Its folder, or the address of its server."""
     policy: policies.FlowPolicy | RemotePolicy | None
-
-    @property
-    def is_server(self) -> bool:
-        """Whether the policy is behind a server."""
-        return isinstance(self.policy, RemotePolicy)
 
     def actor(self, config: EvaluateConfig, cell: Cell, seed: int = 0) -> ActingModule:
         """Return an actor with the settings of a cell.
@@ -192,6 +188,7 @@ def make_actor(
         ValueError: the policy cannot meet the delay or a setting of the cell, or would explore
             under a delay, or `real_time` has no effect.
     """
+    # settings of the cell, on top of the checkpoint's own
     own = policy.sampler.real_time
     base = config.real_time if own is None or config.real_time != RealTimeConfig() else own
     sampler, delay, real_time = with_cell(policy.sampler, config.delay, base, cell)
@@ -215,6 +212,8 @@ def _with_settings(
     seed: int,
 ) -> ActingModule:
     """Return the actor of a policy with other settings."""
+    # a policy that was fine-tuned under a delay acts under the evaluation's
+    sampler = replace(sampler, delay=DelayConfig())
     if sampler != policy.sampler:
         policy = policy.replace(sampler=sampler)
     if delay != DelayConfig():

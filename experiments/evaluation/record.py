@@ -11,6 +11,7 @@ from pitune.experiments.evaluation.folder import RESULT, TABLE
 from pitune.experiments.evaluation.play import Stage, instructions
 from pitune.experiments.evaluation.report import CellResult, comparison_lines, summary_lines, tables
 from pitune.experiments.runs.config_file import plain, provenance, write_whole
+from pitune.policies.serving.remote_policy import RemotePolicy
 
 
 def write(stage: Stage, cells: Sequence[CellResult]) -> None:
@@ -33,9 +34,9 @@ def record_of(stage: Stage, cells: Sequence[CellResult]) -> dict[str, Any]:
         "seeded_starts": spec.deterministic_reset,
         "environment": _environment(spec),
     }
-    waiting = [p.policy.waiting_seconds for p in stage.players.values() if p.is_server]
-    if waiting:
-        record["waiting_seconds"] = sum(waiting)
+    servers = [p.policy for p in stage.players.values() if isinstance(p.policy, RemotePolicy)]
+    if servers:
+        record["waiting_seconds"] = sum(policy.waiting_seconds for policy in servers)
     if config.shuffle_instructions:
         record["instructions"] = {
             str(seed): list(instructions(config, spec, seed) or ()) for seed in config.all_seeds

@@ -87,6 +87,7 @@ def tables(spec: EnvSpec, cells: Sequence[CellResult]) -> Iterator[TextTable]:
 
 def _table_of_cells(cells: Sequence[CellResult]) -> TextTable:
     """Return the table with a row for each combination of the varied settings."""
+    # a column for each setting and each policy
     names = list(cells[0].cell)
     policies = list(cells[0].results)
     titles = ["success"] if len(policies) == 1 else policies

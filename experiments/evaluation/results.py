@@ -30,6 +30,7 @@ def summary_of(evaluations: Mapping[int, rl.Evaluation], spec: EnvSpec) -> Summa
         spec: The environment.
     """
     total = pooled(evaluations)
+    # rows with the names of their tasks
     names = names_of(spec)
     rows = [
         {
@@ -41,6 +42,7 @@ def summary_of(evaluations: Mapping[int, rl.Evaluation], spec: EnvSpec) -> Summa
         for seed, evaluation in evaluations.items()
         for row in evaluation.summary()["rows"]
     ]
+    # each seed, without its rows
     seeds = {}
     for seed, evaluation in evaluations.items():
         seeds[str(seed)] = {k: v for k, v in evaluation.summary().items() if k != "rows"}

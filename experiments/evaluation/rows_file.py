@@ -130,8 +130,7 @@ def _rows(file: Path, content: bytes) -> Iterator[StoredRow]:
 
 
 def _whole_lines(content: bytes) -> bytes:
-    """Return the lines that end with a line break, without zeros that a power failure left."""
-    content = content.rstrip(b"\0")
+    """Return the lines that end with a line break, so without zeros that a power failure left."""
     return content[: content.rfind(b"\n") + 1]
 
 
@@ -157,6 +156,7 @@ def merged(files: Sequence[Path]) -> dict[tuple[str, int], StoredRow]:
         for row in read_rows(file):
             key = (row.part, row.outcome.index)
             known = rows.setdefault(key, row)
+            # an episode without a fixed start may end otherwise, and its first outcome stays
             if row.outcome != known.outcome and row.outcome.seed is not None:
                 raise ValueError(
                     f"{file} has another outcome of episode {key[1]} ({key[0]}) than an earlier "

@@ -82,6 +82,7 @@ def _processes(
             processes.append(process)
         yield processes
     finally:
+        # all at once, and then their ends
         for process in processes:
             if process.poll() is None:
                 process.terminate()

@@ -10,8 +10,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pitune.policies import SamplerConfig
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig
 from pitune.ranges import declared_types
 
 Cell = Mapping[str, Any]
@@ -60,6 +60,7 @@ def cells(vary: Sequence[Sequence[str]]) -> list[Cell]:
         if any(values.count(value) > 1 for value in values):
             raise ValueError(f"vary={name!r} must not repeat a value of {list(texts)}")
         columns[name] = values
+    # the last name changes fastest
     grid = itertools.product(*columns.values())
     return [dict(zip(columns, values, strict=True)) for values in grid]
 
@@ -77,6 +78,7 @@ def with_cell(
     Raises:
         ValueError: a value is out of its range.
     """
+    # values by their block, where the sampler has none
     changes: dict[str, dict[str, Any]] = {"": {}, **{block: {} for block in BLOCKS}}
     for name, value in cell.items():
         block, _, setting = name.rpartition(".")

@@ -69,6 +69,22 @@ EVERY_RUN = (
         advice="If it is far below, lower the exploration noise.",
     ),
     Metric(
+        name="train/task_success/*",
+        meaning="`train/success_rate` of each task of a suite, by `task_id`, or of the worst and "
+        "best task where there are more than ten [-]",
+        healthy="rises in every task",
+        advice="If one task falls while others rise, give the clone more demonstrations of it, or "
+        "lower the learning rate.",
+        optional=True,
+    ),
+    Metric(
+        name="eval/task_success/*",
+        meaning="`success_rate` of each task of a suite, likewise [-]",
+        healthy="rises in every task",
+        advice="With few episodes of each task the rates swing; raise `eval_episodes`.",
+        optional=True,
+    ),
+    Metric(
         name="train/episodes",
         meaning="episodes that ended in the rollout",
         healthy="above 0 in most iterations",

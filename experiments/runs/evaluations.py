@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pitune import envs, rl
+from pitune.experiments.reports.task_table import names_of
 from pitune.experiments.runs.progress import count_episodes, screen
 from pitune.policies import Actor
+from pitune.rl.experience.task_success import task_success
 
 
 def validate(env: envs.CheckedEnv, actor: Actor, num_episodes: int, seed: int) -> dict[str, float]:
@@ -32,7 +34,9 @@ def validate(env: envs.CheckedEnv, actor: Actor, num_episodes: int, seed: int) -
         "eval/return": evaluation.mean_return,
         "eval/invalid": float(evaluation.num_invalid),
     }
-    return {key: value for key, value in metrics.items() if value is not None}
+    task_id = evaluation.task_id if evaluation.success_rule is not None else []
+    tasks = task_success("eval", task_id, evaluation.success)
+    return {key: value for key, value in metrics.items() if value is not None} | tasks
 
 
 def rank_of(evaluation: Mapping[str, Any]) -> float:
@@ -69,7 +73,7 @@ def evaluate_both(
                 on_step=on_step,
             )
         warn_of_broken(evaluation)
-        summaries[name] = evaluation.summary()
+        summaries[name] = {**evaluation.summary(), "task_names": list(names_of(env.spec))}
     return summaries
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pitune import rl
 from pitune.envs import EnvSpec
+from pitune.experiments.reports.task_table import counts_of, task_table
 from pitune.experiments.runs.next_steps import Step, files_of, next_steps
 from pitune.experiments.runs.progress import Screen, Task, screen
 from pitune.policies import FlowPolicy
@@ -132,6 +133,11 @@ def closing_table(summary: dict[str, Any], console: Console | None = None) -> No
     for key, name in NAMES.items():
         table.add_row(name, percent(summary["before"][key]), percent(summary["after"][key]))
     console.print(table)
+    deployed = {when: summary[when]["deployed"] for when in ("before", "after")}
+    names = deployed["after"].get("task_names", ())  # absent from pitune 0.3 and before
+    by_task = task_table(names, {when: counts_of(s) for when, s in deployed.items()})
+    if by_task is not None:
+        console.print(by_task.rich())
     sentence = paired_sentence(summary["before"]["deployed"], summary["after"]["deployed"])
     if sentence is not None:
         console.print(sentence, highlight=False)

@@ -49,6 +49,8 @@ class TrainConfig(Settings):
     """Settings that a checkpoint of another format lacks."""
     finetune: policies.FinetuneConfig = field(default_factory=policies.FinetuneConfig)
     """Which parameters are trained, and how memory is saved."""
+    delay: policies.DelayConfig = field(default_factory=policies.DelayConfig)
+    """Steps that the robot executes before a new chunk arrives, in training and validation."""
     out: Path = DEFAULT_OUT
     """New folder for the config, the metrics and the checkpoints."""
     seed: Seed = 0

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pitune.policies.policy import FlowPolicy, SamplerConfig
+from pitune.policies.policy import FlowPolicy
+from pitune.policies.policy_config import SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.ranges import NonNegativeInt, PositiveInt, Settings
 

@@ -28,7 +28,8 @@ from pitune.policies.checkpoints.lerobot_files.steps import PREPROCESSOR, check_
 from pitune.policies.checkpoints.pipelines import Pipeline
 from pitune.policies.checkpoints.weights import rename_weights
 from pitune.policies.network.pi0 import Pi0
-from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
+from pitune.policies.policy import FlowPolicy
+from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.norm_stats_file import read_norm_stats
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 
@@ -114,9 +115,9 @@ def read(folder: Path, config: LoadConfig, pipeline: Pipeline | None = None) -> 
     warn_of_small_scales(policy, folder)
     # an adapter is merged, and the written policy has none
     origin = {"format": "lerobot", **asdict(replace(files, config=_merged(files.config)))}
-    return with_settings(
-        policy.replace(info=PolicyInfo(origin=origin, tokenizer=tokenizer)), config
-    )
+    delay = settings.real_time_delay(files.config, file)
+    info = PolicyInfo(origin=origin, tokenizer=tokenizer, real_time_delay=delay)
+    return with_settings(policy.replace(info=info), config)
 
 
 def _check_type(kind: object, file: Path) -> None:

@@ -27,7 +27,8 @@ from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig, add_lora
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import SteeringConfig
-from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
+from pitune.policies.policy import FlowPolicy
+from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.norm_stats_file import read_norm_stats
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.tokenizer import Tokenizer
@@ -75,6 +76,7 @@ def write_policy(policy: FlowPolicy, folder: Path) -> list[str]:
         "origin": dict(info.origin),
         "lora": None if info.lora is None else asdict(info.lora),
         "environment": dict(info.environment),
+        "real_time_delay": info.real_time_delay,
     }
     write_tokenizer(policy, folder)
     if policy.noise_source is not None:
@@ -102,6 +104,7 @@ def load_policy(folder: Path) -> FlowPolicy:
             origin=dict(description.get("origin", {})),
             lora=lora,
             environment=dict(description.get("environment", {})),  # absent before pitune 0.3
+            real_time_delay=description.get("real_time_delay", 0),
         )
         sampler = SamplerConfig.from_dict(description["sampler"])
         policy = FlowPolicy(network, preprocessor, sampler, info=info)

@@ -35,7 +35,8 @@ from pitune.policies.checkpoints.pipelines import FILE as PIPELINE_FILE
 from pitune.policies.checkpoints.weights import Heads, family_of, rename_weights
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.pi0 import Pi0
-from pitune.policies.policy import FlowPolicy, PolicyInfo, SamplerConfig
+from pitune.policies.policy import FlowPolicy
+from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.images import PicturesConfig
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.norm_stats_file import (

@@ -153,12 +153,19 @@ def example_input(policy: FlowPolicy) -> ModelInput:
     if prompt is not None:
         tokens = torch.zeros(1, prompt.max_tokens, dtype=torch.int64, device=device)
         mask = torch.ones(1, prompt.max_tokens, dtype=torch.bool, device=device)
+    remainder = delay = None
+    if policy.remainder_steps:
+        rest = (1, policy.remainder_steps, policy.chunk_shape[1])
+        remainder = torch.zeros(rest, device=device)
+        delay = torch.zeros(1, dtype=torch.int64, device=device)
     return ModelInput(
         state=torch.zeros(1, preprocessor.model_state_dim, device=device),
         robot_state=torch.zeros(1, preprocessor.state_dim, device=device),
         images=images,
         tokens=tokens,
         token_mask=mask,
+        remainder=remainder,
+        delay=delay,
     )
 
 

@@ -62,8 +62,8 @@ class FlowSDE:
     """Euler-Maruyama step of the SDE with the same marginals as the ODE, at any noise level.
 
     The diffusion is g(t) = noise_level * sqrt(t / (1 - t)). It is infinite at t = 1, so there the
-    denominator is that of the next time. `mask` (H, A), or (K, H, A) for one of each flow step, is
-    1 where there is noise. It masks the drift too, so the marginals stay those of the ODE.
+    denominator is that of the next time. `mask` is 1 where there is noise, see `mask_at`. It masks
+    the drift too, so the marginals stay those of the ODE.
     Source: Flow-GRPO eq. 9, in πRL's weight form.
 
     Raises:
@@ -120,7 +120,7 @@ class FlowNoise:
     std: Callable[[FlowOutput, Tensor], Tensor]
     """`(output, flow_time (B, M)) -> (B, M, H, A)`, the standard deviation [normalized action]."""
     mask: Tensor | None = None
-    """1 where there is noise: (H, A), or (K, H, A) for one of each step. Everywhere by default."""
+    """1 where there is noise, see `mask_at`. Everywhere by default."""
 
     def __call__(self, x: Tensor, output: FlowOutput, step: Tensor, grid: TimeGrid) -> Transition:
         std = self.std(output, grid.times(x.device)[step])
@@ -133,10 +133,19 @@ def mask_at(mask: Tensor, step: Tensor) -> Tensor:
     """Return the mask of noise at flow steps (B, M), which broadcasts to (B, M, H, A).
 
     Args:
-        mask: (H, A) for all steps, or (K, H, A).
+        mask: (H, A) for all steps, or (K, H, A). Those of single rows are (B, 1, H, A), or
+            (B, K, H, A).
         step: Steps (B, M) int64, counted from the noise end.
     """
-    return mask if mask.ndim == 2 else mask.to(step.device)[step]
+    if mask.ndim == 2:
+        return mask
+    mask = mask.to(step.device)
+    if mask.ndim == 3:
+        return mask[step]
+    if mask.shape[1] == 1:
+        return mask
+    row = torch.arange(len(mask), device=step.device)[:, None]  # (B, 1)
+    return mask[row, step]
 
 
 def kl_divergence(transition: Transition, reference: Transition) -> Tensor:

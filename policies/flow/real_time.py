@@ -16,7 +16,7 @@ field only, so every solver and likelihood takes them.
 - **trained** (a checkpoint cloned with delays): the first actions are clean, with flow time 0 of
   their own, and are not sampled at all.
 
-Letters: N rows, M scored flow steps, H action horizon, A model action dim.
+Letters: N rows, B minibatch rows, M scored flow steps, H action horizon, A model action dim.
 Source: Black et al. 2025, "Real-time execution of action chunking flow policies"; lerobot
 `policies/rtc`; Black et al. 2025, "Training-time action conditioning" (arXiv 2512.05964).
 """
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pitune.policies.flow.path import FlowOutput, VelocityField, predicted_action
-from pitune.ranges import NonNegativeInt, PositiveFloat, Settings
+from pitune.ranges import PositiveFloat, Settings
 
 Method = Literal["guided", "trained"]
 Schedule = Literal["linear", "exp", "ones", "zeros"]
@@ -58,8 +58,6 @@ class RealTimeConfig(Settings):
     """Bound of the guidance: the paper 5, lerobot 10."""
     jacobian: Jacobian = "full"
     """Exact guidance, or lerobot's without back-propagation."""
-    max_delay: NonNegativeInt = 0
-    """Longest delay of the cloning [control steps] (trained)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +71,25 @@ class Remainder:
 
     actions: Tensor
     """(N, rest, A) [normalized action], of which the first belongs to the observation's time."""
-    delay: int
-    """Actions that the robot will have executed when the new chunk arrives [control steps]."""
+    delay: int | Tensor
+    """Actions that the robot will have executed when the new chunk arrives [control steps]: one
+    number, or one of each row (N,), which is -1 where there is no old chunk."""
+
+    def is_frozen(self, horizon: int) -> Tensor:
+        """Return whether the robot will have executed a step, (N, H) or (1, H)."""
+        delay = torch.as_tensor(self.delay, device=self.actions.device).reshape(-1, 1)
+        step = torch.arange(horizon, device=self.actions.device)
+        return step < delay.clamp(max=self.actions.shape[1])
+
+    def weights(self, end: int, horizon: int, schedule: Schedule) -> Tensor:
+        """Return the soft mask of each row, (N, H) or (1, H)."""
+        delay = torch.as_tensor(self.delay).reshape(-1)
+        values, row = delay.unique(return_inverse=True)
+        masks = [
+            soft_mask(max(0, value), end if value >= 0 else 0, horizon, schedule)
+            for value in values.tolist()
+        ]
+        return torch.stack(masks).to(row.device)[row]
 
     def padded(self, horizon: int) -> Tensor:
         """Return the actions with zeros behind them, or cut, (N, H, A)."""
@@ -138,10 +153,10 @@ def guided_field(
 
     def guided(x: Tensor, flow_time: Tensor) -> FlowOutput:
         horizon = x.shape[2]
-        weights = soft_mask(remainder.delay, end, horizon, config.schedule)
+        weights = remainder.weights(end, horizon, config.schedule)
         if not weights.any():
             return field(x, flow_time)
-        weights = weights[:, None].to(x)  # (H, 1)
+        weights = weights[:, None, :, None].to(x)  # (N or 1, 1, H, 1)
         target = remainder.padded(horizon)[:, None].to(x)  # (N, 1, H, A)
         output = field(x, flow_time)
         correction = _correction(field, output.velocity, x, flow_time, target, weights, config)
@@ -176,28 +191,51 @@ def prefixed_field(field: VelocityField, remainder: Remainder) -> VelocityField:
     """Return the field of a policy that was cloned with clean prefixes.
 
     The first `delay` actions of every point are the remainder's, with flow time 0 of their own.
-    Their velocity is 0, so a chain that starts at `prefixed_noise` keeps them exactly.
+    Their velocity is 0, so a chain that starts `with_prefix` keeps them exactly.
     """
-    delay = min(remainder.delay, remainder.actions.shape[1])
 
     def prefixed(x: Tensor, flow_time: Tensor) -> FlowOutput:
-        if not delay:
+        is_prefix = remainder.is_frozen(x.shape[2])[:, None].to(x.device)  # (N or 1, 1, H)
+        if not is_prefix.any():
             return field(x, flow_time)
-        is_prefix = torch.arange(x.shape[2], device=x.device) < delay  # (H,)
         clean = remainder.padded(x.shape[2])[:, None].to(x)
-        x = torch.where(is_prefix[:, None], clean, x)
-        times = torch.where(is_prefix, torch.zeros_like(flow_time)[..., None], flow_time[..., None])
+        x = torch.where(is_prefix[..., None], clean, x)
+        times = torch.where(is_prefix, 0.0, flow_time[..., None])
         output = field(x, times)  # flow times (N, M, H)
-        velocity = torch.where(is_prefix[:, None], 0.0, output.velocity)
+        velocity = torch.where(is_prefix[..., None], 0.0, output.velocity)
         return output._replace(velocity=velocity)
 
     return prefixed
 
 
-def prefixed_noise(noise: Tensor, remainder: Remainder) -> Tensor:
-    """Return starting points (N, H, A) whose first `delay` actions are the remainder's."""
-    delay = min(remainder.delay, remainder.actions.shape[1])
-    return torch.cat([remainder.actions[:, :delay].to(noise), noise[:, delay:]], dim=1)
+def with_prefix(chunk: Tensor, remainder: Remainder) -> Tensor:
+    """Return chunks or noise (N, H, A) whose first `delay` actions are the remainder's."""
+    is_frozen = remainder.is_frozen(chunk.shape[1])[..., None].to(chunk.device)
+    old = remainder.padded(chunk.shape[1])[..., : chunk.shape[2]]
+    return torch.where(is_frozen, old.to(chunk), chunk)
+
+
+def clean_prefix(flow_time: Tensor, delay: Tensor, horizon: int) -> dict[str, Tensor]:
+    """Return `flow_time` and `step_weight` (B, H) of chunks that begin with clean actions.
+
+    The first `delay` steps have flow time 0, so they are the demonstrated actions, and weight 0.
+    The weights of the others are equal, with a mean of 1 over the minibatch and all its steps, so
+    the loss is a mean over the entries that are learned.
+    Source: Black et al. 2025 (arXiv 2512.05964); lerobot.
+
+    Args:
+        flow_time: Drawn flow times (B,).
+        delay: Length of each clean beginning (B,) int64 [control steps].
+        horizon: H.
+
+    Example:
+        >>> drawn = clean_prefix(torch.tensor([0.5]), torch.tensor([1]), 3)
+        >>> drawn["flow_time"].tolist(), drawn["step_weight"].tolist()
+        ([[0.0, 0.5, 0.5]], [[0.0, 1.5, 1.5]])
+    """
+    is_learned = torch.arange(horizon, device=delay.device) >= delay[:, None]  # (B, H)
+    weight = is_learned.float()
+    return {"flow_time": flow_time[:, None] * is_learned, "step_weight": weight / weight.mean()}
 
 
 def check_delay(delay: int, execution_horizon: int, action_horizon: int) -> None:

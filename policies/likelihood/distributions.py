@@ -163,7 +163,8 @@ class LossRatio(ActionDistribution):
         config: Space of the loss, and its reductions. `ratio="step"` is one ratio per draw.
         noise: Noise that was drawn when acting (N, draws, H, A).
         flow_time: The flow times of the draws (N, draws).
-        mask: 1 for executed entries (H, A). The loss of the others is unrelated to the reward.
+        mask: 1 for executed entries, (H, A), or (N, 1, H, A) for those of each row. The loss of the
+            others is unrelated to the reward.
 
     Example:
         >>> from pitune.policies.flow.path import FlowOutput
@@ -200,7 +201,8 @@ class LossRatio(ActionDistribution):
         """
         with torch.no_grad():
             chain, _ = sample_chain(self.field, noise, self.grid)
-            chain[:, -1] += self.config.action_noise * torch.randn_like(noise) * self.mask
+            mask = self.mask if self.mask.ndim == 2 else self.mask[:, 0]
+            chain[:, -1] += self.config.action_noise * torch.randn_like(noise) * mask
             return chain, self.log_prob(chain)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -214,7 +216,7 @@ class LossRatio(ActionDistribution):
             error = error * (1 - time).square()
         loss = error.sum((-2, -1))
         if self.config.reduction == "mean":
-            loss = loss / self.mask.sum()
+            loss = loss / self.mask.sum((-2, -1))  # () or (N, 1)
         loss = loss.clamp(max=self.config.loss_clamp)
         return -loss.mean(1) if self.config.ratio == "joint" else -loss
 
@@ -238,6 +240,7 @@ class ExactFlow(ActionDistribution):
         config: Number of probes. `ratio="step"` adds an axis of length 1.
         shape: (N, H, A).
         device: Device of the chains.
+        given: Whether a step is given and has no density (N, H). By default none is.
 
     Example:
         >>> from pitune.policies.flow.path import FlowOutput
@@ -255,8 +258,9 @@ class ExactFlow(ActionDistribution):
         config: ExactFlowConfig,
         shape: tuple[int, int, int],
         device: torch.device,
+        given: Tensor | None = None,
     ) -> None:
-        self.field, self.config = field, config
+        self.field, self.config, self.given = field, config, given
         super().__init__(grid, shape, device)
 
     def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,9 +272,12 @@ class ExactFlow(ActionDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-densities (N,) of the chains' ends, or (N, 1) with `ratio="step"`.
 
-        All entries count, executed or not.
+        All entries count, executed or not, except those of given steps.
         """
-        total, _ = ode_log_likelihood(
+        total, noise = ode_log_likelihood(
             self.field, value[:, -1].detach(), num_probes=self.config.num_probes
         )
+        if self.given is not None:
+            prior = -0.5 * (noise.square() + math.log(2 * math.pi)) * self.given[..., None]
+            total = total - prior.flatten(1).sum(-1)
         return total if self.config.ratio == "joint" else total[:, None]

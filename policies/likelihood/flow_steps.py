@@ -23,6 +23,7 @@ from pitune.policies.likelihood.heads import NoiseNetwork, VelocityHead
 from pitune.policies.likelihood.registry import Draws, Likelihood, register_likelihood
 from pitune.policies.network.context import Context
 from pitune.policies.policy import FlowPolicy
+from pitune.policies.under_delay import remainder_of
 
 StepConfigType = TypeVar("StepConfigType", bound=FlowStepConfig)
 
@@ -60,7 +61,7 @@ class FlowStepLikelihood(Likelihood[StepConfigType]):
     def distribution(
         self, policy: FlowPolicy, context: Context, num: int, draws: Draws
     ) -> FlowChain:
-        step, mask = draws.get("stochastic_step", None), noise_mask(policy, self.config)
+        step, mask = draws.get("stochastic_step", None), noise_mask(policy, self.config, context)
         step = None if step is None else step.to(policy.device)
         return FlowChain(
             policy.field(context),
@@ -81,29 +82,45 @@ class FlowStepLikelihood(Likelihood[StepConfigType]):
         return float(dist.scored_std[random].mean())
 
 
-def noise_mask(policy: FlowPolicy, config: FlowStepConfig) -> Tensor:
+def noise_mask(
+    policy: FlowPolicy, config: FlowStepConfig, context: Context | None = None
+) -> Tensor:
     """Return 1 where flow steps have noise: (H, A), or (K, H, A) if it depends on the step.
 
     A noise on all entries ends before the last step, whose other entries nothing depends on.
+
+    Args:
+        policy: Gives the executed entries.
+        config: Which entries have noise.
+        context: Observations (N). Under a decision delay the mask is that of each row,
+            (N, 1, H, A) or (N, K, H, A), and the old chunk's actions have no noise.
     """
-    executed = policy.executed_mask()  # (H, A)
-    whole = (policy.sampler.execution_horizon, policy.preprocessor.action_dim)
-    if config.noise_entries == "executed" or policy.chunk_shape == whole:
+    executed = policy.executed_mask(context)  # (H, A) or (N, 1, H, A)
+    if config.noise_entries == "executed" or executed.all():
         return executed
-    mask = torch.ones(policy.grid.flow_steps, *executed.shape, device=executed.device)
-    mask[-1] = executed
+    remainder, num_steps = (
+        None if context is None else remainder_of(context),
+        policy.grid.flow_steps,
+    )
+    mask = torch.ones(num_steps, *policy.chunk_shape, device=executed.device)
+    if remainder is not None:  # all entries after the old chunk's actions
+        is_old = remainder.is_frozen(policy.chunk_shape[0])  # (N, H)
+        mask = mask * ~is_old[:, None, :, None]  # (N, K, H, A)
+    mask[..., -1, :, :] = executed if remainder is None else executed[:, 0]
     return mask
 
 
 def _num_scored(mask: Tensor, step: Tensor | None) -> Tensor:
-    """Return the number of entries with noise, (N, 1) or (K,), or () if it is always the same.
+    """Return the number of entries with noise, which broadcasts to (N, M).
 
     Args:
         mask: Of `noise_mask`.
         step: The random step of each row (N,), or None if all are random.
     """
-    num = mask.sum((-2, -1))  # () or (K,)
-    return num if step is None or num.ndim == 0 else num[step][:, None]
+    num = mask.sum((-2, -1))  # (), (K,), (N, 1) or (N, K)
+    if step is None or num.ndim == 0 or num.shape[-1] == 1:
+        return num
+    return num[step][:, None] if num.ndim == 1 else num.gather(1, step[:, None])
 
 
 @register_likelihood("flow_sde", FlowSDEConfig)

@@ -16,6 +16,7 @@ from pitune.policies.likelihood.distributions import ExactFlow, LossRatio
 from pitune.policies.likelihood.registry import Draws, Likelihood, register_likelihood
 from pitune.policies.network.context import Context
 from pitune.policies.policy import FlowPolicy
+from pitune.policies.under_delay import remainder_of
 
 
 @register_likelihood("flow_matching", FlowMatchingConfig)
@@ -49,7 +50,7 @@ class FlowMatchingLikelihood(Likelihood[FlowMatchingConfig]):
                 "the flow_matching likelihood scores at the draws that were made when acting; the "
                 "input has no draw_noise and draw_time, pass the entries that the actor wrote"
             )
-        mask = policy.executed_mask()
+        mask = policy.executed_mask(context)
         field = policy.field(context)
         return LossRatio(field, policy.grid, self.config, noise.to(mask), time.to(mask), mask)
 
@@ -68,8 +69,17 @@ class ExactFlowLikelihood(Likelihood[ExactFlowConfig]):
     def distribution(
         self, policy: FlowPolicy, context: Context, num: int, draws: Draws
     ) -> ExactFlow:
-        shape = (num, *policy.chunk_shape)
-        return ExactFlow(policy.field(context), policy.grid, self.config, shape, policy.device)
+        shape, sampler = (num, *policy.chunk_shape), policy.sampler
+        remainder, given = remainder_of(context), None
+        if remainder is not None and sampler.delay.seam == "real_time":
+            if sampler.real_time is not None and sampler.real_time.method == "guided":
+                raise ValueError(
+                    "real_time.method='guided' has no exact density, because its correction is "
+                    "detached; take method='trained', or another likelihood"
+                )
+            given = remainder.is_frozen(shape[1])
+        field = policy.field(context)
+        return ExactFlow(field, policy.grid, self.config, shape, policy.device, given)
 
 
 def draw_flow_times(shape: tuple[int, int], law: DrawTimes, grid: TimeGrid) -> Tensor:

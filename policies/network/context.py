@@ -1,6 +1,7 @@
 """Encoded observations: for the flow steps, and as rows of a replay memory.
 
-In shapes, `prefix` is the number of tokens of pictures and prompt. Letters: B rows, D width.
+In shapes, `prefix` is the number of tokens of pictures and prompt.
+Letters: B rows, R steps of a remainder, A model action dim, D width.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ class Context(NamedTuple):
     """Pooled features of the observation (B, D)."""
     valid: Tensor | None = None
     """False for padding tokens of the cache (B, prefix + state token). None without padding."""
+    remainder: Tensor | None = None
+    """Rest of the chunk that is being executed (B, R, A), under a decision delay."""
+    delay: Tensor | None = None
+    """Its actions that are executed before the new chunk arrives (B,), -1 without an old chunk."""
 
 
 def pack(context: Context) -> TensorDict:

@@ -1,6 +1,7 @@
 """The input of critics, noise models and the noise actor.
 
-Letters: N rows, S model state dim, F feature width, D width.
+Letters: N rows, S model state dim, R steps of a remainder, A model action dim, d robot action
+dim, F feature width, D width.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ can reach 3,700 when it does move, and its gradients then keep Adam from fitting
 
 
 def critic_input(
-    state: Tensor, features: Tensor | None = None, elapsed: Tensor | None = None
+    state: Tensor,
+    features: Tensor | None = None,
+    elapsed: Tensor | None = None,
+    old_chunk: Tensor | None = None,
 ) -> Tensor:
     """Return the input of a critic (N, D). No gradient reaches the encoder.
 
@@ -23,10 +27,50 @@ def critic_input(
         features: Pooled features of the encoded observation (N, F).
         elapsed: Used share of the episode's time (N, 1), for a critic whose task includes the time
             limit.
+        old_chunk: Rest of the old chunk under a delay (N, R * d + 1), see `old_chunk`.
     """
     parts = [state.clamp(-LARGEST_STATE, LARGEST_STATE)]
+    if old_chunk is not None:
+        parts.append(old_chunk.clamp(-LARGEST_STATE, LARGEST_STATE))
     if elapsed is not None:
         parts.append(elapsed)
     if features is not None:
         parts.append(features.detach().float())
     return torch.cat(parts, dim=-1)
+
+
+def old_chunk_dim(num_steps: int, action_dim: int) -> int:
+    """Return the width of `old_chunk`.
+
+    Example:
+        >>> old_chunk_dim(2, action_dim=4), old_chunk_dim(0, action_dim=4)
+        (9, 0)
+    """
+    return num_steps * action_dim + 1 if num_steps else 0
+
+
+def old_chunk(
+    remainder: Tensor | None, delay: Tensor | None, state: Tensor, shape: tuple[int, int]
+) -> Tensor | None:
+    """Return the part of a critic's input that a decision delay adds (N, R * d + 1).
+
+    It is the remainder of the old chunk and the delay as a share of R. Rows without an old chunk
+    have zeros and a negative share. Without steps there is no such part.
+
+    Args:
+        remainder: Rest of the old chunk (N, any number of steps, A) [normalized action].
+        delay: (N,) int64.
+        state: Normalized states (N, S), which give the device.
+        shape: (R, d).
+    """
+    num_steps, action_dim = shape
+    if not num_steps:
+        return None
+    if remainder is None or delay is None:
+        part = state.new_zeros(*state.shape[:-1], num_steps * action_dim + 1)
+        part[..., -1] = -1 / num_steps
+        return part
+    steps = remainder[..., :num_steps, :action_dim].to(state)
+    steps = torch.nn.functional.pad(steps, (0, 0, 0, num_steps - steps.shape[-2]))
+    share = delay[..., None].to(state) / num_steps
+    return torch.cat([steps.flatten(-2), share], dim=-1)

@@ -137,6 +137,24 @@ def scaled_pictures(images: Tensor) -> Tensor:
     return images.float() / 255 * 2 - 1 if images.dtype == torch.uint8 else images
 
 
+def check_shift(pictures: PicturesConfig | None, pixels: int) -> None:
+    """Raise ValueError if a policy's pictures cannot be shifted by a number of pixels.
+
+    Args:
+        pictures: Settings of the policy's pictures, or None if it has none.
+        pixels: Greatest shift.
+    """
+    if pixels and pictures is None:
+        raise ValueError(
+            f"picture_shift={pixels} has no use for a policy without pictures; leave it out"
+        )
+    if pictures is not None and pixels >= pictures.size:
+        raise ValueError(
+            f"picture_shift={pixels} must be less than the pictures' {pictures.size} pixels; a "
+            "few percent of them are usual"
+        )
+
+
 def shift_pictures(images: Tensor, pixels: int) -> Tensor:
     """Return pictures (N, V, 3, Y, X), each moved by a random number of pixels along both axes.
 

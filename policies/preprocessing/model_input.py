@@ -5,7 +5,7 @@
 Resizing and tokenizing happen here and nowhere else. The instructions belong to the environment or
 to the demonstrations. They are an argument, and the policy does not store them.
 Letters: N rows, S model state dim, s robot state dim, V cameras, Y, X image pixels, L prompt
-tokens.
+tokens, R steps of a remainder, A model action dim.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class ModelInput:
     """Prompts (N, L) int64."""
     token_mask: Tensor | None = None
     """Mask of the prompts (N, L) bool, False in padding."""
+    remainder: Tensor | None = None
+    """Rest of the chunk that is being executed (N, R, A) [normalized action], under a delay."""
+    delay: Tensor | None = None
+    """Actions of it that are executed before the new chunk arrives (N,) int64. -1 without one."""
 
     def __len__(self) -> int:
         return len(self.state)
@@ -148,6 +152,12 @@ class ObservationPreprocessor(TensorDictModuleBase):
         if self._preprocessor.config.prompt is not None:
             tokens, mask = self._prompts(td)
             inputs |= {"tokens": tokens, "token_mask": mask}
+        if "remainder" in td.keys():  # under a decision delay
+            remainder = td["remainder"].to(inputs["state"].device)
+            inputs["remainder"] = self._preprocessor.normalize_action(
+                remainder, inputs["robot_state"]
+            )
+            inputs["delay"] = td["delay"].to(remainder.device)
         return td.set(MODEL_INPUT, ModelInput(**inputs).tensordict())
 
     def _prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:

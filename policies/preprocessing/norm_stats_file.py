@@ -1,6 +1,7 @@
 """openpi's `norm_stats.json`: one per asset (robot) in a checkpoint folder.
 
 openpi keeps it in `assets/<asset>/`, RLinf in `<asset>/`. An asset's name may contain slashes.
+`meta/stats.json` of a LeRobot dataset can be read in its place.
 Source: openpi `shared/normalize.py`.
 """
 
@@ -16,6 +17,8 @@ from pitune.policies.preprocessing.norm_stats import NAMES, NormStats, problem_o
 
 FILE = "norm_stats.json"
 """Name of the file in its asset's folder."""
+LEROBOT = ("observation.state", "action")
+"""Keys of state and actions in `meta/stats.json` of a LeRobot dataset."""
 
 
 def find_norm_stats(folder: Path, asset: str | None = None) -> Path | None:
@@ -56,7 +59,7 @@ def asset_of(folder: Path, file: Path) -> str:
 
 
 def read_norm_stats(file: Path) -> tuple[NormStats, NormStats]:
-    """Return the statistics of state and actions in an openpi file.
+    """Return the statistics of state and actions in an openpi file or a dataset's `stats.json`.
 
     Raises:
         ValueError: the file does not hold them, or names a number that is no statistic.
@@ -65,6 +68,9 @@ def read_norm_stats(file: Path) -> tuple[NormStats, NormStats]:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{_refused(file)}: it is no JSON file ({error})") from error
+    if isinstance(content, Mapping) and all(name in content for name in LEROBOT):
+        state, action = (_stats(file, name, content[name]) for name in LEROBOT)
+        return state, action
     stats = content.get("norm_stats") if isinstance(content, Mapping) else None
     if not isinstance(stats, Mapping):
         held = sorted(content) if isinstance(content, Mapping) else type(content).__name__

@@ -8,7 +8,7 @@ Letters: H action horizon, d robot action dim.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class _Chunk:
     """Time of the observation [s]."""
     arrival: float
     """Time from which on the chunk is in force [s]."""
+    before: _Chunk | None = None
+    """The chunk that the robot passes over from, which may still pass over from another one."""
 
 
 class ActionQueue:
@@ -80,7 +82,6 @@ class ActionQueue:
         self.interpolate = interpolate
         self._lock = threading.Lock()
         self._chunk: _Chunk | None = None
-        self._old: _Chunk | None = None
         self._cleared = -float("inf")
         self._counts = dict.fromkeys(QueueReport.__dataclass_fields__, 0)
 
@@ -93,7 +94,8 @@ class ActionQueue:
             now: Present time [s], such as `time.monotonic()`.
         """
         with self._lock:
-            chunk = _Chunk(self._checked(actions), observed_at, now)
+            before = self._needed(self._chunk, now)
+            chunk = _Chunk(self._checked(actions), observed_at, now, before)
             late = max(0, int(np.ceil(self._position(chunk, now) - 1e-9)))
             outdated = self._chunk is not None and observed_at <= self._chunk.start
             outdated = outdated or observed_at < self._cleared
@@ -102,7 +104,7 @@ class ActionQueue:
                 return False
             self._counts["num_chunks"] += 1
             self._counts["num_late"] += late
-            self._old, self._chunk = self._chunk, chunk
+            self._chunk = chunk
             return True
 
     def get(self, now: float) -> np.ndarray | None:
@@ -117,17 +119,7 @@ class ActionQueue:
             # the last action lasts one step
             if self._position(self._chunk, now) >= len(self._chunk.actions) - 1e-9:
                 self._counts["num_underruns"] += 1
-            action = self._at(self._chunk, now)
-            if self._old is None or not self.blend_steps:
-                return action
-            # from the old plan to the new one
-            # a robot may have read its clock before the chunk arrived
-            since = max(0.0, now - self._chunk.arrival)
-            progress = since / (self.blend_steps * self.step_seconds)
-            if progress >= 1:
-                self._old = None
-                return action
-            return progress * action + (1 - progress) * self._at(self._old, now)
+            return self._planned(self._chunk, now)
 
     def remainder(self, now: float) -> np.ndarray | None:
         """Return the actions (rest, d) of the present chunk from now on, or None before any chunk.
@@ -148,7 +140,7 @@ class ActionQueue:
                 compute, are then dropped as stale.
         """
         with self._lock:
-            self._chunk = self._old = None
+            self._chunk = None
             self._cleared = self._cleared if now is None else now
 
     def report(self) -> QueueReport:
@@ -159,6 +151,30 @@ class ActionQueue:
     def _position(self, chunk: _Chunk, now: float) -> float:
         """Return the time since the chunk's observation [steps]."""
         return (now - chunk.start) / self.step_seconds
+
+    def _progress(self, chunk: _Chunk, now: float) -> float:
+        """Return the share of the passage to a chunk that is over, 1 without a passage."""
+        if chunk.before is None or not self.blend_steps:
+            return 1.0
+        # a robot may have read its clock before the chunk arrived
+        since = max(0.0, now - chunk.arrival)
+        return min(1.0, since / (self.blend_steps * self.step_seconds))
+
+    def _needed(self, chunk: _Chunk | None, now: float) -> _Chunk | None:
+        """Return a chunk with those before it that the robot still passes over from."""
+        if chunk is None or chunk.before is None:
+            return chunk
+        if self._progress(chunk, now) >= 1:
+            return replace(chunk, before=None)
+        return replace(chunk, before=self._needed(chunk.before, now))
+
+    def _planned(self, chunk: _Chunk, now: float) -> np.ndarray:
+        """Return the action (d,) on the way from the chunks before to a chunk."""
+        action, progress = self._at(chunk, now), self._progress(chunk, now)
+        if chunk.before is None or progress >= 1:
+            return action
+        # the passage from the chunk before may itself be under way
+        return progress * action + (1 - progress) * self._planned(chunk.before, now)
 
     def _at(self, chunk: _Chunk, now: float) -> np.ndarray:
         """Return the chunk's action (d,) of a time, its last one after its end."""

@@ -12,67 +12,28 @@ Letters: N rows, H action horizon, h executed actions, A model action dim, d rob
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from pitune.policies.flow.ode import integrate
-from pitune.policies.flow.real_time import (
-    Remainder,
-    check_delay,
-    guided_field,
-    prefixed_field,
-    prefixed_noise,
-)
+from pitune.policies.flow.delay import DelayConfig
+from pitune.policies.flow.real_time import Remainder, check_delay, with_prefix
 from pitune.policies.policy import FlowPolicy
+from pitune.policies.policy_config import check_real_time, check_trained_delay
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
-from pitune.ranges import NonNegativeInt, Settings
 
-Seam = Literal["plain", "ensemble", "real_time"]
 _ENSEMBLE_DECAY = 0.01
 """Fall of the weights of newer predictions, as in ACT and lerobot."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DelayConfig(Settings):
-    """Decision delay of a robot, and its answer to it.
-
-    Raises:
-        ValueError: a setting is unknown or out of range.
-
-    Example:
-        >>> DelayConfig(steps=2, seam="real_time").highest
-        2
-    """
-
-    steps: NonNegativeInt = 0
-    """Control steps from an observation to the arrival of its chunk, or the least of them."""
-    max_steps: NonNegativeInt | None = None
-    """Most control steps, for delays that are drawn anew at each decision."""
-    seam: Seam = "plain"
-    """Passage from the old chunk to the new one: "plain" changes at once, "ensemble" averages all
-    predictions of a step (ACT), "real_time" continues the old chunk as `sampler.real_time` sets."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_steps is not None and self.max_steps < self.steps:
-            raise ValueError(f"max_steps={self.max_steps} must be at least steps={self.steps}")
-
-    @property
-    def highest(self) -> int:
-        """The longest delay [control steps]."""
-        return self.steps if self.max_steps is None else self.max_steps
 
 
 def continue_chunk(
     policy: FlowPolicy,
     inputs: ModelInput,
     remainder: Tensor,
-    delay: int,
+    delay: int | Tensor,
     noise: Tensor | None = None,
 ) -> Tensor:
     """Return chunks (N, H, d) [robot units] that continue the ones which are being executed.
@@ -83,7 +44,8 @@ def continue_chunk(
         policy: Acts as deployed, with the settings `sampler.real_time`.
         inputs: Observations (N).
         remainder: Actions (N, rest, d) [robot units] of the old chunks from the observation on.
-        delay: Actions of the remainder that will be executed before the new chunk arrives.
+        delay: Actions of the remainder that will be executed before the new chunk arrives, one
+            number or one of each row (N,) int64. Rows with -1 have no old chunk.
         noise: Starting points (N, H, A), drawn by default. A trained noise source replaces them.
 
     Raises:
@@ -95,29 +57,16 @@ def continue_chunk(
             "the policy has no settings for real-time chunking; set `sampler.real_time`, for "
             "example to RealTimeConfig(method='guided')"
         )
-    if config.method == "trained" and delay > config.max_delay:
-        raise ValueError(
-            f"delay={delay} is longer than max_delay={config.max_delay} of the policy's cloning; "
-            "use method='guided', or clone with longer delays"
-        )
+    longest = int(torch.as_tensor(delay).max())
+    if config.method == "trained":
+        check_trained_delay(longest, policy.info)
     # remainder in the network's space, relative to the present state
     state = inputs.robot_state.to(policy.device)
-    old = Remainder(policy.preprocessor.normalize_action(remainder, state), delay)
-
-    # noise and field as in `FlowPolicy.sample_chunk`
-    context = policy.encode(inputs)
-    source = policy.noise_source
-    if source is not None and source.steered:
-        noise = source(policy.critic_input(inputs, context))
-    elif noise is None:
-        noise = policy.draw_noise(len(inputs))
-    field = policy.field(context)
-    if config.method == "guided":
-        field = guided_field(field, old, config)
-    else:
-        field, noise = prefixed_field(field, old), prefixed_noise(noise, old)
-    chunk = integrate(field, noise, policy.grid, policy.sampler.solver)
-    return policy.preprocessor.unnormalize_action(chunk, state)
+    old = policy.preprocessor.normalize_action(remainder.to(policy.device), state)
+    delays = torch.as_tensor(delay, device=policy.device).expand(len(inputs))
+    sampler = replace(policy.sampler, delay=DelayConfig(seam="real_time"))
+    inputs = replace(inputs, remainder=old, delay=delays)
+    return policy.replace(sampler=sampler).sample_chunk(inputs, noise)
 
 
 class DelayedActor(TensorDictModuleBase):
@@ -153,11 +102,10 @@ class DelayedActor(TensorDictModuleBase):
     def __init__(self, policy: FlowPolicy, config: DelayConfig, seed: int = 0) -> None:
         super().__init__()
         check_delay(config.highest, policy.sampler.execution_horizon, policy.chunk_shape[0])
-        if config.seam == "real_time" and policy.sampler.real_time is None:
-            raise ValueError(
-                "seam='real_time' needs the policy's settings `sampler.real_time`; set them, or "
-                "choose another seam"
-            )
+        # the environment has no delay of its own
+        policy = policy.replace(sampler=replace(policy.sampler, delay=DelayConfig()))
+        if config.seam == "real_time":
+            check_real_time(replace(policy.sampler, delay=config), policy.info)
         self.policy, self.config = policy, config
         self.in_keys, self.out_keys = [MODEL_INPUT, "elapsed"], ["action"]
         self._generator = torch.Generator().manual_seed(seed)
@@ -171,18 +119,18 @@ class DelayedActor(TensorDictModuleBase):
         noise = None if noise is None else noise.to(self.policy.device)
         h = self.policy.sampler.execution_horizon
         begins = (td["elapsed"].flatten() == 0).to(self.policy.device)  # (N,)
-        delay = self._delay()
         if self._chunk is None or len(self._chunk) != len(td):
             begins = torch.ones_like(begins)
+        delay = self.config.draw(len(td), self._generator).to(begins.device)
+        delay = delay.masked_fill(begins, -1)  # the first chunk of an episode is awaited
         if begins.all():
             chunk = self.policy.sample_chunk(inputs, noise)
             executed = chunk[:, :h]
             self._count = torch.ones(chunk.shape[:2], device=chunk.device)
         else:
             remainder = self._chunk[:, h:]  # type: ignore[index]
-            chunk = self._next_chunk(inputs, remainder, delay, noise, begins)
-            late = torch.cat([remainder[:, :delay], chunk[:, delay:h]], dim=1)
-            executed = torch.where(begins[:, None, None], chunk[:, :h], late)
+            chunk = self._next_chunk(inputs, remainder, delay, noise)
+            executed = with_prefix(chunk, Remainder(remainder, delay))[:, :h]
         self._chunk = chunk
         return td.set("action", executed)
 
@@ -190,31 +138,16 @@ class DelayedActor(TensorDictModuleBase):
         """Return this actor, which never explores."""
         return self
 
-    def _delay(self) -> int:
-        """Return the delay of this decision [control steps]."""
-        low, high = self.config.steps, self.config.highest
-        return int(torch.randint(low, high + 1, (), generator=self._generator))
-
     def _next_chunk(
-        self,
-        inputs: ModelInput,
-        remainder: Tensor,
-        delay: int,
-        noise: Tensor | None,
-        begins: Tensor,
+        self, inputs: ModelInput, remainder: Tensor, delay: Tensor, noise: Tensor | None
     ) -> Tensor:
-        """Return the chunks (N, H, d) after running ones, and first ones where `begins` (N,)."""
-        if noise is None:
-            noise = self.policy.draw_noise(len(inputs))
-        if self.config.seam == "real_time" and not begins.any():  # all chunks are continued
+        """Return the chunks (N, H, d) after running ones, and first ones where there are none."""
+        if self.config.seam == "real_time":
             return continue_chunk(self.policy, inputs, remainder, delay, noise)
         fresh = self.policy.sample_chunk(inputs, noise)
-        if self.config.seam == "plain":
-            return fresh
-        if self.config.seam == "ensemble":
-            return self._ensembled(fresh, remainder, begins)
-        continued = continue_chunk(self.policy, inputs, remainder, delay, noise)
-        return torch.where(begins[:, None, None], fresh, continued)
+        return (
+            fresh if self.config.seam == "plain" else self._ensembled(fresh, remainder, delay < 0)
+        )
 
     def _ensembled(self, fresh: Tensor, remainder: Tensor, begins: Tensor) -> Tensor:
         """Return the weighted mean (N, H, d) of all predictions of each step.

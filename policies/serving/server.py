@@ -29,6 +29,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
+from websockets.protocol import State
 
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.serving.batching import Batcher, Request, infer_batch
@@ -94,6 +95,7 @@ class PolicyServer:
         self.port = config.port
         self._stopping, self._num_open = False, 0
         self._connections = itertools.count()
+        self._admitted: set[ServerConnection] = set()
 
     def warm_up(self) -> float:
         """Compute one batch of zeros, so that the first client does not wait. Return its time [s].
@@ -163,9 +165,12 @@ class PolicyServer:
                 return connection.respond(HTTPStatus.UNAUTHORIZED, "wrong or missing API key\n")
         if http.path == "/metrics":
             return connection.respond(HTTPStatus.OK, self.metrics.page())
-        if self._stopping or self.metrics.num_clients >= self.config.max_clients:
+        # connections whose handshake is under way count too
+        self._admitted = {c for c in self._admitted if c.state is not State.CLOSED}
+        if self._stopping or len(self._admitted) >= self.config.max_clients:
             reason = "stops" if self._stopping else f"has {self.config.max_clients} clients already"
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, f"the server {reason}\n")
+        self._admitted.add(connection)
         return None
 
     async def _serve_client(self, connection: ServerConnection) -> None:
@@ -186,6 +191,7 @@ class PolicyServer:
             pass  # the client left, which ends its session and nothing else
         finally:
             self.metrics.num_clients -= 1
+            self._admitted.discard(connection)
 
     def _new_session(self) -> _Session:
         session, number = _Session(), next(self._connections)

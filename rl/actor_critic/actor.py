@@ -58,5 +58,5 @@ class ExploringActor(Actor):
         # entries of the rollout
         if prefix is not None:
             td.set("prefix", pack(prefix))
-        shape = (policy.sampler.execution_horizon, policy.preprocessor.action_dim)
+        shape = (policy.num_planned, policy.preprocessor.action_dim)
         return td.set("action", policy.executed(chunk.unflatten(-1, shape), inputs))  # (N, h, d)

@@ -11,7 +11,6 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, ModelInput
-from pitune.policies.flow.ode import integrate
 from pitune.policies.network.context import Context, stored_prefix
 
 
@@ -41,8 +40,8 @@ def critic_input(
 
 def executed_chunk(policy: FlowPolicy, context: Context, noise: Tensor) -> Tensor:
     """Return the executed actions (N, h * d) [normalized] from noise (N, H, A), with a gradient."""
-    point = integrate(policy.field(context), noise, policy.grid, policy.sampler.solver)
-    executed = point[:, : policy.sampler.execution_horizon, : policy.preprocessor.action_dim]
+    point = policy.solve(context, noise)
+    executed = point[:, : policy.num_planned, : policy.preprocessor.action_dim]
     return executed.flatten(1)  # (N, h, d) -> (N, h * d)
 
 

@@ -37,7 +37,12 @@ from pitune.rl.actor_critic.stored_rows import LearnerRows
 from pitune.rl.actor_critic.td import OffPolicy, means
 from pitune.rl.algorithm import Progress, no_progress
 from pitune.rl.datasets.demonstrations import demonstrations_for
-from pitune.rl.experience.demonstrations import Demonstrations, without_padding
+from pitune.rl.experience.demonstrations import (
+    WITHOUT_DELAY,
+    Demonstrations,
+    check_no_delay,
+    without_padding,
+)
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
 from pitune.rl.policy_gradient.reference import frozen_copy
@@ -64,8 +69,8 @@ class FlowActorCritic:
         demonstrations: Demonstrations | None = None,
     ) -> None:
         self.policy, self.config = policy, config
-        self.chunk_dim = policy.sampler.execution_horizon * policy.preprocessor.action_dim
-        self.input_dim = policy.preprocessor.model_state_dim + policy.feature_dim
+        self.chunk_dim = policy.num_planned * policy.preprocessor.action_dim
+        self.input_dim = policy.critic_state_dim + policy.feature_dim
         trained = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.actor_learning_rate)
         self.num_rounds = 0
@@ -75,6 +80,8 @@ class FlowActorCritic:
             memory = config.off_policy
             demonstrations = demonstrations_for(policy, memory.demonstrations, memory.data)
 
+        if config.off_policy.offline_share:
+            check_no_delay(policy, "offline_share", WITHOUT_DELAY)
         stored = demonstrations if config.off_policy.offline_share else None
         num_stored = 0 if stored is None else len(stored.action)
         self.plan = learner_plan(policy, config, self.chunk_dim, num_stored)
@@ -98,6 +105,11 @@ class FlowActorCritic:
         if table is None or not self.config.off_policy.offline_share:
             return None
         return table.reward_definition
+
+    @property
+    def demonstrated_fps(self) -> float | None:
+        """Frame rate of a dataset with the demonstrations [Hz], None if it is unknown."""
+        return None if self.rows.demonstrations is None else self.rows.demonstrations.fps
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks of a checkpoint besides the policy."""

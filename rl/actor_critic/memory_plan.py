@@ -144,7 +144,7 @@ def learner_plan(
     plain = TensorDict({"model_input": inputs.tensordict()}, [1])
     encoded = None
     if config.keep_prefix and policy.prefix_is_frozen:
-        small = inputs.tensordict().select("state", "robot_state")
+        small = inputs.tensordict().exclude("images", "tokens", "token_mask")
         prefix = pack(policy.encode_prefix(inputs))
         rows = TensorDict({"model_input": small, "prefix": prefix}, [1])
         encoded = row_bytes(rows, chunk_dim, num_steps)

@@ -85,5 +85,6 @@ class LearnerRows:
         """Return the stored entries of observations, without their prefix."""
         obs = rows.select("model_input")
         if self.keep_prefix:  # the prefix replaces pictures and tokens
-            obs["model_input"] = sub_dict(rows, "model_input").select("state", "robot_state")
+            stored = sub_dict(rows, "model_input").exclude("images", "tokens", "token_mask")
+            obs["model_input"] = stored
         return obs

@@ -2,7 +2,8 @@
 
 As a registered algorithm it is also a control. Cloning for the time that RL takes measures the
 benefit of more cloning. It uses no rollout. The loss is in `pitune.policies.policy`.
-Letters: N rows, B minibatch rows, H action horizon, A model action dim, d robot action dim.
+Letters: N rows, B minibatch rows, M draws, H action horizon, A model action dim, d robot action
+dim.
 Source: Black et al. 2024.
 """
 
@@ -22,8 +23,9 @@ from torch import Tensor
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
+from pitune.policies.flow.real_time import clean_prefix
 from pitune.policies.network.context import stored_prefix
-from pitune.policies.preprocessing.images import shift_pictures
+from pitune.policies.preprocessing.images import check_shift, shift_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.ranges import (
     NonNegativeFloat,
@@ -75,6 +77,12 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     """Gradient steps per update."""
     max_grad_norm: PositiveOrInfinite = 1.0
     """Gradients are scaled down to this norm [-]."""
+    real_time_delay: NonNegativeInt | None = None
+    """Longest clean beginning of a chunk [control steps], for real-time chunking with
+    method="trained". Each chunk's is drawn from 0 to this. The policy's own by default."""
+    draws_per_chunk: PositiveInt = 1
+    """Draws of noise and flow time for each chunk of a minibatch. They share the encoding of the
+    observation, which takes most of the time where there are pictures."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
 
@@ -100,12 +108,13 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
             "final_fraction",
             "weight_decay",
             "ema_decay",
+            "real_time_delay",
         )
 
         # fields that are not set
         missing = {
             name: value
-            for name, value in zip(names, defaults, strict=True)
+            for name, value in zip(names, (*defaults, policy.info.real_time_delay), strict=True)
             if getattr(self, name) is None
         }
         return replace(self, **missing)  # type: ignore[arg-type]
@@ -134,6 +143,10 @@ class CloningStep:
         policy: Trained in place.
         config: Step sizes.
 
+    Raises:
+        ValueError: `real_time_delay` is not below the action horizon, or there are several draws
+            for each chunk too.
+
     Example:
         >>> step = CloningStep(policy, BCConfig())  # doctest: +SKIP
         >>> chunks = demonstrations.preprocess(policy).chunks(8)  # doctest: +SKIP
@@ -142,7 +155,16 @@ class CloningStep:
 
     def __init__(self, policy: FlowPolicy, config: BCConfig) -> None:
         self.policy, self.config = policy, config.with_defaults(policy)
-        _check_shift(policy, config.picture_shift)
+        horizon = policy.chunk_shape[0]
+        if (delay := self.config.real_time_delay or 0) >= horizon:
+            given = f"real_time_delay={delay} must be below action_horizon={horizon}"
+            raise ValueError(f"{given}, because clean actions alone have nothing to learn")
+        check_shift(policy.preprocessor.config.pictures, config.picture_shift)
+        if self.config.real_time_delay and config.draws_per_chunk > 1:
+            raise ValueError(
+                f"draws_per_chunk={config.draws_per_chunk} cannot be combined with "
+                f"real_time_delay={self.config.real_time_delay}; leave one of them out"
+            )
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
         betas = (0.9, 0.999) if policy.network.vlm is None else (0.9, 0.95)
         self.optimizer = torch.optim.AdamW(
@@ -164,8 +186,15 @@ class CloningStep:
 
         # random draws of the whole minibatch
         batch: TensorDictBase = chunks.to(self.policy.device).copy()
-        batch["noise"] = self.policy.draw_noise(num)
-        batch["flow_time"] = sample_flow_time(num, self.policy.device)
+        draws = config.draws_per_chunk
+        noise = self.policy.draw_noise(num * draws)
+        flow_time = sample_flow_time(num * draws, self.policy.device)
+        if draws > 1:  # (B, M, H, A) and (B, M)
+            noise, flow_time = noise.unflatten(0, (num, draws)), flow_time.view(num, draws)
+        batch["noise"], batch["flow_time"] = noise, flow_time
+        if config.real_time_delay:
+            delay = torch.randint(config.real_time_delay + 1, (num,), device=self.policy.device)
+            batch.update(clean_prefix(batch["flow_time"], delay, self.policy.chunk_shape[0]))
         if config.picture_shift:
             images = batch[MODEL_INPUT, "images"]
             batch[MODEL_INPUT, "images"] = shift_pictures(images, config.picture_shift)
@@ -185,12 +214,20 @@ class CloningStep:
         return float(metrics["flow_loss"])
 
     def loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
-        """Return the loss of chunks (B) with `noise` (B, H, A) and `flow_time` (B), and metrics."""
+        """Return the loss of chunks (B) with the random draws of a minibatch, and its metrics.
+
+        Args:
+            batch: Chunks with `noise` (B, H, A) and `flow_time` (B), or (B, H) with a weight of
+                each step, `step_weight` (B, H). Or noise (B, M, H, A) and `flow_time` (B, M) with M
+                draws for each chunk.
+        """
         noise, flow_time = batch["noise"], batch["flow_time"]
         inputs, prefix = ModelInput.of(batch), stored_prefix(batch)
-        steps = self.policy.loss(inputs, batch["action"], noise, flow_time, prefix)
-        loss = without_padding(steps, batch).mean()
-        return loss, {"flow_loss": loss}
+        loss = self.policy.loss(inputs, batch["action"], noise, flow_time, prefix)
+        loss = without_padding(loss, batch)  # (B, H, A) or (B, M, H, A)
+        if "step_weight" in batch.keys():
+            loss = loss * batch["step_weight"][..., None]
+        return loss.mean(), {"flow_loss": loss.mean()}
 
 
 @register("bc", BCConfig, reads_demonstrations=True)
@@ -205,6 +242,9 @@ class BehaviorCloning(Algorithm[BCConfig]):
     needs = Needs(rollouts=False)
 
     def __init__(self, config: BCConfig, policy: FlowPolicy) -> None:
+        delay = config.real_time_delay
+        if delay is not None:  # the checkpoint records it
+            policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
         super().__init__(config, LikelihoodActor(policy, FlowSDEConfig()))
         self.chunks = chunk_source(policy, config.demonstrations, config.data)
         self.step = CloningStep(policy, config)
@@ -226,6 +266,10 @@ class BehaviorCloning(Algorithm[BCConfig]):
         if self.step.ema is not None:
             self._averaged.enter_context(self.step.ema.swapped())
 
+    @property
+    def demonstrated_fps(self) -> float | None:
+        return self.chunks.fps
+
     def extra_state(self) -> dict[str, Any]:
         ema = {} if self.step.ema is None else self.step.ema.state_dict()
         return {"num_steps": self.step.num_steps, "ema": ema, "chunks": self.chunks.state()}
@@ -237,20 +281,6 @@ class BehaviorCloning(Algorithm[BCConfig]):
             self._averaged.close()
             self.step.ema.load_state_dict(state["ema"])
             self._show_average()
-
-
-def _check_shift(policy: FlowPolicy, pixels: int) -> None:
-    """Raise ValueError if a policy's pictures cannot be shifted by a number of pixels."""
-    pictures = policy.preprocessor.config.pictures
-    if pixels and pictures is None:
-        raise ValueError(
-            f"picture_shift={pixels} has no use for a policy without pictures; leave it out"
-        )
-    if pictures is not None and pixels >= pictures.size:
-        raise ValueError(
-            f"picture_shift={pixels} must be less than the pictures' {pictures.size} pixels; a "
-            "few percent of them are usual"
-        )
 
 
 def clone(

@@ -38,6 +38,7 @@ from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.dgn_noise import DifferenceModel, fit
 from pitune.rl.datasets.demonstrations import demonstrations_for
+from pitune.rl.experience.demonstrations import check_no_delay
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import in_parts, normalize_chunk
 from pitune.rl.registry import register
@@ -132,6 +133,7 @@ class DGN(Algorithm[DGNConfig]):
     """
 
     def __init__(self, config: DGNConfig, policy: FlowPolicy) -> None:
+        check_no_delay(policy, "dgn", "take another algorithm, such as ppo or dsrl")
         memory = config.learner.off_policy
         demonstrations = demonstrations_for(policy, memory.demonstrations, memory.data)
         self.learner = FlowActorCritic(policy, config.learner, demonstrations)
@@ -163,6 +165,10 @@ class DGN(Algorithm[DGNConfig]):
     @property
     def demonstrated_reward(self) -> str | None:
         return self.learner.demonstrated_reward
+
+    @property
+    def demonstrated_fps(self) -> float | None:
+        return self.learner.demonstrated_fps
 
     @cached_property
     def demonstrated(self) -> TensorDict:

@@ -15,6 +15,7 @@ Source: Wagenmaker et al. 2025. Differs: docs/algorithms/dsrl.md.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.dsrl_actor import NoiseRows, NoiseSourceActor, noise_plan
 from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.datasets.demonstrations import demonstrations_for
-from pitune.rl.experience.demonstrations import Demonstrations
+from pitune.rl.experience.demonstrations import WITHOUT_DELAY, Demonstrations, check_no_delay
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
 from pitune.rl.registry import register
@@ -56,9 +57,11 @@ class DSRL(Algorithm[DSRLConfig]):
     def __init__(self, config: DSRLConfig, policy: FlowPolicy) -> None:
         # actor
         self.aliased = config.variant == "noise_aliased"
-        self.policy = policy.with_noise_source(config.steering)
+        steering = replace(config.steering, remainder_steps=policy.remainder_steps)
+        self.policy = policy.with_noise_source(steering)
         self._demonstrations: Demonstrations | None = None
         if config.off_policy.offline_share:
+            check_no_delay(policy, "offline_share", WITHOUT_DELAY)
             memory = config.off_policy
             self._demonstrations = demonstrations_for(policy, memory.demonstrations, memory.data)
         self.plan = noise_plan(self.policy, config, self._demonstrations)
@@ -71,7 +74,7 @@ class DSRL(Algorithm[DSRLConfig]):
         # critics
         self.action_dim = policy.preprocessor.action_dim
         latent_dim, input_dim = self.source.actor.latent_dim, self.source.input_dim
-        chunk_dim = policy.sampler.execution_horizon * self.action_dim
+        chunk_dim = policy.num_planned * self.action_dim
         decision_dim = chunk_dim if self.aliased else latent_dim
         self.off_policy = OffPolicy(
             config.off_policy, input_dim + decision_dim, device, self.plan.capacity
@@ -110,6 +113,10 @@ class DSRL(Algorithm[DSRLConfig]):
     @property
     def demonstrated_reward(self) -> str | None:
         return None if self._demonstrations is None else self._demonstrations.reward_definition
+
+    @property
+    def demonstrated_fps(self) -> float | None:
+        return None if self._demonstrations is None else self._demonstrations.fps
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # experience

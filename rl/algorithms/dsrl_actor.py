@@ -11,7 +11,6 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import Actor, FlowPolicy, ModelInput, NoiseSource
-from pitune.policies.flow.ode import integrate
 from pitune.policies.network.context import Context, pack
 from pitune.rl.actor_critic.memory_plan import (
     MemoryPlan,
@@ -75,10 +74,8 @@ class NoiseSourceActor(Actor):
 
         The flow runs as deployed, with the sampler's flow steps and solver.
         """
-        policy = self.policy
         noise = self.source.noise_of(latent)  # (N, H, A)
-        point = integrate(policy.field(context), noise, policy.grid, policy.sampler.solver)
-        return point[:, : policy.sampler.execution_horizon]
+        return self.policy.solve(context, noise)[:, : self.policy.num_planned]
 
     def encode(self, rows: TensorDictBase) -> TensorDict:
         """Return the stored entries of observations (N) with `model_input`."""
@@ -161,7 +158,8 @@ def noise_plan(
     if aliased:
         plain = plain.set("model_input", inputs.tensordict())
     horizon = policy.sampler.execution_horizon
-    decision_dim = actor.source.actor.latent_dim + horizon * policy.preprocessor.action_dim
+    chunk_dim = policy.num_planned * policy.preprocessor.action_dim
+    decision_dim = actor.source.actor.latent_dim + chunk_dim
     keep = aliased and config.keep_context
     return plan_memory(
         config.off_policy,

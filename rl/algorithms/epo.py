@@ -75,9 +75,9 @@ class EPO(Algorithm[EPOConfig]):
         self.needs = Needs(num_shares=config.num_members, success_signal=True)
 
         # critic, loss and optimizers
-        self.critic = PopulationCritic(
-            policy.preprocessor.model_state_dim, population, policy.feature_dim
-        ).to(policy.device)
+        state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
+        critic = PopulationCritic(state_dim, population, policy.feature_dim, remainder)
+        self.critic = critic.to(policy.device)
         self.networks |= {"population": population, "critic": self.critic}
         self.loss = policy_loss(self.actor, config.ppo)
         self.information = Information()

@@ -20,7 +20,6 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig, ModelInput
-from pitune.policies.flow.ode import integrate
 from pitune.policies.network.context import stored_prefix
 from pitune.ranges import (
     NonNegativeFloat,
@@ -174,10 +173,7 @@ class PopulationActor(LikelihoodActor):
         """
         policy, inputs = self.policy, ModelInput.of(td)
         context = policy.encode(inputs, stored_prefix(td), self._member_offset(member))
-        point = integrate(
-            policy.field(context), td["chain"][:, 0], policy.grid, policy.sampler.solver
-        )  # (N, H, A)
-        return policy.executed(point, inputs)
+        return policy.executed(policy.solve(context, td["chain"][:, 0]), inputs)
 
     def member_policy(self, member: int) -> FlowPolicy:
         """Return a member as a separate policy, with its gene added to a bias."""
@@ -202,6 +198,7 @@ class PopulationCritic(ValueCritic):
         state_dim: S.
         population: The shared genes, which are no parameters of this module.
         feature_dim: Width of the policy's features, or 0 for none.
+        remainder: Steps of the old chunk and robot action dim, see `ValueCritic`.
 
     Example:
         >>> critic = PopulationCritic(4, Population(2, gene_dim=3, width=8))
@@ -209,8 +206,14 @@ class PopulationCritic(ValueCritic):
         ['model_input', 'elapsed', 'member']
     """
 
-    def __init__(self, state_dim: int, population: Population, feature_dim: int = 0) -> None:
-        super().__init__(state_dim, feature_dim)
+    def __init__(
+        self,
+        state_dim: int,
+        population: Population,
+        feature_dim: int = 0,
+        remainder: tuple[int, int] = (0, 0),
+    ) -> None:
+        super().__init__(state_dim, feature_dim, remainder=remainder)
         self.in_keys.append("member")
         self._population = [population]  # a list, so that it is no submodule
         first: nn.Linear = self.net[0]  # type: ignore[assignment]

@@ -150,9 +150,9 @@ class PPO(Algorithm[PPOConfig]):
 
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
-        self.critic = ValueCritic(policy.preprocessor.model_state_dim, policy.feature_dim).to(
-            policy.device
-        )
+        state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
+        critic = ValueCritic(state_dim, policy.feature_dim, remainder=remainder)
+        self.critic = critic.to(policy.device)
         self.networks["critic"] = self.critic
         self.loss = policy_loss(self.actor, config)
         self.information = Information()

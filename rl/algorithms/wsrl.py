@@ -86,6 +86,10 @@ class WSRL(Algorithm[WSRLConfig]):
     def demonstrated_reward(self) -> str | None:
         return self.learner.demonstrated_reward
 
+    @property
+    def demonstrated_fps(self) -> float | None:
+        return self.learner.demonstrated_fps
+
     def notes(self) -> list[str]:
         return list(self.learner.plan.notes)
 

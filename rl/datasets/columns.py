@@ -1,6 +1,6 @@
 """The columns of a recorded episode, and their declaration as LeRobot features.
 
-Letters: N frames, D dimensions, Y, X image pixels.
+Letters: N rows, D width of a feature, s robot state dim, d robot action dim, Y, X image pixels.
 """
 
 from __future__ import annotations

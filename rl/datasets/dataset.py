@@ -1,6 +1,6 @@
 """Frames of a LeRobot dataset under the names that policies read.
 
-Letters: N frames, s robot state dim, d robot action dim, Y, X image pixels.
+Letters: N rows, s robot state dim, d robot action dim, Y, X image pixels.
 """
 
 from __future__ import annotations
@@ -94,6 +94,11 @@ class EpisodeDataset:
         return sum(self.metadata.width(feature) for feature in self.config.action)
 
     @property
+    def required_fps(self) -> float | None:
+        """Frame rate that must be the control rate of the environment [Hz], None for any."""
+        return None if self.config.any_rate else self.metadata.fps
+
+    @property
     def reward_definition(self) -> str:
         """Definition of the recorded rewards in words, empty if it is unknown."""
         file = self.metadata.folder / FACTS
@@ -114,6 +119,7 @@ class EpisodeDataset:
         episode = self.episodes[number]
         names = [*self.config.state, *self._stored_pictures(), "task_index", "timestamp"]
         rows = self._rows(episode, start, stop, [*names, *self.config.action, *self._extras()])
+        # state, and the words by their number
         state = torch.cat([self._numbers(rows, name) for name in self.config.state], -1)
         task_id = rows.integers("task_index")
         if len(task_id) and int(task_id.max()) >= len(self.tasks):
@@ -122,8 +128,10 @@ class EpisodeDataset:
                 f"{len(self.tasks)} tasks"
             )
         obs = {"state": state, "task_id": task_id}
+        # pictures, from the same rows or from a video at their times
         for camera, feature in self.cameras.items():
             obs[f"image/{camera}"] = self._pictures(episode, feature, rows)
+        # rewards and ends, which only some datasets have
         extras = {name: rows.vectors(name, 1)[:, 0] for name in self._extras()}
         ended = extras.get(TERMINATED)
         return Frames(

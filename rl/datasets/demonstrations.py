@@ -17,7 +17,7 @@ from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.dataset import EpisodeDataset, Frames
 from pitune.rl.datasets.layout import is_dataset
-from pitune.rl.datasets.stream import GIB, ChunkStream
+from pitune.rl.datasets.stream import GIB, ChunkRows, ChunkStream
 from pitune.rl.experience import demonstrations as files
 from pitune.rl.experience.demonstrations import Demonstrations
 from pitune.rl.experience.sub_dict import sub_dict
@@ -31,6 +31,10 @@ class ChunkSource(Protocol):
         >>> source.draw(3)["action"].shape
         torch.Size([3, 4, 2])
     """
+
+    @property
+    def fps(self) -> float | None:
+        """Steps per second that must be those of the environment [Hz], None for any."""
 
     def __len__(self) -> int:
         """Return the number of different chunks."""
@@ -50,14 +54,19 @@ class RandomChunks:
 
     Args:
         chunks: Rows of `Demonstrations.chunks`.
+        fps: See `Demonstrations.fps`.
 
     Example:
         >>> RandomChunks(TensorDict({"action": torch.ones(9, 4, 2)}, [9])).draw(20).batch_size
         torch.Size([9])
     """
 
-    def __init__(self, chunks: TensorDictBase) -> None:
-        self.chunks = chunks
+    def __init__(self, chunks: TensorDictBase, fps: float | None = None) -> None:
+        self.chunks, self._fps = chunks, fps
+
+    @property
+    def fps(self) -> float | None:
+        return self._fps
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -89,13 +98,12 @@ def chunk_source(policy: FlowPolicy, path: Path, data: DataConfig | None = None)
     """
     if is_file_of_ours(path):
         table = files.demonstrations_for(policy, path)
-        return RandomChunks(table.chunks(policy.chunk_shape[0]))
+        return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
     dataset = open_for(policy, path, data)
-    stream = ChunkStream(dataset, policy)
-    if stream.row_bytes * dataset.num_frames > dataset.config.memory_gib * GIB:
-        return stream
-    stream.close()
-    return RandomChunks(_in_memory(dataset, policy).chunks(policy.chunk_shape[0]))
+    if ChunkRows(dataset, policy).row_bytes * dataset.num_frames > dataset.config.memory_gib * GIB:
+        return ChunkStream(dataset, policy)
+    table = _in_memory(dataset, policy)
+    return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
 
 
 def demonstrations_for(
@@ -165,13 +173,20 @@ def open_for(policy: FlowPolicy, path: Path, data: DataConfig | None = None) -> 
 
 def _in_memory(dataset: EpisodeDataset, policy: FlowPolicy) -> Demonstrations:
     """Return a dataset with the policy's input as observations, one episode after the other."""
-    parts, rows = [], []
+    parts: list[Frames] = []
+    table: TensorDictBase | None = None
+    first = 0
     for number in range(len(dataset.episodes)):
         frames = _all_frames(dataset, number)
-        rows.append(_preprocess(policy, dataset, frames))
+        rows = _preprocess(policy, dataset, frames)
+        if table is None:  # filled in place, because parts and their whole would need twice as much
+            table = sub_dict(rows, slice(1)).expand(dataset.num_frames).clone()
+        table[first : first + len(rows)] = rows
+        first += len(rows)
         parts.append(replace(frames, obs={}))
-    inputs: TensorDict = torch.cat(rows)
-    return replace(_joined(dataset, parts), obs={MODEL_INPUT: inputs[MODEL_INPUT]})
+    if table is None:
+        raise ValueError(f"{dataset.name} holds no episode")
+    return replace(_joined(dataset, parts), obs={MODEL_INPUT: table[MODEL_INPUT]})
 
 
 def _preprocess(policy: FlowPolicy, dataset: EpisodeDataset, frames: Frames) -> TensorDictBase:
@@ -188,6 +203,7 @@ def _all_frames(dataset: EpisodeDataset, number: int) -> Frames:
 def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
     """Return the frames of all episodes as one table."""
     lengths = torch.tensor([len(part) for part in parts])
+    # recorded by all episodes, or by none
     rewards = [part.reward for part in parts if part.reward is not None]
     ended = [part.terminated for part in parts if part.terminated is not None]
     return Demonstrations(
@@ -198,6 +214,6 @@ def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
         reward=torch.cat(rewards) if rewards else None,
         terminated=torch.cat(ended) if ended else None,
         reward_definition=dataset.reward_definition if rewards else files.SPARSE_REWARD,
-        fps=None if dataset.config.any_rate else dataset.metadata.fps,
+        fps=dataset.required_fps,
         mask_padding=dataset.config.padding == "mask",
     )

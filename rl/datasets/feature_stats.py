@@ -3,7 +3,7 @@
 Mean, deviation, least and greatest value are exact, and so are the quantiles: those of numbers from
 all values, those of pictures from counts of the 256 levels. lerobot averages the quantiles of the
 episodes instead. Pictures are measured per channel, in [0, 1].
-Letters: N frames, D dimensions.
+Letters: N rows, D width of a feature, Y, X image pixels.
 """
 
 from __future__ import annotations

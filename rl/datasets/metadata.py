@@ -1,7 +1,4 @@
-"""The metadata of a LeRobot dataset: features, tasks, and the place of every episode.
-
-Letters: N episodes.
-"""
+"""The metadata of a LeRobot dataset: features, tasks, and the place of every episode."""
 
 from __future__ import annotations
 
@@ -107,6 +104,7 @@ def read_metadata(folder: Path) -> Metadata:
             f"{folder / INFO} has codebase_version={version!r}; valid: {', '.join(VERSIONS)}. "
             "Convert the dataset with lerobot's own scripts"
         )
+    # the parts of info.json that every version has
     missing = [key for key in ("fps", "features", "data_path") if not info.get(key)]
     if missing:
         raise ValueError(f"{folder / INFO} lacks {missing}; the dataset is damaged")
@@ -159,6 +157,7 @@ def _episodes(folder: Path, info: Mapping[str, Any], videos: list[str]) -> list[
         raise FileNotFoundError(
             f"{folder}/meta/episodes holds no parquet file; the dataset is incomplete"
         )
+    # only the columns of places, because those of statistics are far larger
     rows: list[dict[str, Any]] = []
     for file in files:
         names = ["episode_index", "length", "data/chunk_index", "data/file_index"]

@@ -80,6 +80,7 @@ def _combined(episodes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
         parts = [episode[feature] for episode in episodes]
         counts = np.array([part["count"][0] for part in parts], np.float64)
         share = counts / counts.sum()
+        # law of total variance over the episodes
         mean = np.array([np.ravel(part["mean"]) for part in parts], np.float64)
         std = np.array([np.ravel(part["std"]) for part in parts], np.float64)
         # (episodes, D) -> (D,)

@@ -3,7 +3,7 @@
     with EpisodeRecorder(folder, env.spec) as recorder:
         evaluation = rl.evaluate(record(env, recorder), actor, num_episodes=50)
 
-Letters: E envs, N frames, d robot action dim.
+Letters: E envs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,11 @@ class EpisodeRecorder:
     """
 
     def __init__(self, folder: Path, spec: EnvSpec, config: RecordConfig | None = None) -> None:
-        facts = {"environment": spec.id, "simulator": spec.simulator, "reward": spec.reward}
+        facts: dict[str, Any] = {
+            "environment": spec.id,
+            "simulator": spec.simulator,
+            "reward": spec.reward,
+        }
         facts |= {"success_rule": spec.success_rule if spec.success_signal else None}
         self.writer = DatasetWriter(
             folder, fps=spec.control_hz, config=config, robot_type=spec.id, facts=facts
@@ -137,17 +141,14 @@ class RecordingEnv:
         success_rule: SuccessRule,
     ) -> None:
         self.env, self._on_episode, self._rule = env, on_episode, success_rule
+        self.spec: EnvSpec = env.spec
         self._success = EpisodeSuccess(env.spec.num_envs, env.spec.device)
         self._running: list[_Running | None] = [None] * env.spec.num_envs
         self._obs: dict[str, Tensor] = {}
 
-    @property
-    def spec(self) -> EnvSpec:
-        """The environment's. It may change, where success is seen late."""
-        return self.env.spec
-
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         obs = self.env.reset(seed, env_idx)
+        self.spec = self.env.spec  # it may get new instructions
         rows = torch.arange(self.spec.num_envs) if env_idx is None else env_idx
         for row, number in zip(rows.tolist(), seed.tolist(), strict=True):
             self._running[row] = _Running(number)
@@ -158,8 +159,10 @@ class RecordingEnv:
     def step(self, action: Tensor, active: Tensor) -> StepResult:
         before, executed = self._obs, action.detach().cpu().clone()
         result = self.env.step(action, active)
+        self.spec = self.env.spec  # success may be seen late
         self._success.add(result.info["success"], active)
         done = result.terminated | result.truncated
+        # signals of the step, on the host
         flags = {REWARD: result.reward.float(), DONE: done, TERMINATED: result.terminated}
         if self.spec.success_signal:
             flags[SUCCESS] = result.info["success"]
@@ -197,6 +200,7 @@ class RecordingEnv:
         frame = {key: value[row] for key, value in obs.items() if key != "task_id"}
         frame |= {"action": action[row], **{key: value[row] for key, value in signals.items()}}
         running.frames.append(frame)
+        # a broken episode is dropped, and a finished one handed over
         if signals["invalid"][row]:
             self._running[row] = None
         elif signals[DONE][row]:

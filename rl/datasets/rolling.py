@@ -1,6 +1,6 @@
 """Files of a dataset that is being written. Past a size the next file begins.
 
-Letters: N frames.
+Letters: N rows, Y, X image pixels.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class DataFiles:
 
     def __init__(self, folder: Path, config: RecordConfig) -> None:
         self._folder, self._config = folder, config
-        self._number, self._writer, self._file = -1, None, folder
+        self._number, self._file = -1, folder
+        self._writer: Any = None
 
     def add(self, table: Any) -> Place:
         """Append the rows of an episode and return their place."""
-        if self._writer is not None and _size(self._file) >= self._config.data_mib * MIB:
+        if self._writer is not None and self._file.stat().st_size >= self._config.data_mib * MIB:
             self.close()
         if self._writer is None:
             self._number += 1
@@ -78,7 +79,7 @@ class VideoFiles:
 
     def add(self, pictures: Tensor) -> Place:
         """Append the pictures of an episode (N, 3, Y, X) uint8 and return their place."""
-        if self._video is not None and _size(self._video.file) >= self._config.video_mib * MIB:
+        if self._video is not None and self._video.num_bytes >= self._config.video_mib * MIB:
             self.close()
         if self._video is None:
             self._number += 1
@@ -109,7 +110,3 @@ def file_place(number: int) -> dict[str, int]:
         {'chunk_index': 1, 'file_index': 1}
     """
     return {"chunk_index": number // CHUNK_SIZE, "file_index": number % CHUNK_SIZE}
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size

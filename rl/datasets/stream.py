@@ -24,6 +24,7 @@ from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.datasets.dataset import EpisodeDataset
 from pitune.rl.experience.demonstrations import IS_PAD
+from pitune.rl.experience.sub_dict import sub_dict
 
 GIB = 2**30
 
@@ -105,6 +106,49 @@ class ShuffledOrder:
         return np.random.default_rng(np.random.SeedSequence([self.seed, epoch, use]))
 
 
+class ChunkRows:
+    """Makes training rows from the frames of windows.
+
+    Args:
+        data: The dataset.
+        policy: Preprocesses the observations.
+
+    Example:
+        >>> rows = ChunkRows(data, policy)  # doctest: +SKIP
+        >>> rows.row_bytes * data.num_frames  # doctest: +SKIP
+        376320000
+    """
+
+    def __init__(self, data: EpisodeDataset, policy: FlowPolicy) -> None:
+        self._data, self._policy = data, policy
+        self._preprocess = policy.observation_preprocessor(data.tasks)
+        self._mask = data.config.padding == "mask"
+        self.row_bytes = self(Window(episode=0, start=0, stop=1, first=0)).bytes()
+        """Memory of a row."""
+
+    def __call__(self, window: Window) -> TensorDict:
+        """Return the rows of a window (N)."""
+        frames = self._data.frames(window.episode, window.start, window.stop)
+        obs = TensorDict(frames.obs, [len(frames)]).select(*self._policy.obs_keys)
+        inputs = self._preprocess(obs).select(MODEL_INPUT).cpu()
+
+        # the next H actions, of which the last is repeated past the episode's end
+        horizon = self._policy.chunk_shape[0]
+        end = self._data.episodes[window.episode].length
+        stop = min(window.stop + horizon - 1, end)
+        action = frames.action
+        if stop > window.stop:
+            later = self._data.actions(window.episode, window.stop, stop)
+            action = torch.cat([action, later])
+        ahead = torch.arange(len(frames))[:, None] + torch.arange(horizon)  # (N, H)
+        last = end - 1 - window.start
+        entries: dict[str, Any] = {MODEL_INPUT: inputs[MODEL_INPUT]}
+        entries["action"] = action[ahead.clamp(max=last)]
+        if self._mask:
+            entries[IS_PAD] = ahead > last
+        return TensorDict(entries, [len(frames)])
+
+
 class ChunkStream:
     """Chunks of a dataset with a policy's `model_input`, drawn in a shuffled order.
 
@@ -124,12 +168,12 @@ class ChunkStream:
 
     def __init__(self, data: EpisodeDataset, policy: FlowPolicy, seed: int | None = None) -> None:
         data.check_policy(policy.preprocessor.state_dim, policy.preprocessor.action_dim)
-        self.data, self._policy = data, policy
-        self._preprocess = policy.observation_preprocessor(data.tasks)
-        self._mask = data.config.padding == "mask"
+        self.data = data
+        self._make_rows = ChunkRows(data, policy)
         config = data.config
-        self.row_bytes = self._rows(Window(episode=0, start=0, stop=1, first=0)).bytes()
+        self.row_bytes = self._make_rows.row_bytes
         """Memory of a row."""
+        # half of the memory, because the next block is decoded beside the present one
         window_bytes = config.window * self.row_bytes
         self._block_windows = int(config.memory_gib * GIB / 2) // window_bytes
         if self._block_windows < 1:
@@ -142,8 +186,13 @@ class ChunkStream:
         self._set_order(seed)
         self._pool = ThreadPoolExecutor(1)
         self._block, self._position = 0, 0
-        self._now: TensorDict | None = None
-        self._next: Future[TensorDict] | None = None
+        self._now: TensorDictBase | None = None
+        self._free: TensorDictBase | None = None
+        self._next: Future[TensorDictBase] | None = None
+
+    @property
+    def fps(self) -> float | None:
+        return self.data.required_fps
 
     def __len__(self) -> int:
         return self.data.num_frames
@@ -165,12 +214,13 @@ class ChunkStream:
             block = self._current()
             order = self.order.rows(self._block)
             chosen = order[self._position : self._position + size]
-            parts.append(block[chosen])
+            parts.append(sub_dict(block, chosen))
             size -= len(chosen)
             self._position += len(chosen)
             if self._position == len(order):
                 self._advance()
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        rows: TensorDictBase = TensorDict.cat(parts)
+        return rows
 
     def state(self) -> dict[str, Any]:
         """Return the place in the order, from which another stream continues."""
@@ -191,15 +241,17 @@ class ChunkStream:
         lengths = [episode.length for episode in self.data.episodes]
         self.order = ShuffledOrder(lengths, self.data.config.window, self._block_windows, seed)
 
-    def _current(self) -> TensorDict:
+    def _current(self) -> TensorDictBase:
         """Return the current block, and begin to decode the next one."""
         if self._now is None:
-            self._now = self._load(self._block) if self._next is None else self._next.result()
-            self._next = self._pool.submit(self._load, self._block + 1)
+            here = self._load(self._block, None) if self._next is None else self._next.result()
+            self._now, free, self._free = here, self._free, None
+            self._next = self._pool.submit(self._load, self._block + 1, free)
         return self._now
 
     def _advance(self) -> None:
-        self._now = None  # before the next one is waited for, so that only two exist
+        # its memory is used again, because new blocks would fragment the process's
+        self._now, self._free = None, self._now
         self._block, self._position = self._block + 1, 0
 
     def _drop(self) -> None:
@@ -207,39 +259,21 @@ class ChunkStream:
             self._next.exception()  # wait for it
         self._now = self._next = None
 
-    def _load(self, block: int) -> TensorDict:
-        """Decode and preprocess the windows of a block, as one table (N)."""
-        windows = self.order.windows(block)
-        num, first = sum(len(window) for window in windows), 0
-        table: TensorDict | None = None
-        for window in windows:
-            rows = self._rows(window)
+    def _load(self, block: int, table: TensorDictBase | None) -> TensorDictBase:
+        """Decode and preprocess the windows of a block into a table, whose first rows they are.
+
+        Args:
+            block: Number of the block.
+            table: Rows that may be overwritten, or None for new ones.
+        """
+        first = 0
+        for window in self.order.windows(block):
+            rows = self._make_rows(window)
             if table is None:
-                table = rows[:1].expand(num).clone()
+                num = self._block_windows * self.data.config.window
+                table = sub_dict(rows, slice(1)).expand(num).clone()
             table[first : first + len(rows)] = rows
             first += len(rows)
         if table is None:
             raise ValueError(f"{self.data.name} holds no frames")
         return table
-
-    def _rows(self, window: Window) -> TensorDict:
-        """Return the rows of a window (N)."""
-        frames = self.data.frames(window.episode, window.start, window.stop)
-        obs = TensorDict(frames.obs, [len(frames)]).select(*self._policy.obs_keys)
-        inputs = self._preprocess(obs).select(MODEL_INPUT).cpu()
-
-        # the next H actions, of which the last is repeated past the episode's end
-        horizon = self._policy.chunk_shape[0]
-        end = self.data.episodes[window.episode].length
-        stop = min(window.stop + horizon - 1, end)
-        action = frames.action
-        if stop > window.stop:
-            later = self.data.actions(window.episode, window.stop, stop)
-            action = torch.cat([action, later])
-        ahead = torch.arange(len(frames))[:, None] + torch.arange(horizon)  # (N, H)
-        last = end - 1 - window.start
-        entries: dict[str, Any] = {MODEL_INPUT: inputs[MODEL_INPUT]}
-        entries["action"] = action[ahead.clamp(max=last)]
-        if self._mask:
-            entries[IS_PAD] = ahead > last
-        return TensorDict(entries, [len(frames)])

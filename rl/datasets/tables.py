@@ -1,6 +1,6 @@
 """Rows of parquet files, read by pyarrow, with checks that name the file and the row.
 
-Letters: N rows, D dimensions.
+Letters: N rows, D width of a feature, Y, X image pixels.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from pitune.rl.datasets.layout import require
 
 OPEN_FILES = 8
 """Parquet files whose footers are kept."""
+_ONE_AT_A_TIME = RLock()
+"""An open parquet file must not be read by two threads at once."""
 
 
 def read_columns(file: Path, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
@@ -32,7 +35,7 @@ def read_columns(file: Path, names: Sequence[str] | None = None) -> dict[str, li
     parquet = _open(file)
     present = set(parquet.schema_arrow.names)
     chosen = sorted(present) if names is None else [name for name in names if name in present]
-    table = _checked(file, lambda: parquet.read(columns=chosen))
+    table = _checked(file, lambda: parquet.read(columns=chosen, use_threads=False))
     return {name: table.column(name).to_pylist() for name in table.column_names}
 
 
@@ -71,7 +74,9 @@ class Rows:
                 f"rows {start} to {stop - 1}; the dataset is damaged or incomplete"
             )
         groups, skipped = _groups(parquet.metadata, start, stop)
-        table = _checked(file, lambda: parquet.read_row_groups(groups, columns=list(names)))
+        table = _checked(
+            file, lambda: parquet.read_row_groups(groups, list(names), use_threads=False)
+        )
         self._table = table.slice(start - skipped, stop - start)
 
     def vectors(self, name: str, width: int) -> Tensor:
@@ -87,6 +92,7 @@ class Rows:
             raise ValueError(f"{self._at(row)}: {name!r} is empty")
         nested = hasattr(column, "flatten") and hasattr(column.type, "value_type")
         if nested:
+            # list<float> or fixed_size_list<float> -> (N, D)
             lengths = [len(row) for row in column] if num else []
             wrong = next((i for i, length in enumerate(lengths) if length != width), None)
             if wrong is not None:
@@ -97,6 +103,7 @@ class Rows:
             column = column.flatten()
         values = np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float32)
         values = values.reshape(num, width)
+        # a single broken number would spoil the weights
         bad = ~np.isfinite(values).all(-1)
         if bad.any():
             row = int(bad.argmax())
@@ -168,7 +175,8 @@ def _open(file: Path) -> Any:
     """Return an open parquet file."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; the dataset is incomplete")
-    return _opened(file, file.stat().st_mtime_ns)
+    with _ONE_AT_A_TIME:
+        return _opened(file, file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=OPEN_FILES)
@@ -182,7 +190,8 @@ def _checked(file: Path, read: Any) -> Any:
     """Return the result of a read, with an error that names the file."""
     arrow = require("pyarrow")
     try:
-        return read()
+        with _ONE_AT_A_TIME:
+            return read()
     except (arrow.ArrowInvalid, OSError) as error:
         cause = str(error).splitlines()[0]
         raise ValueError(

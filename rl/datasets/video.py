@@ -1,6 +1,6 @@
 """Frames of video files, decoded and encoded by PyAV.
 
-Letters: N frames, Y, X image pixels.
+Letters: N rows, Y, X image pixels.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def decode(file: Path, times: Sequence[float]) -> Tensor:
         with av.open(str(file)) as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
+            # the last keyframe before the first frame, from which decoding runs forwards
             container.seek(
                 max(0, round(times[0] / stream.time_base) - 1), backward=True, stream=stream
             )
@@ -99,9 +100,12 @@ class VideoFile:
         av = require("av")
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file, self.num_frames = file, 0
+        self.num_bytes = 0
+        """Size of the encoded pictures so far."""
         self._av = av
         self._container = av.open(str(file), "w")
         rate = Fraction(fps).limit_denominator(1000)
+        # frequent keyframes and no frames that depend on later ones, for random access
         options = {"crf": str(crf), "g": str(KEYFRAMES)}
         encoder = "libx264" if codec == "h264" else codec
         preset = {"libx264": "veryfast", "libsvtav1": "12"}
@@ -124,7 +128,9 @@ class VideoFile:
         frame = self._av.VideoFrame.from_ndarray(array, format="rgb24")
         frame.time_base = self._step
         frame.pts = self.num_frames
-        self._container.mux(self._stream.encode(frame))
+        packets = self._stream.encode(frame)
+        self.num_bytes += sum(packet.size for packet in packets)
+        self._container.mux(packets)
         self.num_frames += 1
 
     def close(self) -> None:

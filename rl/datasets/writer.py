@@ -108,6 +108,7 @@ class DatasetWriter:
     def add(self, episode: RecordedEpisode) -> None:
         """Write an episode."""
         episode.check()
+        # the same features in all episodes
         features = features_of(episode, self.config.pictures, self.fps)
         if not self._features:
             self._features = features
@@ -177,10 +178,10 @@ class DatasetWriter:
             videos.close()
 
     def _index_columns(self, episode: RecordedEpisode) -> Columns:
-        """Return the columns that every dataset has (N, 1)."""
+        """Return the columns that every dataset has, one number per frame."""
         num = len(episode)
         frame = np.arange(num)
-        columns = {
+        columns: Columns = {
             "timestamp": (frame / self.fps).astype(np.float32),
             "frame_index": frame,
             "episode_index": np.full(num, self.num_episodes),

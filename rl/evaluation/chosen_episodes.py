@@ -45,6 +45,7 @@ class ChosenEpisodes(EvaluationSeeds):
                 f"episodes={list(chosen)} must be different places in a list of {whole.total}, "
                 f"from 0 to {whole.total - 1}"
             )
+        # places of each environment, in their order
         self._of_env = [self.chosen[:0] for _ in range(num_envs)]
         for index in self.chosen:
             self._of_env[index % num_envs].append(index)

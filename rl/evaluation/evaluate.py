@@ -12,7 +12,8 @@ Letters: E envs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -31,12 +32,12 @@ from pitune.envs import (
 )
 from pitune.envs.success import check_rule
 from pitune.policies import FlowPolicy
-from pitune.policies.actor import ActingModule, ActingPolicy
+from pitune.policies.actor import ActingModule
 from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
 from pitune.rl.evaluation.played_once import check_played_once
-from pitune.rl.experience.rollouts import check_fit
+from pitune.rl.experience.rollouts import check_fit, chunk_env_for
 from pitune.rl.experience.sub_dict import sub_dict
 
 
@@ -92,29 +93,23 @@ def evaluate(
         check_fit(actor.policy, env.spec)
     actor = actor.evaluated()
 
-    words = _words(instructions, env.spec, actor.policy)
-
     # environment with starts of its own
     seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
     if episodes is not None:
         seeds = ChosenEpisodes(seeds, episodes)
-    chunk_env = ChunkEnv(
+    # it may turn out only in the last step that there is a success
+    chunk_env = chunk_env_for(
+        actor.policy,
         env,
-        actor.policy.sampler.execution_horizon,
         seeds,
-        num_episodes=seeds.num_episodes.to(env.spec.device),
-        preprocess=actor.policy.observation_preprocessor(words),
-        record_success=True,  # it may turn out only in the last step that there is one
+        seeds.num_episodes.to(env.spec.device),
+        tasks=_words(instructions, env.spec, actor),
+        record_success=True,
     )
 
-    # episodes, with random numbers of their own
-    mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices), set_exploration_type(mode):
-        torch.manual_seed(seed)
-        rows = _play(chunk_env, actor, seeds, on_step, on_episode)
-
     # rows in the order of the list
+    with _own_randomness(seed, stochastic):
+        rows = _play(chunk_env, actor, seeds, on_step, on_episode)
     rows.sort(key=lambda row: row.index)
     check_played_once(rows, range(num_episodes) if episodes is None else episodes, seeds)
     has_success = env.spec.success_signal
@@ -123,8 +118,18 @@ def evaluate(
     return Evaluation(rows=tuple(rows), success_rule=rule if has_success else None)
 
 
+@contextmanager
+def _own_randomness(seed: int, stochastic: bool) -> Iterator[None]:
+    """Use random numbers of an evaluation's own while the context is open, and its exploration."""
+    mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices), set_exploration_type(mode):
+        torch.manual_seed(seed)
+        yield
+
+
 def _words(
-    instructions: Sequence[str] | None, spec: EnvSpec, policy: ActingPolicy
+    instructions: Sequence[str] | None, spec: EnvSpec, actor: ActingModule
 ) -> tuple[str, ...]:
     """Return the words of each task, of the caller or of the environment.
 
@@ -138,6 +143,7 @@ def _words(
             f"instructions={list(instructions)} must have one entry for each of the "
             f"{len(spec.tasks)} tasks of {spec.id}"
         )
+    policy = actor.policy
     if isinstance(policy, FlowPolicy) and policy.preprocessor.config.prompt is None:
         raise ValueError(
             "instructions are given, but the policy has no prompt and would not read them; leave "

@@ -104,10 +104,7 @@ def _outcomes(evaluation: Evaluation | Mapping[str, Any]) -> dict[tuple[int, ...
             "a seed does not fix the starts of this environment, so two evaluations do not share "
             "them; compare the rates with fisher_p_value"
         )
-    return {
-        # several evaluations that are joined have equal places, with an `evaluation_seed`
-        (row.get("evaluation_seed", 0), row["index"], row["seed"]): None
-        if row["invalid"]
-        else bool(row[f"success_{rule}"])
-        for row in rows
-    }
+    # several evaluations that are joined have equal places, with an `evaluation_seed`
+    names = [(row.get("evaluation_seed", 0), row["index"], row["seed"]) for row in rows]
+    values = [None if row["invalid"] else bool(row[f"success_{rule}"]) for row in rows]
+    return dict(zip(names, values, strict=True))

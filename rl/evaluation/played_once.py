@@ -32,6 +32,7 @@ episode 1: 0 times, episode 2: 0 times; this is a fault of the environment's ada
     Raises:
         RuntimeError: an episode is missing, was played twice, or had another start or task.
     """
+    # places in the list
     played = Counter(row.index for row in rows)
     wanted = set(episodes)
     faults = [
@@ -39,6 +40,7 @@ episode 1: 0 times, episode 2: 0 times; this is a fault of the environment's ada
         for index in sorted(wanted | played.keys())
         if played[index] != (index in wanted)
     ]
+    # starts and tasks of these places
     if not faults:
         faults = [fault for row in rows for fault in _faults(row, seeds)]
         faults += _repeated_starts(rows, seeds)

@@ -101,8 +101,10 @@ def mean_over_tasks(
         raise ValueError(
             f"counts={list(counts)} must have an episode for each of one or more tasks"
         )
+    # rates of the tasks
     successes, episodes = np.asarray(counts, dtype=np.int64).T  # (tasks,) each
     rates = successes / episodes
+    # both levels of the resampling
     generator = np.random.default_rng(seed)
     tasks = generator.integers(len(rates), size=(num_resamples, len(rates)))
     drawn = generator.binomial(episodes[tasks], rates[tasks]) / episodes[tasks]
@@ -130,13 +132,14 @@ def paired_difference_interval(
     num = both + only_first + only_second + neither
     if num == 0:
         return math.nan, math.nan
+    # rates and their own intervals
     firsts, seconds = both + only_first, both + only_second
     p1, p2 = firsts / num, seconds / num
     low1, high1 = wilson_interval(firsts, num, confidence)
     low2, high2 = wilson_interval(seconds, num, confidence)
 
     # correlation of the pairs, with Newcombe's correction towards 0 where it is positive
-    product = both * neither - only_first * only_second
+    product = float(both * neither - only_first * only_second)
     product = max(product - num / 2, 0) if product > 0 else product
     margins = firsts * (num - firsts) * seconds * (num - seconds)
     phi = product / math.sqrt(margins) if margins else 0.0

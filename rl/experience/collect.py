@@ -189,7 +189,8 @@ def _check_expert(
     num_successes, played = count
     most = MAX_TRIES * num_episodes
     if starts.num_starts is not None:
-        most = min(most, len(start_split(starts.num_starts)["demonstrations"]))
+        split = start_split(starts.num_starts, shared=starts.shared_starts)
+        most = min(most, len(split["demonstrations"]))
     if num_successes < num_episodes and played >= most:
         name = (env.spec.task_names or env.spec.tasks)[task]
         raise RuntimeError(

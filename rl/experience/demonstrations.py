@@ -1,6 +1,7 @@
 """Demonstrations: recorded episodes, as one flat table of steps.
 
-Letters: N rows, H action horizon, h executed actions, d robot action dim.
+Letters: N rows, B minibatch rows, H action horizon, h executed actions, A model action dim, d robot
+action dim.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.experience.sub_dict import Entry
 from pitune.rl.experience.transitions import in_parts
 
+WITHOUT_DELAY = "set off_policy.offline_share=0, or leave delay at its default"
+"""Advice to learners that store demonstrations beside decisions."""
 IS_PAD = "action_is_pad"
 """Key of the mask of a chunk's steps past its episode's end, under lerobot's name."""
 METADATA = "demonstrations"
@@ -60,14 +63,14 @@ class Demonstrations:
     episode. False there stands for a time limit."""
     reward_definition: str = SPARSE_REWARD
     """The environment's definition of the reward, `EnvSpec.reward`."""
+    expert_success: tuple[tuple[int, int], ...] = ()
+    """Successes and episodes of the expert of each task, with the failures that are left out here.
+    Empty if they are not known."""
     fps: float | None = None
     """Steps per second, where they are known and must be those of the environment [Hz]."""
     mask_padding: bool = False
     """Whether chunks hold `action_is_pad`, which leaves steps past an episode's end out of the
     cloning loss."""
-    expert_success: tuple[tuple[int, int], ...] = ()
-    """Successes and episodes of the expert of each task, with the failures that are left out here.
-    Empty if they are not known."""
 
     @property
     def num_episodes(self) -> int:
@@ -168,7 +171,7 @@ class Demonstrations:
         recorded = {"reward": self.reward, "terminated": self.terminated}
         tensors |= {key: value for key, value in recorded.items() if value is not None}
         # a single key, because safetensors writes several ones in a random order
-        known = {"tasks": self.tasks, "reward": self.reward_definition}
+        known: dict[str, Any] = {"tasks": self.tasks, "reward": self.reward_definition}
         if self.expert_success:
             known["expert_success"] = self.expert_success
         metadata = {METADATA: json.dumps(known)}
@@ -217,14 +220,17 @@ def _metadata(found: dict[str, str]) -> dict[str, Any]:
 
 
 def without_padding(loss: Tensor, rows: TensorDictBase) -> Tensor:
-    """Return a loss (B, H, A) with zeros in the steps that `action_is_pad` of the rows (B) marks.
+    """Return a loss with zeros in the steps that `action_is_pad` of the rows (B) marks.
+
+    The loss is (B, H, A), or (B, M, H, A) for M draws of each chunk.
 
     The mean over all entries then weights every demonstrated step equally, as in lerobot. Rows
     without the mask keep their loss.
     """
     if IS_PAD not in rows.keys():
         return loss
-    return loss * ~rows[IS_PAD][..., None]  # (B, H, 1)
+    kept = ~rows[IS_PAD][..., None]  # (B, H, 1)
+    return loss * (kept[:, None] if loss.ndim == 4 else kept)
 
 
 def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
@@ -241,6 +247,24 @@ def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
         demonstrations = replace(demonstrations, obs=obs)
     _check_demonstrations(demonstrations, policy, path)
     return demonstrations.preprocess(policy)
+
+
+def check_no_delay(policy: FlowPolicy, name: str, advice: str) -> None:
+    """Check that demonstrations are like a policy's decisions, which no old chunk precedes.
+
+    Args:
+        policy: The trained policy.
+        name: Name of the setting or algorithm that compares them, for the error.
+        advice: The way out, for the error.
+
+    Raises:
+        ValueError: the policy acts under a decision delay.
+    """
+    if policy.remainder_steps:
+        raise ValueError(
+            f"{name} compares demonstrations with decisions under a delay of "
+            f"{policy.sampler.delay}, but nothing was executed late in the demonstrations; {advice}"
+        )
 
 
 def _check_demonstrations(demonstrations: Demonstrations, policy: FlowPolicy, path: Path) -> None:

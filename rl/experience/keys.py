@@ -5,10 +5,10 @@ batch (B) holds the decisions that a policy gradient learns from. A replay row (
 transition, and a sample (B) is a minibatch of them. Cloning rows (B) are demonstrated chunks.
 The table in `docs/keys.md` is generated from here, and a test holds every algorithm to it.
 
-Letters: E envs, T chunk decisions, B rows, H action horizon, h executed actions, A model action
-dim, d robot action dim, S model state dim, s robot state dim, V cameras, Y, X image pixels, L
-prompt tokens, K flow steps, M scored flow steps (or loss draws), F feature width, W latent width, D
-width of a critic's input.
+Letters: E envs, T chunk decisions, B rows, H action horizon, h executed actions, R steps of a
+remainder (0 without a decision delay), A model action dim, d robot action dim, S model state dim, s
+robot state dim, V cameras, Y, X image pixels, L prompt tokens, K flow steps, M scored flow steps
+(or loss draws), F feature width, W latent width, D width of a critic's input.
 """
 
 from __future__ import annotations
@@ -59,11 +59,8 @@ def _key(meaning: str, shape: str, writer: str, readers: str, places: str, unit:
     )
 
 
-_ENV, _ACTOR, _PREPROCESSOR = (
-    "envs.chunk_env",
-    "policies.actor",
-    "policies.preprocessing.preprocessor",
-)
+_ENV, _ACTOR, _INPUTS = "envs.chunk_env", "policies.actor", "policies.preprocessing.model_input"
+_PREPROCESSOR, _LATE = "policies.preprocessing.preprocessor", "envs.delayed_env"
 _VALUE, _BATCH, _LOSS = (f"rl.policy_gradient.{module}" for module in ("value", "batch", "loss"))
 _ADVANTAGE, _EPISODES, _REFERENCE = (
     f"rl.policy_gradient.{module}" for module in ("advantage", "episodes", "reference")
@@ -79,13 +76,7 @@ _INPUT, _FLAG = f"{_ROLLOUT} batch {_ROWS} cloning", f"{_ROLLOUT} {_ROWS}"
 KEYS: dict[str, Key] = {
     # environment
     "state": _key("measured state", "s", _ENV, f"{_PREPROCESSOR} {_EPISODES}", _ROLLOUT, "robot"),
-    "task_id": _key(
-        "index into the tasks",
-        "scalar",
-        _ENV,
-        f"policies.preprocessing.model_input {_EVALUATE}",
-        _ROLLOUT,
-    ),
+    "task_id": _key("index into the tasks", "scalar", _ENV, f"{_INPUTS} {_EVALUATE}", _ROLLOUT),
     "elapsed": _key(
         "used share of the episode's time", "1", _ENV, f"{_VALUE} {_TD}", f"{_FLAG} batch"
     ),
@@ -115,11 +106,15 @@ KEYS: dict[str, Key] = {
     "terminated": _key("the task ended", "1", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "bool"),
     "truncated": _key("the time ran out", "1", _ENV, _TD, _FLAG, "bool"),
     "done": _key("the episode ended", "1", _ENV, f"{_ADVANTAGE} {_EPISODES}", _ROLLOUT, "bool"),
+    "remainder": _key("rest of the old chunk", "R,d", _LATE, _INPUTS, _ROLLOUT, "robot"),
+    "delay": _key(
+        "executed steps of it, -1 without one", "scalar", _LATE, _INPUTS, _ROLLOUT, "steps"
+    ),
     # network input
     "model_input": _key(
         "network input, computed once per observation",
         "*",
-        "policies.preprocessing.model_input",
+        _INPUTS,
         f"{_ACTOR} {_VALUE} {_LEARNER} {_DSRL}",
         _INPUT,
     ),
@@ -135,16 +130,15 @@ KEYS: dict[str, Key] = {
         "robot",
     ),
     "model_input.images": _key("resized pictures", "V,3,Y,X", _PREPROCESSOR, _POLICY, _INPUT),
-    "model_input.tokens": _key(
-        "prompt", "L", "policies.preprocessing.model_input", _POLICY, _INPUT
-    ),
+    "model_input.tokens": _key("prompt", "L", _INPUTS, _POLICY, _INPUT),
     "model_input.token_mask": _key(
-        "mask of the tokens, False in padding",
-        "L",
-        "policies.preprocessing.model_input",
-        _POLICY,
-        _INPUT,
-        "bool",
+        "mask of the tokens, False in padding", "L", _INPUTS, _POLICY, _INPUT, "bool"
+    ),
+    "model_input.remainder": _key(
+        "rest of the old chunk", "R,A", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT, "normalized"
+    ),
+    "model_input.delay": _key(
+        "steps of it that are executed", "scalar", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT, "steps"
     ),
     # actors
     "noise": _key(
@@ -157,7 +151,7 @@ KEYS: dict[str, Key] = {
     ),
     "action": _key(
         "executed actions, or all of a chunk to clone",
-        "h,d or H,d",
+        "h+R,d or H,d",
         _ACTOR,
         f"{_ENV} {_TRANSITIONS} {_BC} {_LEARNER}",
         "rollout cloning",
@@ -252,7 +246,7 @@ KEYS: dict[str, Key] = {
     # off-policy learners and cloning
     "obs": _key("stored part of an observation", "*", _LEARNER, _LEARNER, _ROWS),
     "chunk": _key(
-        "executed actions, flat", "h*d", _LEARNER, f"{_LEARNER} {_DSRL}", _ROWS, "normalized"
+        "executed actions, flat", "(h+R)*d", _LEARNER, f"{_LEARNER} {_DSRL}", _ROWS, "normalized"
     ),
     "discounted_reward": _key(
         "discounted reward of the chunk", "scalar", _TD, _TD, "sample", "reward"
@@ -261,7 +255,10 @@ KEYS: dict[str, Key] = {
     "ended": _key("whether the next value counts as 0", "scalar", _TD, _TD, "sample", "bool"),
     "cloned": _key("demonstrated chunks to clone", "*", _LEARNER, _LEARNER, "sample"),
     "flow_time": _key(
-        "flow time of flow matching", "scalar", _LEARNER, f"{_LEARNER} {_BC}", "cloning"
+        "flow time of flow matching", "scalar or H", _LEARNER, f"{_LEARNER} {_BC}", "cloning"
+    ),
+    "step_weight": _key(
+        "weight of each step, 0 in a clean beginning and 1 on average", "H", _BC, _BC, "cloning"
     ),
 }
 """All entries, by name."""

@@ -5,19 +5,27 @@ Letters: E envs, T chunk decisions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import ExplorationType
 
-from pitune.envs import CheckedEnv, ChunkEnv, EnvSpec, EpisodeSeeds, Starts
+from pitune.envs import CheckedEnv, ChunkEnv, DelayedChunkEnv, EnvSpec, EpisodeSeeds, Starts
 from pitune.policies import FlowPolicy
+from pitune.policies.actor import ActingPolicy
 from pitune.policies.preprocessing.images import nearest
 from pitune.policies.preprocessing.model_input import with_words
+from pitune.policies.under_delay import remainder_steps
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.experience.sub_dict import sub_dict
+from pitune.rl.experience.task_success import task_success
+
+logger = logging.getLogger(__name__)
 
 
 def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
@@ -52,6 +60,8 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
     prompt = policy.preprocessor.config.prompt
     if prompt is not None:
         with_words(spec.tasks, prompt.default)
+    elif len(spec.tasks) > 1:
+        _warn_of_tasks(spec.id, len(spec.tasks))
 
 
 def _camera_advice(env_id: str) -> str:
@@ -60,6 +70,18 @@ def _camera_advice(env_id: str) -> str:
     if prefix == "gym":
         return "let the environment return them as image/<camera> in a Dict observation"
     return "pass --env.cameras"
+
+
+@cache
+def _warn_of_tasks(env_id: str, num_tasks: int) -> None:
+    """Warn of a policy without words, once for each environment."""
+    logger.warning(
+        "%s has %d tasks, but the policy reads no instruction, so it and its critics cannot "
+        "distinguish tasks whose observations are alike; use a policy with words "
+        "(pitune pretrain --words)",
+        env_id,
+        num_tasks,
+    )
 
 
 def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
@@ -75,6 +97,7 @@ def check_needs(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
             "boolean at each step, or use an algorithm that learns from the reward (ppo, fpo)"
         )
     check_rewards(algorithm, spec)
+    check_rate(algorithm, spec)
     if spec.num_envs % needs.num_shares:
         raise ValueError(
             f"{name} splits the environments into {needs.num_shares} equal shares; "
@@ -100,6 +123,48 @@ def check_rewards(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
             f"{spec.id}, but they differ: {recorded!r} in the file, {spec.reward!r} here. Collect "
             "the demonstrations again in this environment (pitune pretrain with the same --env "
             "options), or set offline_share to 0"
+        )
+
+
+def chunk_env_for(
+    policy: ActingPolicy,
+    env: CheckedEnv,
+    seeds: EpisodeSeeds,
+    num_episodes: int | Tensor | None,
+    tasks: Sequence[str] | None = None,
+    record_success: bool | None = None,
+) -> ChunkEnv:
+    """Return the environment whose steps are the policy's decisions, late if its sampler sets so.
+
+    Args:
+        policy: Gives the horizon, the delay and the preprocessing.
+        env: The checked simulator.
+        seeds: See `ChunkEnv`, as the others.
+        num_episodes: Episodes of every environment.
+        tasks: Instructions, the environment's own by default.
+        record_success: Whether to write the flags of success.
+    """
+    sampler = policy.sampler
+    preprocess = policy.observation_preprocessor(env.spec.tasks if tasks is None else tasks)
+    args = (env, sampler.execution_horizon, seeds, num_episodes, preprocess, record_success)
+    steps = remainder_steps(sampler, policy.chunk_shape[0])
+    if not steps:
+        return ChunkEnv(*args)
+    return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=sampler.delay.draw)
+
+
+def check_rate(algorithm: Algorithm[Any], spec: EnvSpec) -> None:
+    """Reject a dataset whose frame rate is not the control rate of the environment.
+
+    Raises:
+        ValueError: the rates differ.
+    """
+    fps = algorithm.demonstrated_fps
+    if fps is not None and abs(fps - spec.control_hz) > 1e-3 * spec.control_hz:
+        raise ValueError(
+            f"the dataset has {fps:g} frames per second, {spec.id} has control_hz="
+            f"{spec.control_hz:g}, so a cloned action would take another time; record the dataset "
+            "at this rate, or accept the difference with data.any_rate"
         )
 
 
@@ -174,9 +239,8 @@ class Rollouts:
         starts = Starts.of(spec)
         seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", group_size, starts)
         seeds.episodes += iteration * 1_000_000  # unique episode numbers in a run
-        horizon = self.algorithm.actor.policy.sampler.execution_horizon
-        preprocess = self.algorithm.actor.policy.observation_preprocessor(spec.tasks)
-        self._chunk_env = ChunkEnv(self.env, horizon, seeds, self._num_episodes, preprocess)
+        policy = self.algorithm.actor.policy
+        self._chunk_env = chunk_env_for(policy, self.env, seeds, self._num_episodes)
         self._iteration, self._begun = iteration, False
 
         # collector
@@ -224,5 +288,8 @@ def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
     metrics = {"train/episodes": float(num), "train/invalid": float(outcome["invalid"].sum())}
     if num and "success" in outcome.keys():
         metrics["train/success_rate"] = float((outcome["success"] & counted).sum()) / num
+        ended = counted.squeeze(-1)  # (E, T)
+        success = outcome["success"].squeeze(-1)[ended]
+        metrics |= task_success("train", rollout["task_id"][ended].tolist(), success.tolist())
     metrics["train/reward_per_step"] = float(outcome["reward"].sum() / outcome["duration"].sum())
     return metrics

@@ -59,8 +59,7 @@ def generalized_advantage(
     over = outcome["done"] & ~outcome["invalid"]
     ended = over if time_limit == "terminal" else outcome["terminated"]
     reward = chunk_reward(outcome["reward_steps"], outcome["live"], discount)
-    # TorchRL's annotation of `gamma` lacks a tensor, which its loop takes too
-    return generalized_advantage_estimate(  # type: ignore[no-any-return]
+    return generalized_advantage_estimate(
         gamma=discount ** outcome["duration"].float(),
         lmbda=gae_lambda,
         state_value=rollout["state_value"].float(),

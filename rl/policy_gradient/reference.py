@@ -21,7 +21,6 @@ from pitune.policies import (
     likelihood_name,
 )
 from pitune.policies.flow.kernels import kl_divergence
-from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.network.context import stored_prefix
 
@@ -66,7 +65,7 @@ class Reference:
             ValueError: the likelihood has no Gaussian steps to compare.
         """
         # the reference's distribution at the same chains
-        mask = self.actor.policy.executed_mask()
+        mask = self.actor.policy.executed_mask(self.actor.encode(batch))
         reference = self.actor.get_dist(batch)
         with torch.no_grad():
             reference.log_prob(batch["chain"])
@@ -81,7 +80,7 @@ class Reference:
                 )
             return kl_divergence(dist.scored.transition, reference.scored.transition).sum((-2, -1))
         difference = (dist.velocity - reference.velocity).square() * mask  # (B, M, H, A)
-        return difference.sum((-2, -1)) / mask.sum()
+        return difference.sum((-2, -1)) / mask.sum((-2, -1))
 
     def cloning_draws(self, actor: LikelihoodActor, num_rows: int) -> dict[str, Tensor]:
         """Return the random draws of `cloning_loss` for B rows, by key.
@@ -108,10 +107,8 @@ class Reference:
         policy, inputs = self.actor.policy, ModelInput.of(batch)
         prefix = stored_prefix(batch)  # of a frozen encoder, which both policies share
         with torch.no_grad():
-            field = policy.field(policy.encode(inputs, prefix))
-            chunk = integrate(
-                field, batch["reference_noise"], policy.grid, policy.sampler.solver
-            )  # (B, H, A)
+            context = policy.encode(inputs, prefix)
+            chunk = policy.solve(context, batch["reference_noise"])  # (B, H, A)
 
         # flow matching on them
         action = policy.preprocessor.unnormalize_action(chunk, inputs.robot_state)

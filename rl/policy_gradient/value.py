@@ -1,6 +1,7 @@
 """The value critic of the policy-gradient algorithms.
 
-Letters: N rows, B minibatch rows, S model state dim, D width of a hidden layer.
+Letters: N rows, B minibatch rows, S model state dim, R steps of a remainder, d robot action dim, D
+width of a hidden layer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from pitune.policies.preprocessing.critic_input import critic_input
+from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
+from pitune.rl.experience.sub_dict import sub_dict
 
 RETURN_RATE = 0.05
 """Weight of a new batch in the running scale of returns, after the first 20 batches [-]."""
@@ -33,6 +35,8 @@ class ValueCritic(TensorDictModuleBase):
         state_dim: S.
         feature_dim: Width of the policy's features, `FlowPolicy.feature_dim`, or 0 for none.
         hidden: Widths of the hidden layers.
+        remainder: (R, d), steps of the old chunk that are an input under a decision delay, and the
+            robot action dim, `FlowPolicy.remainder_shape`.
 
     Example:
         >>> from tensordict import TensorDict
@@ -45,16 +49,20 @@ class ValueCritic(TensorDictModuleBase):
     """Written entries. They are declared because mypy does not see the base class's setter."""
 
     def __init__(
-        self, state_dim: int, feature_dim: int = 0, hidden: tuple[int, ...] = (256, 256)
+        self,
+        state_dim: int,
+        feature_dim: int = 0,
+        hidden: tuple[int, ...] = (256, 256),
+        remainder: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
         self.in_keys, self.out_keys = ["model_input", "elapsed"], ["state_value"]
-        self.feature_dim = feature_dim
+        self.feature_dim, self.remainder = feature_dim, remainder
         if feature_dim:
             self.in_keys.append("features")
 
         # network
-        widths = (state_dim + 1 + feature_dim, *hidden)
+        widths = (state_dim + old_chunk_dim(*remainder) + 1 + feature_dim, *hidden)
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.SiLU()]
@@ -82,7 +90,14 @@ class ValueCritic(TensorDictModuleBase):
             offset: Offset (N, D) of the first layer's output, from the genes of a population.
         """
         features = td["features"] if self.feature_dim else None
-        x = self.net[0](critic_input(td["model_input", "state"], features, td["elapsed"]))
+        inputs = sub_dict(td, "model_input")
+        old = old_chunk(
+            inputs.get("remainder", None),
+            inputs.get("delay", None),
+            inputs["state"],
+            self.remainder,
+        )
+        x = self.net[0](critic_input(inputs["state"], features, td["elapsed"], old))
         scaled: Tensor = self.net[1:](x if offset is None else x + offset)
         return scaled * self.return_std + self.return_mean
 

@@ -5,60 +5,20 @@ Letters: E envs, S state dim, A action dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from adapters import ENVIRONMENTS, LIMIT, NUM_ENVS
 from torch import Tensor
 from torchrl.envs.utils import check_env_specs
 
-from pitune import envs
-from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, StepResult
-from pitune.envs.mock.reach import Reach, Script
+from pitune.envs import CheckedEnv, ChunkEnv, EpisodeSeeds, Starts, StepResult
+from pitune.envs.mock.reach import Reach
 
-LIMIT = 4
-NUM_ENVS = 3
 ALL = torch.ones(NUM_ENVS, dtype=torch.bool)
 SEEDS = torch.tensor([5, 5, 9])
-
-
-def maker(id: str, **options: Any) -> Callable[[], CheckedEnv]:
-    config = envs.EnvConfig(
-        id=id, num_envs=NUM_ENVS, num_workers=0, max_episode_steps=LIMIT, **options
-    )
-    return lambda: envs.make(config)
-
-
-def with_simulator(package: str, id: str) -> Any:
-    def make() -> CheckedEnv:
-        pytest.importorskip(package)
-        return maker(id)()
-
-    return pytest.param(make, id=id, marks=pytest.mark.sim)
-
-
-ENVIRONMENTS = [
-    pytest.param(maker("mock/Reach"), id="mock/Reach"),
-    pytest.param(maker("mock/Reach", cameras=("top", "side"), reward="dense"), id="with cameras"),
-    pytest.param(
-        lambda: CheckedEnv(Reach(NUM_ENVS, num_tasks=2, max_episode_steps=LIMIT)), id="two tasks"
-    ),
-    pytest.param(maker("mock/Script"), id="mock/Script"),
-    pytest.param(maker("mock/TwoGoals"), id="mock/TwoGoals"),
-    pytest.param(
-        lambda: CheckedEnv(
-            Script(NUM_ENVS, lengths=(LIMIT,) * 3, ends=("time",) * 3, reuse_buffer=True)
-        ),
-        id="reused buffer",
-    ),
-    pytest.param(maker("mujoco/PushCube"), id="mujoco/PushCube"),
-    pytest.param(maker("mujoco/PickCube", reward="dense"), id="mujoco/PickCube"),
-    pytest.param(maker("mujoco/StackCube"), id="mujoco/StackCube"),
-    pytest.param(maker("gym/Pendulum-v1", reward="dense"), id="gym/Pendulum-v1"),
-    with_simulator("mani_skill", "maniskill/PickCube-v1"),
-    with_simulator("metaworld", "metaworld/peg-insert-side-v3"),
-]
 
 
 @pytest.fixture(scope="module", params=ENVIRONMENTS)
@@ -125,7 +85,7 @@ def test_the_spec_is_complete(env: CheckedEnv) -> None:
     assert all(isinstance(task, str) for task in spec.tasks)
     assert spec.simulator
     prefix, _, name = spec.id.partition("/")
-    assert prefix in {"mock", "mujoco", "gym", "maniskill", "metaworld"}
+    assert prefix in {"mock", "mujoco", "gym", "maniskill", "metaworld", "libero"}
     assert name
 
 
@@ -324,8 +284,8 @@ class Broken(Reach):
             obs[self.wrong][1] = torch.nan
         return obs
 
-    def step(self, action: Tensor, active: Tensor) -> Any:
-        result = super().step(action, active)
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> Any:
+        result = super().step(action, active, pictures)
         values = {"reward": result.reward, **result.obs}
         values[self.wrong][1] = torch.inf
         return result
@@ -376,5 +336,5 @@ def test_the_expert_acts_or_there_is_none(env: CheckedEnv) -> None:
 
 
 def test_torchrl_accepts_the_specs(env: CheckedEnv) -> None:
-    seeds = EpisodeSeeds(NUM_ENVS, 0, "train")
+    seeds = EpisodeSeeds(NUM_ENVS, 0, "train", starts=Starts.of(env.spec))
     check_env_specs(ChunkEnv(env, 2, seeds))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -130,7 +130,7 @@ def same(first: list[TensorDictBase], second: list[TensorDictBase]) -> bool:
 
 @pytest.fixture(params=["clocks", "clocks in a process", "tabletop", "reach"])
 def env(request: pytest.FixtureRequest) -> Iterator[CheckedEnv]:
-    makers = {
+    makers: dict[str, Callable[[], CheckedEnv]] = {
         "clocks": make_clocks,
         "clocks in a process": functools.partial(make_clocks, num_workers=2),
         "tabletop": make_tabletop,

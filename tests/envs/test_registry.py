@@ -58,7 +58,7 @@ def test_a_misspelt_name_raises_with_the_nearest(id: str, nearest: str) -> None:
 def test_a_name_without_prefix_or_task_raises_with_the_prefixes(id: str) -> None:
     with pytest.raises(ValueError, match=rf"unknown environment id='{id}'") as raised:
         make(EnvConfig(id=id, num_envs=1))
-    for prefix in ("gym", "maniskill", "metaworld", "mock", "mujoco"):
+    for prefix in ("gym", "libero", "maniskill", "metaworld", "mock", "mujoco"):
         assert f"'{prefix}'" in str(raised.value)
     assert "mujoco/PickCube" in str(raised.value)
 
@@ -175,7 +175,7 @@ def test_options_without_defaults_are_refused() -> None:
 
 
 def test_the_built_in_prefixes_have_options_of_their_own() -> None:
-    assert list(envs.prefixes()) == ["gym", "maniskill", "metaworld", "mock", "mujoco"]
+    assert list(envs.prefixes()) == ["gym", "libero", "maniskill", "metaworld", "mock", "mujoco"]
     options = set(envs.prefixes().values())
     assert len(options) == 5
     assert EnvOptions not in options

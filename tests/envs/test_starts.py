@@ -140,7 +140,7 @@ def played(split: Split, starts: Starts, seed: int) -> set[int]:
 
 @pytest.mark.parametrize("starts", [SUITE, FIXED, ONE_TASK])
 def test_splits_share_no_start_even_with_different_seeds(starts: Starts) -> None:
-    sets = [played(split, starts, seed) for seed, split in enumerate(SPLITS)]
+    sets: list[set] = [played(split, starts, seed) for seed, split in enumerate(SPLITS)]
     listed = EvaluationSeeds(3, 5 * starts.num_tasks, 9, "validation", starts)
     validation = {listed.seed_of(index) for index in range(5 * starts.num_tasks)}
     assert not validation & set.union(sets[0], *sets[2:])
@@ -201,3 +201,14 @@ def test_an_episode_with_another_task_than_its_seed_chose_is_refused() -> None:
     env.reset(torch.tensor([4, 6, 8]))
     with pytest.raises(ValueError, match=message):
         env.reset(torch.tensor([5]), torch.tensor([1]))
+
+
+def test_shared_starts_are_all_evaluated_once_and_may_be_trained_on() -> None:
+    shared = replace(ONE_TASK, shared_starts=True)
+    assert sorted(evaluated(50, shared)) == list(range(50))
+    with pytest.raises(ValueError, match="num_episodes=51 is more than the 50 different episodes"):
+        evaluated(51, shared)
+    seeds = EpisodeSeeds(50, 0, "train", starts=shared)
+    drawn = {int(seed) for _ in range(20) for seed in seeds.next(torch.arange(50))}
+    assert drawn == set(range(50))
+    assert start_split(50, shared=True)["test"] == start_split(50, shared=True)["train"]

@@ -9,8 +9,8 @@ import torch
 
 from pitune import envs, policies
 from pitune.experiments.evaluate import EvaluateConfig, evaluate, main, server_of
+from pitune.policies.flow.delay import DelayConfig, Seam
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig, Seam
 from policy_server import serving
 
 ENV = ["--env.id", "mock/Reach", "--env.num-envs", "4", "--env.num-workers", "0"]

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from pitune import envs, experiments, policies
+from pitune import envs, experiments, policies, rl
 from pitune.experiments import pretrain as module
 from pitune.experiments.pretrain import PretrainConfig, pretrain
 from pitune.experiments.runs import progress
 from pitune.rl.algorithms.bc import CloningStep
+from pitune.rl.datasets.config import DataConfig
+from pitune.rl.datasets.dataset import EpisodeDataset
 
 
 class Killed(BaseException):
@@ -113,3 +116,70 @@ def test_progress_counts_demonstrations_and_steps(
     shown = capsys.readouterr().err
     for words in ("demonstrations: 0/3", "demonstrations: 3/3", "cloning: 0/10", "cloning: 10/10"):
         assert words in shown
+
+
+def test_a_clone_with_clean_beginnings_continues_chunks_by_them(config_of: Callable) -> None:
+    config = config_of(real_time_delay=2, gradient_steps=1)
+    pretrain(config)
+    policy = policies.load(config.out / "pretrained")
+    assert policy.info.real_time_delay == 2
+    assert policy.sampler.real_time is not None
+    assert policy.sampler.real_time.method == "trained"
+
+
+def test_clean_beginnings_of_whole_chunks_are_refused() -> None:
+    with pytest.raises(ValueError, match="real_time_delay=4 must be below action_horizon=4"):
+        PretrainConfig(real_time_delay=4)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(policies.load(folder / "pretrained").state_dict())
+
+
+def equal(first: Path, second: Path) -> bool:
+    one, other = weights(first), weights(second)
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_recorded_dataset_gives_the_clone_of_its_demonstrations(
+    config_of: Callable, tmp_path: Path
+) -> None:
+    config = config_of(record=tmp_path / "data")
+    pretrain(config)
+    assert EpisodeDataset(tmp_path / "data").metadata.fps == 10.0
+    repeated = DataConfig(padding="repeat")
+    pretrain(config_of(dataset=tmp_path / "data", data=repeated, out=tmp_path / "again"))
+    assert equal(config.out, tmp_path / "again")
+    pretrain(config_of(dataset=tmp_path / "data", out=tmp_path / "masked"))
+    assert not equal(config.out, tmp_path / "masked")
+
+
+def test_the_success_rate_of_the_expert_is_stored(config_of: Callable, tmp_path: Path) -> None:
+    config = config_of(record=tmp_path / "data")
+    pretrain(config)
+    facts = json.loads((tmp_path / "data/meta/pitune.json").read_text())
+    ((solved, played),) = rl.Demonstrations.load(
+        config.out / "demonstrations.safetensors"
+    ).expert_success
+    assert facts["expert"] == {"reach the green goal": {"solved": solved, "played": played}}
+    assert played >= solved >= 3
+
+
+def test_an_interrupted_cloning_of_a_stream_goes_on_bit_for_bit(
+    config_of: Callable, tmp_path: Path
+) -> None:
+    pretrain(config_of(record=tmp_path / "data"))
+    data = DataConfig(memory_gib=2e-6, window=3)
+    config = config_of(dataset=tmp_path / "data", data=data, minibatch_size=8)
+    pretrain(replace(config, out=tmp_path / "whole"))
+    config = replace(config, out=tmp_path / "killed")
+    clone_until_killed(config, CloningStep, "__call__", 7)
+    pretrain(config)
+    assert equal(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_recording_needs_an_expert_and_a_new_folder(config_of: Callable, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"record=.* stores the demonstrations of the expert"):
+        config_of(dataset=tmp_path / "data", record=tmp_path / "other")
+    with pytest.raises(FileExistsError, match=r"exists already; pass another --record"):
+        pretrain(config_of(record=tmp_path))

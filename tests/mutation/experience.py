@@ -299,8 +299,8 @@ EXPERIENCE = [
             Change("return of the episode before", "length[i], total[i] = 0, 0.0", "length[i] = 0"),
             Change(
                 "episodes in the order of their ends",
-                "sorted(rows, key=",
-                "list(rows) or min(rows, key=",
+                "rows.sort(key=lambda row: row.index)",
+                "rows.sort(key=lambda row: row.length)",
             ),
             Change(
                 "noise of evaluation",
@@ -309,8 +309,8 @@ EXPERIENCE = [
             ),
             Change(
                 "quick episodes count more",
-                "num_episodes=seeds.num_episodes.to(env.spec.device),",
-                "num_episodes=None,",
+                "seeds.num_episodes.to(env.spec.device),",
+                "None,",
             ),
             Change("noise of the environments", '.set("noise", noise.draw())', ".copy()"),
             Change(
@@ -343,6 +343,47 @@ EXPERIENCE = [
         ],
     ),
     Mutants(
+        "rl/evaluation/chosen_episodes.py",
+        EVALUATE,
+        [
+            Change(
+                "other rows of the batch",
+                "self._of_env[index % num_envs].append(index)",
+                "self._of_env[len(self.chosen) % num_envs].append(index)",
+            ),
+            Change("starts of other places", "self._whole.seed_of(index)", "index"),
+        ],
+    ),
+    Mutants(
+        "rl/evaluation/played_once.py",
+        EVALUATE,
+        [
+            Change(
+                "episodes that are missing",
+                "sorted(wanted | played.keys())",
+                "sorted(wanted & played.keys())",
+            ),
+            Change("other tasks", "row.task_id != seed %", "row.task_id == -seed %"),
+            Change("starts that repeat", "if num > 1]", "if num > 2]"),
+        ],
+    ),
+    Mutants(
+        "experiments/evaluation/plan.py",
+        ("tests/experiments/evaluation/test_plan.py",),
+        [
+            Change("rounds that are left over", "turn if turn < dealt else env", "turn"),
+            Change("episodes of other shares", "num_shards) == own", "num_shards) >= own"),
+        ],
+    ),
+    Mutants(
+        "experiments/evaluation/rows_file.py",
+        ("tests/experiments/evaluation/test_rows_file.py",),
+        [
+            Change("an end that was cut stays", "os.truncate(file, len(whole))", "pass"),
+            Change("values of another type", "if type(value) not in kinds:", "if value is kinds:"),
+        ],
+    ),
+    Mutants(
         "rl/evaluation/paired.py",
         ("tests/rl/evaluation/test_paired.py",),
         [
@@ -367,6 +408,17 @@ EXPERIENCE = [
             Change("interval of Wilson", 'method="wilson"', 'method="exact"'),
             Change("trimmed share", "ravel(), 0.25", "ravel(), 0.1"),
             Change("tasks mixed", "scores, dtype=float)[:, task]", "scores, dtype=float)[task]"),
+            Change(
+                "episodes are not resampled",
+                "generator.binomial(episodes[tasks], rates[tasks]) / episodes[tasks]",
+                "rates[tasks]",
+            ),
+            Change(
+                "tasks are not resampled",
+                "generator.integers(len(rates), size=",
+                "np.arange(len(rates)) + np.zeros(dtype=int, shape=",
+            ),
+            Change("correlation of the pairs", "- 2 * phi * first", "+ 2 * phi * first"),
             Change("pairs that agree", "discordant = sum(a != b", "discordant = sum(a == b"),
         ],
     ),

@@ -28,7 +28,7 @@ def read(folder: Path, out: Path) -> None:
             if name in data.meta.camera_keys:
                 value = (value * 255).round().byte()
             rows.setdefault(name, []).append(value if isinstance(value, str) else value.numpy())
-    arrays = {name: np.array(values) for name, values in rows.items()}
+    arrays: dict[str, Any] = {name: np.array(values) for name, values in rows.items()}
     arrays["fps"] = np.array(data.meta.fps)
     for name, stats in data.meta.stats.items():
         arrays |= {f"stats/{name}/{key}": value for key, value in stats.items()}

@@ -40,6 +40,7 @@ _TRAINING = {
 """Flow times of lerobot's training, with the values that cloning uses here."""
 _READ = {"type", "input_features", "output_features", "num_steps", "resize_imgs_with_padding"}
 _READ |= {"image_resolution", "tokenizer_max_length", "normalization_mapping", "dtype", "use_peft"}
+_READ |= {"rtc_training_max_delay"}
 _UNUSED = """
 use_relative_actions relative_exclude_joints action_feature_names empty_cameras
 paligemma_variant action_expert_variant proj_width
@@ -47,7 +48,7 @@ device use_amp use_cache attention_implementation compile_model compile_mode
 push_to_hub repo_id private tags license pretrained_path pretrained_revision
 gradient_checkpointing freeze_vision_encoder train_expert_only train_state_proj
 optimizer_lr optimizer_betas optimizer_eps optimizer_weight_decay optimizer_grad_clip_norm
-scheduler_warmup_steps scheduler_decay_steps scheduler_decay_lr rtc_config rtc_training_max_delay
+scheduler_warmup_steps scheduler_decay_steps scheduler_decay_lr rtc_config
 """
 """Fields without an effect on the actions: copies of the steps' settings, sizes that follow from
 the weights, hardware, the hub, training, and real-time chunking."""
@@ -103,6 +104,21 @@ def whole(config: Mapping[str, Any], name: str, file: Path | str) -> int:
         raise ValueError(
             f"{file} has {name}={value!r}, which must be a positive whole number; lerobot's default"
             f" is {DEFAULTS[name]}"
+        )
+    return value
+
+
+def real_time_delay(config: Mapping[str, Any], file: Path | str) -> int:
+    """Return the longest clean beginning of the training's chunks, 0 without any.
+
+    Raises:
+        ValueError: the field is no whole number.
+    """
+    value = config.get("rtc_training_max_delay") or 0
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"{file} has rtc_training_max_delay={value!r}, which must be a whole number; 0 stands "
+            "for a training without delays"
         )
     return value
 

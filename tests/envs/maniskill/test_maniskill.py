@@ -32,7 +32,7 @@ GRASPED = 18  # where PickCube's state says that the cube is grasped
 
 def config_of(task: str, num_envs: int = 1, num_workers: int = 0, **changes: Any) -> envs.EnvConfig:
     """Return a config; the fields of `ManiSkillOptions` may be among the changes."""
-    names = ("control_mode", "obs_mode", "backend", "exact_seeds")
+    names = ("control_mode", "obs_mode", "backend", "exact_seeds", "gpu")
     options = {name: changes.pop(name) for name in names if name in changes}
     return envs.EnvConfig(
         id=f"maniskill/{task}",
@@ -240,6 +240,11 @@ def test_a_task_without_a_dense_reward_raises() -> None:
 def test_cuda_is_refused_where_there_is_none() -> None:
     with pytest.raises(ValueError, match="backend='cuda' needs a CUDA device"):
         make_maniskill("PickCube-v1", 1, backend="cuda")
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"gpu=9 is not on this machine, where torch finds \d C"):
+        make_maniskill("PickCube-v1", 1, gpu=9)
 
 
 def test_a_missing_installation_raises_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from pitune.envs.tabletop import render
 from pitune.envs.tabletop.env import Tabletop
+from pitune.envs.tabletop.layout import controls_of
 from pitune.envs.tabletop.tasks import TASKS, Scene, dense_reward
 
 ALL_TASKS = list(TASKS)
@@ -80,7 +81,8 @@ def test_one_unit_of_action_commands_six_centimeters(axis: int, sign: int) -> No
     before = env.scene.tool[0].copy()
     action = torch.zeros(1, 4)
     action[0, axis] = sign
-    commanded = env.physics._controls(np.array([0]), action.numpy())[0, :3]
+    positions = env.physics.states[:, 1 : 1 + env.physics.model.nq]
+    commanded = controls_of(positions, action.numpy())[0, :3]
     assert commanded[axis] - (before - [0, 0, 0.25])[axis] == pytest.approx(0.06 * sign)
     env.step(action, all_active(env))
     moved = env.scene.tool[0] - before
@@ -393,7 +395,7 @@ def test_no_entry_of_the_grippers_state_follows_a_cube_or_the_goal() -> None:
         env.physics.goals[:] += offset
         scene = env.scene
         moved = replace(scene, cubes=scene.cubes + offset, goal=scene.goal + offset)
-        env._obs_mode = "rgb"
+        env._rules = replace(env._rules, obs_mode="rgb")
         states.append(env._observation(moved)["state"])
     assert torch.equal(*states)
 
@@ -415,7 +417,7 @@ def test_the_mode_without_cubes_needs_a_camera() -> None:
     with pytest.raises(ValueError, match=r"obs_mode='rgb' without cameras shows no cube; name som"):
         Tabletop("PickCube", 1, obs_mode="rgb")
     with pytest.raises(ValueError, match=r"unknown obs_mode 'depth'; valid: \['state', 'rgb'\]"):
-        Tabletop("PickCube", 1, obs_mode="depth")
+        Tabletop("PickCube", 1, obs_mode="depth")  # type: ignore[arg-type]
 
 
 def test_shadows_are_optional_in_camera_pictures(env_with_cameras: Tabletop) -> None:

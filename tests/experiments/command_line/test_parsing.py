@@ -85,6 +85,7 @@ def test_every_name_in_the_table_of_basic_options_is_a_field() -> None:
     from pitune.experiments.pretrain import PretrainConfig
     from pitune.experiments.serve import ServeConfig
     from pitune.policies.serving.config import ServerConfig
+    from pitune.rl.datasets.config import DataConfig, RecordConfig
 
     kinds: tuple[Any, ...] = (
         TrainConfig,
@@ -96,6 +97,9 @@ def test_every_name_in_the_table_of_basic_options_is_a_field() -> None:
         policies.FinetuneConfig,
         policies.SamplerConfig,
         policies.GemmaConfig,
+        policies.SmallVLMConfig,
+        DataConfig,
+        RecordConfig,
         ServeConfig,
         ServerConfig,
     )

@@ -14,8 +14,8 @@ import torch
 from pitune import envs, policies, rl
 from pitune.envs.mock.registration import MockOptions
 from pitune.experiments.evaluate import EvaluateConfig, evaluate, main
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
-from pitune.policies.real_time.delayed_actor import DelayConfig
 
 ENV = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=8)
 TWO_TASKS = replace(ENV, options=MockOptions(num_tasks=2))
@@ -333,12 +333,27 @@ def test_episodes_that_depend_on_each_other_are_not_continued(
 
 def test_a_server_decides_its_own_settings(config: EvaluateConfig) -> None:
     server = Path("ws://127.0.0.1:1")
-    for changes in ({"checkpoint": server}, {"compare": server}):
+    varied = replace(config, vary=(("flow_steps", "1"),))
+    for changed in (replace(varied, checkpoint=server), replace(varied, compare=server)):
         with pytest.raises(ValueError, match="vary needs the policy itself, not a server"):
-            evaluate(replace(config, vary=(("flow_steps", "1"),), **changes))
+            evaluate(changed)
 
 
 # Settings
+
+
+def test_a_result_that_could_not_be_written_is_refused_before_any_episode(
+    config: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rl, "evaluate", lambda *_, **__: pytest.fail("an episode was played"))
+    with pytest.raises(FileExistsError, match=r"out=.* is a folder; pass a file"):
+        evaluate(replace(config, out=tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        evaluate(replace(config, out=tmp_path / "file" / "out.json"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match="cannot be written; make it writable"):
+        evaluate(config)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from pitune.experiments.evaluation.variations import (
     with_cell,
 )
 from pitune.policies import SamplerConfig
+from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig
 
 
 def test_the_grid_is_the_product_of_all_values() -> None:

@@ -22,8 +22,8 @@ from pitune.policies.flow.real_time import (
     guidance_weight,
     guided_field,
     prefixed_field,
-    prefixed_noise,
     soft_mask,
+    with_prefix,
 )
 from pitune.policies.network.config import Family
 from vision_policies import vision_policy
@@ -207,7 +207,7 @@ def test_a_trained_prefix_is_kept_and_its_flow_time_matters(family: Family) -> N
         field = policy.field(policy.encode(policy.model_input(obs, ("push",))))
         noise = policy.draw_noise(2)
         remainder = Remainder(torch.randn(2, 3, policy.chunk_shape[1]), delay=2)
-        start = prefixed_noise(noise, remainder)
+        start = with_prefix(noise, remainder)
         new = integrate(prefixed_field(field, remainder), start, GRID)
         assert torch.equal(new[:, :2], remainder.actions[:, :2])
 
@@ -221,7 +221,7 @@ def test_a_trained_prefix_is_kept_and_its_flow_time_matters(family: Family) -> N
 
         # no delay, no change
         none = Remainder(remainder.actions, delay=0)
-        same = integrate(prefixed_field(field, none), prefixed_noise(noise, none), GRID)
+        same = integrate(prefixed_field(field, none), with_prefix(noise, none), GRID)
         assert torch.equal(same, integrate(field, noise, GRID))
 
 
@@ -248,7 +248,6 @@ def test_a_chunk_must_arrive_before_the_old_one_ends(
         ("max_weight", 0.0),
         ("max_weight", float("nan")),
         ("max_weight", float("inf")),
-        ("max_delay", -1),
     ],
 )
 def test_a_wrong_setting_is_refused(name: str, value: object) -> None:

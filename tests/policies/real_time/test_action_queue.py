@@ -59,6 +59,34 @@ def test_the_seam_is_blended_linearly() -> None:
     np.testing.assert_allclose(taken, [0, 0.25, 0.5, 0.75, 1, 1], atol=1e-9)
 
 
+def test_a_third_chunk_in_the_middle_of_a_blend_does_not_jump() -> None:
+    """The robot passes over from where it is, not from the second chunk's plan."""
+    queue = ActionQueue(0.1, blend_steps=4)
+    queue.put([[0.0]] * 20, observed_at=0.0, now=0.0)
+    queue.put([[8.0]] * 20, observed_at=0.1, now=0.2)
+    assert queue.get(0.4) == pytest.approx(4.0)  # half of the way from 0 to 8
+    queue.put([[-8.0]] * 20, observed_at=0.3, now=0.4)
+    assert queue.get(0.4) == pytest.approx(4.0)  # no jump; from the second chunk it were 8
+    # half of the way to -8, from the end of the first passage
+    assert queue.get(0.6) == pytest.approx(0.0)
+    assert queue.get(0.8) == pytest.approx(-8.0)
+    largest = 8 / 4 * 2 + 1e-6  # two passages at once, over one step
+    fine = [float(queue.get(0.4 + 0.01 * step)[0]) for step in range(50)]  # type: ignore[index]
+    assert np.abs(np.diff(fine)).max() < largest / 5
+
+
+def test_chunks_that_come_faster_than_the_blend_are_forgotten() -> None:
+    queue, blend = ActionQueue(0.1, blend_steps=4), 4
+    for number in range(200):
+        queue.put([[float(number)]] * 50, observed_at=0.1 * number, now=0.1 * number)
+    depth, chunk = 0, queue._chunk
+    while chunk is not None:
+        depth, chunk = depth + 1, chunk.before
+    assert depth <= blend + 2
+    # the average of the last plans, which is behind the newest one
+    assert 190 < float(queue.get(19.9)[0]) < 199  # type: ignore[index]
+
+
 def test_a_faster_robot_gets_interpolated_actions() -> None:
     queue = ActionQueue(0.1, interpolate=True)
     queue.put(RAMP, observed_at=0.0, now=0.0)

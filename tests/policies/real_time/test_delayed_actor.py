@@ -11,8 +11,9 @@ from observations import observed
 from pitune import policies
 from pitune.policies import Actor, FlowPolicy
 from pitune.policies.checkpoints.formats import load, save
+from pitune.policies.flow.delay import DelayConfig, Seam
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.real_time.delayed_actor import DelayConfig, DelayedActor, Seam, continue_chunk
+from pitune.policies.real_time.delayed_actor import DelayedActor, continue_chunk
 
 H, h, N = 8, 4, 3
 
@@ -124,27 +125,25 @@ def test_relative_actions_are_anchored_anew_to_the_present_state() -> None:
     preprocessor = policies.PreprocessorConfig(
         state=stats, action=stats, normalization="none", delta_mask=(True, True)
     )
-    sampler = policies.SamplerConfig(
-        execution_horizon=h, real_time=RealTimeConfig(method="trained", max_delay=3)
-    )
+    sampler = policies.SamplerConfig(execution_horizon=h)
     network = policies.small_policy(
         torch.randn(9, 2), torch.randn(9, 2), action_horizon=H, sampler=sampler
     ).network
-    policy = FlowPolicy(network, preprocessor, sampler)
+    sampler = replace(sampler, real_time=RealTimeConfig(method="trained"))
+    info = policies.PolicyInfo(real_time_delay=3)
+    policy = FlowPolicy(network, preprocessor, sampler, info=info)
     td = observed(policy, torch.tensor([[10.0, -5.0]]))
     remainder = torch.randn(1, 4, 2) + 10  # [robot units]
     with torch.no_grad():
         new = continue_chunk(policy, policies.ModelInput.of(td), remainder, 3)
     torch.testing.assert_close(new[:, :3], remainder[:, :3], atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="delay=4 is longer than max_delay=3"):
+    with pytest.raises(ValueError, match="delay=4 is longer than real_time_delay=3"):
         continue_chunk(policy, policies.ModelInput.of(td), remainder, 4)
 
 
-def test_drawn_delays_stay_in_their_range_and_follow_the_seed(policy: FlowPolicy) -> None:
-    draws = []
-    for seed in (0, 0, 1):
-        actor = DelayedActor(policy, DelayConfig(steps=1, max_steps=3), seed)
-        draws.append([actor._delay() for _ in range(100)])
+def test_drawn_delays_stay_in_their_range_and_follow_the_seed() -> None:
+    config, seeds = DelayConfig(steps=1, max_steps=3), (0, 0, 1)
+    draws = [config.draw(100, torch.Generator().manual_seed(seed)).tolist() for seed in seeds]
     assert set(draws[0]) == {1, 2, 3}
     assert draws[0] == draws[1] != draws[2]
 

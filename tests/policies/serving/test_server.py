@@ -12,7 +12,10 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.http11 import Request as HttpRequest
+from websockets.protocol import State
 from websockets.sync.client import connect
 
 from openpi_fixtures import load_openpi
@@ -28,6 +31,11 @@ from policy_server import ask, client, received, serving
 from vision_policies import vision_policy
 
 WIRE = Path(__file__).parents[2] / "fixtures" / "websocket"
+
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -208,15 +216,11 @@ def test_a_client_that_leaves_in_mid_request_takes_nothing_with_it(policy: FlowP
 
 
 def test_a_half_open_socket_is_closed_by_the_keep_alive(policy: FlowPolicy) -> None:
-    handshake = (
-        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
     with (
         serving(policy, ping_seconds=0.2) as server,
         socket.create_connection(("127.0.0.1", server.port)) as silent,
     ):
-        silent.sendall(handshake)
+        silent.sendall(HANDSHAKE)
         wait_until(lambda: server.metrics.num_clients == 1)
         wait_until(lambda: server.metrics.num_clients == 0)  # it never answers a ping
 
@@ -283,6 +287,44 @@ def test_a_client_above_the_limit_is_refused(policy: FlowPolicy) -> None:
             pass
         wait_until(lambda: server.metrics.num_clients == 0)
         with client(server) as connection:
+            assert "actions" in ask(connection, observation())
+
+
+class Handshake:
+    """A connection whose handshake is under way."""
+
+    state = State.CONNECTING
+
+    def respond(self, status: int, text: str) -> int:
+        return status
+
+
+def test_handshakes_that_are_under_way_count_as_clients(policy: FlowPolicy) -> None:
+    server = PolicyServer(policy, ServerConfig(max_clients=2))
+    http = HttpRequest("/", Headers())
+    first, second, third = (Handshake() for _ in range(3))
+
+    def reply(connection: Handshake) -> object:
+        return server._process_request(connection, http)  # type: ignore[arg-type]
+
+    assert [reply(first), reply(second), reply(third)] == [None, None, 503]
+    first.state = State.CLOSED  # it left in its handshake
+    assert reply(third) is None
+
+
+def test_clients_that_connect_at_once_do_not_exceed_the_limit(policy: FlowPolicy) -> None:
+    with serving(policy, max_clients=3) as server:
+        address = ("127.0.0.1", server.port)
+        sockets = [socket.create_connection(address) for _ in range(12)]
+        for opened in sockets:
+            opened.sendall(HANDSHAKE)
+        replies = [opened.recv(64).split(b"\r\n")[0] for opened in sockets]
+        assert sum(b"101" in reply for reply in replies) == 3
+        assert sum(b"503" in reply for reply in replies) == 9
+        for opened in sockets:
+            opened.close()
+        wait_until(lambda: server.metrics.num_clients == 0)
+        with client(server), client(server), client(server) as connection:
             assert "actions" in ask(connection, observation())
 
 

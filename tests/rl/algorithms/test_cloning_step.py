@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from observations import observed
 from pitune import rl
-from pitune.policies import FlowPolicy
+from pitune.policies import FlowPolicy, ModelInput
 from pitune.rl import BCConfig
 from pitune.rl.algorithms.bc import CloningStep
 from pitune.rl.gradient_step import Metrics
@@ -59,6 +60,48 @@ def test_a_step_draws_flow_times_and_noise_of_the_training_distribution(
     assert float(noise.mean()) == pytest.approx(0, abs=0.03)
     assert float(noise.std()) == pytest.approx(1, abs=0.03)
     assert noise.shape == (4000, 2, 2)
+
+
+def test_several_draws_of_a_chunk_have_the_loss_of_each_alone(tiny_policy: Callable) -> None:
+    torch.manual_seed(0)
+    policy = tiny_policy()
+    rows = chunks(policy, 5)
+    noise, flow_time = torch.randn(5, 3, 2, 2), torch.rand(5, 3)
+    inputs, action = ModelInput.of(rows), rows["action"]
+    together = policy.loss(inputs, action, noise, flow_time)
+    alone = [policy.loss(inputs, action, noise[:, i], flow_time[:, i]) for i in range(3)]
+    assert together.shape == (5, 3, 2, 2)
+    assert torch.allclose(together, torch.stack(alone, 1), atol=1e-5)
+    with pytest.raises(ValueError, match=r"noise has shape \(5, 3, 2\); it must be"):
+        policy.loss(inputs, action, torch.randn(5, 2, 3, 2), flow_time[:, :2])
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_the_draws_of_a_chunk_differ_and_observations_are_encoded_once(
+    num_parts: int, tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    config = BCConfig(draws_per_chunk=3, minibatch_size=8, num_parts=num_parts)
+    step = CloningStep(tiny_policy(), config)
+    losses, encoded = [], []
+    original, encode = step.loss, step.policy.encode
+
+    def loss(batch: TensorDictBase) -> tuple[torch.Tensor, Metrics]:
+        losses.append((batch["flow_time"], batch["noise"]))
+        return original(batch)
+
+    def counted(inputs: ModelInput, *args: Any, **kwargs: Any) -> Any:
+        encoded.append(len(inputs))
+        return encode(inputs, *args, **kwargs)
+
+    monkeypatch.setattr(step, "loss", loss)
+    monkeypatch.setattr(step.policy, "encode", counted)
+    step(chunks(step.policy, 8))
+    flow_time, noise = (torch.cat(column) for column in zip(*losses, strict=True))
+    assert noise.shape == (8, 3, 2, 2)
+    assert len(flow_time.flatten().unique()) == 24
+    assert len(noise.flatten().unique()) == 96
+    assert sum(encoded) == 8
 
 
 def test_the_average_follows_each_step_by_its_share(tiny_policy: Callable) -> None:

@@ -84,9 +84,9 @@ class Played(Reach):
 
     num_steps = 0
 
-    def step(self, action: Tensor, active: Tensor) -> Any:
+    def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> Any:
         self.num_steps += int(active.sum())
-        return super().step(action, active)
+        return super().step(action, active, pictures)
 
 
 @pytest.mark.parametrize("num_episodes", [1, 5, 23])

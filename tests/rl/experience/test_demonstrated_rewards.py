@@ -106,8 +106,10 @@ def test_the_end_of_time_is_no_end_of_the_task() -> None:
     class Endless(Reach):
         """Success ends no episode."""
 
-        def step(self, action: Tensor, active: Tensor) -> envs.StepResult:
-            result = super().step(action, active)
+        def step(
+            self, action: Tensor, active: Tensor, pictures: Tensor | None = None
+        ) -> envs.StepResult:
+            result = super().step(action, active, pictures)
             over = (self.steps >= self.spec.max_episode_steps) & active
             return result._replace(terminated=torch.zeros_like(over), truncated=over)
 
@@ -123,8 +125,10 @@ def test_the_end_of_time_is_no_end_of_the_task() -> None:
 
 def test_broken_episodes_are_not_demonstrated() -> None:
     class Breaking(Reach):
-        def step(self, action: Tensor, active: Tensor) -> envs.StepResult:
-            result = super().step(action, active)
+        def step(
+            self, action: Tensor, active: Tensor, pictures: Tensor | None = None
+        ) -> envs.StepResult:
+            result = super().step(action, active, pictures)
             broken = result.info["success"] & (torch.arange(2) == 0)
             info = {**result.info, "invalid": broken}
             return result._replace(

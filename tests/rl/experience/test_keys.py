@@ -98,7 +98,8 @@ def sizes_of(algorithm: rl.Algorithm[Any], num_envs: int) -> dict[str, int]:
         "s": scaling.state_dim,
         "K": policy.sampler.flow_steps,
         "F": policy.feature_dim,
-        "D": scaling.model_state_dim + network.feature_dim,
+        "R": policy.remainder_steps,
+        "D": policy.critic_state_dim + network.feature_dim,
         "W": 0 if source is None else source.actor.latent_dim,
     }
     if scaling.config.pictures is not None and scaling.config.prompt is not None:
@@ -201,7 +202,7 @@ def test_every_entry_is_declared_with_its_shape(
 
 def test_entries_that_are_not_declared_or_have_another_shape_are_reported() -> None:
     """Negative control."""
-    sizes = {"s": 4, "S": 4, "H": 3, "h": 2, "d": 2}
+    sizes = {"s": 4, "S": 4, "H": 3, "h": 2, "R": 0, "d": 2}
     after = {"weight": torch.zeros(2, 3, 1), "reward": torch.zeros(2, 3, 1)}
     rows = TensorDict(
         {

@@ -179,8 +179,10 @@ def test_the_three_steps_work_in_any_order(steps: tuple[str, ...], tiny_policy: 
 class Passing(Reach):
     """Solved at the third step of each episode alone. Success ends no episode."""
 
-    def step(self, action: Tensor, active: Tensor) -> envs.StepResult:
-        result = super().step(action, active)
+    def step(
+        self, action: Tensor, active: Tensor, pictures: Tensor | None = None
+    ) -> envs.StepResult:
+        result = super().step(action, active, pictures)
         over = (self.steps >= self.spec.max_episode_steps) & active
         info = {**result.info, "success": (self.steps == 3) & active}
         return result._replace(terminated=torch.zeros_like(over), truncated=over, info=info)
@@ -225,8 +227,10 @@ def test_a_broken_episode_is_no_success(tiny_policy: Callable) -> None:
     """It was solved before the simulator broke down."""
 
     class Breaking(Passing):
-        def step(self, action: Tensor, active: Tensor) -> envs.StepResult:
-            result = super().step(action, active)
+        def step(
+            self, action: Tensor, active: Tensor, pictures: Tensor | None = None
+        ) -> envs.StepResult:
+            result = super().step(action, active, pictures)
             broken = (self.steps == 5) & active & (torch.arange(NUM_ENVS) < 2)
             info = {**result.info, "invalid": broken}
             return result._replace(truncated=result.truncated | broken, info=info)

@@ -71,8 +71,13 @@ def test_a_success_of_an_episode_that_is_over_is_none() -> None:
     """The first environment fails at once, and reports success while it waits for the others."""
 
     class Careless(Reach):
-        def step(self, action: torch.Tensor, active: torch.Tensor) -> StepResult:
-            result = super().step(action, active)
+        def step(
+            self,
+            action: torch.Tensor,
+            active: torch.Tensor,
+            pictures: torch.Tensor | None = None,
+        ) -> StepResult:
+            result = super().step(action, active, pictures)
             fails = torch.tensor([True, False, False, False])
             success = (result.info["success"] & ~fails) | ~active
             return result._replace(

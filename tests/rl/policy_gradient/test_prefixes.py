@@ -11,7 +11,7 @@ import torch
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
-from pitune.policies import FinetuneConfig, Pi0
+from pitune.policies import FinetuneConfig, FlowSDEConfig, LikelihoodActor, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.context import stored_prefix
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
@@ -154,18 +154,19 @@ def test_a_trained_encoder_has_no_kept_prefix(trainable: tuple, new: Callable) -
         algorithm.actor.keep_prefixes()
 
 
-def test_a_policy_of_states_has_no_prefix(small_preset: Callable, tiny_policy: Callable) -> None:
-    algorithm = rl.make(small_preset("ppo"), tiny_policy())
-    assert plan_prefixes(algorithm.actor, 100, 4.0) == []
-    assert algorithm.actor.out_keys == ["action", "chain", "action_log_prob"]
+def test_a_policy_of_states_has_no_prefix(tiny_policy: Callable) -> None:
+    actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
+    assert plan_prefixes(actor, 100, 4.0) == []
+    assert actor.out_keys == ["action", "chain", "action_log_prob"]
 
 
 def test_acting_never_reads_the_prefix_of_an_earlier_decision(new: Callable) -> None:
     """A collector carries the entries of a decision into the input of the next one."""
     algorithm = new("ppo")
     rollout = rl.Rollouts(envs.make(ENV), algorithm, 6, seed=0).collect()
-    row = rollout[:, 1].clone()
-    row["prefix"] = rollout[:, 0]["prefix"]
+    columns = rollout.unbind(1)
+    row = columns[1].clone()
+    row["prefix"] = columns[0]["prefix"]
     torch.manual_seed(0)
     first = algorithm.actor.explore(row.clone(), row["chain"][:, 0])
     torch.manual_seed(0)

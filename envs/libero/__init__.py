@@ -1,0 +1,1 @@
+"""LIBERO's tasks of a Panda arm, in robosuite on the CPU."""

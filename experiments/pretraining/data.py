@@ -1,0 +1,101 @@
+"""The data that `pitune pretrain` clones: the expert's demonstrations, or a LeRobot dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pitune import envs, rl
+from pitune.policies import FlowPolicy
+from pitune.rl.datasets.config import DataConfig, RecordConfig
+from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
+from pitune.rl.datasets.recorder import write_demonstrations
+
+
+def chunks_of(
+    demonstrations: rl.Demonstrations, policy: FlowPolicy, dataset: Path | None, data: DataConfig
+) -> ChunkSource:
+    """Return the chunks to clone. A dataset that is larger than its memory is streamed.
+
+    Args:
+        demonstrations: Those of the expert, or the numbers of the dataset.
+        policy: Preprocesses the observations.
+        dataset: The dataset, or None for the expert's demonstrations.
+        data: Features of the dataset.
+    """
+    if dataset is not None:
+        return chunk_source(policy, dataset, data)
+    return RandomChunks(demonstrations.preprocess(policy).chunks(policy.chunk_shape[0]))
+
+
+def check_record(record: Path | None, dataset: Path | None) -> None:
+    """Reject recording without an expert.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if record is not None and dataset is not None:
+        raise ValueError(
+            f"record={record} stores the demonstrations of the expert, but dataset={dataset} takes "
+            "its place; leave one of them out"
+        )
+
+
+def check_new(record: Path | None) -> None:
+    """Reject a folder for a recording that exists already, before the expert plays.
+
+    Raises:
+        FileExistsError: it exists.
+    """
+    if record is not None and record.exists():
+        raise FileExistsError(f"{record} exists already; pass another --record or remove it")
+
+
+def store_expert(
+    demonstrations: rl.Demonstrations,
+    spec: envs.EnvSpec,
+    record: Path | None,
+    recording: RecordConfig,
+) -> str:
+    """Store the demonstrations of the expert, with its success rate, as a dataset.
+
+    Args:
+        demonstrations: Successes of the expert.
+        spec: Their environment.
+        record: New folder of the dataset, or None for no dataset.
+        recording: Storage of its pictures.
+
+    Returns:
+        The success rate in words.
+    """
+    counts = dict(zip(spec.task_names or spec.tasks, demonstrations.expert_success, strict=False))
+    expert = {task: {"solved": s, "played": n} for task, (s, n) in counts.items()}
+    facts: dict[str, Any] = {"environment": spec.id, "simulator": spec.simulator, "expert": expert}
+    if record is not None:
+        write_demonstrations(
+            demonstrations,
+            record,
+            fps=spec.control_hz,
+            config=recording,
+            robot_type=spec.id,
+            facts=facts,
+        )
+    rates = ", ".join(f"{solved}/{played} {task}" for task, (solved, played) in counts.items())
+    return f"successes of the expert: {rates}"
+
+
+def expert_lines(spec: envs.EnvSpec, counts: Sequence[tuple[int, int]]) -> list[str]:
+    """Return the success of a suite's experts as text, a line for each task.
+
+    Args:
+        spec: Of the environment.
+        counts: `Demonstrations.expert_success`.
+    """
+    if not spec.seeded_tasks:
+        return []
+    lines = []
+    for name, (successes, played) in zip(spec.task_names or spec.tasks, counts, strict=True):
+        rate = f"expert succeeded in {successes} of {played} episodes" if played else "no expert"
+        lines.append(f"{name}: {rate}{'' if played else ', skipped'}")
+    return lines

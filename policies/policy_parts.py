@@ -1,0 +1,133 @@
+"""The parts of a flow policy, and the sizes that follow from them.
+
+Letters: N rows, H action horizon, h executed actions, R steps of a remainder, A model action dim, D
+width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pitune.policies.flow.path import TimeGrid
+from pitune.policies.network.config import Pi0Config
+from pitune.policies.network.context import Context
+from pitune.policies.network.pi0 import Pi0
+from pitune.policies.noise_source import NoiseSource
+from pitune.policies.policy_config import (
+    PolicyInfo,
+    SamplerConfig,
+    check_parts,
+    check_real_time,
+    make_preprocessor,
+)
+from pitune.policies.preprocessing.critic_input import old_chunk_dim
+from pitune.policies.preprocessing.model_input import ObservationPreprocessor
+from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
+from pitune.policies.under_delay import executed_steps, remainder_of, remainder_steps
+
+
+class PolicyParts(nn.Module):
+    """Network, preprocessor, sampler, noise source and facts. `FlowPolicy` computes with them.
+
+    See `FlowPolicy` for the arguments and the errors.
+
+    Example:
+        >>> from pitune.policies import SamplerConfig, small_policy
+        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
+        >>> policy = small_policy(states, actions, action_horizon=8, sampler=SamplerConfig())
+        >>> policy.chunk_shape, policy.num_planned
+        ((8, 2), 4)
+    """
+
+    def __init__(
+        self,
+        network: Pi0 | Pi0Config,
+        preprocessor: PreprocessorConfig | Preprocessor,
+        sampler: SamplerConfig,
+        noise_source: NoiseSource | None = None,
+        info: PolicyInfo | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = Pi0(network) if isinstance(network, Pi0Config) else network
+        if isinstance(preprocessor, PreprocessorConfig):
+            preprocessor = make_preprocessor(preprocessor, self.network.config)
+        self.preprocessor, self.sampler = preprocessor, sampler
+        self.noise_source, self.info = noise_source, info or PolicyInfo()
+        check_parts(self.network.config, self.preprocessor.config, sampler)
+        check_real_time(sampler, self.info)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network."""
+        return self.network.action_out_proj.weight.device
+
+    @property
+    def grid(self) -> TimeGrid:
+        """The flow times of the sampler."""
+        return TimeGrid(self.sampler.flow_steps, self.sampler.accumulated_time)
+
+    @property
+    def obs_keys(self) -> list[str]:
+        """Keys of the observations that the policy uses."""
+        return self.preprocessor.obs_keys
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the pooled features of pictures and prompt, 0 without them."""
+        return 0 if self.network.vlm is None else self.network.config.feature_dim
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        """(H, A) of a chain's points."""
+        return self.network.config.action_horizon, self.network.config.action_dim
+
+    @property
+    def remainder_steps(self) -> int:
+        """R, steps of the old chunk that a decision reads. 0 without a decision delay."""
+        return remainder_steps(self.sampler, self.chunk_shape[0])
+
+    @property
+    def num_planned(self) -> int:
+        """H + R, actions that a decision hands to the robot."""
+        return self.sampler.execution_horizon + self.remainder_steps
+
+    @property
+    def critic_state_dim(self) -> int:
+        """Width of a critic's input without features and time."""
+        return self.preprocessor.model_state_dim + old_chunk_dim(*self.remainder_shape)
+
+    @property
+    def remainder_shape(self) -> tuple[int, int]:
+        """(R, d) of the old chunk's part that a decision reads."""
+        return self.remainder_steps, self.preprocessor.action_dim
+
+    def executed_mask(self, context: Context | None = None) -> Tensor:
+        """Return 1 for executed entries, 0 for padding and unexecuted steps.
+
+        Args:
+            context: Observations (N). Those under a decision delay have a mask for each row,
+                (N, 1, H, A), in which the old chunk's actions are 0. The others share one (H, A).
+        """
+        horizon, action_dim = self.chunk_shape
+        remainder = None if context is None else remainder_of(context)
+        steps = executed_steps(self.sampler, horizon, remainder).to(self.device)
+        is_robots = torch.arange(action_dim, device=self.device) < self.preprocessor.action_dim
+        mask = (steps[..., None] & is_robots).float()
+        return mask if remainder is None else mask[:, None]
+
+    @property
+    def prefix_is_frozen(self) -> bool:
+        """Whether there are pictures or a prompt, and no module that encodes them is trained."""
+        vlm = self.network.vlm
+        return vlm is not None and not any(p.requires_grad for p in vlm.parameters())
+
+    def observation_preprocessor(self, tasks: Sequence[str]) -> ObservationPreprocessor:
+        """Return the module that adds `model_input` to an environment's observations.
+
+        Args:
+            tasks: The environment's instructions, `EnvSpec.tasks`.
+        """
+        return ObservationPreprocessor(self.preprocessor, self.info.tokenizer, tasks)
