@@ -18,7 +18,7 @@ from pitune.envs.vector_env import (
     Observation,
     StepResult,
     VectorEnv,
-    takes_pictures,
+    draws_on_request,
 )
 
 
@@ -63,7 +63,7 @@ class CheckedEnv:
         """Action entries of active environments so far."""
         self.num_clipped = 0
         """Those among them that were outside the bounds."""
-        self.draws_on_request = takes_pictures(env)
+        self.draws_on_request = draws_on_request(env)
         """Whether the adapter draws only the pictures that are read."""
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:

@@ -230,12 +230,12 @@ class DrawsOnRequest(VectorEnv, Protocol):
         """
 
 
-def takes_pictures(env: VectorEnv) -> bool:
+def draws_on_request(env: VectorEnv) -> bool:
     """Return whether an environment draws only the pictures that are read (`DrawsOnRequest`).
 
     Example:
         >>> from pitune.envs.mock.reach import Reach, Script
-        >>> takes_pictures(Reach(2)), takes_pictures(Script(1, lengths=(3,), ends=("time",)))
+        >>> draws_on_request(Reach(2)), draws_on_request(Script(1, lengths=(3,), ends=("time",)))
         (True, False)
     """
     return "pictures" in inspect.signature(env.step).parameters

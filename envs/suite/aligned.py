@@ -20,7 +20,7 @@ from pitune.envs.vector_env import (
     Observation,
     StepResult,
     VectorEnv,
-    takes_pictures,
+    draws_on_request,
 )
 
 Layout = Mapping[str, int]
@@ -94,7 +94,7 @@ class AlignedEnv:
         self._env = env
         self.spec = replace(env.spec, state_dim=sum(common.values()))
         self._columns = torch.tensor(columns_of(layout, common), device=env.spec.device)
-        self._draws_on_request = takes_pictures(env)
+        self._draws_on_request = draws_on_request(env)
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         return self._aligned(self._env.reset(seed, env_idx))

@@ -24,7 +24,7 @@ from pitune.envs.vector_env import (
     Observation,
     StepResult,
     VectorEnv,
-    takes_pictures,
+    draws_on_request,
 )
 
 
@@ -56,7 +56,7 @@ class SuiteEnv:
         self.task_id = torch.zeros(self.spec.num_envs, dtype=torch.int64, device=self.spec.device)
         """Present task of each environment (E,)."""
         self._obs: Observation = {}
-        self._draws_on_request = [takes_pictures(member) for member in members]
+        self._draws_on_request = [draws_on_request(member) for member in members]
         # members that have begun episodes, because others have nothing to draw
         self._begun = [False] * len(self.members)
 

@@ -15,13 +15,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from pitune import envs, policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
@@ -119,9 +120,9 @@ class Recorder:
     def __call__(self, td: TensorDictBase) -> TensorDictBase:
         """Act, and remember the actions."""
         td = self.actor(td)
-        elapsed: np.ndarray = td["elapsed"].flatten().cpu().numpy().copy()
-        action: np.ndarray = td["action"].cpu().numpy()
-        self._decisions.append((elapsed, action))
+        elapsed, action = (cast(Tensor, td[key]) for key in ("elapsed", "action"))
+        # the environment writes to the share of time again
+        self._decisions.append((elapsed.flatten().cpu().numpy().copy(), action.cpu().numpy()))
         return td
 
     def episodes(self) -> list[np.ndarray]:

@@ -279,8 +279,9 @@ def test_pictures_are_turned_and_drawn_on_request(stove: LiberoTask) -> None:
     assert list(obs) == ["state"]
     pictures = stove.draw_pictures()
     assert list(pictures) == ["image/image", "image/wrist_image"]
+    spaces: Any = stove.observation_space
     for key, picture in pictures.items():
-        space = stove.observation_space[key]
+        space = spaces[key]
         assert (picture.shape, picture.dtype) == (space.shape, space.dtype)
     # people see the scene as it is, and the policy sees left and right exchanged
     assert np.array_equal(stove.render(), pictures["image/image"][:, ::-1])
