@@ -23,13 +23,7 @@ from pitune import envs, policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.find_checkpoint import with_environment
-from pitune.experiments.pretraining.data import (
-    check_new,
-    check_record,
-    chunks_of,
-    expert_lines,
-    store_expert,
-)
+from pitune.experiments.pretraining import data
 from pitune.experiments.pretraining.state import restore_cloning, save_cloning
 from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import plain, write_config
@@ -37,8 +31,6 @@ from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
-from pitune.policies.preprocessing.tokenizer import Tokenizer
 from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
 from pitune.rl.datasets.config import DataConfig, RecordConfig
@@ -127,7 +119,7 @@ class PretrainConfig(Settings):
                 f"vlm={self.vlm} has no use without pictures and words; name some cameras "
                 "(--env.cameras), add --words, or leave the sizes out"
             )
-        check_record(self.record, self.dataset)
+        data.check_record(self.record, self.dataset)
         if self.env.cameras:
             self.vlm.vision(self.env.image_size)  # sizes that do not fit are rejected here
 
@@ -173,7 +165,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     # cloning
     step = _cloning_step(config, demonstrations)
-    chunks = chunks_of(demonstrations, step.policy, config.dataset, config.data)
+    chunks = data.chunks_of(demonstrations, step.policy, config.dataset, config.data)
     if resumed:
         restore_cloning(step, chunks, config.out / PARTIAL)
         screen.note(f"cloning continues after {step.num_steps} of {config.gradient_steps} steps")
@@ -203,11 +195,11 @@ def check_same_clone(config: PretrainConfig) -> None:
 def _collect(config: PretrainConfig) -> rl.Demonstrations:
     """Collect the demonstrations and write them, with the settings, into --out."""
     start = time.monotonic()
-    check_new(config.record)
+    data.check_new(config.record)
     env = envs.make(config.env)
-    if config.words:
-        _tokenizer(config, env.spec.tasks)  # instructions that cannot be read are rejected here
     spec = env.spec
+    if config.words:  # instructions that cannot be read are rejected here
+        data.tokenizer_for(spec.tasks, config.vlm, config.out / TOKENIZER)
     num_tasks = len(spec.tasks) if spec.seeded_tasks else 1
     total = num_tasks * config.num_demonstrations
     with screen.task("demonstrations", total) as task:
@@ -219,13 +211,13 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
             skip_tasks_without_expert=config.skip_tasks_without_expert,
         )
     env.close()
-    for line in expert_lines(spec, demonstrations.expert_success):
+    for line in data.expert_lines(spec, demonstrations.expert_success):
         screen.note(line)
 
     # files, from which an interrupted run continues
     write_config(config.out / RECORD, config.identity(), {})
     demonstrations.save(config.out / DEMONSTRATIONS)
-    screen.note(store_expert(demonstrations, env.spec, config.record, config.recording))
+    screen.note(data.store_expert(demonstrations, env.spec, config.record, config.recording))
     screen.note(
         f"{demonstrations.num_episodes} demonstrations, {len(demonstrations.action)} steps of "
         f"{config.env.id} in {time.monotonic() - start:.0f} s"
@@ -235,6 +227,9 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
 
 def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> CloningStep:
     """Return a new policy with the optimizer that clones the demonstrations."""
+    tokenizer = None
+    if config.words:
+        tokenizer = data.tokenizer_for(demonstrations.tasks, config.vlm, config.out / TOKENIZER)
     policy = policies.small_policy(
         demonstrations.obs["state"],
         demonstrations.action,
@@ -243,7 +238,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         expert=config.expert,
         cameras=config.env.cameras,
         image_size=config.env.image_size,
-        tokenizer=_tokenizer(config, demonstrations.tasks) if config.words else None,
+        tokenizer=tokenizer,
         vlm=config.vlm if config.has_vlm else None,
     )
     real_time = config.sampler.real_time
@@ -270,16 +265,6 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         picture_shift=config.picture_shift,
     )
     return CloningStep(policy, cloning)
-
-
-def _tokenizer(config: PretrainConfig, tasks: Sequence[str]) -> Tokenizer:
-    """Return a new tokenizer of the instructions, which has a file in --out."""
-    return make_tokenizer(
-        tasks,
-        config.out / TOKENIZER,
-        max_vocabulary=config.vlm.max_vocabulary,
-        max_tokens=config.vlm.max_tokens,
-    )
 
 
 def _clone(config: PretrainConfig, step: CloningStep, chunks: ChunkSource) -> float:

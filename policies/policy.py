@@ -1,7 +1,7 @@
 """A flow policy: network, preprocessing, sampler and, optionally, a source of its starting noise.
 
-Letters: N rows, M draws, H action horizon, h executed actions, A model action dim, d robot action
-dim, s robot state dim, D width.
+Letters: N rows, M scored flow steps (or loss draws), H action horizon, h executed actions, A model
+action dim, d robot action dim, s robot state dim, D width.
 """
 
 from __future__ import annotations

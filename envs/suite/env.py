@@ -4,7 +4,7 @@ Each member is a `VectorEnv` with all E environments, and environment i is playe
 its present task. The rows of the others wait, which costs no step. Simulators whose environments
 need much memory have a `suite_factory` of their own (`sub_env.SuiteSubEnv`).
 
-Letters: E envs, N rows, d robot action dim.
+Letters: E envs, N rows, d robot action dim, Y, X image pixels.
 """
 
 from __future__ import annotations

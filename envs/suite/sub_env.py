@@ -1,6 +1,6 @@
 """One sub-environment of a suite in a worker process: it plays the task that its seed chooses.
 
-Letters: s robot state dim, d robot action dim.
+Letters: s robot state dim, d robot action dim, C, Y, X image channels and pixels.
 """
 
 from __future__ import annotations

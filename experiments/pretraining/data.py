@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pitune import envs, rl
-from pitune.policies import FlowPolicy
+from pitune.policies import FlowPolicy, SmallVLMConfig
+from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
+from pitune.policies.preprocessing.tokenizer import Tokenizer
 from pitune.rl.datasets.config import DataConfig, RecordConfig
 from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
 from pitune.rl.datasets.recorder import write_demonstrations
@@ -99,3 +101,8 @@ def expert_lines(spec: envs.EnvSpec, counts: Sequence[tuple[int, int]]) -> list[
         rate = f"expert succeeded in {successes} of {played} episodes" if played else "no expert"
         lines.append(f"{name}: {rate}{'' if played else ', skipped'}")
     return lines
+
+
+def tokenizer_for(tasks: Sequence[str], vlm: SmallVLMConfig, file: Path) -> Tokenizer:
+    """Return a new tokenizer of instructions, which is written into a file."""
+    return make_tokenizer(tasks, file, max_vocabulary=vlm.max_vocabulary, max_tokens=vlm.max_tokens)

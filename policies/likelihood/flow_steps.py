@@ -1,6 +1,6 @@
 """Likelihoods whose flow steps are Gaussians: Flow-SDE, Flow-Noise and a Gaussian velocity.
 
-Letters: N rows, K flow steps, H action horizon, A model action dim.
+Letters: N rows, M scored flow steps, K flow steps, H action horizon, A model action dim.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 As a registered algorithm it is also a control. Cloning for the time that RL takes measures the
 benefit of more cloning. It uses no rollout. The loss is in `pitune.policies.policy`.
-Letters: N rows, B minibatch rows, M draws, H action horizon, A model action dim, d robot action
-dim.
+Letters: N rows, B minibatch rows, M scored flow steps (or loss draws), H action horizon, A model
+action dim, d robot action dim.
 Source: Black et al. 2024.
 """
 
@@ -101,23 +101,13 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         defaults = small if policy.network.vlm is None else pretrained
         if policy.info.lora is not None:  # openpi has no moving average of adapters
             defaults = (*defaults[:-1], 0.0)
-        names = (
-            "learning_rate",
-            "warmup_steps",
-            "decay_steps",
-            "final_fraction",
-            "weight_decay",
-            "ema_decay",
-            "real_time_delay",
-        )
+        optimizer = "learning_rate warmup_steps decay_steps final_fraction weight_decay ema_decay"
 
         # fields that are not set
-        missing = {
-            name: value
-            for name, value in zip(names, (*defaults, policy.info.real_time_delay), strict=True)
-            if getattr(self, name) is None
-        }
-        return replace(self, **missing)  # type: ignore[arg-type]
+        values: dict[str, Any] = dict(zip(optimizer.split(), defaults, strict=True))
+        values["real_time_delay"] = policy.info.real_time_delay
+        missing = {name: value for name, value in values.items() if getattr(self, name) is None}
+        return replace(self, **missing)
 
     def step_size(self, step: int) -> float:
         """Return the step size of a gradient step (from 0) of a config with defaults."""
@@ -156,15 +146,14 @@ class CloningStep:
     def __init__(self, policy: FlowPolicy, config: BCConfig) -> None:
         self.policy, self.config = policy, config.with_defaults(policy)
         horizon = policy.chunk_shape[0]
-        if (delay := self.config.real_time_delay or 0) >= horizon:
+        delay, draws = self.config.real_time_delay or 0, config.draws_per_chunk
+        if delay >= horizon:
             given = f"real_time_delay={delay} must be below action_horizon={horizon}"
             raise ValueError(f"{given}, because clean actions alone have nothing to learn")
+        if delay and draws > 1:
+            given = f"draws_per_chunk={draws} cannot be combined with real_time_delay={delay}"
+            raise ValueError(f"{given}; leave one of them out")
         check_shift(policy.preprocessor.config.pictures, config.picture_shift)
-        if self.config.real_time_delay and config.draws_per_chunk > 1:
-            raise ValueError(
-                f"draws_per_chunk={config.draws_per_chunk} cannot be combined with "
-                f"real_time_delay={self.config.real_time_delay}; leave one of them out"
-            )
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
         betas = (0.9, 0.999) if policy.network.vlm is None else (0.9, 0.95)
         self.optimizer = torch.optim.AdamW(

@@ -1,7 +1,7 @@
 """Demonstrations: recorded episodes, as one flat table of steps.
 
-Letters: N rows, B minibatch rows, H action horizon, h executed actions, A model action dim, d robot
-action dim.
+Letters: N rows, B minibatch rows, M scored flow steps (or loss draws), H action horizon, h executed
+actions, A model action dim, d robot action dim.
 """
 
 from __future__ import annotations

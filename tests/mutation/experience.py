@@ -229,7 +229,7 @@ EXPERIENCE = [
                 'success.add(result.info["success"], active)',
                 'success.add(result.info["success"], active | True)',
             ),
-            Change("failures kept", "if solved[i]]", "if solved[i] | True]"),
+            Change("failures kept", "if solved[i] else", "if solved[i] | True else"),
             Change(
                 "actions of the expert beyond the bounds",
                 "torch.maximum(torch.minimum(expert.act(), env.high), env.low)",
@@ -274,13 +274,13 @@ EXPERIENCE = [
             ),
             Change(
                 "trained on the test's starts",
-                '"train", self.algorithm.needs.group_size',
-                '"test", self.algorithm.needs.group_size',
+                '"train", group_size, starts',
+                '"test", group_size, starts',
             ),
             Change(
                 "groups of different starts",
-                '"train", self.algorithm.needs.group_size)',
-                '"train")',
+                '"train", group_size, starts)',
+                '"train", 1, starts)',
             ),
             Change(
                 "explores as deployed",

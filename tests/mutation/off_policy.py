@@ -151,8 +151,7 @@ OFF_POLICY = [
         "rl/actor_critic/critic_input.py",
         (*LEARNER, *DGN),
         [
-            Change("whole chunk", ": policy.sampler.execution_horizon, :", ":, :"),
-            Change("solver ignored", ", policy.grid, policy.sampler.solver)", ", policy.grid)"),
+            Change("whole chunk", ": policy.num_planned, :", ":, :"),
         ],
     ),
     Mutants(
@@ -403,8 +402,12 @@ OFF_POLICY = [
                 'after["model_input"] = rollout["model_input"]',
             ),
             Change("steered inverted", "if self.source.steered:", "if not self.source.steered:"),
-            Change("solver ignored", "policy.grid, policy.sampler.solver)", "policy.grid)"),
         ],
+    ),
+    Mutants(
+        "policies/policy.py",
+        (*LEARNER, *DGN),
+        [Change("solver ignored", "noise, self.grid, self.sampler.solver)", "noise, self.grid)")],
     ),
     Mutants(
         "policies/noise_source.py",

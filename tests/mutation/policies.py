@@ -189,12 +189,14 @@ POLICIES = [
             Change("constant of the entropy", "2 * math.pi * math.e", "2 * math.pi"),
             Change(
                 "noise on entries that are not executed",
-                "torch.randn_like(noise) * self.mask",
+                "torch.randn_like(noise) * mask",
                 "torch.randn_like(noise)",
             ),
             Change("weight of the noise's loss", "(1 - time).square()", "time.square()"),
             Change(
-                "mean loss", "loss = loss / self.mask.sum()", "loss = loss / error[0, 0].numel()"
+                "mean loss",
+                "loss = loss / self.mask.sum((-2, -1))",
+                "loss = loss / error[0, 0].numel()",
             ),
             Change(
                 "clamp of the loss",
@@ -232,8 +234,8 @@ POLICIES = [
             Change("training times", "sample_flow_time(num).reshape(shape)", "torch.rand(shape)"),
             Change(
                 "mask of the loss",
-                "mask = policy.executed_mask()",
-                "mask = torch.ones_like(policy.executed_mask())",
+                "mask = policy.executed_mask(context)",
+                "mask = torch.ones_like(policy.executed_mask(context))",
             ),
         ],
     ),
@@ -253,7 +255,7 @@ POLICIES = [
             ),
             Change("entries of another step", "num[step][:, None]", "num[0 * step][:, None]"),
             Change(
-                "noise of the last step everywhere", "mask[-1] = executed", "mask[0] = executed"
+                "noise of the last step everywhere", "mask[..., -1, :, :] =", "mask[..., 0, :, :] ="
             ),
             Change(
                 "noise on all entries never",
@@ -415,8 +417,8 @@ POLICIES = [
             Change("gradient to the encoder", "features.detach().float()", "features.float()"),
             Change(
                 "lower bound of a state",
-                "clamp(-LARGEST_STATE, LARGEST_STATE)",
-                "clamp(max=LARGEST_STATE)",
+                "[state.clamp(-LARGEST_STATE, LARGEST_STATE)]",
+                "[state.clamp(max=LARGEST_STATE)]",
             ),
         ],
     ),

@@ -262,7 +262,7 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "mean of velocities",
-                "difference.sum((-2, -1)) / mask.sum()",
+                "difference.sum((-2, -1)) / mask.sum((-2, -1))",
                 "difference.mean((-2, -1))",
             ),
             Change(
@@ -270,8 +270,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "noise of the reference's chunk",
-                'field, batch["reference_noise"]',
-                'field, batch["cloning_noise"]',
+                'context, batch["reference_noise"]',
+                'context, batch["cloning_noise"]',
             ),
             Change(
                 "frozen parts copied",
@@ -354,7 +354,7 @@ POLICY_GRADIENT = [
                 "add_(old_mean - self.return_mean)",
                 "add_(self.return_mean - old_mean)",
             ),
-            Change("critic without the time", 'td["elapsed"]))', '0 * td["elapsed"]))'),
+            Change("critic without the time", 'td["elapsed"], old))', '0 * td["elapsed"], old))'),
         ],
     ),
     Mutants(
@@ -620,8 +620,16 @@ POLICY_GRADIENT = [
                 "return rows * len(self) // num_rows",
                 "return rows % len(self)",
             ),
-            Change("folded member", "self._offset(member)[0]", "self._offset(self.best)[0]"),
-            Change("deployed member", "else self._offset(self.best)", "else self._offset(0)"),
+            Change(
+                "folded member",
+                "offset = self._member_offset(member)",
+                "offset = self._member_offset(self.best)",
+            ),
+            Change(
+                "deployed member",
+                "noise, self._member_offset(self.best)",
+                "noise, self._member_offset(0)",
+            ),
         ],
     ),
     Mutants(
@@ -673,7 +681,9 @@ POLICY_GRADIENT = [
             Change("decay of the step size", "0.5 * (1 + math.cos", "0.5 * (1 - math.cos"),
             Change("start of the decay", "(step - warmup) / max(1,", "step / max(1,"),
             Change(
-                "law of flow times", "sample_flow_time(num, self.policy.device)", "torch.rand(num)"
+                "law of flow times",
+                "sample_flow_time(num * draws, self.policy.device)",
+                "torch.rand(num * draws)",
             ),
             Change("average stands still", "self.ema.update()", "self.ema.state_dict()"),
             Change("number of steps", "self.num_steps += 1", "self.num_steps += 2"),
