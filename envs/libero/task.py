@@ -9,6 +9,8 @@ robosuite reads the scene again at every reset, which takes seconds, and LIBERO 
 lists that it drew from before. Here the scene is read once. What an episode leaves behind is put
 back: the places of the furniture, the colors, and the position that the gripper was moving to. The
 states and the pictures are the same, bit for bit, as those of a new simulator.
+
+Letters: Y, X image pixels.
 """
 
 from __future__ import annotations
