@@ -10,7 +10,7 @@ lists that it drew from before. Here the scene is read once. What an episode lea
 back: the places of the furniture, the colors, and the position that the gripper was moving to. The
 states and the pictures are the same, bit for bit, as those of a new simulator.
 
-Letters: d robot action dim, Y, X image pixels.
+Letters: Y, X image pixels.
 """
 
 from __future__ import annotations

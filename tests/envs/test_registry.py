@@ -177,7 +177,7 @@ def test_options_without_defaults_are_refused() -> None:
 def test_the_built_in_prefixes_have_options_of_their_own() -> None:
     assert list(envs.prefixes()) == ["gym", "libero", "maniskill", "metaworld", "mock", "mujoco"]
     options = set(envs.prefixes().values())
-    assert len(options) == 5
+    assert len(options) == 6
     assert EnvOptions not in options
 
 

@@ -9,6 +9,7 @@ checks and the bookkeeping of `WorkerEnv`. Episodes are 100 steps after the sett
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -50,21 +51,25 @@ def main(suite: str = "spatial", task: str = "0", repetitions: str = "3") -> Non
         for _ in range(10):
             raw.step([0.0] * 6 + [-1.0])
 
-    def step_raw() -> None:
-        for action in actions:
+    def step_raw(block: np.ndarray) -> None:
+        for action in block:
             raw.step(action.tolist())
 
-    def step_ours() -> None:
-        for action in actions:
+    def step_ours(block: np.ndarray) -> None:
+        for action in block:
             env.step(torch.from_numpy(action)[None], torch.tensor([True]))
 
     print(f"{files.id}, {NUM_STEPS} steps, {env.spec.simulator}")
     for start in range(int(repetitions)):
         resets = (
-            timed(lambda: reset_raw(start)),  # noqa: B023
-            timed(lambda: env.reset(torch.tensor([start]))),  # noqa: B023
+            timed(functools.partial(reset_raw, start)),
+            timed(functools.partial(env.reset, torch.tensor([start]))),
         )
-        steps = timed(step_raw), timed(step_ours)
+        # turns of five steps
+        steps = np.zeros((2, 2))  # (LIBERO or adapter, wall or CPU)
+        for block in np.array_split(actions, NUM_STEPS // 5):
+            steps[0] += timed(functools.partial(step_raw, block))
+            steps[1] += timed(functools.partial(step_ours, block))
         for clock, name in enumerate(("wall", "CPU")):
             own, adapter = (NUM_STEPS / part[clock] for part in steps)
             print(
