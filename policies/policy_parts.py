@@ -111,6 +111,7 @@ class PolicyParts(nn.Module):
             context: Observations (N). Those under a decision delay have a mask for each row,
                 (N, 1, H, A), in which the old chunk's actions are 0. The others share one (H, A).
         """
+        # executed steps, and the robot's dimensions among those of the network
         horizon, action_dim = self.chunk_shape
         remainder = None if context is None else remainder_of(context)
         steps = executed_steps(self.sampler, horizon, remainder).to(self.device)

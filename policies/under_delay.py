@@ -71,6 +71,7 @@ def executed_steps(sampler: SamplerConfig, horizon: int, remainder: Remainder | 
     The first steps of a chunk that continues another one are never executed. Its own last ones are
     executed under the next decision's delay.
     """
+    # the robot executes its own first steps, and more of them under the next delay
     last = sampler.execution_horizon + sampler.delay.highest
     step = torch.arange(horizon)
     if remainder is None:

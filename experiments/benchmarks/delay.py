@@ -169,6 +169,7 @@ def _cell(
     delay: int,
 ) -> Cell:
     """Return the measurement of one checkpoint."""
+    # policy with the settings of its method
     policy = policies.load(checkpoint)
     seam: Seam = "real_time"
     settings: RealTimeConfig | None = None
@@ -177,6 +178,8 @@ def _cell(
     else:
         settings = RealTimeConfig(method=method)  # type: ignore[arg-type]
     policy = policy.replace(sampler=replace(policy.sampler, real_time=settings))
+
+    # episodes, with their actions
     recorder = Recorder(DelayedActor(policy, DelayConfig(steps=delay, seam=seam), config.seed))
     result = rl.evaluate(env, recorder, config.episodes, seed=config.seed)
 
@@ -189,7 +192,9 @@ def _cell(
         seam_jumps, others = second_differences(moved, starts)
         at_seam.append(seam_jumps)
         elsewhere.append(others)
-    jumps = [float(np.concatenate(part).mean()) for part in (at_seam, elsewhere)]
+    # nan where no episode has a seam, or chunks are too short to have an inside
+    parts = [np.concatenate(part) if part else np.zeros(0) for part in (at_seam, elsewhere)]
+    jumps = [float(part.mean()) if len(part) else float("nan") for part in parts]
     successes = sum(bool(row.success_once) for row in result.rows)
     return Cell(method, delay, str(checkpoint), successes, len(result.rows), *jumps)
 

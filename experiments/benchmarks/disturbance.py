@@ -122,6 +122,7 @@ class Disturbance:
 
     def _is_refused(self, message: bytes | str) -> bool:
         """Send a malformed message, and return whether it got an error."""
+        # a connection of its own, because a huge message closes it
         with self._connected() as bad:
             bad.recv(timeout=60)  # metadata
             try:
@@ -141,6 +142,7 @@ class Disturbance:
             return "give me actions"
         if kind == "huge":
             return self.huge
+        # a valid message with a damaged state
         damaged = dict(self.observation)
         arrays = [key for key, value in damaged.items() if isinstance(value, np.ndarray)]
         state = next(key for key in arrays if damaged[key].ndim == 1)

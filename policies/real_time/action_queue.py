@@ -94,6 +94,7 @@ class ActionQueue:
             now: Present time [s], such as `time.monotonic()`.
         """
         with self._lock:
+            # the robot may be in the middle of a passage to the present chunk
             before = self._needed(self._chunk, now)
             chunk = _Chunk(self._checked(actions), observed_at, now, before)
             late = max(0, int(np.ceil(self._position(chunk, now) - 1e-9)))

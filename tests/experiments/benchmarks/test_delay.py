@@ -25,8 +25,8 @@ from pitune.policies import DelayConfig, DelayedActor
 def small_policy() -> policies.FlowPolicy:
     torch.manual_seed(0)
     states, actions = torch.randn(50, 4), torch.randn(50, 2)
-    sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=2)
-    return policies.small_policy(states, actions, action_horizon=4, sampler=sampler)
+    sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=3)
+    return policies.small_policy(states, actions, action_horizon=6, sampler=sampler)
 
 
 def test_all_methods_are_measured_and_written(tmp_path: Path) -> None:
