@@ -78,13 +78,16 @@ class SuiteEnv:
         zeros = torch.zeros(self.spec.num_envs, device=self.spec.device)
         reward, flags = zeros, [zeros.bool() for _ in range(4)]
         for index, member in enumerate(self.members):
+            # environments whose present task is this member's (E,)
             mask = active & (self.task_id == index)
             if not mask.any():
                 continue
+            # a member that draws all its pictures takes no request
             requested: dict[str, Any] = {}
             if pictures is not None and self._draws_on_request[index]:
                 requested = {"pictures": pictures & mask}
             obs, own_reward, terminated, truncated, info = member.step(action, mask, **requested)
+            # results of these environments, beside those of the other members
             reward = torch.where(mask, own_reward, reward)
             own = (terminated, truncated, info["success"], info["invalid"])
             flags = [torch.where(mask, new, old) for new, old in zip(own, flags, strict=True)]
@@ -135,6 +138,7 @@ class SuiteEnv:
             self._obs[key][rows] = value[rows]
 
     def _observation(self) -> Observation:
+        # fresh tensors, because the suite's own are written to again
         obs = {key: value.clone() for key, value in self._obs.items()}
         return {**obs, "task_id": self.task_id.clone()}
 

@@ -92,10 +92,12 @@ def grid(
             "each environment"
         )
     columns = min(columns, len(films))
+    # films of one length, with captions
     tiles = [captioned(film, width=width, title=title) for film in films]
     length = max(map(len, tiles))
     # (films, frames, Y, X, 3), with white films in missing cells
     stack = np.stack([np.stack(held(tile, 1.0, length)) for tile in tiles])
+    # cells in rows and columns
     missing = -len(films) % columns
     stack = np.pad(stack, ((0, missing), *[(0, 0)] * 4), constant_values=255)
     return list(rearrange(stack, "(r c) t y x rgb -> t (r y) (c x) rgb", c=columns))
