@@ -91,7 +91,8 @@ def test_a_batch_with_a_bank_of_processes_starts_as_without() -> None:
         by_seed = plain.reset(torch.tensor([seed]))["state"]
         torch.testing.assert_close(state, by_seed, atol=ROUNDING, rtol=0)
     assert bank.num_made == 3  # seeds 5, 6 and 7
-    batch.close(), plain.close()
+    batch.close()
+    plain.close()
 
 
 def test_a_task_without_a_bank_warns(monkeypatch: pytest.MonkeyPatch) -> None:
