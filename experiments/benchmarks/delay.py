@@ -120,7 +120,8 @@ class Recorder:
         """Act, and remember the actions."""
         td = self.actor(td)
         elapsed = td["elapsed"].flatten().cpu().numpy().copy()
-        self._decisions.append((elapsed, td["action"].cpu().numpy()))
+        action: torch.Tensor = td["action"]  # type: ignore[assignment]
+        self._decisions.append((elapsed, np.asarray(action.cpu())))
         return td
 
     def episodes(self) -> list[np.ndarray]:

@@ -96,7 +96,6 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         defaults = small if policy.network.vlm is None else pretrained
         if policy.info.lora is not None:  # openpi has no moving average of adapters
             defaults = (*defaults[:-1], 0.0)
-        defaults = (*defaults, policy.info.real_time_delay)
         names = (
             "learning_rate",
             "warmup_steps",
@@ -110,7 +109,7 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
         # fields that are not set
         missing = {
             name: value
-            for name, value in zip(names, defaults, strict=True)
+            for name, value in zip(names, (*defaults, policy.info.real_time_delay), strict=True)
             if getattr(self, name) is None
         }
         return replace(self, **missing)  # type: ignore[arg-type]

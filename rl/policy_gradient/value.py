@@ -14,6 +14,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
+from pitune.rl.experience.sub_dict import sub_dict
 
 RETURN_RATE = 0.05
 """Weight of a new batch in the running scale of returns, after the first 20 batches [-]."""
@@ -89,7 +90,7 @@ class ValueCritic(TensorDictModuleBase):
             offset: Offset (N, D) of the first layer's output, from the genes of a population.
         """
         features = td["features"] if self.feature_dim else None
-        inputs = td["model_input"]
+        inputs = sub_dict(td, "model_input")
         old = old_chunk(
             inputs.get("remainder", None),
             inputs.get("delay", None),

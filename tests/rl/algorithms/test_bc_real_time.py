@@ -114,7 +114,7 @@ def test_every_length_up_to_the_longest_is_drawn(tiny_policy: Callable) -> None:
         lengths.append((batch["flow_time"] == 0).sum(1))
         return original(batch)
 
-    step.loss = recorded  # type: ignore[method-assign, assignment]
+    step.loss = recorded  # type: ignore[method-assign]
     step(observed(policy, torch.rand(800, 4), action=torch.zeros(800, H, 2)))
     counts = torch.bincount(torch.cat(lengths), minlength=4)
     assert len(counts) == 4
