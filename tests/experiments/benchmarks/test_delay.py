@@ -65,10 +65,8 @@ def test_the_recorder_separates_episodes_and_leaves_out_waiting_environments() -
         td = TensorDict({"state": state, "elapsed": torch.tensor(elapsed)[:, None]}, [2])
         recorder(policy.observation_preprocessor(())(td))
     lengths = sorted(len(actions) for actions in recorder.episodes())
-    assert lengths == [
-        4,
-        4,
-    ]  # 4 decisions of 2 actions, less the last two; the short one is left out
+    # 4 decisions of 3 actions, less the last two; the episode of 2 decisions is left out
+    assert lengths == [6, 6]
     assert isinstance(recorder.episodes()[0], np.ndarray)
 
 

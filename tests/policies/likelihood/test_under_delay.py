@@ -14,6 +14,7 @@ from pitune import policies
 from pitune.policies import (
     DelayConfig,
     ExactFlowConfig,
+    FlowChain,
     FlowMatchingConfig,
     FlowNoiseConfig,
     FlowPolicy,
@@ -22,6 +23,7 @@ from pitune.policies import (
     LikelihoodConfig,
     RealTimeConfig,
 )
+from pitune.policies.likelihood.distributions import ExactFlow
 from pitune.policies.network.context import pack, unpack
 
 H, h, D, N = 8, 4, 2, 5
@@ -94,7 +96,8 @@ def test_noise_enters_the_actions_of_the_decision_alone(entries: str, seam: str)
     policy = late_policy(seam)
     actor = LikelihoodActor(policy, FlowSDEConfig(noise_entries=entries))  # type: ignore[arg-type]
     td = actor(decisions(policy))
-    dist: Any = actor.get_dist(td)
+    dist = actor.get_dist(td)
+    assert isinstance(dist, FlowChain)
     with torch.no_grad():
         dist.log_prob(td["chain"])
     is_random = dist.scored_std > 0  # (N, K, H, A)
@@ -140,7 +143,8 @@ def test_a_given_prefix_has_no_exact_density() -> None:
     actor = LikelihoodActor(policy, ExactFlowConfig())
     td = decisions(policy)
     chain = LikelihoodActor(policy, FlowSDEConfig())(td.clone())["chain"]
-    dist: Any = actor.get_dist(td)
+    dist = actor.get_dist(td)
+    assert isinstance(dist, ExactFlow)
     log_prob = dist.log_prob(chain)
     is_old = torch.arange(H) < DELAYS[:, None]
     changed = chain + 5 * is_old[:, None, :, None]
