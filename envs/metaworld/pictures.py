@@ -42,6 +42,7 @@ class ScenePictures:
         if size not in self._viewers:
             self._viewers[size] = OffScreenViewer(model, data, size, size)
         viewer = self._viewers[size]
+        # another simulator of this process may have drawn last
         viewer.make_context_current()
         picture = viewer.render("rgb_array", camera_id=model.camera(camera).id)
         turned = picture[::-1, ::-1] if camera.startswith(UPSIDE_DOWN) else picture

@@ -80,6 +80,7 @@ def opengl_backend() -> str:
     if platform.system() != "Linux":
         return "gl_context"  # MuJoCo's module for the backend of the system
     chosen, bound = (os.environ.get(name, "").lower().strip() for name in _SETTINGS)
+    # the answer of this process or of its parent, for the same setting
     before, _, known = os.environ.get(FOUND, "").partition("=")
     if known and chosen in (before, known) and bound in ("", known):
         return known

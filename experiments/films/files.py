@@ -108,6 +108,7 @@ def write(frames: Frames, fps: float, file: Path) -> Path:
     else:
         import imageio
 
+        # a film whose end is cut off at once is hard to judge
         padded = [_padded(frame) for frame in frames]
         imageio.mimwrite(temporary, held(padded, fps), fps=fps, macro_block_size=BLOCK)
     temporary.rename(file.absolute())
@@ -148,6 +149,7 @@ def _gif(frames: Frames, fps: float, scale: float, num_frames: int, colors: int)
         .quantize(colors, dither=Image.Dither.NONE)
         for index in np.unique(chosen)
     ]
+    # real time, and a while to look at the end
     duration = [round(1000 * len(frames) / fps / len(images))] * (len(images) - 1)
     buffer = io.BytesIO()
     images[0].save(

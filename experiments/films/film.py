@@ -135,6 +135,7 @@ class FilmedEnv(CheckedEnv):
 
     def step(self, action: Tensor, active: Tensor, pictures: Tensor | None = None) -> StepResult:
         result = super().step(action, active, pictures)
+        # rows whose picture is due: every few steps, and always the last one
         ended = (result.terminated | result.truncated).tolist()
         solved, due = result.info["success"].tolist(), []
         for row in active.nonzero().flatten().tolist():

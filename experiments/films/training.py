@@ -34,6 +34,7 @@ def record_video(
         seed: Of the evaluation.
         num_episodes: Of the evaluation on the test starts.
     """
+    # by the list alone, so that before and after show the same starts
     chosen = spread_episodes(num_episodes, NUM_FILMED)
     played: list[int] = []
     try:

@@ -110,7 +110,7 @@ def play(env: CheckedEnv, num_chunks: int) -> list[TensorDictBase]:
     """Return the record of some chunks of random actions, with the observations after each."""
     chunk_env = ChunkEnv(env, HORIZON, Scripted(NUM_ENVS, 0, "train"))
     td, generator = chunk_env.reset(), torch.Generator().manual_seed(0)
-    record: list[TensorDictBase] = [td.clone()]
+    record: list[Any] = [td.clone()]
     for _ in range(num_chunks):
         shape = (NUM_ENVS, HORIZON, env.spec.action_dim)
         td["action"] = 2 * torch.rand(shape, generator=generator) - 1
