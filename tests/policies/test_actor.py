@@ -218,7 +218,8 @@ def test_noise_enters_executed_entries_of_random_steps_and_no_others(name: str, 
 def test_noise_in_the_padding_would_be_seen() -> None:
     # the control of the test above: a whole mask moves the padding
     actor = make_actor()
-    actor.policy.executed_mask = lambda *_: torch.ones(HORIZON, MODEL_DIM)  # type: ignore[method-assign]
+    whole = torch.ones(HORIZON, MODEL_DIM)
+    actor.policy.executed_mask = lambda context=None: whole  # type: ignore[method-assign, misc]
     td = actor(observations())
     field = actor.policy.field(actor.policy.encode(ModelInput.of(td)))
     x, step = td["chain"][:, :1], torch.zeros(32, 1, dtype=torch.int64)
