@@ -198,7 +198,7 @@ class LikelihoodActor(Actor):
         """
         return self.policy.encode(ModelInput.of(td), prefix, state_offset=self.state_offset(td))
 
-    def _encode_decisions(self, td: TensorDictBase) -> Context:
+    def encode_decisions(self, td: TensorDictBase) -> Context:
         """Return the encoded observations of decisions (N), from their prefixes if they have any.
 
         A collector carries the last decision's entries into the next input, so acting may not use
@@ -217,7 +217,7 @@ class LikelihoodActor(Actor):
         `stochastic_step` (N,) is the only random step of each row. In a chain whose steps are all
         random, it is the only step that is scored.
         """
-        return self.likelihood.distribution(self.policy, self._encode_decisions(td), len(td), td)
+        return self.likelihood.distribution(self.policy, self.encode_decisions(td), len(td), td)
 
     @torch.no_grad()
     def terminal_std(self, td: TensorDictBase) -> float:
@@ -227,7 +227,7 @@ class LikelihoodActor(Actor):
         robot undamped. With most likelihoods it differs from the configured level or bound. A
         likelihood without random flow steps gives that of the finished chunk.
         """
-        context = self._encode_decisions(td)
+        context = self.encode_decisions(td)
         return self.likelihood.terminal_std(self.policy, context, td["chain"])
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:

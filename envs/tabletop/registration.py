@@ -38,7 +38,7 @@ class TabletopOptions(EnvOptions):
 
     backend: Backend = "c"
     """Physics engine. `c` is MuJoCo on threads of the CPU. `warp` is MuJoCo Warp, which steps many
-    environments at once on a CUDA device and needs the extra `pitune[warp]`."""
+    environments at once on a CUDA device and needs the extra `warp`."""
     device: DeviceName | None = None
     """Device of the backend `warp` and of all its tensors. By default CUDA if torch finds it, and
     else the CPU, where this backend is slow."""

@@ -43,7 +43,7 @@ BASIC: Mapping[str, tuple[str, ...]] = {
         "seed",
     ),
     "EnvConfig": ("id", "num_envs", "num_workers", "cameras"),
-    "DataConfig": ("cameras",),
+    "DataConfig": (),
     "TabletopOptions": (),
     "LoadConfig": ("pipeline",),
     "FinetuneConfig": (),

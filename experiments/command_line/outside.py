@@ -45,9 +45,10 @@ def import_outside(name: str) -> None:
     """
     if not name or name.startswith("-"):
         raise ValueError("--import has no value; pass a module or a .py file")
-    if name not in IMPORTED:
-        IMPORTED.append(name)
     file = Path(name)
+    known = str(file.absolute()) if file.suffix == ".py" else name  # for processes elsewhere
+    if known not in IMPORTED:
+        IMPORTED.append(known)
     if file.suffix == ".py":
         _import_file(file)
         return

@@ -100,6 +100,7 @@ class FilmedEnv(CheckedEnv):
     """An environment that takes a picture of its running episodes at every step.
 
     Example:
+        >>> import torch
         >>> from pitune import envs
         >>> checked = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=1, num_workers=0))
         >>> env = FilmedEnv(checked)

@@ -60,10 +60,11 @@ def find_dataset(name: Path) -> Path:
             f"{name} is no LeRobot dataset: it has no {INFO}; pass the folder that holds meta/ "
             "and data/"
         )
-    local = f"{name} is no folder here"
+    local = f"no demonstrations at {name}, and no folder of that name here"
     if name.is_absolute() or len(name.parts) != 2:
         raise FileNotFoundError(
-            f"{local}; pass a folder with a LeRobot dataset, or a hub name such as lerobot/pusht"
+            f"{local}; pass a file of experiments.pretrain (.safetensors), a folder with a LeRobot "
+            "dataset, or a hub name such as lerobot/pusht"
         )
     try:
         from huggingface_hub import snapshot_download

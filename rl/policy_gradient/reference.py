@@ -65,8 +65,9 @@ class Reference:
             ValueError: the likelihood has no Gaussian steps to compare.
         """
         # the reference's distribution at the same chains
-        mask = self.actor.policy.executed_mask(self.actor.encode(batch))
-        reference = self.actor.get_dist(batch)
+        policy, context = self.actor.policy, self.actor.encode_decisions(batch)
+        mask = policy.executed_mask(context)
+        reference = self.actor.likelihood.distribution(policy, context, len(batch), batch)
         with torch.no_grad():
             reference.log_prob(batch["chain"])
 

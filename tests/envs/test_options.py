@@ -168,7 +168,7 @@ def test_threads_of_the_embedded_simulator_are_an_option_or_the_workers() -> Non
         ),
         (
             EnvConfig(id="metaworld/peg-insert-side-v3", cameras=("top",)),
-            r"cameras=\('top',\) is not supported by metaworld/peg-insert-side-v3; leave cameras",
+            r"cameras=\['top'\] do not exist in metaworld/peg-insert-side-v3; it has \['behind",
         ),
         (
             EnvConfig(id="mock/Script", cameras=("top",)),

@@ -59,8 +59,8 @@ def clone_until_killed(config: PretrainConfig, owner: Any, function: str, call: 
     [
         (CloningStep, "__call__", 1),
         (CloningStep, "__call__", 7),
-        (module, "_save", 1),  # after the demonstrations are written
-        (module, "_save", 2),
+        (module, "save_cloning", 1),  # after the demonstrations are written
+        (module, "save_cloning", 2),
         (policies, "save", 1),
     ],
 )

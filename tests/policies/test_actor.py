@@ -219,7 +219,7 @@ def test_noise_in_the_padding_would_be_seen() -> None:
     # the control of the test above: a whole mask moves the padding
     actor = make_actor()
     whole = torch.ones(HORIZON, MODEL_DIM)
-    actor.policy.executed_mask = lambda context=None: whole  # type: ignore[method-assign, misc]
+    actor.policy.executed_mask = lambda context=None: whole  # type: ignore[method-assign]
     td = actor(observations())
     field = actor.policy.field(actor.policy.encode(ModelInput.of(td)))
     x, step = td["chain"][:, :1], torch.zeros(32, 1, dtype=torch.int64)

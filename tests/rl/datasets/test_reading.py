@@ -163,7 +163,10 @@ def test_success_of_other_programs_is_read_from_the_frames(
 
 def test_a_name_that_is_not_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"nothing is no folder here; pass a folder"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no demonstrations at .*nothing, and no folder of that name here; pass a file",
+    ):
         find_dataset(Path("nothing"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty is no LeRobot dataset: it has no meta"):
