@@ -120,7 +120,7 @@ class Recorder:
         """Act, and remember the actions."""
         td = self.actor(td)
         elapsed = td["elapsed"].flatten().cpu().numpy().copy()
-        action: torch.Tensor = td["action"]  # type: ignore[assignment]
+        action: torch.Tensor = td["action"]
         self._decisions.append((elapsed, np.asarray(action.cpu())))
         return td
 

@@ -50,9 +50,9 @@ def executed_actions(env: ChunkEnv, monkeypatch: pytest.MonkeyPatch) -> list[Ten
     actions: list[Tensor] = []
     original = env.env.step
 
-    def step(action: Tensor, active: Tensor) -> Any:
+    def step(action: Tensor, active: Tensor, *rest: Any, **named: Any) -> Any:
         actions.append(action.clone())
-        return original(action, active)
+        return original(action, active, *rest, **named)
 
     monkeypatch.setattr(env.env, "step", step)
     return actions
