@@ -48,6 +48,8 @@ class SamplerConfig(Settings):
     def from_dict(cls, values: Mapping[str, Any]) -> SamplerConfig:
         """Rebuild the config from `dataclasses.asdict`, also after a round trip through JSON."""
         real_time = values.get("real_time")
+        if real_time is not None:  # pitune 0.3 had the delay of the cloning here
+            real_time = {key: value for key, value in real_time.items() if key != "max_delay"}
         parts: dict[str, Any] = {"delay": DelayConfig(**values.get("delay", {}))}
         parts["real_time"] = None if real_time is None else RealTimeConfig(**real_time)
         return cls(**{**values, **parts})

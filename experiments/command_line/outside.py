@@ -46,12 +46,16 @@ def import_outside(name: str) -> None:
     if not name or name.startswith("-"):
         raise ValueError("--import has no value; pass a module or a .py file")
     file = Path(name)
-    known = str(file.absolute()) if file.suffix == ".py" else name  # for processes elsewhere
-    if known not in IMPORTED:
-        IMPORTED.append(known)
     if file.suffix == ".py":
         _import_file(file)
-        return
+        name = str(file.absolute())  # for processes that begin elsewhere
+    else:
+        _import_module(name)
+    if name not in IMPORTED:
+        IMPORTED.append(name)
+
+
+def _import_module(name: str) -> None:
     _reach(name, Path.cwd())
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         raise ImportError(

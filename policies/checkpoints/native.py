@@ -104,7 +104,7 @@ def load_policy(folder: Path) -> FlowPolicy:
             origin=dict(description.get("origin", {})),
             lora=lora,
             environment=dict(description.get("environment", {})),  # absent before pitune 0.3
-            real_time_delay=description.get("real_time_delay", 0),
+            real_time_delay=description.get("real_time_delay", _old_delay(description)),
         )
         sampler = SamplerConfig.from_dict(description["sampler"])
         policy = FlowPolicy(network, preprocessor, sampler, info=info)
@@ -211,3 +211,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{FORMAT!r}, {READABLE}, so install the version that wrote it"
         )
     return dict(description)
+
+
+def _old_delay(description: dict[str, Any]) -> int:
+    """Return the delay of the cloning where pitune 0.3 stored it."""
+    real_time = description["sampler"].get("real_time") or {}
+    return int(real_time.get("max_delay", 0))

@@ -71,6 +71,19 @@ def test_a_policy_comes_back_exactly(policy: FlowPolicy, folder: Path) -> None:
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_a_delay_that_pitune_0_3_stored_with_the_sampler_is_found(folder: Path) -> None:
+    file = folder / "policy.json"
+    description = json.loads(file.read_text())
+    del description["real_time_delay"]
+    values = {"method": "trained", "schedule": "exp", "max_weight": 5.0, "jacobian": "full"}
+    description["sampler"]["real_time"] = {**values, "max_delay": 2}
+    file.write_text(json.dumps(description))
+    policy = load(folder)
+    assert policy.info.real_time_delay == 2
+    assert policy.sampler.real_time is not None
+    assert policy.sampler.real_time.method == "trained"
+
+
 def test_a_path_may_be_text(policy: FlowPolicy, tmp_path: Path) -> None:
     save(policy, str(tmp_path / "deep" / "down"))
     assert load(str(tmp_path / "deep" / "down")).sampler == policy.sampler

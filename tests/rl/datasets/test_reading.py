@@ -194,7 +194,7 @@ def test_a_hub_name_without_a_network_is_a_clear_error(monkeypatch: pytest.Monke
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"lerobot/pusht is no folder .*ConnectionError"):
+    with pytest.raises(FileNotFoundError, match=r"at lerobot/pusht, .*ConnectionError"):
         find_dataset(Path("lerobot/pusht"))
 
 
