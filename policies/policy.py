@@ -1,7 +1,7 @@
 """A flow policy: network, preprocessing, sampler and, optionally, a source of its starting noise.
 
-Letters: N rows, M draws, H action horizon, h executed actions, A model action dim, d robot action
-dim, s robot state dim, D width.
+Letters: N rows, M scored flow steps, H action horizon, h executed actions, A model action dim, d
+robot action dim, s robot state dim, D width.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class FlowPolicy(nn.Module):
         prefix: Context | None = None,
         state_offset: Tensor | None = None,
     ) -> Tensor:
-        """Return the flow-matching loss of every entry (N, H, A), or (N, M, H, A) for M draws.
+        """Return the flow-matching loss of every entry (N, H, A), or (N, M, H, A).
 
         `PreprocessorConfig.loss_dims` decides whether padded dimensions count (A) or not (d). Steps
         past an episode's end count, as in the references; mask them before the mean.
@@ -265,7 +265,7 @@ class FlowPolicy(nn.Module):
         Args:
             inputs: Observations (N).
             action: Demonstrated chunks (N, H, d) [robot units].
-            noise: Noise (N, H, A), drawn by default, or M draws for each chunk (N, M, H, A).
+            noise: Noise (N, H, A), drawn by default, or M draws for each row (N, M, H, A).
             flow_time: Flow times (N,) or (N, M), drawn from the training distribution by default.
             prefix: The result of `encode_prefix`. By default the observations are encoded here.
             state_offset: See `encode`.

@@ -2,8 +2,8 @@
 
 As a registered algorithm it is also a control. Cloning for the time that RL takes measures the
 benefit of more cloning. It uses no rollout. The loss is in `pitune.policies.policy`.
-Letters: N rows, B minibatch rows, M draws, H action horizon, A model action dim, d robot action
-dim.
+Letters: N rows, B minibatch rows, M scored flow steps, H action horizon, A model action dim, d
+robot action dim.
 Source: Black et al. 2024.
 """
 
