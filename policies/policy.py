@@ -247,7 +247,7 @@ class FlowPolicy(PolicyParts):
         prefix: Context | None = None,
         state_offset: Tensor | None = None,
     ) -> Tensor:
-        """Return the flow-matching loss of every entry (N, H, A), or (N, M, H, A) for M draws.
+        """Return the flow-matching loss of every entry (N, H, A), or (N, M, H, A).
 
         `PreprocessorConfig.loss_dims` decides whether padded dimensions count (A) or not (d). Steps
         past an episode's end count, as in the references; mask them before the mean.
