@@ -29,8 +29,8 @@ def test_openpis_pipeline_plays_episodes_with_two_cameras(tmp_path: Path) -> Non
     config = EvaluateConfig(
         checkpoint=openpi_folder("pi05"),
         load=policies.LoadConfig(pipeline="pi05_libero", tokenizer=TOKENIZER),
-        env=envs.EnvConfig(
-            id="libero/goal/turn_on_the_stove",
+        env=envs.config_for(
+            "libero/goal/turn_on_the_stove",
             num_envs=1,
             num_workers=1,
             cameras=("image", "wrist_image"),
