@@ -48,7 +48,9 @@ def record_of(stage: Stage, cells: Sequence[CellResult]) -> dict[str, Any]:
 
 def _environment(spec: EnvSpec) -> dict[str, Any]:
     """Return the tasks of an environment, and the split of its fixed starts."""
-    split = None if spec.num_starts is None else start_split(spec.num_starts)
+    split = None
+    if spec.num_starts is not None:
+        split = start_split(spec.num_starts, shared=spec.shared_starts)
     return {
         "simulator": spec.simulator,
         "tasks": list(spec.task_names or spec.tasks),
