@@ -23,6 +23,7 @@ from pitune.envs.maniskill.simulation import rebuilds_for_a_seed, registered_tas
 from pitune.envs.maniskill.sub_env import ManiSkillSubEnv
 from pitune.envs.maniskill.tasks import INSTRUCTIONS, instruction
 from pitune.envs.maniskill.without_vulkan import InertMaterial, can_render
+from pitune.envs.workers.pictures import with_pictures
 
 pytestmark = pytest.mark.sim
 
@@ -171,10 +172,12 @@ def test_pictures_without_a_driver_are_refused(
     monkeypatch: pytest.MonkeyPatch, pick: ManiSkillBatch
 ) -> None:
     monkeypatch.setattr(adapter, "can_render", lambda: False)
-    with pytest.raises(RuntimeError, match=r"cameras=\('base_camera',\).*Mesa >= 24.3"):
+    with pytest.raises(
+        RuntimeError, match=r"cameras=\('base_camera',\).*mesa-vulkan-drivers >= 24.3"
+    ):
         make_maniskill("PickCube-v1", 1, cameras=("base_camera",), backend="cpu")
     if not can_render():
-        with pytest.raises(RuntimeError, match=r"PickCube-v1 cannot render.*docs/simulators.md"):
+        with pytest.raises(RuntimeError, match=r"PickCube-v1 cannot render.*docs/cameras.md"):
             pick.render()
 
 
@@ -189,7 +192,8 @@ def test_pictures_with_a_driver_are_not_uniform() -> None:
     assert batch.render().shape[-1] == 3
     sub_env = ManiSkillSubEnv(batch)
     assert isinstance(sub_env.observation_space, Dict)
-    assert sub_env.observation_space.contains(sub_env.reset(seed=0)[0])
+    raw = with_pictures(sub_env, sub_env.reset(seed=0)[0])
+    assert sub_env.observation_space.contains(raw)
     batch.close()
 
 
