@@ -234,6 +234,7 @@ def _check_settings(tasks: tuple[str, ...], config: EnvConfig) -> None:
         ValueError: a task, a camera or a setting is unknown.
         RuntimeError: cameras are requested and this machine cannot render.
     """
+    check_cameras(config.id, config.cameras, CAMERAS)
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError as error:
@@ -252,7 +253,6 @@ def _check_settings(tasks: tuple[str, ...], config: EnvConfig) -> None:
         raise ValueError(f"render_size={options.render_size} must be at least 1")
 
     # pictures
-    check_cameras(config.id, config.cameras, CAMERAS)
     if config.cameras:
         opengl_backend()  # raises on a machine that cannot draw
     else:

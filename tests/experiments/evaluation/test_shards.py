@@ -18,6 +18,7 @@ import pytest
 from pitune import envs, policies
 from pitune.experiments.evaluate import EvaluateConfig, evaluate, main
 from pitune.experiments.evaluation import folder as folders
+from pitune.experiments.evaluation import shards
 from pitune.experiments.evaluation.rows_file import ROWS
 from pitune.experiments.evaluation.shards import _without_shards, run_shards
 
@@ -81,8 +82,9 @@ def test_another_number_of_shares_goes_on_with_the_same_rows(
 
 
 def test_the_command_starts_the_processes_and_has_the_same_rows(
-    config: EvaluateConfig, checkpoint: Path, tmp_path: Path
+    config: EvaluateConfig, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(shards, "IMPORTED", [])  # not those of other tests in this process
     evaluate(replace(config, folder=tmp_path / "whole"))
     main([*words(checkpoint, tmp_path / "shared"), "--shards", "2"])
     assert rows(tmp_path / "shared") == rows(tmp_path / "whole")
