@@ -25,18 +25,12 @@ from pitune.policies.flow.path import (
 from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.context import Context
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
-from pitune.policies.policy_config import (
-    check_noise,
-)
+from pitune.policies.policy_config import check_noise
 from pitune.policies.policy_parts import PolicyParts
 from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput
-from pitune.policies.under_delay import (
-    continued_field,
-    remainder_of,
-    starting_points,
-)
+from pitune.policies.under_delay import continued_field, remainder_of, starting_points
 
 
 class FlowPolicy(PolicyParts):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pitune import envs, rl
 from pitune.experiments.benchmarks.update import with_settings
-from pitune.policies import FlowPolicy, GemmaConfig, SamplerConfig, save, small_policy
+from pitune.policies import FlowPolicy, GemmaConfig, Pi0, SamplerConfig, save, small_policy
 from pitune.rl.algorithms.bc import CloningStep, clone
 
 EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8)
@@ -92,3 +93,18 @@ def half_trained(demonstrations_file: Path, tmp_path_factory: pytest.TempPathFac
         clone(CloningStep(policy, config), demonstrations.chunks(policy.chunk_shape[0]), 80)
     save(policy, folder)
     return folder
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the list that every encoding of pictures and prompts adds its rows to."""
+    counts: list[int] = []
+    original = Pi0.embed_prefix
+
+    def counted(self: Pi0, *inputs: Any) -> Any:
+        result = original(self, *inputs)
+        counts.append(len(result[0]))
+        return result
+
+    monkeypatch.setattr(Pi0, "embed_prefix", counted)
+    return counts

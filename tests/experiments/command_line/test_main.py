@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from pitune import rl
+from pitune.experiments.command_line import outside as imports
 from pitune.experiments.command_line.main import COMMANDS, GROUPS, main, overview
 
 ROOT = Path(__file__).resolve().parents[3]
 SCREENS, LINES, COLUMNS = 3, 40, 80
 LAYERED = [
     *(["train", name] for name in sorted(rl.presets())),
-    *(["bench", name] for name in ("pi0", "rollout", "serving", "update")),
+    *(["bench", name] for name in ("delay", "pi0", "rollout", "serving", "update")),
     ["list"],
     ["doctor"],
 ]
@@ -277,3 +278,19 @@ def test_a_file_that_hides_another_module_is_refused(
     assert status == 2
     assert f"error: --import={file} has the name of " in err
     assert "which Python finds first; rename the file" in err
+
+
+def test_only_imports_that_succeeded_are_repeated_in_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imports, "IMPORTED", [])
+    monkeypatch.chdir(tmp_path)
+    Path("found_here_alone.py").write_text("")
+    with pytest.raises(ImportError, match="no module"):
+        imports.import_outside("nope.module")
+    with pytest.raises(ImportError, match="no file"):
+        imports.import_outside("nope.py")
+    imports.import_outside("found_here_alone.py")
+    imports.import_outside("json")
+    # a path that holds in a process that begins elsewhere
+    assert [str(tmp_path / "found_here_alone.py"), "json"] == imports.IMPORTED

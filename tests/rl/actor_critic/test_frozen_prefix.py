@@ -13,7 +13,7 @@ from rewards import rewarded
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
-from pitune.policies import FinetuneConfig, LoRAConfig, ModelInput, Pi0
+from pitune.policies import FinetuneConfig, LoRAConfig, ModelInput
 from pitune.policies.network.config import Family
 from pitune.rl.actor_critic.critic_input import encode_rows, stored_prefix
 from pitune.rl.experience.sub_dict import sub_dict
@@ -72,21 +72,6 @@ def test_what_was_kept_teaches_the_same_as_encoding_anew(
     now, other = (a.actor.policy.state_dict() for a in (kept, anew))
     assert any(not torch.equal(now[key], start[key]) for key in start)
     assert all(torch.allclose(now[key], other[key], atol=1e-4) for key in start)
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return the list that every encoding of pictures and prompts adds its rows to."""
-    counts: list[int] = []
-    original = Pi0.embed_prefix
-
-    def counted(self: Pi0, *inputs: Any) -> Any:
-        result = original(self, *inputs)
-        counts.append(len(result[0]))
-        return result
-
-    monkeypatch.setattr(Pi0, "embed_prefix", counted)
-    return counts
 
 
 @LEARNERS
@@ -177,3 +162,26 @@ def test_steering_learns_from_demonstrations_of_a_policy_with_a_prompt(new: Call
     algorithm = new("dsrl", offline_share=0.5)
     assert learned(algorithm)[-1]["q_loss"] > 0
     assert algorithm.off_policy.demonstrations is not None
+
+
+def test_pictures_are_bytes_in_rollout_and_memory(
+    small_preset: Callable, demonstrations: Path
+) -> None:
+    states, actions = torch.randn(50, 4), torch.randn(50, 2)
+    policy = policies.small_policy(
+        states,
+        actions,
+        action_horizon=4,
+        sampler=policies.SamplerConfig(flow_steps=2, execution_horizon=2),
+        cameras=("front", "wrist"),
+        image_size=20,
+        vlm=policies.SmallVLMConfig(patch_size=10),
+    )
+    config = small_preset("wsrl").with_demonstrations(demonstrations)
+    algorithm: Any = rl.make(with_settings(config, {"keep_prefix": False}), policy)
+    rollout = rl.Rollouts(envs.make(ENV), algorithm, 4, seed=0).collect()
+    assert rollout["model_input", "images"].dtype == torch.uint8
+    algorithm.update(rewarded(rollout))
+    rows = algorithm.learner.off_policy.replay.all()
+    for place in ("obs", ("next", "obs")):
+        assert rows[place]["model_input", "images"].dtype == torch.uint8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
-from pitune.policies import FinetuneConfig, FlowSDEConfig, LikelihoodActor, Pi0
+from pitune.policies import FinetuneConfig, FlowSDEConfig, LikelihoodActor
 from pitune.policies.network.config import Family
 from pitune.policies.network.context import stored_prefix
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
@@ -82,21 +81,6 @@ def test_a_kept_prefix_teaches_exactly_as_encoding_anew(
     assert any(not torch.equal(now[key], start[key]) for key in start)
     for key, value in now.items():
         assert torch.allclose(value, other[key], atol=1e-6), key
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return the list that every encoding of pictures and prompts adds its rows to."""
-    counts: list[int] = []
-    original = Pi0.embed_prefix
-
-    def counted(self: Pi0, *inputs: Any) -> Any:
-        result = original(self, *inputs)
-        counts.append(len(result[0]))
-        return result
-
-    monkeypatch.setattr(Pi0, "embed_prefix", counted)
-    return counts
 
 
 @CASE
@@ -190,9 +174,3 @@ def test_the_reference_reads_the_same_prefix(new: Callable, encoded: list[int]) 
     anew = reference.cloning_loss(algorithm.actor, rows.exclude("prefix"))
     assert encoded
     assert torch.allclose(kept, anew, atol=1e-6)
-
-
-def test_the_budget_is_a_setting_of_every_policy_gradient() -> None:
-    for name in ("ppo", "grpo", "fpo"):
-        config = rl.preset(name)
-        assert replace(config.update, prefix_gib=1.0).prefix_gib == 1.0  # type: ignore[attr-defined]
