@@ -204,8 +204,8 @@ KEYS: dict[str, Key] = {
     "member": _key(
         "member of the population",
         "scalar",
-        "rl.algorithms.epo_population",
-        f"{_EPO} rl.algorithms.epo_evolution",
+        "rl.algorithms.evolution.epo_population",
+        f"{_EPO} rl.algorithms.evolution.epo_evolution",
         f"{_ROLLOUT} batch",
     ),
     "latent": _key("chosen starting noise", "W", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
