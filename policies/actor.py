@@ -30,7 +30,8 @@ from pitune.policies.likelihood.registry import make_likelihood
 from pitune.policies.network.context import Context, pack, stored_prefix
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
-from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
+from pitune.policies.preprocessing.model_input import MODEL_INPUT, WRITTEN, ModelInput
+from pitune.policies.recurrence import with_recalled_memory
 from pitune.policies.under_delay import starting_points
 
 
@@ -107,14 +108,29 @@ class Actor(TensorDictModuleBase):
         super().__init__()
         self.policy = policy
         self.in_keys, self.out_keys = [MODEL_INPUT], ["action"]
+        if policy.has_memory:
+            self.out_keys.append(WRITTEN)
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         noise = td.get("noise", None)
         noise = None if noise is None else noise.to(self.policy.device)
         if interaction_type() == InteractionType.DETERMINISTIC:
-            with torch.no_grad():
-                return td.set("action", self.deployed_actions(ModelInput.of(td), noise))
+            return self.deploy(td, noise)
         return self.explore(td, noise)
+
+    @torch.no_grad()
+    def deploy(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
+        """Write the actions of the deployed policy, and the memory if it has one."""
+        inputs, context = ModelInput.of(td), None
+        if self.policy.has_memory:
+            context = self.policy.encode(inputs)
+            self.write_memory(td, context)
+        return td.set("action", self.deployed_actions(inputs, noise, context))
+
+    def write_memory(self, td: TensorDictBase, context: Context) -> None:
+        """Write the memory that decisions (N) hand on, if the policy has one."""
+        if context.written is not None:
+            td.set(WRITTEN, context.written)
 
     def evaluated(self) -> Actor:
         """Return the actor whose exploration is evaluated, this one by default.
@@ -123,9 +139,17 @@ class Actor(TensorDictModuleBase):
         """
         return self
 
-    def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
-        """Return the actions (N, h, d) [robot units] of the deployed policy."""
-        return self.policy.sample_actions(inputs, noise)
+    def deployed_actions(
+        self, inputs: ModelInput, noise: Tensor | None, context: Context | None = None
+    ) -> Tensor:
+        """Return the actions (N, h, d) [robot units] of the deployed policy.
+
+        Args:
+            inputs: Observations (N).
+            noise: Starting points (N, H, A), or None for fresh ones.
+            context: The encoded observations, if they have been encoded.
+        """
+        return self.policy.sample_actions(inputs, noise, context=context)
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
         """Write `out_keys` for observations (N). The default does not explore.
@@ -134,8 +158,7 @@ class Actor(TensorDictModuleBase):
             td: Observations with `model_input`.
             noise: Starting points (N, H, A), or None for fresh ones.
         """
-        with torch.no_grad():
-            return td.set("action", self.deployed_actions(ModelInput.of(td), noise))
+        return self.deploy(td, noise)
 
 
 class LikelihoodActor(Actor):
@@ -169,7 +192,7 @@ class LikelihoodActor(Actor):
         self.config = config
         self.likelihood = make_likelihood(config, policy)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]
-        self.out_keys = ["action", "chain", "action_log_prob"]
+        self.out_keys = [*self.out_keys, "chain", "action_log_prob"]
         if policy.feature_dim:
             self.out_keys.append("features")
         self.out_keys += self.likelihood.draw_keys
@@ -201,10 +224,12 @@ class LikelihoodActor(Actor):
     def encode_decisions(self, td: TensorDictBase) -> Context:
         """Return the encoded observations of decisions (N), from their prefixes if they have any.
 
+        With a history of each, the memory that it read is written again, with a gradient.
+
         A collector carries the last decision's entries into the next input, so acting may not use
         this function.
         """
-        return self.encode(td, stored_prefix(td))
+        return self.encode(with_recalled_memory(self.policy, td), stored_prefix(td))
 
     def state_offset(self, td: TensorDictBase) -> Tensor | None:
         """Return an offset (N, D) of the state tokens, or None for no offset (the default)."""
@@ -244,6 +269,7 @@ class LikelihoodActor(Actor):
 
         # entries of the rollout
         td.update(draws)
+        self.write_memory(td, context)
         if self.policy.feature_dim:  # cached for the critics, because encoding is expensive
             td.set("features", context.features)
         if prefix is not None:

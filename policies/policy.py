@@ -6,6 +6,7 @@ action dim, d robot action dim, s robot state dim, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -88,6 +89,7 @@ class FlowPolicy(PolicyParts):
         self.requires_grad_(False)
         width = self.preprocessor.model_state_dim + self.network.config.feature_dim
         width += old_chunk_dim(config.remainder_steps, self.preprocessor.action_dim)
+        width += math.prod(self.memory_shape)
         horizon = self.sampler.execution_horizon
         source = NoiseSource(config, self.chunk_shape, horizon, width).to(self.device)
         return self.replace(noise_source=source)
@@ -101,17 +103,22 @@ class FlowPolicy(PolicyParts):
         return self.replace(sampler=replace(self.sampler, delay=delay))
 
     def model_input(
-        self, obs: TensorDictBase | Mapping[str, Tensor], tasks: Sequence[str] = ()
+        self,
+        obs: TensorDictBase | Mapping[str, Tensor],
+        tasks: Sequence[str] = (),
+        memory: Tensor | None = None,
     ) -> ModelInput:
         """Return the network's input for observations (N).
 
         Args:
             obs: `state` (N, s), and `image/<camera>` and `task_id` if the policy uses them.
             tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
+            memory: Memory that the decision reads (N, memory, D), of a policy with one.
         """
         rows = {key: obs[key] for key in self.obs_keys if key in obs.keys()}
         td = TensorDict(rows, batch_size=[len(obs["state"])])
-        return ModelInput.of(self.observation_preprocessor(tasks)(td))
+        inputs = ModelInput.of(self.observation_preprocessor(tasks)(td))
+        return inputs if memory is None else replace(inputs, memory=memory)
 
     def encode(
         self,
@@ -130,6 +137,8 @@ class FlowPolicy(PolicyParts):
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
         context = self.network.with_state(prefix, state, state_offset)
+        if self.has_memory:
+            context = self.network.with_memory(context, self.memory_of(inputs))
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -160,7 +169,8 @@ class FlowPolicy(PolicyParts):
         steps = self.remainder_steps if steps is None else steps
         state, shape = state.to(self.device), (steps, self.preprocessor.action_dim)
         old = old_chunk(inputs.remainder, inputs.delay, state, shape)
-        return critic_input(state, features, old_chunk=old)
+        memory = self.memory_of(inputs) if self.has_memory else None
+        return critic_input(state, features, old_chunk=old, memory=memory)
 
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
@@ -199,6 +209,7 @@ class FlowPolicy(PolicyParts):
         inputs: ModelInput,
         noise: Tensor | None = None,
         state_offset: Tensor | None = None,
+        context: Context | None = None,
     ) -> Tensor:
         """Return the deployed policy's executed actions (N, h, d) [robot units].
 
@@ -207,22 +218,24 @@ class FlowPolicy(PolicyParts):
             noise: Starting points (N, H, A), drawn by default. A trained noise source replaces
                 them, given or not.
             state_offset: See `encode`.
+            context: The result of `encode` for the observations. By default it is computed here.
         """
-        return self.executed(self._integrate(inputs, noise, state_offset), inputs)
+        context = self.encode(inputs, state_offset=state_offset) if context is None else context
+        return self.executed(self._integrate(inputs, noise, context), inputs)
 
-    def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
+    def sample_chunk(
+        self, inputs: ModelInput, noise: Tensor | None = None, context: Context | None = None
+    ) -> Tensor:
         """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
-        chunk = self._integrate(inputs, noise)
+        context = self.encode(inputs) if context is None else context
+        chunk = self._integrate(inputs, noise, context)
         return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
 
-    def _integrate(
-        self, inputs: ModelInput, noise: Tensor | None, state_offset: Tensor | None = None
-    ) -> Tensor:
+    def _integrate(self, inputs: ModelInput, noise: Tensor | None, context: Context) -> Tensor:
         """Return normalized chunks (N, H, A) at the end of the ODE.
 
         A trained noise source replaces a given noise.
         """
-        context = self.encode(inputs, state_offset=state_offset)
         source = self.noise_source
         if source is not None and source.steered:
             steps = source.config.remainder_steps

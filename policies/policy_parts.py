@@ -6,9 +6,11 @@ robot action dim, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies.flow.path import TimeGrid
@@ -24,7 +26,7 @@ from pitune.policies.policy_config import (
     make_preprocessor,
 )
 from pitune.policies.preprocessing.critic_input import old_chunk_dim
-from pitune.policies.preprocessing.model_input import ObservationPreprocessor
+from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.under_delay import executed_steps, remainder_of, remainder_steps
 
@@ -97,7 +99,37 @@ class PolicyParts(nn.Module):
     @property
     def critic_state_dim(self) -> int:
         """Width of a critic's input without features and time."""
-        return self.preprocessor.model_state_dim + old_chunk_dim(*self.remainder_shape)
+        old = old_chunk_dim(*self.remainder_shape)
+        return self.preprocessor.model_state_dim + old + math.prod(self.memory_shape)
+
+    @property
+    def memory_shape(self) -> tuple[int, int]:
+        """(memory, D) of the memory that decisions hand on, (0, D) without one."""
+        config = self.network.config
+        return config.options.memory.num_tokens, config.expert.width
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a decision depends on the earlier ones of its episode."""
+        return self.memory_shape[0] > 0
+
+    def memory_of(self, inputs: ModelInput) -> Tensor:
+        """Return the memory (N, memory, D) that decisions read.
+
+        Raises:
+            ValueError: the observations have none.
+        """
+        if inputs.memory is None:
+            raise ValueError(
+                "the policy has a memory (options.memory), but the observations have none; add "
+                "the one that the last decision wrote, or `policy.empty_memory(num)` at the "
+                "beginning of an episode"
+            )
+        return inputs.memory.to(self.device)
+
+    def empty_memory(self, num: int) -> Tensor | None:
+        """Return the memory (N, memory, D) of episodes that begin, None without a memory."""
+        return torch.zeros(num, *self.memory_shape, device=self.device) if self.has_memory else None
 
     @property
     def remainder_shape(self) -> tuple[int, int]:
@@ -124,6 +156,11 @@ class PolicyParts(nn.Module):
         """Whether there are pictures or a prompt, and no module that encodes them is trained."""
         vlm = self.network.vlm
         return vlm is not None and not any(p.requires_grad for p in vlm.parameters())
+
+    def normalized_chunk(self, rows: TensorDictBase) -> Tensor:
+        """Return the chunks to clone (N, H, A) [normalized action] of rows (N) with `action`."""
+        state = ModelInput.of(rows).robot_state.to(self.device)
+        return self.preprocessor.normalize_action(rows["action"].to(self.device), state)
 
     def observation_preprocessor(self, tasks: Sequence[str]) -> ObservationPreprocessor:
         """Return the module that adds `model_input` to an environment's observations.

@@ -40,6 +40,42 @@ class PrefixConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryGradientConfig(Settings):
+    """Gradient of a policy's memory.
+
+    Example:
+        >>> MemoryGradientConfig(memory_decisions=8).memory_decisions
+        8
+    """
+
+    memory_decisions: PositiveInt = 4
+    """Decisions of an episode that a gradient flows through, with the present one, for a policy
+    with a memory (options.memory). The memory that the first of them read is a number. 1 does not
+    train the writing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloningDrawsConfig(MemoryGradientConfig):
+    """Noise of the chunks of a minibatch, and the decisions before them that write a memory.
+
+    Example:
+        >>> CloningDrawsConfig(immiscible_noise=True).draws_per_chunk
+        1
+    """
+
+    draws_per_chunk: PositiveInt = 1
+    """Draws of noise and flow time for each chunk of a minibatch. They share the encoding of the
+    observation, which takes most of the time where there are pictures."""
+    immiscible_noise: bool = False
+    """Whether the noise of a minibatch is assigned to its chunks so that the squared distances are
+    least. The noise then depends on the chunk, and through it on the observation: a bias that grows
+    with the minibatch."""
+    memory_burn_in: PositiveInt | None = None
+    """Greatest number of decisions before a chunk that write its memory, for a policy with one. By
+    default they are all from the episode's beginning on, of which each costs an encoding."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MinibatchConfig(Settings):
     """Rows of one gradient step.
 

@@ -11,7 +11,7 @@ from pitune.policies import FlowPolicy, SmallVLMConfig
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 from pitune.rl.datasets.config import DataConfig, RecordConfig
-from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
+from pitune.rl.datasets.demonstrations import ChunkSource, chunk_source, random_chunks
 from pitune.rl.datasets.recorder import write_demonstrations
 
 
@@ -28,7 +28,7 @@ def chunks_of(
     """
     if dataset is not None:
         return chunk_source(policy, dataset, data)
-    return RandomChunks(demonstrations.preprocess(policy).chunks(policy.chunk_shape[0]))
+    return random_chunks(policy, demonstrations.preprocess(policy))
 
 
 def check_record(record: Path | None, dataset: Path | None) -> None:

@@ -166,6 +166,7 @@ def example_input(policy: FlowPolicy) -> ModelInput:
         token_mask=mask,
         remainder=remainder,
         delay=delay,
+        memory=policy.empty_memory(1),
     )
 
 

@@ -1,6 +1,6 @@
 """Encoded observations: for the flow steps, and as rows of a replay memory.
 
-In shapes, `prefix` is the number of tokens of pictures and prompt.
+In shapes, `prefix` is the number of tokens of pictures and prompt, `memory` that of a memory.
 Letters: B rows, R steps of a remainder, A model action dim, D width.
 """
 
@@ -35,6 +35,10 @@ class Context(NamedTuple):
     """Rest of the chunk that is being executed (B, R, A), under a decision delay."""
     delay: Tensor | None = None
     """Its actions that are executed before the new chunk arrives (B,), -1 without an old chunk."""
+    memory: Tensor | None = None
+    """Memory that the decision reads (B, memory, D), of a network with one."""
+    written: Tensor | None = None
+    """Memory that it writes, for the next decision (B, memory, D)."""
 
 
 def pack(context: Context) -> TensorDict:
@@ -49,6 +53,20 @@ def unpack(packed: TensorDictBase) -> Context:
     """Return the context that `pack` took apart."""
     cache = list(zip(packed["keys"].unbind(1), packed["values"].unbind(1), strict=True))
     return Context(cache=cache, **dict(packed.exclude("keys", "values").items()))
+
+
+def memory_of(context: Context) -> Tensor:
+    """Return the memory (B, memory, D) that a decision reads.
+
+    Raises:
+        ValueError: the context has none.
+    """
+    if context.memory is None:
+        raise ValueError(
+            "the network has a memory, but the encoded observation has none; encode it with the "
+            "memory of its episode (`Pi0.with_memory`), which begins with `Memory.empty`"
+        )
+    return context.memory
 
 
 def stored_prefix(rows: TensorDictBase) -> Context | None:

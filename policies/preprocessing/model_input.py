@@ -23,6 +23,8 @@ from pitune.policies.preprocessing.prompt import Encoder
 
 MODEL_INPUT = "model_input"
 """Key of the network's input in rollouts, batches and replay rows."""
+MEMORY, WRITTEN = "memory", "written_memory"
+"""Keys of the memory that a decision reads, and of the one that it writes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,6 +51,8 @@ class ModelInput:
     """Rest of the chunk that is being executed (N, R, A) [normalized action], under a delay."""
     delay: Tensor | None = None
     """Actions of it that are executed before the new chunk arrives (N,) int64. -1 without one."""
+    memory: Tensor | None = None
+    """Memory that the decision reads (N, memory, D), of a policy with one."""
 
     def __len__(self) -> int:
         return len(self.state)
@@ -158,6 +162,8 @@ class ObservationPreprocessor(TensorDictModuleBase):
                 remainder, inputs["robot_state"]
             )
             inputs["delay"] = td["delay"].to(remainder.device)
+        if MEMORY in td.keys():
+            inputs["memory"] = td[MEMORY].to(inputs["state"].device)
         return td.set(MODEL_INPUT, ModelInput(**inputs).tensordict())
 
     def _prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:

@@ -22,11 +22,13 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.finetuning.ema import EMA
+from pitune.policies.flow.immiscible import assigned_noise
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.flow.real_time import clean_prefix
 from pitune.policies.network.context import stored_prefix
 from pitune.policies.preprocessing.images import check_shift, shift_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.policies.recurrence import with_recalled_memory
 from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -37,7 +39,7 @@ from pitune.ranges import (
     Share,
 )
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from pitune.rl.config import MinibatchConfig
+from pitune.rl.config import CloningDrawsConfig, MinibatchConfig
 from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
 from pitune.rl.experience.demonstrations import without_padding
@@ -46,7 +48,7 @@ from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCConfig(AlgorithmConfig, MinibatchConfig):
+class BCConfig(AlgorithmConfig, MinibatchConfig, CloningDrawsConfig):
     """Flow matching on demonstrations. The chunks of a minibatch are drawn with replacement.
 
     Example:
@@ -80,9 +82,6 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     real_time_delay: NonNegativeInt | None = None
     """Longest clean beginning of a chunk [control steps], for real-time chunking with
     method="trained". Each chunk's is drawn from 0 to this. The policy's own by default."""
-    draws_per_chunk: PositiveInt = 1
-    """Draws of noise and flow time for each chunk of a minibatch. They share the encoding of the
-    observation, which takes most of the time where there are pictures."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
 
@@ -180,6 +179,8 @@ class CloningStep:
         flow_time = sample_flow_time(num * draws, self.policy.device)
         if draws > 1:  # (B, M, H, A) and (B, M)
             noise, flow_time = noise.unflatten(0, (num, draws)), flow_time.view(num, draws)
+        if config.immiscible_noise:
+            noise = assigned_noise(self.policy.normalized_chunk(batch), noise)
         batch["noise"], batch["flow_time"] = noise, flow_time
         if config.real_time_delay:
             delay = torch.randint(config.real_time_delay + 1, (num,), device=self.policy.device)
@@ -211,6 +212,7 @@ class CloningStep:
                 draws for each chunk.
         """
         noise, flow_time = batch["noise"], batch["flow_time"]
+        batch = with_recalled_memory(self.policy, batch, self.config.memory_decisions - 1)
         inputs, prefix = ModelInput.of(batch), stored_prefix(batch)
         loss = self.policy.loss(inputs, batch["action"], noise, flow_time, prefix)
         loss = without_padding(loss, batch)  # (B, H, A) or (B, M, H, A)
@@ -235,7 +237,8 @@ class BehaviorCloning(Algorithm[BCConfig]):
         if delay is not None:  # the checkpoint records it
             policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
         super().__init__(config, LikelihoodActor(policy, FlowSDEConfig()))
-        self.chunks = chunk_source(policy, config.demonstrations, config.data)
+        burn_in = config.memory_burn_in
+        self.chunks = chunk_source(policy, config.demonstrations, config.data, burn_in)
         self.step = CloningStep(policy, config)
         self.optimizers["policy"] = self.step.optimizer
 

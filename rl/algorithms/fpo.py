@@ -102,7 +102,9 @@ class FPO(Algorithm[FPOConfig]):
     def __init__(self, config: FPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
-        critic = ValueCritic(state_dim, policy.feature_dim, remainder=remainder)
+        critic = ValueCritic(
+            state_dim, policy.feature_dim, remainder=remainder, memory=policy.memory_shape
+        )
         self.critic = critic.to(policy.device)
         self.networks["critic"] = self.critic
         self.loss = PolicyLoss(self.actor, self._surrogate)
@@ -124,7 +126,12 @@ class FPO(Algorithm[FPOConfig]):
         """Return the valid decisions (B) with advantages and value targets, and metrics."""
         config = self.config
         batch, metrics = advantage_batch(
-            rollout, self.actor, self.critic, config.advantage, self.information
+            rollout,
+            self.actor,
+            self.critic,
+            config.advantage,
+            self.information,
+            config.update.memory_decisions,
         )
         if rescores(self.actor.policy, config.rescore):
             batch, gaps = rescore(batch, actor_score(self.actor), config.update.part_size)

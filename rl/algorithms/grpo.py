@@ -25,8 +25,10 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig
+from pitune.policies.recurrence import HISTORY
 from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveFloat, Range
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from pitune.rl.experience.history import with_history
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs
@@ -208,7 +210,9 @@ class GRPO(Algorithm[GRPOConfig]):
         kept = executed & chosen.gather(1, column)  # (E, T)
         env = torch.arange(num_envs, device=column.device)[:, None]
         episode = (env * num_episodes + column)[kept]
-        entries = select_decisions(rollout, self.actor.in_keys, self.actor.out_keys)
+        rollout = with_history(rollout, self.actor.policy, self.config.update.memory_decisions)
+        past = (HISTORY,) if HISTORY in rollout.keys() else ()
+        entries = select_decisions(rollout, self.actor.in_keys, self.actor.out_keys, past)
         batch = sub_dict(entries, kept)
 
         # advantages and weights

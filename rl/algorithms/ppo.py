@@ -151,7 +151,9 @@ class PPO(Algorithm[PPOConfig]):
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
-        critic = ValueCritic(state_dim, policy.feature_dim, remainder=remainder)
+        critic = ValueCritic(
+            state_dim, policy.feature_dim, remainder=remainder, memory=policy.memory_shape
+        )
         self.critic = critic.to(policy.device)
         self.networks["critic"] = self.critic
         self.loss = policy_loss(self.actor, config)
@@ -180,7 +182,12 @@ class PPO(Algorithm[PPOConfig]):
         """Return the valid decisions (B,) with advantages and value targets, and metrics."""
         config = self.config
         batch, metrics = advantage_batch(
-            rollout, self.actor, self.critic, config.advantage, self.information
+            rollout,
+            self.actor,
+            self.critic,
+            config.advantage,
+            self.information,
+            config.update.memory_decisions,
         )
         if rescores(self.actor.policy, config.rescore):
             one_step = config.scored_steps == "one"

@@ -61,6 +61,7 @@ def _key(meaning: str, shape: str, writer: str, readers: str, places: str, unit:
 
 _ENV, _ACTOR, _INPUTS = "envs.chunk_env", "policies.actor", "policies.preprocessing.model_input"
 _PREPROCESSOR, _LATE = "policies.preprocessing.preprocessor", "envs.delayed_env"
+_MEMORY_ENV = "envs.memory_env"
 _VALUE, _BATCH, _LOSS = (f"rl.policy_gradient.{module}" for module in ("value", "batch", "loss"))
 _ADVANTAGE, _EPISODES, _REFERENCE = (
     f"rl.policy_gradient.{module}" for module in ("advantage", "episodes", "reference")
@@ -110,6 +111,7 @@ KEYS: dict[str, Key] = {
     "delay": _key(
         "executed steps of it, -1 without one", "scalar", _LATE, _INPUTS, _ROLLOUT, "steps"
     ),
+    "memory": _key("memory that the decision reads", "memory,D", _MEMORY_ENV, _INPUTS, _ROLLOUT),
     # network input
     "model_input": _key(
         "network input, computed once per observation",
@@ -139,6 +141,9 @@ KEYS: dict[str, Key] = {
     ),
     "model_input.delay": _key(
         "steps of it that are executed", "scalar", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT, "steps"
+    ),
+    "model_input.memory": _key(
+        "memory that the decision reads", "memory,D", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT
     ),
     # actors
     "noise": _key(
@@ -207,6 +212,16 @@ KEYS: dict[str, Key] = {
         "rl.algorithms.evolution.epo_population",
         f"{_EPO} rl.algorithms.evolution.epo_evolution",
         f"{_ROLLOUT} batch",
+    ),
+    "written_memory": _key(
+        "memory for the next decision", "memory,D", _ACTOR, _MEMORY_ENV, "rollout"
+    ),
+    "history": _key(
+        "decisions before it that the gradient of a memory flows through",
+        "*",
+        "rl.experience.history",
+        "policies.recurrence",
+        "rollout batch cloning",
     ),
     "latent": _key("chosen starting noise", "W", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
     "critic_input": _key("input of the critics", "D", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),

@@ -15,7 +15,15 @@ from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import ExplorationType
 
-from pitune.envs import CheckedEnv, ChunkEnv, DelayedChunkEnv, EnvSpec, EpisodeSeeds, Starts
+from pitune.envs import (
+    CheckedEnv,
+    ChunkEnv,
+    DelayedChunkEnv,
+    EnvSpec,
+    EpisodeSeeds,
+    MemoryChunkEnv,
+    Starts,
+)
 from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingPolicy
 from pitune.policies.preprocessing.images import nearest
@@ -148,6 +156,8 @@ def chunk_env_for(
     preprocess = policy.observation_preprocessor(env.spec.tasks if tasks is None else tasks)
     args = (env, sampler.execution_horizon, seeds, num_episodes, preprocess, record_success)
     steps = remainder_steps(sampler, policy.chunk_shape[0])
+    if isinstance(policy, FlowPolicy) and policy.has_memory:  # and no delay, see `check_parts`
+        return MemoryChunkEnv(*args, memory_shape=policy.memory_shape)
     if not steps:
         return ChunkEnv(*args)
     return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=sampler.delay.draw)
