@@ -137,8 +137,10 @@ class FlowPolicy(PolicyParts):
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
         context = self.network.with_state(prefix, state, state_offset)
-        if self.has_memory:
-            context = self.network.with_memory(context, self.memory_of(inputs))
+        network = self.network
+        if network.memory is not None:
+            memory = self.memory_of(inputs)
+            context = network.memory.write(network.expert, context, memory, network.compute_dtype)
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)

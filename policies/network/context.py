@@ -36,7 +36,8 @@ class Context(NamedTuple):
     delay: Tensor | None = None
     """Its actions that are executed before the new chunk arrives (B,), -1 without an old chunk."""
     memory: Tensor | None = None
-    """Memory that the decision reads (B, memory, D), of a network with one."""
+    """Memory that the decision reads (B, memory, D), of a network with one. By default it is that
+    of an episode's beginning."""
     written: Tensor | None = None
     """Memory that it writes, for the next decision (B, memory, D)."""
 
@@ -53,20 +54,6 @@ def unpack(packed: TensorDictBase) -> Context:
     """Return the context that `pack` took apart."""
     cache = list(zip(packed["keys"].unbind(1), packed["values"].unbind(1), strict=True))
     return Context(cache=cache, **dict(packed.exclude("keys", "values").items()))
-
-
-def memory_of(context: Context) -> Tensor:
-    """Return the memory (B, memory, D) that a decision reads.
-
-    Raises:
-        ValueError: the context has none.
-    """
-    if context.memory is None:
-        raise ValueError(
-            "the network has a memory, but the encoded observation has none; encode it with the "
-            "memory of its episode (`Pi0.with_memory`), which begins with `Memory.empty`"
-        )
-    return context.memory
 
 
 def stored_prefix(rows: TensorDictBase) -> Context | None:

@@ -34,6 +34,7 @@ from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mas
 from pitune.policies.network.gemma import Cache, Gemma
 from pitune.policies.network.layers import Linear
 from pitune.policies.network.options.add import option_modules
+from pitune.policies.network.options.memory import Memory
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.network.towers import Experts, VisionLanguageModel, check_prefix_inputs
 
@@ -109,6 +110,11 @@ class Pi0(nn.Module):
         if self.config.vlm is not None:
             model = self.paligemma_with_expert.paligemma["model"]  # type: ignore[assignment]
         return model
+
+    @property
+    def memory(self) -> Memory | None:
+        """The memory that decisions of an episode share, or None."""
+        return dict(self.options.items()).get("memory")  # type: ignore[return-value]
 
     def encode(
         self,
@@ -262,6 +268,8 @@ class Pi0(nn.Module):
         else:
             positions = valid.sum(1, keepdim=True) + steps
         mask = flow_time_mask(m, horizon, before, valid, x.device)
+        if self.memory is not None:
+            tokens = self.memory.read(tokens, context.memory)
         hidden, _ = self.expert(tokens, positions, mask, context.cache, condition)
         hidden = rearrange(hidden, "b (m h) d -> b m h d", m=m).to(x.dtype)
         return FlowOutput(self.action_out_proj(hidden), hidden)

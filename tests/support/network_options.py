@@ -16,6 +16,7 @@ from torch import nn
 from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
+from pitune.policies.network.options.memory import MemoryConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 
 BOTH: tuple[Family, ...] = ("pi0", "pi05")
@@ -61,6 +62,29 @@ CASES: tuple[OptionCase, ...] = (
     OptionCase(
         name="value_residual",
         options=NetworkOptions(value_residual=ValueResidualConfig(mode="dynamic")),
+    ),
+    OptionCase(
+        name="memory",
+        options=NetworkOptions(memory=MemoryConfig(num_tokens=3)),
+        # the matrix behind the reading starts at 0
+        unused_at_start=tuple(
+            f"memory.{name}"
+            for name in (
+                "read_slots",
+                "norm.weight",
+                *(f"{p}_proj.{kind}" for p in "qkv" for kind in ("weight", "bias")),
+            )
+        ),
+        # of the writing, which the next decision reads
+        unused=tuple(
+            f"memory.{name}"
+            for name in (
+                "write_slots",
+                "in_proj.weight",
+                "condition",
+                *(f"{p}.{kind}" for p in ("gate", "candidate") for kind in ("weight", "bias")),
+            )
+        ),
     ),
 )
 """One row for each option."""

@@ -15,9 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
-from torch import Tensor
-
 from network_options import (
     CASES,
     OptionCase,
@@ -26,6 +23,9 @@ from network_options import (
     pairs,
     perturb,
 )
+from tensordict import TensorDict
+from torch import Tensor
+
 from openpi_fixtures import TOKENIZER, load_openpi, openpi_folder
 from pitune.policies import (
     PIPELINES,
@@ -199,6 +199,8 @@ def observations(policy: FlowPolicy, num: int = 3) -> TensorDict:
         )
         for camera in ("front", "wrist")
     }
+    if policy.has_memory:  # of a decision in the middle of an episode
+        obs["memory"] = torch.randn(num, *policy.memory_shape, generator=generator)
     words = ("reach the goal", "go away from the goal and stop there")
     return policy.observation_preprocessor(words)(TensorDict(obs, [num]))
 
