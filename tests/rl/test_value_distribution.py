@@ -1,10 +1,11 @@
-"""Categorical critics: bins and targets by hand, and their place in `ppo`, `epo` and the Q critics."""
+"""Categorical critics: bins and targets by hand, and their place in the algorithms."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_gaussian_target_by_hand() -> None:
         return 0.5 * (1 + math.erf((edge - 1) / (0.75 * math.sqrt(2))))
 
     edges = [below(edge) for edge in (-0.5, 0.5, 1.5, 2.5)]
-    by_hand = [(high - low) / (edges[-1] - edges[0]) for low, high in zip(edges, edges[1:])]
+    by_hand = [(high - low) / (edges[-1] - edges[0]) for low, high in pairwise(edges)]
     assert bins.target(column(1.0))[0].tolist() == pytest.approx(by_hand, abs=1e-6)
 
 
@@ -121,7 +122,8 @@ def test_categorical_q_critics_have_a_gradient_to_the_action() -> None:
     values = critic(action)
     assert values.shape == (2, 5)
     values.sum().backward()
-    assert action.grad is not None and float(action.grad.abs().min(0).values.max()) > 0
+    assert action.grad is not None
+    assert float(action.grad.abs().min(0).values.max()) > 0
 
 
 def test_the_loss_of_categorical_q_critics_by_hand() -> None:
