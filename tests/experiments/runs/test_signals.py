@@ -76,7 +76,7 @@ def child(function: str, call: int, number: int, config: TrainConfig, **kwargs: 
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as lines:
         return [
-            {k: v for k, v in row.items() if "seconds" not in k and "per_second" not in k}
+            {k: v for k, v in row.items() if "second" not in k and "memory/" not in k}
             for row in csv.DictReader(lines)
         ]
 
