@@ -52,11 +52,11 @@ class Trainer:
 
     def _open_run(self) -> Run:
         """Return the run, whose folder this process then holds."""
-        config = self.config
+        config, name = self.config, self.config.logger
         settings = config.identity(), config.wandb, {**config.limits(), **config.reports()}
         if config.resume:
-            return Run.resume(config.out, *settings, config.defaults(), logger=config.logger)
-        return Run.create(config.out, *settings, logger=config.logger)
+            return Run.resume(config.out, *settings, config.defaults(), logger=name)
+        return Run.create(config.out, *settings, logger=name)
 
     def _prepare(self) -> None:
         """Make policy, algorithm and environment, and check that they fit."""
@@ -79,7 +79,7 @@ class Trainer:
         self._pending_evaluation = False
         if config.resume:
             self._restore()
-        self.run.logger.connect()
+        self.run.connect()
 
     def train(self) -> dict[str, Any]:
         """Run to the end and return the summary, which is also in summary.json.
@@ -115,8 +115,7 @@ class Trainer:
         # iterations
         with screen.task("training", config.num_iterations, self.iteration) as task:
             progress = TrainingProgress(task, self.env.spec)
-            recent = self.run.metrics.recent
-            self.ended_by = config.limit_reached(self.iteration, recent)
+            self.ended_by = config.limit_reached(self.iteration, self.run.recent)
             while not self.ended_by:
                 metrics = self._iterate_or_stop(request)
                 out_of_time = time.monotonic() - start > 60 * config.max_minutes
@@ -128,14 +127,13 @@ class Trainer:
                 if evaluation or request.stopped is not None or self._saving.is_due():
                     self._checkpoint(evaluation, pending=due and not evaluation)
                 progress.update(self.iteration, metrics | evaluation, self.rollouts.num_env_steps)
-                recent = self.run.metrics.recent
-                for warning in monitor.warnings(list(recent)):
+                for warning in monitor.warnings(self.run.recent):
                     screen.note(f"warning: {warning}")
                 if request.stopped is not None:
                     exact = due or self.rollouts.state() is not None
                     screen.note(signals.stop_note(self.config.out, self.iteration, exact))
                     raise request.stopped
-                self.ended_by = config.limit_reached(self.iteration, recent, out_of_time)
+                self.ended_by = config.limit_reached(self.iteration, self.run.recent, out_of_time)
 
     def _iterate_or_stop(self, request: StopRequest) -> dict[str, float]:
         """Iterate, and end in order if a signal has stopped the environment's processes too.
@@ -247,8 +245,7 @@ class Trainer:
         self.restarts = progress.get("restarts", [])  # absent from runs of pitune 0.2 and before
         self._pending_evaluation = progress.get("pending_evaluation", False)
 
-        # episodes: those of before, or new ones
-        episodes = self.run.episodes
+        episodes = self.run.episodes  # those of before, or new ones
         if episodes is None or not self.rollouts.repeat(episodes):
             evaluated = self.iteration % self.config.eval_every == 0
             if not evaluated and self.iteration < self.config.num_iterations:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,14 @@ class Run:
         run.metrics.read(has_copy=bool(checkpoints) and (checkpoints[-1] / METRICS).is_file())
         return run
 
+    def connect(self) -> None:
+        """Start the logger, which `log` does otherwise. See `Logger.connect`."""
+        self.logger.connect()
+
     def abandon(self) -> None:
         """Release the folder. Nothing stays in it of a new run without a checkpoint."""
-        self.logger.close(exit_code=1)
+        with suppress(OSError):  # on a full disk its last lines are lost
+            self.logger.close(exit_code=1)
         if self._new:
             abandon(self.folder, self._made)
         else:  # its checkpoints may be elsewhere for a while
@@ -169,7 +175,12 @@ class Run:
     def amend(self, metrics: dict[str, float]) -> None:
         """Add metrics to the last row, for an evaluation that a signal has postponed."""
         self.metrics.amend(metrics)
-        self.logger.log(metrics, step=self.metrics.recent[-1]["iteration"])
+        self.logger.log(metrics, step=self.recent[-1]["iteration"])
+
+    @property
+    def recent(self) -> list[Row]:
+        """The latest rows."""
+        return list(self.metrics.recent)
 
     @property
     def rows(self) -> list[Row]:

@@ -76,9 +76,10 @@ class MetricsLog:
     def copy(self, file: Path) -> None:
         """Copy the file of all rows."""
         self._repair(deep=True)
-        if not self._size:
-            self._rewrite([])
-        shutil.copyfile(self.file, file)
+        if self._size:
+            shutil.copyfile(self.file, file)
+        else:
+            write_rows(file, self.columns, [])
 
     def read(self, has_copy: bool) -> None:
         """Read the rows of a run that is resumed, and print their repairs.

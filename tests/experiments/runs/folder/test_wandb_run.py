@@ -93,6 +93,6 @@ def test_a_missing_login_is_a_sentence_with_a_way_out(
     monkeypatch.setattr(wandb, "init", fail)
     run = Run.create(tmp_path / "run", CONFIG, "online")
     with pytest.raises(ValueError, match=r"wandb='online': .*\. Run `wandb login`, or pass --wan"):
-        run.logger.connect()
+        run.connect()
     run.abandon()
     assert not (tmp_path / "run").exists()
