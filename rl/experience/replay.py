@@ -4,7 +4,7 @@ Strings are rejected, because TorchRL's storage silently returns the strings of 
 are stored as integers, and pictures as uint8. The buffer uses the global random numbers. A run that
 restores them and the memory's state continues bit for bit.
 
-Letters: B minibatch rows.
+Letters: B minibatch rows, N rows.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ class Replay:
         Raises:
             ValueError: there are more rows than the capacity.
         """
-        self._check_capacity(num)
-        self._buffer.empty()
+        self._empty_for(num)
+        # the ring as it was when the first of these rows was pushed
         count = writer["_write_count"] - num
         start = {"_cursor": (writer["_cursor"] - num) % self.capacity, "_write_count": count}
         self._buffer.writer.load_state_dict({**writer, **start})
@@ -162,13 +162,14 @@ class Replay:
             rows = TensorDict(part, batch_size=[len(next(iter(part.values())))])
             self._buffer.extend(rows.unflatten_keys("."))
 
-    def _check_capacity(self, num: int) -> None:
-        """Raise ValueError if the memory cannot hold a number of saved rows."""
+    def _empty_for(self, num: int) -> None:
+        """Remove all rows, to hold a number of saved ones. Raise ValueError if they do not fit."""
         if num > self.capacity:
             raise ValueError(
                 f"the saved replay memory has {num} rows, capacity={self.capacity}; resume with "
                 "the capacity that it was saved with"
             )
+        self._buffer.empty()
 
     def state(self) -> dict[str, Any]:
         """Return the stored rows and the position of the next one, as tensors and numbers."""
@@ -186,8 +187,7 @@ class Replay:
         """
         rows = state["rows"]
         num = len(next(iter(rows.values()))) if rows else 0
-        self._check_capacity(num)
-        self._buffer.empty()
+        self._empty_for(num)
         if num:
             self._buffer.extend(TensorDict(rows, batch_size=[num]).unflatten_keys("."))
         self._buffer.writer.load_state_dict(state["writer"])

@@ -48,6 +48,7 @@ class MetricsLog:
         self.columns: list[str] = ["iteration"]
         self.recent: deque[Row] = deque(maxlen=NUM_RECENT)
         """The latest rows."""
+        # the file as it was written last
         self._size, self._code = 0, 0
         self._last_line = b""
 

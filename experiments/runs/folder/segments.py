@@ -69,6 +69,7 @@ class Segments:
         """Write the new rows of all memories, and return the content of replay.json."""
         index = {}
         for name, memory in memories.items():
+            # earlier files that still hold a row of the ring, and then the new rows
             known = [s for s in self._written.get(name, []) if s.last > memory.oldest]
             first = known[-1].last if known else memory.oldest
             if first < memory.num_pushed:
@@ -119,6 +120,7 @@ class Segments:
         folder = self.run / FOLDER
         if not folder.is_dir():
             return
+        # also in folders that were set aside, and in those of failed updates
         listed = {
             segment[0]
             for file in self.run.glob(f"*/{INDEX}")

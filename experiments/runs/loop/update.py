@@ -1,4 +1,7 @@
-"""The update of an iteration: its progress on the screen, and its state if it fails."""
+"""The update of an iteration: its progress on the screen, and its state if it fails.
+
+Letters: E envs, T chunk decisions.
+"""
 
 from __future__ import annotations
 
