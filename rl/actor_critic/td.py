@@ -215,9 +215,8 @@ class OffPolicy:
         return to_floats(metrics)
 
     def state(self) -> dict[str, Any]:
-        """Return the state for resuming, without networks and optimizers."""
+        """Return the state for resuming, without networks, optimizers and the memory."""
         return {
-            "replay": self.replay.state(),
             "rewards": self.rewards.state(),
             "num_warmup": self.num_warmup,
             "num_decisions": self.num_decisions,
@@ -226,7 +225,8 @@ class OffPolicy:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the result of `state`."""
-        self.replay.load_state(state["replay"])
+        if "replay" in state:  # a run of pitune 0.4 and before
+            self.replay.load_state(state["replay"])
         if "rewards" in state:
             self.rewards.load_state(state["rewards"])
         elif len(self.replay):  # a run of pitune 0.2
