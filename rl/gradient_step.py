@@ -11,8 +11,9 @@ from statistics import fmean
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
+from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
 Metrics = dict[str, Tensor]
@@ -26,19 +27,20 @@ def minibatches(num: int, size: int, num_epochs: int) -> list[Tensor]:
     """Return the rows of each gradient step of all epochs, in order.
 
     A ragged last minibatch is dropped. A `size` above `num` is reduced to `num`. An empty batch has
-    no gradient step.
+    no gradient step. Several ranks take the same number of steps, with equal shares of each.
 
     Args:
-        num: Rows of the batch.
-        size: Rows of a minibatch.
+        num: Rows of the batch of this rank.
+        size: Rows of a minibatch of all ranks.
         num_epochs: Passes over the batch.
     """
-    if not num:
+    size = min(ranks.share(size), ranks.least(num))
+    if not size:
         return []
-    size = min(size, num)
+    num_steps = ranks.least(num // size)
     rows: list[Tensor] = []
     for _ in range(num_epochs):
-        rows += [part for part in torch.randperm(num).split(size) if len(part) == size]
+        rows += torch.randperm(num).split(size)[:num_steps]
     return rows
 
 
@@ -62,7 +64,8 @@ def run_epochs(
     history: list[dict[str, float]] = []
     for part in rows:
         history.append(step(sub_dict(batch, part)))
-        if history[-1].get("approx_kl", 0.0) > target_kl:
+        # of all ranks, because one that stops alone would leave the others waiting
+        if ranks.mean_number(history[-1].get("approx_kl", 0.0)) > target_kl:
             break
 
     # means over the steps, of which some may lack a metric of others
@@ -92,10 +95,13 @@ def gradient_step(
     Scalar metrics are averaged with these weights, and metrics per row are concatenated. The
     returned norm is that before scaling.
 
+    Several ranks apply the mean gradient of the rows of all ranks, to the same parameters. The
+    metrics are those of this rank's rows.
+
     Args:
         optimizer: Optimizer of the trained parameters.
         loss: Mean over the rows of a batch.
-        batch: The rows, with all random draws that the loss needs.
+        batch: The rows of this rank, with all random draws that the loss needs.
         name: Name of the trained network, for the error.
         step: Number of the update or round, for the error.
         max_grad_norm: Gradients are scaled down to this norm, or left alone if it is infinite.
@@ -103,11 +109,11 @@ def gradient_step(
         group: Key of an integer index (B,). Rows with the same index stay in one part.
 
     Raises:
-        FloatingPointError: the loss is not finite. No parameter has changed.
+        FloatingPointError: the loss is not finite, on any rank. No parameter has changed.
 
     Example:
         >>> from tensordict import TensorDict
-        >>> weight = nn.Parameter(torch.zeros(()))
+        >>> weight = torch.nn.Parameter(torch.zeros(()))
         >>> batch = TensorDict({"x": torch.ones(4)}, [4])
         >>> def loss(batch):
         ...     value = (weight - batch["x"]).square().mean()
@@ -123,31 +129,45 @@ def gradient_step(
     optimizer.zero_grad(set_to_none=True)
     parts = split_rows(batch, num_parts, group)
     shares = [len(part) / len(batch) for part in parts]
+    weight = ranks.row_weight(len(batch))
 
     # gradient, accumulated over the parts
     history: list[Metrics] = []
+    fault = 0.0
     for part, share in zip(parts, shares, strict=True):
         part_loss, metrics = loss(part)
         if not torch.isfinite(part_loss):
-            # before the first step no learning rate can be the cause
-            advice = (
-                "lower its learning rate, check the scale of rewards and actions, or resume from "
-                "the last checkpoint"
-                if optimizer.state
-                else "no step was taken before, so check the norm stats, the observations and the "
-                "rewards for values that are huge or not finite"
-            )
-            raise FloatingPointError(f"{name} loss is {part_loss.item()} in {step}; {advice}")
-        (part_loss * share).backward(inputs=parameters)
+            fault = part_loss.item()
+            if ranks.world() == 1:
+                raise _not_finite(optimizer, name, step, str(fault))
+        (part_loss * (share * weight)).backward(inputs=ranks.leaves(parameters))
         history.append({key: value.detach() for key, value in metrics.items()})
 
+    # of all ranks, after the work that all of them take part in
+    if ranks.on_any(fault != 0):
+        faults = [f"{value} on rank {i}" for i, value in enumerate(ranks.gathered(fault)) if value]
+        raise _not_finite(optimizer, name, step, ", ".join(faults))
+    ranks.average_gradients(parameters)
+
     # step
-    if math.isinf(max_grad_norm):
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    else:
-        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    norm = ranks.clip_gradients(parameters, max_grad_norm)
     optimizer.step()
     return merge_metrics(history, shares), float(norm)
+
+
+def _not_finite(
+    optimizer: torch.optim.Optimizer, name: str, step: str, loss: str
+) -> FloatingPointError:
+    """Return the error of a loss that is not finite."""
+    # before the first step no learning rate can be the cause
+    advice = (
+        "lower its learning rate, check the scale of rewards and actions, or resume from "
+        "the last checkpoint"
+        if optimizer.state
+        else "no step was taken before, so check the norm stats, the observations and the "
+        "rewards for values that are huge or not finite"
+    )
+    return FloatingPointError(f"{name} loss is {loss} in {step}; {advice}")
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pitune.policies import FlowMatchingConfig, FlowPolicy, LikelihoodActor
 from pitune.ranges import PositiveFloat
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.ppo import critic_loss
 from pitune.rl.gradient_step import (
@@ -151,7 +152,7 @@ class FPO(Algorithm[FPOConfig]):
 
         # policy
         if self.num_updates >= self.config.critic_warmup:
-            if batch["advantage"].any():
+            if ranks.on_any(bool(batch["advantage"].any())):
                 policy, norm = self._gradient_step("actor", self.loss, batch)
             else:
                 num_parts = self.config.update.num_parts

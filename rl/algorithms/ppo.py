@@ -30,6 +30,7 @@ from pitune.policies import (
     likelihood_name,
 )
 from pitune.ranges import NonNegativeFloat
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.gradient_step import (
     Metrics,
@@ -208,7 +209,7 @@ class PPO(Algorithm[PPOConfig]):
         batch = self.loss.with_draws(batch)
 
         # no step, because Adam would go on with its last ones
-        if not batch["advantage"].any():
+        if not ranks.on_any(bool(batch["advantage"].any())):
             metrics = loss_metrics(self.loss, batch, config.update.num_parts)
             return {**policy_metrics(metrics, config.clip), "grad_norm": 0.0}
 
