@@ -81,8 +81,8 @@ def rescore(
     Args:
         batch: Decisions of the current policy, with `chain` and `action_log_prob`.
         score: Scores decisions as a gradient step does.
-        size: Decisions of a forward in training, on all ranks. Rounding depends on it, so every pass has as
-            many, and the last one repeats some of the others.
+        size: Decisions of a forward in training, on all ranks. Rounding depends on it, so every
+            pass has as many, and the last one repeats some of the others.
     """
     if not len(batch):
         return batch, {}
