@@ -5,14 +5,13 @@ must agree on goes through a function of this module. In a single process each f
 argument, or computes the same operations as without it, so that a run is the same bit for bit.
 
 The ranks stay equal without copying weights: they start from the same weights, and each gradient
-step applies the same mean gradient. `drifted` compares them.
+step applies the same mean gradient. `pitune.rl.drift` compares them.
 
 Letters: R ranks, N rows.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -181,6 +180,11 @@ def gathered(value: Value) -> list[Value]:
     return values
 
 
+def gathered_numbers(values: list[float]) -> list[float]:
+    """Return the numbers of all ranks, of which each has as many, in their order."""
+    return values if world() == 1 else [v for part in gathered(values) for v in part]
+
+
 def joined(rows: Tensor) -> Tensor:
     """Return the rows (N, ...) of all ranks, one after the other. Of several ranks, on the CPU."""
     return rows if world() == 1 else torch.cat(gathered(rows.cpu()))
@@ -259,27 +263,26 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
             grad.copy_(mean_grad.view_as(grad))
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients down to a norm, and return their norm before it.
-
-    Args:
-        parameters: Some of them may be sharded, and some may have no gradient.
-        max_norm: Greatest norm, or infinite to leave the gradients alone.
-    """
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients, of which some may be sharded (scalar)."""
     grads = [p.grad for p in parameters if p.grad is not None]
     if not any(isinstance(grad, DTensor) for grad in grads):
-        if math.isinf(max_norm):
-            return nn.utils.get_total_norm(grads)
-        return nn.utils.clip_grad_norm_(parameters, max_norm)
-    # PyTorch's functions take gradients of one kind
+        return nn.utils.get_total_norm(grads)
+    # PyTorch's function takes gradients of one kind
     kinds = [[g for g in grads if isinstance(g, DTensor) == sharded] for sharded in (True, False)]
     norms = [nn.utils.get_total_norm(kind) for kind in kinds if kind]
-    norm = torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]).norm()
-    if not math.isinf(max_norm):
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as in clip_grad_norm_
-        for grad in grads:
-            (grad.to_local() if isinstance(grad, DTensor) else grad).mul_(factor)
-    return norm
+    return torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]).norm()
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float, norm: Tensor) -> None:
+    """Scale gradients with a norm down to `max_norm`."""
+    if not any(isinstance(p, DTensor) for p in parameters):
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as PyTorch's
+    for p in parameters:
+        if p.grad is not None:
+            (p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad).mul_(factor)
 
 
 def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -291,30 +294,3 @@ def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
             groups.append([])
         groups[-1].append(tensor)
     return [group for groups in buckets.values() for group in groups]
-
-
-def checksums(state: dict[str, Tensor]) -> Tensor:
-    """Return a number for each tensor (N,) int64, which changes with any of its bits.
-
-    Parts of sharded tensors, which differ between ranks by design, have 0.
-    """
-    return torch.tensor([_checksum(value) for value in state.values()], dtype=torch.int64)
-
-
-def _checksum(tensor: Tensor) -> int:
-    if isinstance(tensor, DTensor) or tensor.is_meta or not tensor.numel():
-        return 0
-    data = tensor.detach().contiguous().flatten().view(torch.uint8)
-    pad = -len(data) % 4
-    words = torch.cat([data, data.new_zeros(pad)]).view(torch.int32).long()
-    place = torch.arange(1, len(words) + 1, device=words.device)
-    return int((words * (2 * place + 1)).sum())  # odd factors, so that each bit counts
-
-
-def drifted(state: dict[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that differ between ranks."""
-    if world() == 1:
-        return []
-    sums = checksums(state)
-    differ = least(sums) != greatest(sums)
-    return [name for name, flag in zip(state, differ.tolist(), strict=True) if flag]

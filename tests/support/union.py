@@ -17,6 +17,7 @@ from pitune.rl import Algorithm, ranks
 from pitune.rl.actor_critic.td import OffPolicy
 from pitune.rl.algorithms.dgn_noise import DifferenceModel
 from pitune.rl.datasets.demonstrations import RandomChunks
+from pitune.rl.drift import drifted
 from pitune.rl.experience.sub_dict import sub_dict
 
 NUM_RANKS = 2
@@ -121,13 +122,13 @@ def updates(algorithm: Algorithm[Any], rollouts: list[TensorDictBase]) -> dict[s
     state = {f"policy.{k}": v for k, v in algorithm.actor.policy.state_dict().items()}
     for name, network in algorithm.networks.items():
         state |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
-    drifted = ranks.drifted(state)
+    names = drifted(state)
     parameters = {key: value.detach().clone() for key, value in state.items()}
     return {
         "parameters": parameters,
         "gradients": gradients,
         "metrics": metrics,
-        "drifted": drifted,
+        "drifted": names,
     }
 
 
