@@ -25,6 +25,7 @@ from pitune.policies.flow.path import (
 )
 from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.context import Context
+from pitune.policies.network.options.memory import with_written_memory
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
 from pitune.policies.policy_config import check_noise
 from pitune.policies.policy_parts import PolicyParts
@@ -137,10 +138,8 @@ class FlowPolicy(PolicyParts):
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
         context = self.network.with_state(prefix, state, state_offset)
-        network = self.network
-        if network.memory is not None:
-            memory = self.memory_of(inputs)
-            context = network.memory.write(network.expert, context, memory, network.compute_dtype)
+        if self.has_memory:
+            context = with_written_memory(self.network, context, self.memory_of(inputs))
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -291,6 +290,8 @@ class FlowPolicy(PolicyParts):
 
         # squared error
         loss = (output.velocity.float() - target_velocity(action[:, None], noise)).square()
+        prediction = self.network.config.options.prediction
+        loss = prediction.weighted(loss, per_step[..., None])
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
         return loss[:, 0] if is_single else loss

@@ -61,15 +61,15 @@ def _key(meaning: str, shape: str, writer: str, readers: str, places: str, unit:
 
 _ENV, _ACTOR, _INPUTS = "envs.chunk_env", "policies.actor", "policies.preprocessing.model_input"
 _PREPROCESSOR, _LATE = "policies.preprocessing.preprocessor", "envs.delayed_env"
-_MEMORY_ENV = "envs.memory_env"
 _VALUE, _BATCH, _LOSS = (f"rl.policy_gradient.{module}" for module in ("value", "batch", "loss"))
 _ADVANTAGE, _EPISODES, _REFERENCE = (
     f"rl.policy_gradient.{module}" for module in ("advantage", "episodes", "reference")
 )
-_SUCCESS = "envs.success"
+_SUCCESS, _MEMORY_ENV = "envs.success", "envs.memory_env"
 _TD, _LEARNER = "rl.actor_critic.td", "rl.actor_critic.learner"
 _TRANSITIONS, _EVALUATE = "rl.experience.transitions", "rl.evaluation.evaluate"
 _GRPO, _EPO, _DSRL, _BC = (f"rl.algorithms.{name}" for name in ("grpo", "epo", "dsrl", "bc"))
+_EVOLUTION, _WHOLE = "rl.algorithms.evolution", "policies.likelihood.whole_chunk"
 _POLICY, _DSRL_ACTOR = "policies.policy", "rl.algorithms.dsrl_actor"
 
 _ROLLOUT, _ROWS = "rollout next", "replay sample"
@@ -192,25 +192,14 @@ KEYS: dict[str, Key] = {
         "rollout batch",
     ),
     "draw_noise": _key(
-        "noise of loss draws",
-        "M,H,A",
-        "policies.likelihood.whole_chunk",
-        "policies.likelihood.whole_chunk",
-        "rollout batch",
-        "normalized",
+        "noise of loss draws", "M,H,A", _WHOLE, _WHOLE, "rollout batch", "normalized"
     ),
-    "draw_time": _key(
-        "flow times of loss draws",
-        "M",
-        "policies.likelihood.whole_chunk",
-        "policies.likelihood.whole_chunk",
-        "rollout batch",
-    ),
+    "draw_time": _key("flow times of loss draws", "M", _WHOLE, _WHOLE, "rollout batch"),
     "member": _key(
         "member of the population",
         "scalar",
-        "rl.algorithms.evolution.epo_population",
-        f"{_EPO} rl.algorithms.evolution.epo_evolution",
+        f"{_EVOLUTION}.epo_population",
+        f"{_EPO} {_EVOLUTION}.epo_evolution",
         f"{_ROLLOUT} batch",
     ),
     "written_memory": _key(
@@ -292,6 +281,8 @@ def declared(place: Place) -> set[str]:
 def select_decisions(rollout: TensorDictBase, *groups: Iterable[str]) -> TensorDictBase:
     """Return the entries of a rollout that a batch may hold, among groups of names.
 
+    A `history` is kept wherever a rollout has one.
+
     Args:
         rollout: Decisions (E, T).
         groups: Names such as an actor's `in_keys` and `out_keys`. Those that no batch holds, like
@@ -301,6 +292,7 @@ def select_decisions(rollout: TensorDictBase, *groups: Iterable[str]) -> TensorD
         KeyError: a name is not declared.
     """
     names = dict.fromkeys(name for group in groups for name in group)
+    names |= {name: None for name in ("history",) if name in rollout.keys()}
     undeclared = sorted(names.keys() - KEYS.keys())
     if undeclared:
         raise KeyError(f"{undeclared} are not declared in pitune.rl.experience.keys")

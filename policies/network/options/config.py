@@ -9,8 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.memory import MemoryConfig
 from pitune.policies.network.options.option import OptionConfig, built
+from pitune.policies.network.options.prediction import PredictionConfig
+from pitune.policies.network.options.registers import RegistersConfig
+from pitune.policies.network.options.state_tokens import StateTokensConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 from pitune.ranges import Settings
 
@@ -32,6 +37,16 @@ class NetworkOptions(Settings):
     """Values of the first layer in the attention of the others."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """Tokens that a decision hands on to the next one of its episode."""
+    registers: RegistersConfig = field(default_factory=RegistersConfig)
+    """Learned tokens beside the actions."""
+    hyper_connections: HyperConnectionsConfig = field(default_factory=HyperConnectionsConfig)
+    """Several residual streams."""
+    linear_norms: LinearNormsConfig = field(default_factory=LinearNormsConfig)
+    """Norms after the linear layers of the action expert."""
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    """Quantity that the network predicts, and the space of its loss."""
+    state_tokens: StateTokensConfig = field(default_factory=StateTokensConfig)
+    """Further tokens of the state."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkOptions:
@@ -42,7 +57,7 @@ class NetworkOptions(Settings):
         """
         return built(cls, values)
 
-    def items(self) -> Iterator[tuple[str, OptionConfig]]:
+    def active(self) -> Iterator[tuple[str, OptionConfig]]:
         """Yield the options that are on, by name."""
         for item in fields(self):
             option: OptionConfig = getattr(self, item.name)
@@ -52,7 +67,7 @@ class NetworkOptions(Settings):
     @property
     def names(self) -> list[str]:
         """Names of the options that are on."""
-        return [name for name, _ in self.items()]
+        return [name for name, _ in self.active()]
 
     def check(self, network: Pi0Config) -> None:
         """Check that a network of these sizes can have the options.
@@ -60,7 +75,7 @@ class NetworkOptions(Settings):
         Raises:
             ValueError: it cannot.
         """
-        for _, option in self.items():
+        for _, option in self.active():
             option.check(network)
 
     def check_pretrained(self) -> None:
@@ -69,7 +84,7 @@ class NetworkOptions(Settings):
         Raises:
             ValueError: they would not.
         """
-        for name, option in self.items():
+        for name, option in self.active():
             fault = option.pretrained_fault()
             if fault is not None:
                 raise ValueError(
@@ -83,14 +98,14 @@ class NetworkOptions(Settings):
         Raises:
             ValueError: an option is on in both, with other settings.
         """
-        before = dict(self.items())
-        for name, option in added.items():
+        before = dict(self.active())
+        for name, option in added.active():
             if before.get(name, option) != option:
                 raise ValueError(
                     f"options.{name}={option} cannot be added: the network has {before[name]} "
                     "already; leave it out"
                 )
-        return replace(self, **dict(added.items()))  # type: ignore[arg-type]
+        return replace(self, **dict(added.active()))  # type: ignore[arg-type]
 
 
 def option_groups() -> list[str]:

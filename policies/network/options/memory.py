@@ -22,7 +22,7 @@ whole segment.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from einops import rearrange, repeat
@@ -31,6 +31,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pitune.policies.network.extensions import Extension
 from pitune.policies.network.layers import Linear, RMSNorm
+from pitune.policies.network.options.gated_tokens import Extra
 from pitune.policies.network.options.option import OptionConfig
 from pitune.ranges import NonNegativeInt
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pitune.policies.network.config import Pi0Config
     from pitune.policies.network.context import Context
     from pitune.policies.network.gemma import Gemma
+    from pitune.policies.network.pi0 import Pi0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +160,22 @@ class Memory(Extension):
         condition = None
         if hasattr(self, "condition"):
             condition = self.condition.to(dtype).expand(num, 1, -1)
-        hidden, _ = expert(tokens, positions, mask, context.cache, condition)
+        extra = Extra(side=context.side or {})
+        hidden, _ = expert(tokens, positions, mask, context.cache, condition, extra)
         hidden = hidden.float()
         gate = torch.sigmoid(self.gate(hidden))
         written = memory + gate * (torch.tanh(self.candidate(hidden)) - memory)
         return context._replace(memory=memory, written=written)
+
+
+def with_read_memory(network: Pi0, context: Context, tokens: Tensor) -> Tensor:
+    """Return action tokens (N, L, D) after they have read the memory, if the option is on."""
+    if "memory" not in network.options:
+        return tokens
+    return cast(Memory, network.options["memory"]).read(tokens, context.memory)
+
+
+def with_written_memory(network: Pi0, context: Context, memory: Tensor) -> Context:
+    """Return a context (N) that reads a memory (N, memory, D), with the one that it writes."""
+    module = cast(Memory, network.options["memory"])
+    return module.write(network.expert, context, memory, network.compute_dtype)
