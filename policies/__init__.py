@@ -13,7 +13,7 @@ from pitune.policies.checkpoints.pipelines import PIPELINES, Pipeline
 from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetuning
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.inference import infer
+from pitune.policies.inference import InferenceSession, infer
 from pitune.policies.likelihood.config import (
     ExactFlowConfig,
     FlowMatchingConfig,
@@ -63,6 +63,7 @@ __all__ = [
     "FlowSDEConfig",
     "FlowStepConfig",
     "GemmaConfig",
+    "InferenceSession",
     "Likelihood",
     "LikelihoodActor",
     "LikelihoodConfig",

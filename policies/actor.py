@@ -130,7 +130,7 @@ class Actor(TensorDictModuleBase):
     def write_memory(self, td: TensorDictBase, context: Context) -> None:
         """Write the memory that decisions (N) hand on, if the policy has one."""
         if context.written is not None:
-            td.set(WRITTEN, context.written)
+            td.set("written_memory", context.written)
 
     def evaluated(self) -> Actor:
         """Return the actor whose exploration is evaluated, this one by default.

@@ -222,7 +222,7 @@ class CloningStep:
         return loss.mean(), {"flow_loss": loss.mean()}
 
 
-@register("bc", BCConfig, reads_demonstrations=True)
+@register("bc", BCConfig, reads_demonstrations=True, memory=True)
 class BehaviorCloning(Algorithm[BCConfig]):
     """Clones demonstrations, `gradient_steps` at a time.
 

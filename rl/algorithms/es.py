@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from pitune.policies import FlowPolicy
 from pitune.policies.finetuning.trainable import parameter_groups
 from pitune.ranges import DiscountFactor, PositiveFloat, PositiveInt, PositiveOrInfinite
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.evolution.perturbations import Perturbations, PerturbedActor
 from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
@@ -77,7 +78,7 @@ class ESConfig(AlgorithmConfig):
             )
 
 
-@register("es", ESConfig, whole_episodes=True)
+@register("es", ESConfig, whole_episodes=True, memory=True)
 class ES(Algorithm[ESConfig]):
     """Evolution strategies: perturbed weights, ranked by their episodes.
 
@@ -144,13 +145,13 @@ class ES(Algorithm[ESConfig]):
         return loss, {"slope": batch["slope"].abs().mean()}
 
     def fitness(self, rollout: TensorDictBase) -> Tensor:
-        """Return the fitness of each member (P,), nan for one without a whole episode."""
+        """Return the fitness of each member on all ranks (P,), nan without a whole episode."""
         played = episodes(rollout.to("cpu"), self.config.discount)
         score = played.success.float() if self.config.fitness == "success" else played.score
         # (E, episodes) -> (turns, P, episodes), as in `PerturbedActor`
         shape = (-1, self.config.num_members, score.shape[1])
         score, counted = score.reshape(shape), played.counted.reshape(shape)
-        return (score * counted).sum((0, 2)) / counted.sum((0, 2))
+        return ranks.total((score * counted).sum((0, 2))) / ranks.total(counted.sum((0, 2)))
 
     def extra_state(self) -> dict[str, Any]:
         return {"seeds": self.perturbations.seeds}

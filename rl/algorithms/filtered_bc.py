@@ -54,7 +54,7 @@ class FilteredBCConfig(AlgorithmConfig, PrefixConfig):
         return self.cloning.policy_minibatch
 
 
-@register("filtered_bc", FilteredBCConfig)
+@register("filtered_bc", FilteredBCConfig, memory=True)
 class FilteredBC(Algorithm[FilteredBCConfig]):
     """Clones the chunks of the rollout's successful episodes.
 

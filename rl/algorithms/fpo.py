@@ -81,7 +81,7 @@ def plus_plus(config: FPOConfig) -> FPOConfig:
     return replace(config, likelihood=likelihood, surrogate="asymmetric")
 
 
-@register("fpo", FPOConfig, variants={"plus_plus": plus_plus})
+@register("fpo", FPOConfig, variants={"plus_plus": plus_plus}, memory=True)
 class FPO(Algorithm[FPOConfig]):
     """FPO: PPO with ratios of flow-matching losses.
 

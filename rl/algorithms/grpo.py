@@ -97,7 +97,7 @@ class GRPOConfig(AlgorithmConfig):
         return self.update.minibatch_size
 
 
-@register("grpo", GRPOConfig, whole_episodes=True)
+@register("grpo", GRPOConfig, whole_episodes=True, memory=True)
 class GRPO(Algorithm[GRPOConfig]):
     """GRPO whose action is a whole chunk and whose likelihood is that of its chain.
 

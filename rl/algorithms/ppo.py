@@ -151,7 +151,7 @@ def critic_loss(critic: ValueCritic, batch: TensorDictBase, clip: float) -> tupl
     return loss, {"value_loss": loss}
 
 
-@register("ppo", PPOConfig)
+@register("ppo", PPOConfig, memory=True)
 class PPO(Algorithm[PPOConfig]):
     """PPO on chunks, with the likelihood of the denoising chain.
 

@@ -70,7 +70,7 @@ _TD, _LEARNER = "rl.actor_critic.td", "rl.actor_critic.learner"
 _TRANSITIONS, _EVALUATE = "rl.experience.transitions", "rl.evaluation.evaluate"
 _GRPO, _EPO, _DSRL, _BC = (f"rl.algorithms.{name}" for name in ("grpo", "epo", "dsrl", "bc"))
 _EVOLUTION, _WHOLE = "rl.algorithms.evolution", "policies.likelihood.whole_chunk"
-_POLICY, _DSRL_ACTOR = "policies.policy", "rl.algorithms.dsrl_actor"
+_POLICY, _DSRL_ACTOR, _ES = "policies.policy", "rl.algorithms.dsrl_actor", "rl.algorithms.es"
 
 _ROLLOUT, _ROWS = "rollout next", "replay sample"
 _INPUT, _FLAG = f"{_ROLLOUT} batch {_ROWS} cloning", f"{_ROLLOUT} {_ROWS}"
@@ -124,12 +124,7 @@ KEYS: dict[str, Key] = {
         "padded state", "S", _PREPROCESSOR, f"{_POLICY} {_VALUE}", _INPUT, "normalized"
     ),
     "model_input.robot_state": _key(
-        "the same state, as measured",
-        "s",
-        _PREPROCESSOR,
-        f"{_POLICY} {_TRANSITIONS}",
-        _INPUT,
-        "robot",
+        "state as measured", "s", _PREPROCESSOR, f"{_POLICY} {_TRANSITIONS}", _INPUT, "robot"
     ),
     "model_input.images": _key("resized pictures", "V,3,Y,X", _PREPROCESSOR, _POLICY, _INPUT),
     "model_input.tokens": _key("prompt", "L", _INPUTS, _POLICY, _INPUT),
@@ -199,9 +194,11 @@ KEYS: dict[str, Key] = {
         "member of the population",
         "scalar",
         f"{_EVOLUTION}.epo_population",
-        f"{_EPO} {_EVOLUTION}.epo_evolution",
+        f"{_EPO} {_EVOLUTION}.epo_evolution {_EVOLUTION}.perturbations",
         f"{_ROLLOUT} batch",
     ),
+    "pair": _key("pair of members", "scalar", _ES, _ES, "batch"),
+    "slope": _key("rank's slope along its noise", "scalar", _ES, _ES, "batch"),
     "written_memory": _key(
         "memory for the next decision", "memory,D", _ACTOR, _MEMORY_ENV, "rollout"
     ),

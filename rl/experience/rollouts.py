@@ -180,7 +180,10 @@ class Rollouts:
         """
         played, same = PlayedActions.of_state(state), True
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            self._begin(state["iteration"], RepeatingActor(self.algorithm.actor, played.actions))
+            self._begin(
+                state["iteration"],
+                RepeatingActor(self.algorithm.actor, played.actions, played.written),
+            )
             for number in range(len(played.actions)):
                 rollout = next(self._collector)
                 same = number + 1 < len(played.actions) or played.equals_last(rollout)

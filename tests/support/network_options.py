@@ -77,7 +77,9 @@ CASES: tuple[OptionCase, ...] = (
             for name in (
                 "read_slots",
                 "norm.weight",
-                *(f"{p}_proj.{kind}" for p in "qkv" for kind in ("weight", "bias")),
+                *(f"{p}_proj.weight" for p in "qkv"),
+                "q_proj.bias",
+                "v_proj.bias",
             )
         ),
         # of the writing, which the next decision reads

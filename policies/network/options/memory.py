@@ -97,7 +97,8 @@ class Memory(Extension):
         # reading
         self.norm = RMSNorm(width)
         self.read_slots = nn.Parameter(torch.empty(num_tokens, width))
-        self.q_proj, self.k_proj = Linear(width, width), Linear(width, width)
+        # a bias of the keys would shift all of a query's scores alike
+        self.q_proj, self.k_proj = Linear(width, width), Linear(width, width, bias=False)
         self.v_proj, self.o_proj = Linear(width, width), Linear(width, width, bias=False)
         # writing
         self.write_slots = nn.Parameter(torch.empty(num_tokens, width))

@@ -14,6 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import Actor, FlowPolicy
+from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
 MEMBER = "member"
@@ -51,8 +52,8 @@ class Perturbations:
         self.draw()
 
     def draw(self) -> None:
-        """Draw new noise."""
-        self.set_seeds(torch.randint(SEEDS, (self.num_pairs,)))
+        """Draw new noise, the same on all ranks."""
+        self.set_seeds(ranks.of_first(torch.randint(SEEDS, (self.num_pairs,))))
 
     def set_seeds(self, seeds: Tensor) -> None:
         """Take the noise of seeds (pairs,)."""
