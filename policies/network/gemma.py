@@ -6,8 +6,8 @@ after the other. Each block attends to itself and to the cached keys and values 
 it, and the flow steps share the cache of the observation. The result equals the joint pass.
 
 Parameter names are openpi's, which are Hugging Face's, so that its checkpoints load unchanged.
-The dtype of the activations sets the precision. Each layer casts its weights to it, which is all
-that bfloat16 computation with float32 master weights needs.
+The dtype of the activations sets the precision. Each layer computes with its weights in it, which
+is all that bfloat16 computation with float32 master weights needs.
 In shapes, `prefix` is the number of tokens of the blocks before.
 Letters: B rows, L tokens of this block, D width, M scored flow steps.
 Source: Gemma Team 2024; Black et al. 2024; Physical Intelligence 2025 (π0.5, adaptive norms).
@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
+from pitune.policies.network.attention import additive, attend
 from pitune.policies.network.layers import AdaptiveRMSNorm, Linear, RMSNorm, rotary_angles, rotate
 from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.options.layers import add_layer_options
@@ -125,9 +126,7 @@ class Attention(nn.Module):
         # (B, kv heads, prefix + L, head dim)
         if before is not None:
             key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
-        # with fewer key heads than query heads, several queries share a key
-        grouped = self.config.num_heads != self.config.num_kv_heads
-        y = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+        y = attend(query, key, value, mask)
         # (B, heads, L, head dim) -> (B, L, heads * head dim)
         return self.o_proj(rearrange(y, "b heads l dim -> b l (heads dim)")), (key, value)
 
@@ -243,6 +242,7 @@ class Gemma(nn.Module):
             cache: Keys and values of the blocks before.
             condition: Of adaptive norms (B, M, D), each for L / M neighboring tokens.
         """
+        mask = additive(mask, x.dtype)
         rotation = rotary_angles(positions, self.config.head_dim)
         after: Cache = []
         first = None  # values of the first layer

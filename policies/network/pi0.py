@@ -155,10 +155,13 @@ class Pi0(nn.Module):
             )
         embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
-        hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
+        # without padding there is no mask, which the fastest attention needs
+        is_padded = image_mask is not None or token_mask is not None
+        mask = valid[:, None, None] if is_padded else None
+        hidden, cache = self.vlm.language_model(embedded, positions, mask)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
-        return Context(cache, features, valid)
+        return Context(cache, features, valid if is_padded else None)
 
     def with_state(
         self, prefix: Context | None, state: Tensor, state_offset: Tensor | None = None
@@ -235,8 +238,9 @@ class Pi0(nn.Module):
             token = token + offset
         tokens = token[:, None].to(self.compute_dtype)  # (B, 1, D)
         if valid is None:
-            positions = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=state.device)
-            return *self.expert(tokens, positions), None
+            before = 0 if cache is None else cache[0][0].shape[2]
+            positions = torch.full(tokens.shape[:2], before, device=state.device)
+            return *self.expert(tokens, positions, None, cache), None
         positions = valid.sum(1, keepdim=True)
         valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
         return *self.expert(tokens, positions, valid[:, None, None], cache), valid

@@ -39,6 +39,7 @@ from pitune.rl.gradient_step import (
     run_epochs,
     to_floats,
 )
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
 from pitune.rl.policy_gradient.information import Information
@@ -82,8 +83,8 @@ class EPO(Algorithm[EPOConfig]):
         self.information = Information()
         ppo = config.ppo
         self.optimizers = {
-            "actor": torch.optim.Adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
-            "critic": torch.optim.Adam(self.critic.parameters(), lr=ppo.critic_learning_rate),
+            "actor": adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
+            "critic": adam(self.critic.parameters(), lr=ppo.critic_learning_rate),
         }
 
         # selection

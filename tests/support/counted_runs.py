@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pretend_device
 import torch
+from pretend_device import Events, PretendTensor
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import pretend_device
 from pitune import envs, policies, rl
 from pitune.envs import CheckedEnv
 from pitune.envs.vector_env import Observation, StepResult
 from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FlowPolicy, Pi0
-from pretend_device import Events, PretendTensor
 from settings import changed
 from vision_policies import ENV, vision_policy
 
