@@ -224,7 +224,7 @@ class FlowPolicy(PolicyParts):
         """
         context = self.encode(inputs, state_offset=state_offset)
         source = self.noise_source
-        if source is not None and source.steered:
+        if source is not None and source.is_steered:
             steps = source.config.remainder_steps
             noise = source(self.critic_input(inputs, context, steps))
         elif noise is None:

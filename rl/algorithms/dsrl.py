@@ -135,7 +135,7 @@ class DSRL(Algorithm[DSRLConfig]):
             self.source.steered.fill_(True)
         metrics = {"replay_size": float(len(self.off_policy.replay)), "rounds": float(rounds)}
         metrics["informative"] = float(self.off_policy.informative)
-        return {**metrics, "steered": float(self.source.steered), **means(history)}
+        return {**metrics, "steered": float(self.source.is_steered), **means(history)}
 
     def round(self) -> dict[str, float]:
         """Take a step of the critics and, every `actor_every` rounds, of the other networks."""
