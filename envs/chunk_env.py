@@ -160,7 +160,6 @@ class ChunkEnv(EnvBase):
                 self._success.start(env_idx)
             self._preprocess_rows(env_idx)
 
-        # entries of a decision, before the first one is taken
         n, h, device = self.batch_size[0], self.execution_horizon, self.device
         steps = {
             "reward_steps": torch.zeros(n, h, device=device),
@@ -188,8 +187,7 @@ class ChunkEnv(EnvBase):
         # steps of the chunk (E, d), without the episodes that have ended
         for j in range(h):
             live.append(active)
-            # an accelerator steps on without active environments, because asking would wait for it
-            if not on_host or active.any():
+            if not on_host or active.any():  # to ask an accelerator would wait for it
                 start = time.perf_counter()
                 read = active & (j == h - 1)  # only these pictures, and those of ended episodes
                 obs, reward, terminated, truncated, info = self.env.step(chunk[:, j], active, read)
