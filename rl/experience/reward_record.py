@@ -15,6 +15,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
 ROUNDING = 1e-6
@@ -23,7 +24,7 @@ ROUNDING = 1e-6
 
 @dataclass(kw_only=True)
 class RewardRecord:
-    """The range of the rewards so far, and of the times at which episodes ended.
+    """The range of the rewards of all ranks so far, and of the times at which episodes ended.
 
     Example:
         >>> record = RewardRecord()
@@ -82,6 +83,8 @@ class RewardRecord:
         low, high, end_low, end_high = torch.stack(bounds).tolist()
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.end_low, self.end_high = min(self.end_low, end_low), max(self.end_high, end_high)
+        self.low, self.high = ranks.least(self.low), ranks.greatest(self.high)
+        self.end_low, self.end_high = ranks.least(self.end_low), ranks.greatest(self.end_high)
 
 
 def _bounds(value: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
