@@ -26,7 +26,12 @@ from pitune.policies.policy_config import (
 from pitune.policies.preprocessing.critic_input import old_chunk_dim
 from pitune.policies.preprocessing.model_input import ObservationPreprocessor
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
-from pitune.policies.under_delay import executed_steps, remainder_of, remainder_steps
+from pitune.policies.under_delay import (
+    executed_steps,
+    num_executed,
+    remainder_of,
+    remainder_steps,
+)
 
 
 class PolicyParts(nn.Module):
@@ -114,10 +119,16 @@ class PolicyParts(nn.Module):
         # executed steps, and the robot's dimensions among those of the network
         horizon, action_dim = self.chunk_shape
         remainder = None if context is None else remainder_of(context)
-        steps = executed_steps(self.sampler, horizon, remainder).to(self.device)
+        steps = executed_steps(self.sampler, horizon, remainder, self.device)
         is_robots = torch.arange(action_dim, device=self.device) < self.preprocessor.action_dim
         mask = (steps[..., None] & is_robots).float()
         return mask if remainder is None else mask[:, None]
+
+    @property
+    def executes_all(self) -> bool:
+        """Whether every entry of a chunk is executed, if no old chunk precedes it."""
+        horizon, action_dim = self.chunk_shape
+        return num_executed(self.sampler) >= horizon and action_dim == self.preprocessor.action_dim
 
     @property
     def prefix_is_frozen(self) -> bool:

@@ -65,16 +65,23 @@ def starting_points(noise: Tensor, context: Context, sampler: SamplerConfig) -> 
     return with_prefix(noise, remainder) if config.method == "trained" else noise
 
 
-def executed_steps(sampler: SamplerConfig, horizon: int, remainder: Remainder | None) -> Tensor:
+def num_executed(sampler: SamplerConfig) -> int:
+    """Return the number of a chunk's first steps that the robot may execute.
+
+    They are its own h, and more of them under the next decision's delay.
+    """
+    return sampler.execution_horizon + sampler.delay.highest
+
+
+def executed_steps(
+    sampler: SamplerConfig, horizon: int, remainder: Remainder | None, device: torch.device
+) -> Tensor:
     """Return whether the robot executes a step, (H,), or (N, H) for rows with a remainder.
 
     The first steps of a chunk that continues another one are never executed. Its own last ones are
     executed under the next decision's delay.
     """
-    # the robot executes its own first steps, and more of them under the next delay
-    last = sampler.execution_horizon + sampler.delay.highest
-    step = torch.arange(horizon)
+    is_planned = torch.arange(horizon, device=device) < num_executed(sampler)
     if remainder is None:
-        return step < last
-    is_frozen = remainder.is_frozen(horizon)
-    return (step.to(is_frozen.device) < last) & ~is_frozen
+        return is_planned
+    return is_planned & ~remainder.is_frozen(horizon).to(device)

@@ -96,12 +96,10 @@ def noise_mask(
             (N, 1, H, A) or (N, K, H, A), and the old chunk's actions have no noise.
     """
     executed = policy.executed_mask(context)  # (H, A) or (N, 1, H, A)
-    if config.noise_entries == "executed" or executed.all():
+    remainder = None if context is None else remainder_of(context)
+    if config.noise_entries == "executed" or (remainder is None and policy.executes_all):
         return executed
-    remainder, num_steps = (
-        None if context is None else remainder_of(context),
-        policy.grid.flow_steps,
-    )
+    num_steps = policy.grid.flow_steps
     mask = torch.ones(num_steps, *policy.chunk_shape, device=executed.device)
     if remainder is not None:  # all entries after the old chunk's actions
         is_old = remainder.is_frozen(policy.chunk_shape[0])  # (N, H)

@@ -66,29 +66,33 @@ class ModelInput:
                 f"the rows have no {MODEL_INPUT!r}, only {sorted(map(str, rows.keys()))}; apply "
                 "`policy.observation_preprocessor(env.spec.tasks)` to the observations first"
             )
-        return cls(**{field.name: values.get(field.name, None) for field in fields(cls)})
+        return cls(**{name: values.get(name, None) for name in _NAMES})
 
     @classmethod
     def cat(cls, parts: Sequence[ModelInput]) -> ModelInput:
         """Return the rows of several inputs of one policy, in their order."""
         rows: dict[str, Tensor] = {}
-        for field in fields(cls):
-            values = [getattr(part, field.name) for part in parts]
+        for name in _NAMES:
+            values = [getattr(part, name) for part in parts]
             if values[0] is not None:
-                rows[field.name] = torch.cat(values)
+                rows[name] = torch.cat(values)
         return cls(**rows)
 
     def tensordict(self) -> TensorDict:
         """Return the tensors that are not None, as a nested entry of rollouts and replay rows."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: getattr(self, name) for name in _NAMES}
         present = {name: value for name, value in values.items() if value is not None}
         return TensorDict(present, batch_size=[len(self)])
 
     def to(self, device: torch.device) -> ModelInput:
         """Return the input on a device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: getattr(self, name) for name in _NAMES}
         moved = {name: value.to(device) for name, value in values.items() if value is not None}
         return ModelInput(**moved)
+
+
+_NAMES = tuple(field.name for field in fields(ModelInput))
+"""The names of the tensors. `torch.compile` cannot trace `fields`."""
 
 
 class ObservationPreprocessor(TensorDictModuleBase):
