@@ -14,6 +14,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.conditions import (
+    acting_condition,
+    dropped_instructions,
+    guided,
+    with_dropped,
+)
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
@@ -127,9 +133,17 @@ class FlowPolicy(PolicyParts):
             state_offset: Offset (N, D) or (1, D) that is added to the state token.
         """
         state = inputs.state.to(self.device)
+        condition = acting_condition(self.network, self.sampler.guidance, inputs)
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
+        elif prefix is not None and inputs.condition is not None:
+            dropped = dropped_instructions(self.network, condition)
+            prefix = prefix if dropped is None else with_dropped(prefix, dropped)
         context = self.network.with_state(prefix, state, state_offset)
+        null = None if prefix is None else prefix.null
+        if null is not None:
+            null = self.network.with_state(null, state, state_offset)
+        context = context._replace(condition=condition, null=null)
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -138,11 +152,18 @@ class FlowPolicy(PolicyParts):
     def encode_prefix(self, inputs: ModelInput) -> Context:
         """Return the context of pictures and prompt, without the state.
 
-        While `prefix_is_frozen` it does not change during training and may be stored.
+        While `prefix_is_frozen` it does not change during training and may be stored. With guidance
+        away from the dropped instruction it has that prefix too, as `null`.
         """
         inputs = inputs.to(self.device)
         images = None if inputs.images is None else scaled_pictures(inputs.images)
-        return self.network.encode_prefix(images, None, inputs.tokens, inputs.token_mask)
+        parts = images, None, inputs.tokens, inputs.token_mask
+        dropped = dropped_instructions(self.network, inputs.condition)
+        prefix = self.network.encode_prefix(*parts, dropped)
+        if self.sampler.guidance.scale and self.network.config.options.conditioning.instruction:
+            every = torch.ones(len(inputs), dtype=torch.bool, device=self.device)
+            return prefix._replace(null=self.network.encode_prefix(*parts, every))
+        return prefix
 
     def critic_input(
         self, inputs: ModelInput, context: Context | None, steps: int | None = None
@@ -165,9 +186,7 @@ class FlowPolicy(PolicyParts):
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
         return continued_field(
-            lambda x, flow_time: self.network.velocity(context, x, flow_time),
-            context,
-            self.sampler,
+            guided(self.network, context, self.sampler.guidance), context, self.sampler
         )
 
     def draw_noise(self, num: int) -> Tensor:

@@ -35,6 +35,10 @@ class Context(NamedTuple):
     """Rest of the chunk that is being executed (B, R, A), under a decision delay."""
     delay: Tensor | None = None
     """Its actions that are executed before the new chunk arrives (B,), -1 without an old chunk."""
+    condition: Tensor | None = None
+    """Conditions of the velocity (B, C) int64, -1 where one is dropped. None without any."""
+    null: Context | None = None
+    """The same observation without its instruction, for guidance."""
 
 
 def pack(context: Context) -> TensorDict:
@@ -42,13 +46,18 @@ def pack(context: Context) -> TensorDict:
     keys, values = (torch.stack(part, 1) for part in zip(*context.cache, strict=True))
     rest = {name: value for name, value in context._asdict().items() if name != "cache"}
     tensors = {name: value for name, value in rest.items() if value is not None}
+    if context.null is not None:
+        tensors["null"] = pack(context.null)
     return TensorDict({"keys": keys, "values": values} | tensors, batch_size=[len(keys)])
 
 
 def unpack(packed: TensorDictBase) -> Context:
     """Return the context that `pack` took apart."""
     cache = list(zip(packed["keys"].unbind(1), packed["values"].unbind(1), strict=True))
-    return Context(cache=cache, **dict(packed.exclude("keys", "values").items()))
+    rest = dict(packed.exclude("keys", "values").items())
+    if "null" in rest:
+        rest["null"] = unpack(packed["null"])
+    return Context(cache=cache, **rest)
 
 
 def stored_prefix(rows: TensorDictBase) -> Context | None:

@@ -1,0 +1,142 @@
+"""Conditions that a policy acts with, and guidance by dropping them.
+
+The network's kinds of conditions are those of `NetworkOptions.conditioning`.
+Letters: N rows, C kinds of conditions.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pitune.policies.flow.guidance import GuidanceConfig, GuidedField
+from pitune.policies.flow.path import VelocityField
+from pitune.policies.network.config import Pi0Config
+from pitune.policies.network.context import Context
+from pitune.policies.network.options.conditioning import (
+    DROPPED,
+    NEGATIVE,
+    POSITIVE,
+    condition_of,
+)
+from pitune.policies.network.pi0 import Pi0
+from pitune.policies.policy_config import SamplerConfig
+from pitune.policies.preprocessing.model_input import ModelInput
+
+_INDEX = {"positive": POSITIVE, "negative": NEGATIVE, "dropped": DROPPED}
+
+
+def check_guidance(network: Pi0Config, sampler: SamplerConfig) -> None:
+    """Check that a policy can act with its guidance.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    guidance = sampler.guidance
+    if not guidance.scale:
+        return
+    if not network.options.conditioning.kinds:
+        raise ValueError(
+            f"sampler.guidance.scale={guidance.scale} drops a condition, and this network has none "
+            "that was dropped in training (options.conditioning); set guidance.scale=0"
+        )
+    real_time = sampler.real_time
+    if guidance.momentum and real_time is not None and real_time.method == "guided":
+        raise ValueError(
+            f"sampler.guidance.momentum={guidance.momentum} sums one velocity per flow step, and "
+            "real_time.method='guided' evaluates several; set guidance.momentum=0"
+        )
+
+
+def check_stateless(guidance: GuidanceConfig) -> None:
+    """Check that each flow step depends on its own point alone, as a likelihood needs.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if guidance.scale and guidance.momentum:
+        raise ValueError(
+            f"sampler.guidance.momentum={guidance.momentum} makes a flow step depend on the "
+            "earlier ones, so its likelihood is not defined; set guidance.momentum=0, it is for "
+            "deployed policies"
+        )
+
+
+def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput) -> Tensor | None:
+    """Return the conditions (N, C) of observations, None for a network without any.
+
+    Observations with a `condition` keep it. The others have the advantage of the settings, the
+    highest return, and their instruction.
+
+    Raises:
+        ValueError: there is a `condition`, but the network has none.
+    """
+    option = network.config.options.conditioning
+    if not option.kinds:
+        if inputs.condition is not None:
+            raise ValueError(
+                "the observations have a condition, but the network has none "
+                "(options.conditioning); leave it out"
+            )
+        return None
+    device = network.action_out_proj.weight.device
+    if inputs.condition is not None:
+        return inputs.condition.to(device)
+    values = {"advantage": _INDEX[guidance.advantage], "return": option.return_bins - 1}
+    return condition_of(option.kinds, len(inputs), values).to(device)
+
+
+def dropped_instructions(network: Pi0, condition: Tensor | None) -> Tensor | None:
+    """Return the rows (N,) bool whose instruction is dropped, None where none can be."""
+    kinds = network.config.options.conditioning.kinds
+    if condition is None or "instruction" not in kinds:
+        return None
+    return condition[:, kinds.index("instruction")] == DROPPED
+
+
+def with_dropped(prefix: Context, dropped: Tensor) -> Context:
+    """Return encoded prefixes (N) in which some rows are those without an instruction.
+
+    Args:
+        prefix: Prefixes with their null.
+        dropped: These rows (N,) bool.
+
+    Raises:
+        ValueError: the prefixes were encoded without their null.
+    """
+    null = prefix.null
+    if null is None:
+        raise ValueError(
+            "the stored prefixes have no null, so their instruction cannot be dropped; encode the "
+            "observations again, or store prefixes with sampler.guidance.scale above 0"
+        )
+    cache = [
+        tuple(torch.where(dropped[:, None, None, None], *pair) for pair in zip(*parts, strict=True))
+        for parts in zip(null.cache, prefix.cache, strict=True)
+    ]
+    features = torch.where(dropped[:, None], null.features, prefix.features)
+    return prefix._replace(cache=cache, features=features)
+
+
+def guided(network: Pi0, context: Context, guidance: GuidanceConfig) -> VelocityField:
+    """Return the velocity field of encoded observations, with the guidance of the settings.
+
+    Raises:
+        ValueError: the observations were encoded without what guidance needs.
+    """
+    field = partial(network.velocity, context)
+    if not guidance.scale:
+        return field
+    if context.condition is None:
+        raise ValueError("the context has no condition to drop; encode it with `policy.encode`")
+    kinds = network.config.options.conditioning.kinds
+    if "instruction" in kinds and context.null is None:
+        raise ValueError(
+            "the context was encoded without its null, which guidance of the instruction needs; "
+            "encode it with the policy that samples"
+        )
+    null = context if context.null is None else context.null
+    null = null._replace(condition=torch.full_like(context.condition, DROPPED))
+    return GuidedField(field, partial(network.velocity, null), guidance)
