@@ -198,11 +198,14 @@ def _depth(prefix: str, weights: Mapping[str, Tensor]) -> int:
 def build(config: Pi0Config, weights: Mapping[str, Tensor], source: Path) -> Pi0:
     """Return the network with renamed weights, which it shares without a copy.
 
-    Published weights have no parameters of the config's extensions. Those get their initial values.
+    Published weights have no parameters of the config's extensions and options. Those get their
+    initial values.
 
     Raises:
-        ValueError: keys are missing or surplus, or shapes differ.
+        ValueError: keys are missing or surplus, shapes differ, or an option would change the
+            numbers of pretrained weights.
     """
+    config.options.check_pretrained()
     with torch.device("meta"):
         network = Pi0(config)
     new = new_parameters(network)

@@ -24,6 +24,9 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from pitune.policies.network.layers import AdaptiveRMSNorm, Linear, RMSNorm, rotary_angles, rotate
+from pitune.policies.network.options.config import NetworkOptions
+from pitune.policies.network.options.layers import add_layer_options
+from pitune.policies.network.options.value_residual import ValueResidual
 from pitune.ranges import PositiveInt, Settings
 
 Cache = list[tuple[Tensor, Tensor]]
@@ -85,9 +88,12 @@ class Attention(nn.Module):
         (torch.Size([1, 3, 8]), torch.Size([1, 1, 3, 4]))
     """
 
+    value_residual: ValueResidual | None
+
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
         self.config = config
+        self.register_module("value_residual", None)
         query_dim = config.num_heads * config.head_dim
         kv_dim = config.num_kv_heads * config.head_dim
         self.q_proj = Linear(config.width, query_dim, bias=False)
@@ -96,15 +102,26 @@ class Attention(nn.Module):
         self.o_proj = Linear(query_dim, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, rotation: Tensor, mask: Tensor | None, before: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        rotation: Tensor,
+        mask: Tensor | None,
+        before: tuple[Tensor, Tensor] | None,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the block's output (B, L, D) and the keys and values of all blocks so far."""
+        """Return the block's output (B, L, D) and the keys and values of all blocks so far.
+
+        `first` are the first layer's values of this block (B, kv heads, L, head dim), for a value
+        residual.
+        """
         # (B, L, heads * head dim) -> (B, heads, L, head dim)
         query, key, value = (
             rearrange(y, "b l (heads dim) -> b heads l dim", dim=self.config.head_dim)
             for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
         query, key = rotate(query, rotation), rotate(key, rotation)
+        if self.value_residual is not None and first is not None:
+            value = self.value_residual(x, value, first)
         # (B, kv heads, prefix + L, head dim)
         if before is not None:
             key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
@@ -164,10 +181,11 @@ class Layer(nn.Module):
         mask: Tensor | None,
         before: tuple[Tensor, Tensor] | None,
         condition: Tensor | None,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         # attention, where only an adaptive norm has a gate
         y, gate = self.input_layernorm(x, condition)
-        y, after = self.self_attn(y, rotation, mask, before)
+        y, after = self.self_attn(y, rotation, mask, before, first)
         x = x + (y if gate is None else y * gate)
 
         # feed-forward part
@@ -182,6 +200,7 @@ class Gemma(nn.Module):
     Args:
         config: Sizes.
         vocab_size: Pieces of the tokenizer. 0 for a tower without token embeddings.
+        options: Options of the layers, None for the published ones.
 
     Example:
         >>> sizes = GemmaConfig(
@@ -192,7 +211,9 @@ class Gemma(nn.Module):
         (torch.Size([1, 3, 8]), 1)
     """
 
-    def __init__(self, config: GemmaConfig, vocab_size: int = 0) -> None:
+    def __init__(
+        self, config: GemmaConfig, vocab_size: int = 0, options: NetworkOptions | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
@@ -201,6 +222,8 @@ class Gemma(nn.Module):
             nn.init.normal_(self.embed_tokens.weight, std=config.width**-0.5)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.norm = (AdaptiveRMSNorm if config.adaptive else RMSNorm)(config.width)
+        if options is not None:
+            add_layer_options(self.layers, config, options)
 
     def forward(
         self,
@@ -222,12 +245,14 @@ class Gemma(nn.Module):
         """
         rotation = rotary_angles(positions, self.config.head_dim)
         after: Cache = []
+        first = None  # values of the first layer
         for i, layer in enumerate(self.layers):
-            inputs = (x, rotation, mask, None if cache is None else cache[i], condition)
+            inputs = (x, rotation, mask, None if cache is None else cache[i], condition, first)
             # the backward pass computes the layer's activations again
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, keys_values = checkpoint(layer, *inputs, use_reentrant=False)
             else:
                 x, keys_values = layer(*inputs)
             after.append(keys_values)
+            first = keys_values[1][:, :, -positions.shape[1] :] if i == 0 else first
         return self.norm(x, condition)[0], after

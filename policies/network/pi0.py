@@ -33,8 +33,9 @@ from pitune.policies.network.extensions import make_extension
 from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mask
 from pitune.policies.network.gemma import Cache, Gemma
 from pitune.policies.network.layers import Linear
+from pitune.policies.network.options.add import option_modules
 from pitune.policies.network.siglip import Siglip
-from pitune.policies.network.towers import Experts, VisionLanguageModel
+from pitune.policies.network.towers import Experts, VisionLanguageModel, check_prefix_inputs
 
 
 class Pi0(nn.Module):
@@ -48,6 +49,7 @@ class Pi0(nn.Module):
             densities stay float32.
         extensions: Modules that pretrained weights lack, by name. Each maps the action tokens
             (B, M, H, D) to action tokens, see `pitune.policies.network.extensions`.
+        options: Modules of options that act around the towers, by name.
 
     Example:
         >>> from pitune.policies.network.config import LAPTOP_EXPERT
@@ -77,6 +79,7 @@ class Pi0(nn.Module):
         self.extensions = nn.ModuleDict(
             {name: make_extension(name, config, opts) for name, opts in config.extensions.items()}
         )
+        self.options = nn.ModuleDict(option_modules(config))
 
     def add_extension(self, name: str, **options: Any) -> None:
         """Attach a registered extension with its initial values, and name it in the config.
@@ -102,9 +105,9 @@ class Pi0(nn.Module):
     @property
     def vlm(self) -> VisionLanguageModel | None:
         """The vision-language model. None if the policy reads its state alone."""
-        if self.config.vlm is None:
-            return None
-        model: VisionLanguageModel = self.paligemma_with_expert.paligemma["model"]  # type: ignore[assignment]
+        model: VisionLanguageModel | None = None
+        if self.config.vlm is not None:
+            model = self.paligemma_with_expert.paligemma["model"]  # type: ignore[assignment]
         return model
 
     def encode(
@@ -199,7 +202,7 @@ class Pi0(nn.Module):
         Raises:
             ValueError: pictures or a prompt are missing, or the network does not read them.
         """
-        self._check_prefix_inputs(images, tokens)
+        check_prefix_inputs(self.config, images, tokens)
         vlm = self.vlm
         parts: list[Tensor] = []
         masks: list[Tensor] = []
@@ -219,18 +222,6 @@ class Pi0(nn.Module):
                 torch.ones_like(tokens).bool() if token_mask is None else token_mask.bool()
             )
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
-
-    def _check_prefix_inputs(self, images: Tensor | None, tokens: Tensor | None) -> None:
-        for name, value, expected in (
-            ("images", images, self.config.vision is not None),
-            ("tokens", tokens, self.config.vocab_size > 0),
-        ):
-            if (value is not None) != expected:
-                raise ValueError(
-                    f"{name} {'are' if value is not None else 'are not'} given, but this network "
-                    f"{'reads' if expected else 'does not read'} them; "
-                    f"{'pass' if expected else 'leave out'} {name}"
-                )
 
     def _encode_state(
         self, state: Tensor, cache: Cache | None, valid: Tensor | None, offset: Tensor | None

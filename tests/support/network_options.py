@@ -1,0 +1,98 @@
+"""The options of the network, one row each, for the contract that all of them and all pairs keep.
+
+A new option adds its row to `CASES`. tests/policies/network/options/test_contract.py holds it to
+the contract, alone and with every other option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import nn
+
+from pitune.policies import NetworkOptions, Pi0
+from pitune.policies.network.config import Family
+from pitune.policies.network.extensions import new_parameters
+from pitune.policies.network.options.value_residual import ValueResidualConfig
+
+BOTH: tuple[Family, ...] = ("pi0", "pi05")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionCase:
+    """An option, or several at once."""
+
+    name: str
+    options: NetworkOptions
+    families: tuple[Family, ...] = BOTH
+    """Families that can have it."""
+    identity: bool = True
+    """Whether pretrained weights compute the same numbers with it. Otherwise it is refused."""
+    has_parameters: bool = True
+    unused_at_start: tuple[str, ...] = ()
+    """Ends of the names of parameters whose gradient is 0 until the option is trained."""
+    unused: tuple[str, ...] = ()
+    """Ends of the names of parameters that the velocity does not read."""
+    refused_likelihoods: tuple[str, ...] = ()
+    """Likelihoods that cannot score with it, and say so."""
+
+    def __and__(self, other: OptionCase) -> OptionCase:
+        return OptionCase(
+            name=f"{self.name}+{other.name}",
+            options=self.options.merged(other.options),
+            families=tuple(name for name in self.families if name in other.families),
+            identity=self.identity and other.identity,
+            has_parameters=self.has_parameters or other.has_parameters,
+            unused_at_start=(*self.unused_at_start, *other.unused_at_start),
+            unused=(*self.unused, *other.unused),
+            refused_likelihoods=(*self.refused_likelihoods, *other.refused_likelihoods),
+        )
+
+    @property
+    def on(self) -> list[str]:
+        """Names of the options that are on."""
+        return self.options.names
+
+
+CASES: tuple[OptionCase, ...] = (
+    OptionCase(
+        name="value_residual",
+        options=NetworkOptions(value_residual=ValueResidualConfig(mode="dynamic")),
+    ),
+)
+"""One row for each option."""
+
+
+def pairs() -> list[OptionCase]:
+    """Return every pair of rows that can be on at once."""
+    both = (a & b for a, b in combinations(CASES, 2) if not set(a.on) & set(b.on))
+    return [case for case in both if case.families]
+
+
+def cases_and_families(
+    cases: list[OptionCase] | tuple[OptionCase, ...],
+) -> Iterator[tuple[OptionCase, Family]]:
+    """Yield each case with each of its families."""
+    return ((case, family) for case in cases for family in case.families)
+
+
+def perturb(network: Pi0, std: float = 0.3) -> None:
+    """Add noise to all parameters of the options, as if they had been trained."""
+    generator = torch.Generator().manual_seed(1)
+    new = new_parameters(network)
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if name in new:
+                value.add_(std * torch.randn(value.shape, generator=generator))
+
+
+def gradients(network: nn.Module, names: set[str]) -> dict[str, float]:
+    """Return the greatest absolute gradient of named parameters, 0 where there is none."""
+    return {
+        name: 0.0 if value.grad is None else float(value.grad.abs().max())
+        for name, value in network.named_parameters()
+        if name in names
+    }
