@@ -6,9 +6,12 @@ Letters: N rows, C kinds of conditions.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies.flow.guidance import GuidanceConfig, GuidedField
@@ -20,10 +23,14 @@ from pitune.policies.network.options.conditioning import (
     NEGATIVE,
     POSITIVE,
     condition_of,
+    drop_conditions,
 )
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy_config import SamplerConfig
-from pitune.policies.preprocessing.model_input import ModelInput
+from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
+
+if TYPE_CHECKING:
+    from pitune.policies.policy import FlowPolicy
 
 _INDEX = {"positive": POSITIVE, "negative": NEGATIVE, "dropped": DROPPED}
 
@@ -140,3 +147,34 @@ def guided(network: Pi0, context: Context, guidance: GuidanceConfig) -> Velocity
     null = context if context.null is None else context.null
     null = null._replace(condition=torch.full_like(context.condition, DROPPED))
     return GuidedField(field, partial(network.velocity, null), guidance)
+
+
+def check_dropout(network: Pi0, share: float) -> None:
+    """Check that a network has conditions if a share of them is to be dropped.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if share and not network.config.options.conditioning.kinds:
+        raise ValueError(
+            f"condition_dropout={share} drops conditions, and this network has none; set it to 0, "
+            "or add some (--load.options.conditioning.instruction)"
+        )
+
+
+def with_drops(policy: FlowPolicy, rows: TensorDictBase, share: float) -> TensorDictBase:
+    """Return rows (N) of whose conditions a random share is dropped.
+
+    Args:
+        policy: Gives the conditions of rows that have none.
+        rows: Rows with `model_input`.
+        share: Share of each kind [-]. 0 returns the rows as they are.
+    """
+    if not share:
+        return rows
+    inputs = ModelInput.of(rows)
+    condition = acting_condition(policy.network, policy.sampler.guidance, inputs)
+    if condition is None:
+        raise ValueError("the network has no conditions to drop")
+    changed = replace(inputs, condition=drop_conditions(condition, share))
+    return rows.copy().set(MODEL_INPUT, changed.tensordict())

@@ -140,10 +140,11 @@ class Pi0(nn.Module):
         image_mask: Tensor | None = None,
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> Context:
         """Return the context of pictures and prompt. It does not depend on the action expert.
 
-        See `encode` for the arguments.
+        See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped.
 
         Raises:
             ValueError: the network has no vision-language model.
@@ -153,7 +154,7 @@ class Pi0(nn.Module):
                 "this network has vlm=None, so it reads its state alone and has no prefix to "
                 "encode; use `encode`"
             )
-        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
+        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask, dropped)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
         weight = valid[..., None].float()  # (B, prefix, 1)
@@ -194,10 +195,11 @@ class Pi0(nn.Module):
         image_mask: Tensor | None,
         tokens: Tensor | None,
         token_mask: Tensor | None,
+        dropped: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the prefix's tokens (B, prefix, D) and False for their padding (B, prefix).
 
-        See `encode` for the arguments.
+        See `encode_prefix` for the arguments.
 
         Raises:
             ValueError: pictures or a prompt are missing, or the network does not read them.
@@ -217,6 +219,8 @@ class Pi0(nn.Module):
             masks.append(repeat(image_mask.bool(), "b v -> b (v p)", p=patches))
         if tokens is not None and vlm is not None:
             words = vlm.language_model.embed_tokens(tokens).to(self.compute_dtype)
+            if dropped is not None:
+                words = self.options["conditioning"].drop_words(words, dropped)  # type: ignore
             parts.append(words * math.sqrt(words.shape[-1]))
             masks.append(
                 torch.ones_like(tokens).bool() if token_mask is None else token_mask.bool()
@@ -253,7 +257,7 @@ class Pi0(nn.Module):
             flow_time: (B, M), or (B, M, H) for flow times of single action tokens.
         """
         b, m, horizon, _ = x.shape
-        tokens, condition = self.embed_suffix(x, flow_time)
+        tokens, condition = self.embed_suffix(x, flow_time, context.condition)
         before = context.cache[0][0].shape[2]
         valid = context.valid
         steps = repeat(torch.arange(horizon, device=x.device), "h -> (m h)", m=m)
@@ -266,11 +270,13 @@ class Pi0(nn.Module):
         hidden = rearrange(hidden, "b (m h) d -> b m h d", m=m).to(x.dtype)
         return FlowOutput(self.action_out_proj(hidden), hidden)
 
-    def embed_suffix(self, x: Tensor, flow_time: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed_suffix(
+        self, x: Tensor, flow_time: Tensor, given: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the action tokens (B, M * H, D) and the norms' condition, if any.
 
         The condition is (B, M, D), or (B, M * H, D) for flow times of single tokens (B, M, H). The
-        extensions apply to the tokens here.
+        extensions apply to the tokens here, and so do the vectors of `given` conditions (B, C).
         """
         width = self.config.expert.width
         time = flow_time_embedding(flow_time, width).to(x.dtype)  # (B, M, D) or (B, M, H, D)
@@ -286,4 +292,6 @@ class Pi0(nn.Module):
             action = self.action_time_mlp_out(silu(self.action_time_mlp_in(action)))
         for extension in self.extensions.values():
             action = extension(action)
+        if "conditioning" in self.options:
+            action = self.options["conditioning"](action, given)
         return rearrange(action, "b m h d -> b (m h) d").to(self.compute_dtype), condition

@@ -137,15 +137,18 @@ class Conditioning(Extension):
                 total = total + table[condition[:, column]]
         return total
 
-    @property
-    def drops_instruction(self) -> bool:
-        """Whether the instruction is one of the conditions."""
-        return "instruction" in self.kinds
+    def forward(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
+        """Return action tokens (B, M, H, D) with the vectors of conditions (B, C) added.
 
-    def without_instruction(self, condition: Tensor) -> Tensor:
-        """Return the rows (B,) bool of conditions (B, C) whose instruction is dropped."""
-        self._check(condition)
-        return condition[:, self.kinds.index("instruction")] == DROPPED
+        Without a condition all of them are dropped.
+        """
+        if condition is None:
+            condition = torch.full((len(tokens), len(self.kinds)), DROPPED, device=tokens.device)
+        return tokens + self.offset(condition)[:, None, None]
+
+    def drop_words(self, words: Tensor, dropped: Tensor) -> Tensor:
+        """Return words (B, L, D) with the null in the place of those of some rows (B,) bool."""
+        return torch.where(dropped[:, None, None], self.nulls["instruction"].to(words), words)
 
     def _check(self, condition: Tensor) -> None:
         if condition.ndim != 2 or condition.shape[1] != len(self.kinds):

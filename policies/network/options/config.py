@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from pitune.policies.network.options.conditioning import ConditioningConfig
 from pitune.policies.network.options.option import OptionConfig, built
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 from pitune.ranges import Settings
@@ -29,6 +30,8 @@ class NetworkOptions(Settings):
 
     value_residual: ValueResidualConfig = field(default_factory=ValueResidualConfig)
     """Values of the first layer in the attention of the others."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    """Conditions that training drops at times, for guidance: advantage, return, instruction."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkOptions:

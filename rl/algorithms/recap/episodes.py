@@ -20,7 +20,9 @@ of the episode, its number in ascending order, whether it succeeded, the index o
 whether the row is a human correction."""
 
 
-def of_demonstrations(table: Demonstrations, task: Tensor | None, action_horizon: int) -> TensorDict:
+def of_demonstrations(
+    table: Demonstrations, task: Tensor | None, action_horizon: int
+) -> TensorDict:
     """Return a row for each recorded step (N), with the next H actions.
 
     Args:
