@@ -107,8 +107,9 @@ def make_target(ensemble: QEnsemble) -> QEnsemble:
 @torch.no_grad()
 def polyak_update(target: nn.Module, online: nn.Module, rate: float) -> None:
     """Move the parameters of `target` towards those of `online` by the share `rate`, in place."""
-    for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
-        slow.lerp_(fast, rate)
+    pairs = zip(target.parameters(), online.parameters(), strict=True)
+    slow, fast = (list(column) for column in zip(*pairs, strict=True))
+    torch._foreach_lerp_(slow, fast, rate)
 
 
 def reduce_ensemble(values: Tensor, how: Pessimism, subset: int = 0) -> Tensor:

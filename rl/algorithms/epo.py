@@ -33,10 +33,8 @@ from pitune.rl.algorithms.ppo import critic_loss, policy_loss
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import (
-    Loss,
     Metrics,
     gradient_step,
-    loss_metrics,
     minibatches,
     run_epochs,
     to_floats,
@@ -44,7 +42,8 @@ from pitune.rl.gradient_step import (
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
 from pitune.rl.policy_gradient.information import Information
-from pitune.rl.policy_gradient.loss import clip_notes, log_ratios, policy_metrics
+from pitune.rl.policy_gradient.loss import clip_notes, log_ratios
+from pitune.rl.policy_gradient.policy_step import learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate
@@ -117,9 +116,11 @@ class EPO(Algorithm[EPOConfig]):
         metrics |= gaps if others is None else gaps | {"aggregated": float(len(others))}
 
         # gradient steps
-        rows = minibatches(len(batch), ppo.update.minibatch_size, ppo.update.num_epochs)
+        update, target_kl = ppo.update, ppo.update.target_kl
+        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs, rollout.device)
+        learns = iter(learns_from(batch["advantage"], rows))
         metrics |= run_epochs(
-            batch, rows, lambda part: self.minibatch_step(part, others), ppo.update.target_kl
+            batch, rows, lambda part: self.minibatch_step(part, others, next(learns)), target_kl
         )
         self.num_updates += 1
 
@@ -130,7 +131,7 @@ class EPO(Algorithm[EPOConfig]):
         return metrics | self._population_metrics(batch)
 
     def minibatch_step(
-        self, batch: TensorDictBase, others: TensorDictBase | None
+        self, batch: TensorDictBase, others: TensorDictBase | None, learns: bool | None = None
     ) -> dict[str, float]:
         """Take one gradient step on the critic and, after its warm-up, on the policy.
 
@@ -139,32 +140,41 @@ class EPO(Algorithm[EPOConfig]):
         Args:
             batch: Decisions (B) of all members.
             others: Decisions of the other members for the master, a sample of which is used.
+            learns: Whether an advantage differs from 0. By default it is read from the batch.
         """
         # sample of the others' decisions
         if others is not None and len(others):
             num = max(1, len(batch) // self.config.num_members)
-            others = sub_dict(others, torch.randint(len(others), (num,)))
+            others = sub_dict(others, torch.randint(len(others), (num,), device=batch.device))
         else:
             others = None
 
         # critic
-        value_metrics, _ = self._gradient_step(
-            "critic", lambda part: self._critic_loss(part, others), batch
+        ppo, step = self.config.ppo, f"update {self.num_updates}"
+        value_metrics, _ = gradient_step(
+            self.optimizers["critic"],
+            lambda part: self._critic_loss(part, others),
+            batch,
+            name="critic",
+            step=step,
+            max_grad_norm=ppo.update.max_grad_norm,
+            num_parts=ppo.update.num_parts,
         )
         metrics = to_floats(value_metrics)
 
         # policy
-        ppo = self.config.ppo
-        if self.num_updates >= ppo.critic_warmup:
-            batch = self.loss.with_draws(batch)
-            if batch["advantage"].any():
-                policy, norm = self._gradient_step(
-                    "actor", lambda part: self._actor_loss(part, others), batch
-                )
-            else:
-                policy, norm = loss_metrics(self.loss, batch, ppo.update.num_parts), 0.0
-            metrics |= {**policy_metrics(policy, ppo.clip), "grad_norm": norm}
-        return metrics
+        if self.num_updates < ppo.critic_warmup:
+            return metrics
+        learns = bool(batch["advantage"].any()) if learns is None else learns
+        return metrics | policy_step(
+            self.optimizers["actor"],
+            (lambda part: self._actor_loss(part, others)) if learns else self.loss,
+            self.loss.with_draws(batch),
+            learns=learns,
+            clip=ppo.clip,
+            update=ppo.update,
+            step=step,
+        )
 
     @torch.no_grad()
     def others(self, rollout: TensorDictBase) -> TensorDictBase:
@@ -241,17 +251,6 @@ class EPO(Algorithm[EPOConfig]):
             center=others["center"],
         )
         return -gain.mean()
-
-    def _gradient_step(self, name: str, loss: Loss, batch: TensorDictBase) -> tuple[Metrics, float]:
-        return gradient_step(
-            self.optimizers[name],
-            loss,
-            batch,
-            name=name,
-            step=f"update {self.num_updates}",
-            max_grad_norm=self.config.ppo.update.max_grad_norm,
-            num_parts=self.config.ppo.update.num_parts,
-        )
 
     def _select(self) -> None:
         replaced = evolve(

@@ -29,7 +29,7 @@ from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveFloat, Range
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
-from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs
+from pitune.rl.gradient_step import Metrics, minibatches, run_epochs
 from pitune.rl.policy_gradient.advantage import GroupScale, group_relative
 from pitune.rl.policy_gradient.config import ClipConfig, UpdateConfig
 from pitune.rl.policy_gradient.episodes import Episodes, episodes, grouped, ungrouped
@@ -38,8 +38,8 @@ from pitune.rl.policy_gradient.loss import (
     check_trainable,
     clip_notes,
     log_ratios,
-    policy_metrics,
 )
+from pitune.rl.policy_gradient.policy_step import policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
@@ -241,29 +241,28 @@ class GRPO(Algorithm[GRPOConfig]):
         """Return the rows of each gradient step, in whole episodes with `level="trajectory"`."""
         size, num_epochs = self.config.update.minibatch_size, self.config.update.num_epochs
         if self.config.level == "chunk":
-            return minibatches(len(batch), size, num_epochs)
+            return minibatches(len(batch), size, num_epochs, self.actor.policy.device)
         episode = batch["episode"].cpu()
         num = int(episode.max()) + 1
         per_step = max(1, round(size * num / len(batch)))
         return [
-            torch.isin(episode, chosen).nonzero().flatten()
+            torch.isin(episode, chosen).nonzero().flatten().to(batch["episode"].device)
             for chosen in minibatches(num, per_step, num_epochs)
         ]
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics."""
         whole_episodes = self.config.level == "trajectory"
-        metrics, grad_norm = gradient_step(
+        return policy_step(
             self.optimizers["actor"],
             self._trajectory_loss if whole_episodes else self.loss,
             batch,
-            name="actor",
+            learns=True,
+            clip=self.config.clip,
+            update=self.config.update,
             step=f"update {self.num_updates}",
-            max_grad_norm=self.config.update.max_grad_norm,
-            num_parts=self.config.update.num_parts,
             group="episode" if whole_episodes else None,
         )
-        return {**policy_metrics(metrics, self.config.clip), "grad_norm": grad_norm}
 
     def _trajectory_loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the loss of whole episodes whose decisions share one ratio."""

@@ -35,7 +35,6 @@ from pitune.rl.algorithm import Algorithm
 from pitune.rl.gradient_step import (
     Metrics,
     gradient_step,
-    loss_metrics,
     minibatches,
     run_epochs,
     to_floats,
@@ -47,9 +46,9 @@ from pitune.rl.policy_gradient.loss import (
     PolicyLoss,
     check_trainable,
     clip_notes,
-    policy_metrics,
     with_one_step,
 )
+from pitune.rl.policy_gradient.policy_step import learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.rescoring import (
@@ -184,16 +183,20 @@ class PPO(Algorithm[PPOConfig]):
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         batch, metrics = self.prepare(rollout)
         update = self.config.update
-        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs)
-        metrics |= run_epochs(batch, rows, self.minibatch_step, update.target_kl)
+        device = self.actor.policy.device
+        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs, device)
+        learns = iter(learns_from(batch["advantage"], rows))
+        metrics |= run_epochs(
+            batch, rows, lambda part: self.minibatch_step(part, next(learns)), update.target_kl
+        )
         self.num_updates += 1
         return metrics
 
-    def minibatch_step(self, batch: TensorDictBase) -> dict[str, float]:
+    def minibatch_step(self, batch: TensorDictBase, learns: bool | None = None) -> dict[str, float]:
         """Take one gradient step on the critic and, after its warm-up, on the policy."""
         metrics = self.critic_step(batch)
         if self.num_updates >= self.config.critic_warmup:
-            metrics |= self.actor_step(batch)
+            metrics |= self.actor_step(batch, learns)
         return metrics
 
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
@@ -216,10 +219,14 @@ class PPO(Algorithm[PPOConfig]):
         notes = rescore_notes(self.actor.policy, self.config.rescore)
         return [*clip_notes(self.actor, self.config.clip), *notes]
 
-    def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
+    def actor_step(self, batch: TensorDictBase, learns: bool | None = None) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics.
 
         There is no step if all advantages are 0, which is how advantages without information come.
+
+        Args:
+            batch: Decisions (B).
+            learns: Whether an advantage differs from 0. By default it is read from the batch.
         """
         config = self.config
         # random draws of the whole minibatch
@@ -227,21 +234,17 @@ class PPO(Algorithm[PPOConfig]):
             batch = with_one_step(batch, self.actor.policy.grid.flow_steps)
         batch = self.loss.with_draws(batch)
 
-        # no step, because Adam would go on with its last ones
-        if not batch["advantage"].any():
-            metrics = loss_metrics(self.loss, batch, config.update.num_parts)
-            return {**policy_metrics(metrics, config.clip), "grad_norm": 0.0}
-
-        metrics, grad_norm = gradient_step(
+        if learns is None:
+            learns = bool(batch["advantage"].any())
+        return policy_step(
             self.optimizers["actor"],
             self.loss,
             batch,
-            name="actor",
+            learns=learns,
+            clip=config.clip,
+            update=config.update,
             step=f"update {self.num_updates}",
-            max_grad_norm=config.update.max_grad_norm,
-            num_parts=config.update.num_parts,
         )
-        return {**policy_metrics(metrics, config.clip), "grad_norm": grad_norm}
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the critic and return its metrics."""

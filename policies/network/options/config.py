@@ -42,7 +42,7 @@ class NetworkOptions(Settings):
         """
         return built(cls, values)
 
-    def items(self) -> Iterator[tuple[str, OptionConfig]]:
+    def active(self) -> Iterator[tuple[str, OptionConfig]]:
         """Yield the options that are on, by name."""
         for item in fields(self):
             option: OptionConfig = getattr(self, item.name)
@@ -52,7 +52,7 @@ class NetworkOptions(Settings):
     @property
     def names(self) -> list[str]:
         """Names of the options that are on."""
-        return [name for name, _ in self.items()]
+        return [name for name, _ in self.active()]
 
     def check(self, network: Pi0Config) -> None:
         """Check that a network of these sizes can have the options.
@@ -60,7 +60,7 @@ class NetworkOptions(Settings):
         Raises:
             ValueError: it cannot.
         """
-        for _, option in self.items():
+        for _, option in self.active():
             option.check(network)
 
     def check_pretrained(self) -> None:
@@ -69,7 +69,7 @@ class NetworkOptions(Settings):
         Raises:
             ValueError: they would not.
         """
-        for name, option in self.items():
+        for name, option in self.active():
             fault = option.pretrained_fault()
             if fault is not None:
                 raise ValueError(
@@ -83,14 +83,14 @@ class NetworkOptions(Settings):
         Raises:
             ValueError: an option is on in both, with other settings.
         """
-        before = dict(self.items())
-        for name, option in added.items():
+        before = dict(self.active())
+        for name, option in added.active():
             if before.get(name, option) != option:
                 raise ValueError(
                     f"options.{name}={option} cannot be added: the network has {before[name]} "
                     "already; leave it out"
                 )
-        return replace(self, **dict(added.items()))  # type: ignore[arg-type]
+        return replace(self, **dict(added.active()))  # type: ignore[arg-type]
 
 
 def option_groups() -> list[str]:

@@ -50,7 +50,7 @@ def batches(algorithm: rl.EPO) -> tuple[TensorDictBase, TensorDictBase]:
     """Return a minibatch (8) of all members, and the others' decisions for the master."""
     seen: list[tuple[TensorDictBase, TensorDictBase]] = []
 
-    def step(batch: TensorDictBase, others: TensorDictBase | None) -> dict[str, float]:
+    def step(batch: TensorDictBase, others: TensorDictBase | None, _: bool) -> dict[str, float]:
         assert others is not None
         seen.append((batch, others))
         return {}
