@@ -16,6 +16,7 @@ from torch import nn
 from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
+from pitune.policies.network.options.conditioning import ConditioningConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 
 BOTH: tuple[Family, ...] = ("pi0", "pi05")
@@ -61,6 +62,17 @@ CASES: tuple[OptionCase, ...] = (
     OptionCase(
         name="value_residual",
         options=NetworkOptions(value_residual=ValueResidualConfig(mode="dynamic")),
+    ),
+    OptionCase(
+        name="advantage",
+        options=NetworkOptions(conditioning=ConditioningConfig(advantage=True, return_bins=5)),
+        unused=("values.advantage", "values.return"),  # the network alone drops its conditions
+    ),
+    OptionCase(
+        name="instruction",
+        options=NetworkOptions(conditioning=ConditioningConfig(instruction=True)),
+        families=("pi0",),
+        unused=("nulls.instruction",),
     ),
 )
 """One row for each option."""

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
+from torch import Tensor
+
 from network_options import (
     CASES,
     OptionCase,
@@ -24,9 +27,6 @@ from network_options import (
     pairs,
     perturb,
 )
-from tensordict import TensorDict
-from torch import Tensor
-
 from openpi_fixtures import TOKENIZER, load_openpi, openpi_folder
 from pitune.policies import (
     PIPELINES,
