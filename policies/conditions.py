@@ -1,7 +1,7 @@
 """Conditions that a policy acts with, and guidance by dropping them.
 
 The network's kinds of conditions are those of `NetworkOptions.conditioning`.
-Letters: N rows, C kinds of conditions.
+Letters: N rows.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check_stateless(guidance: GuidanceConfig) -> None:
 
 
 def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput) -> Tensor | None:
-    """Return the conditions (N, C) of observations, None for a network without any.
+    """Return the conditions (N, kinds) of observations, None for a network without any.
 
     Observations with a `condition` keep it. The others have the advantage of the settings, the
     highest return, and their instruction.

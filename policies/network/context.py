@@ -36,7 +36,7 @@ class Context(NamedTuple):
     delay: Tensor | None = None
     """Its actions that are executed before the new chunk arrives (B,), -1 without an old chunk."""
     condition: Tensor | None = None
-    """Conditions of the velocity (B, C) int64, -1 where one is dropped. None without any."""
+    """Conditions of the velocity (B, kinds) int64, -1 where one is dropped. None without any."""
     null: Context | None = None
     """The same observation without its instruction, for guidance."""
 

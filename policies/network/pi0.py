@@ -276,7 +276,7 @@ class Pi0(nn.Module):
         """Return the action tokens (B, M * H, D) and the norms' condition, if any.
 
         The condition is (B, M, D), or (B, M * H, D) for flow times of single tokens (B, M, H). The
-        extensions apply to the tokens here, and so do the vectors of `given` conditions (B, C).
+        extensions apply to the tokens here, and so do the vectors of `given` conditions (B, kinds).
         """
         width = self.config.expert.width
         time = flow_time_embedding(flow_time, width).to(x.dtype)  # (B, M, D) or (B, M, H, D)

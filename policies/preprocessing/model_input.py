@@ -50,8 +50,8 @@ class ModelInput:
     delay: Tensor | None = None
     """Actions of it that are executed before the new chunk arrives (N,) int64. -1 without one."""
     condition: Tensor | None = None
-    """Conditions of the velocity (N, C) int64, -1 where one is dropped. None acts as the sampler's
-    `guidance` sets."""
+    """Conditions of the velocity (N, kinds) int64, -1 where one is dropped. None acts as the
+    sampler's `guidance` sets."""
 
     def __len__(self) -> int:
         return len(self.state)

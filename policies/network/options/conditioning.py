@@ -10,7 +10,7 @@ Each kind of condition has a learned value and a learned null, which stands for 
 
 The vectors of advantages and returns start at 0, so pretrained weights compute the same numbers. A
 null has a gradient only from rows whose condition is dropped.
-Letters: B rows, C kinds of conditions, L prompt tokens, D width of a tower.
+Letters: B rows, L prompt tokens, D width of a tower.
 Sources: Ho & Salimans 2022 (dropped conditions); Physical Intelligence 2025 (π*0.6), which writes
 the advantage into the prompt.
 """
@@ -59,7 +59,7 @@ class ConditioningConfig(OptionConfig):
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of conditions in the order of the columns of a condition (B, C)."""
+        """The kinds of conditions in the order of the columns of a condition (B, kinds)."""
         sizes: dict[Kind, int] = {
             "advantage": int(self.advantage),
             "return": self.return_bins,
@@ -96,7 +96,7 @@ class Conditioning(Extension):
         >>> from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
         >>> sizes = Pi0Config(state_dim=4, action_dim=2, action_horizon=3, expert=LAPTOP_EXPERT)
         >>> module = Conditioning(ConditioningConfig(advantage=True), sizes)
-        >>> module.offset(torch.tensor([[1], [-1]])).shape  # positive and dropped, (B, C)
+        >>> module.offset(torch.tensor([[1], [-1]])).shape  # positive and dropped, (B, kinds)
         torch.Size([2, 64])
     """
 
@@ -123,7 +123,7 @@ class Conditioning(Extension):
             nn.init.zeros_(value)
 
     def offset(self, condition: Tensor) -> Tensor:
-        """Return the sum of the vectors (B, D) of conditions (B, C) int64.
+        """Return the sum of the vectors (B, D) of conditions (B, kinds) int64.
 
         Raises:
             ValueError: the condition has no column for each kind.
@@ -138,7 +138,7 @@ class Conditioning(Extension):
         return total
 
     def forward(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
-        """Return action tokens (B, M, H, D) with the vectors of conditions (B, C) added.
+        """Return action tokens (B, M, H, D) with the vectors of conditions (B, kinds) added.
 
         Without a condition all of them are dropped.
         """
@@ -159,7 +159,7 @@ class Conditioning(Extension):
 
 
 def condition_of(kinds: Sequence[Kind], num: int, values: Mapping[str, Tensor | int]) -> Tensor:
-    """Return conditions (B, C) int64, in which an instruction is kept and other kinds are dropped.
+    """Return conditions (B, kinds) int64, in which instructions are kept, and others dropped.
 
     Args:
         kinds: Kinds of the network, in order.
@@ -172,6 +172,6 @@ def condition_of(kinds: Sequence[Kind], num: int, values: Mapping[str, Tensor | 
 
 
 def drop_conditions(condition: Tensor, share: float) -> Tensor:
-    """Return conditions (B, C) of which a random share of each column is dropped."""
+    """Return conditions (B, kinds) of which a random share of each column is dropped."""
     keep = torch.rand(condition.shape, device=condition.device) >= share
     return torch.where(keep, condition, DROPPED)

@@ -74,9 +74,10 @@ def of_rollout(rollout: TensorDictBase, policy: FlowPolicy, first_episode: int =
     for t in reversed(range(done.shape[1])):
         last = torch.where(done[:, t], time[:, t] + duration[:, t], last)
         good = torch.where(done[:, t], success[:, t], good)
-        ended = torch.where(done[:, t], ~invalid[:, t], ended & ~invalid[:, t])
+        ended = ended | done[:, t]
         length[:, t], solved[:, t], complete[:, t] = last, good, ended
-    chosen = complete & (duration > 0)
+    num_broken = torch.zeros_like(number).scatter_add(1, number, invalid.long())  # by episode
+    chosen = complete & (duration > 0) & (num_broken.gather(1, number) == 0)
 
     # rows, environment by environment
     rows = sub_dict(rollout.select(MODEL_INPUT, "chain"), chosen)

@@ -7,7 +7,7 @@ optionally with guidance away from the dropped one. Corrections by a human are a
 
 With the labels it is policy improvement: the policy under the positive indicator is proportional to
 the data's policy times the probability of a positive indicator.
-Letters: N rows, C kinds of conditions.
+Letters: N rows.
 Source: Physical Intelligence 2025 (π*0.6). Differs: the value is a small network beside the policy,
 the indicator is a vector and not text, and each update goes on from the last weights.
 """
