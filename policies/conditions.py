@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from tensordict import TensorDictBase
@@ -28,9 +27,6 @@ from pitune.policies.network.options.conditioning import (
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy_config import SamplerConfig
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
-
-if TYPE_CHECKING:
-    from pitune.policies.policy import FlowPolicy
 
 _INDEX = {"positive": POSITIVE, "negative": NEGATIVE, "dropped": DROPPED}
 
@@ -162,19 +158,22 @@ def check_dropout(network: Pi0, share: float) -> None:
         )
 
 
-def with_drops(policy: FlowPolicy, rows: TensorDictBase, share: float) -> TensorDictBase:
+def with_drops(
+    network: Pi0, guidance: GuidanceConfig, rows: TensorDictBase, share: float
+) -> TensorDictBase:
     """Return rows (N) of whose conditions a random share is dropped.
 
     Args:
-        policy: Gives the conditions of rows that have none.
+        network: Gives the kinds of conditions.
+        guidance: Gives the conditions of rows that have none.
         rows: Rows with `model_input`.
         share: Share of each kind [-]. 0 returns the rows as they are.
     """
     if not share:
         return rows
+    check_dropout(network, share)
     inputs = ModelInput.of(rows)
-    condition = acting_condition(policy.network, policy.sampler.guidance, inputs)
-    if condition is None:
-        raise ValueError("the network has no conditions to drop")
-    changed = replace(inputs, condition=drop_conditions(condition, share))
-    return rows.copy().set(MODEL_INPUT, changed.tensordict())
+    condition = acting_condition(network, guidance, inputs)
+    if condition is not None:
+        inputs = replace(inputs, condition=drop_conditions(condition, share))
+    return rows.copy().set(MODEL_INPUT, inputs.tensordict())

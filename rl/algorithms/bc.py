@@ -173,7 +173,7 @@ class CloningStep:
             FloatingPointError: the loss is not finite.
         """
         # step size
-        config, num = self.config, len(chunks)
+        config, num, policy = self.config, len(chunks), self.policy
         for group in self.optimizer.param_groups:
             group["lr"] = config.step_size(self.num_steps)
 
@@ -185,7 +185,7 @@ class CloningStep:
         if draws > 1:  # (B, M, H, A) and (B, M)
             noise, flow_time = noise.unflatten(0, (num, draws)), flow_time.view(num, draws)
         batch["noise"], batch["flow_time"] = noise, flow_time
-        batch = with_drops(self.policy, batch, config.condition_dropout)
+        batch = with_drops(policy.network, policy.sampler.guidance, batch, config.condition_dropout)
         if config.real_time_delay:
             delay = torch.randint(config.real_time_delay + 1, (num,), device=self.policy.device)
             batch.update(clean_prefix(batch["flow_time"], delay, self.policy.chunk_shape[0]))

@@ -2,7 +2,7 @@
 
 Data of robots are good and bad, also within an episode. Here the expert acts well in some segments
 of an episode and at random in the others.
-Letters: E envs, N rows.
+Letters: E envs, d robot action dim.
 """
 
 from __future__ import annotations

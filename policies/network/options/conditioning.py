@@ -10,7 +10,8 @@ Each kind of condition has a learned value and a learned null, which stands for 
 
 The vectors of advantages and returns start at 0, so pretrained weights compute the same numbers. A
 null has a gradient only from rows whose condition is dropped.
-Letters: B rows, L prompt tokens, D width of a tower.
+In shapes, `kinds` is the number of kinds of conditions.
+Letters: B rows, M scored flow steps, H action horizon, L prompt tokens, D width of a tower.
 Sources: Ho & Salimans 2022 (dropped conditions); Physical Intelligence 2025 (π*0.6), which writes
 the advantage into the prompt.
 """

@@ -7,7 +7,7 @@ optionally with guidance away from the dropped one. Corrections by a human are a
 
 With the labels it is policy improvement: the policy under the positive indicator is proportional to
 the data's policy times the probability of a positive indicator.
-Letters: N rows.
+Letters: N rows, E envs, T chunk decisions.
 Source: Physical Intelligence 2025 (π*0.6). Differs: the value is a small network beside the policy,
 the indicator is a vector and not text, and each update goes on from the last weights.
 """
@@ -58,15 +58,14 @@ class Recap(Algorithm[RecapConfig]):
         >>> metrics = algorithm.update(rollouts.collect())  # doctest: +SKIP
     """
 
+    needs = Needs(success_signal=True, whole_episodes=True)
     actor: LikelihoodActor
 
     def __init__(self, config: RecapConfig, policy: FlowPolicy) -> None:
         check_no_delay(policy, "recap", "leave delay at its default")
         policy = with_indicator(policy, config.guidance_scale)
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
-        if config.rollouts:
-            self.needs = Needs(success_signal=True, whole_episodes=True)
-        else:
+        if not config.rollouts:
             self.needs = Needs(rollouts=False)
 
         # data
