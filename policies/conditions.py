@@ -91,36 +91,86 @@ def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput)
     return condition_of(option.kinds, len(inputs), values).to(device)
 
 
-def dropped_instructions(network: Pi0, condition: Tensor | None) -> Tensor | None:
-    """Return the rows (N,) bool whose instruction is dropped, None where none can be."""
-    kinds = network.config.options.conditioning.kinds
-    if condition is None or "instruction" not in kinds:
-        return None
-    return condition[:, kinds.index("instruction")] == DROPPED
-
-
-def with_dropped(prefix: Context, dropped: Tensor) -> Context:
-    """Return encoded prefixes (N) in which some rows are those without an instruction.
+def encode_words(
+    network: Pi0, guidance: GuidanceConfig, inputs: ModelInput, images: Tensor | None
+) -> Context:
+    """Return encoded pictures and prompts (N), with their null if guidance drops the instruction.
 
     Args:
-        prefix: Prefixes with their null.
-        dropped: These rows (N,) bool.
+        network: Encodes them.
+        guidance: Decides whether the null is needed.
+        inputs: Observations (N). Rows whose condition drops the instruction have the null's words.
+        images: Scaled pictures of all cameras, or None.
+    """
+    parts = images, None, inputs.tokens, inputs.token_mask
+    prefix = network.encode_prefix(*parts, _dropped(network, inputs.condition))
+    if not guidance.scale or not network.config.options.conditioning.instruction:
+        return prefix
+    every = torch.ones(len(inputs), dtype=torch.bool, device=inputs.state.device)
+    return prefix._replace(null=network.encode_prefix(*parts, every))
+
+
+def encode_state(
+    network: Pi0,
+    guidance: GuidanceConfig,
+    inputs: ModelInput,
+    prefix: Context | None,
+    state_offset: Tensor | None,
+) -> Context:
+    """Return the context of observations (N) with their conditions.
+
+    Args:
+        network: Encodes the state.
+        guidance: Gives the conditions of observations that have none.
+        inputs: Observations (N).
+        prefix: Their encoded pictures and prompts, if there are any.
+        state_offset: See `Pi0.encode`.
+    """
+    state = inputs.state.to(network.action_out_proj.weight.device)
+    context = network.with_state(prefix, state, state_offset)
+    null = None if prefix is None else prefix.null
+    if null is not None:
+        null = network.with_state(null, state, state_offset)
+    condition = acting_condition(network, guidance, inputs)
+    return context._replace(condition=condition, null=null)
+
+
+def with_dropped(network: Pi0, prefix: Context | None, condition: Tensor | None) -> Context | None:
+    """Return stored prefixes (N) in which some rows are those without their instruction.
+
+    Args:
+        network: Gives the kinds of conditions.
+        prefix: Prefixes with their null, or None without any.
+        condition: Conditions of the rows (N, kinds), None to drop nothing.
 
     Raises:
         ValueError: the prefixes were encoded without their null.
     """
+    dropped = None if prefix is None else _dropped(network, condition)
+    if prefix is None or dropped is None:
+        return prefix
     null = prefix.null
     if null is None:
         raise ValueError(
             "the stored prefixes have no null, so their instruction cannot be dropped; encode the "
             "observations again, or store prefixes with sampler.guidance.scale above 0"
         )
+    dropped = dropped.to(prefix.features.device)
+    rows = dropped[:, None, None, None]
     cache = [
-        tuple(torch.where(dropped[:, None, None, None], *pair) for pair in zip(*parts, strict=True))
-        for parts in zip(null.cache, prefix.cache, strict=True)
+        (torch.where(rows, null_keys, keys), torch.where(rows, null_values, values))
+        for (null_keys, null_values), (keys, values) in zip(null.cache, prefix.cache, strict=True)
     ]
     features = torch.where(dropped[:, None], null.features, prefix.features)
     return prefix._replace(cache=cache, features=features)
+
+
+def _dropped(network: Pi0, condition: Tensor | None) -> Tensor | None:
+    """Return the rows (N,) bool whose instruction is dropped, None where none can be."""
+    kinds = network.config.options.conditioning.kinds
+    if condition is None or "instruction" not in kinds:
+        return None
+    return condition[:, kinds.index("instruction")] == DROPPED
 
 
 def guided(network: Pi0, context: Context, guidance: GuidanceConfig) -> VelocityField:

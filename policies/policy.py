@@ -14,12 +14,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pitune.policies.conditions import (
-    acting_condition,
-    dropped_instructions,
-    guided,
-    with_dropped,
-)
+from pitune.policies.conditions import encode_state, encode_words, guided, with_dropped
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
@@ -132,18 +127,11 @@ class FlowPolicy(PolicyParts):
             prefix: The result of `encode_prefix` for them. By default they are encoded here.
             state_offset: Offset (N, D) or (1, D) that is added to the state token.
         """
-        state = inputs.state.to(self.device)
-        condition = acting_condition(self.network, self.sampler.guidance, inputs)
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
-        elif prefix is not None and inputs.condition is not None:
-            dropped = dropped_instructions(self.network, condition)
-            prefix = prefix if dropped is None else with_dropped(prefix, dropped)
-        context = self.network.with_state(prefix, state, state_offset)
-        null = None if prefix is None else prefix.null
-        if null is not None:
-            null = self.network.with_state(null, state, state_offset)
-        context = context._replace(condition=condition, null=null)
+        else:
+            prefix = with_dropped(self.network, prefix, inputs.condition)
+        context = encode_state(self.network, self.sampler.guidance, inputs, prefix, state_offset)
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -157,13 +145,7 @@ class FlowPolicy(PolicyParts):
         """
         inputs = inputs.to(self.device)
         images = None if inputs.images is None else scaled_pictures(inputs.images)
-        parts = images, None, inputs.tokens, inputs.token_mask
-        dropped = dropped_instructions(self.network, inputs.condition)
-        prefix = self.network.encode_prefix(*parts, dropped)
-        if self.sampler.guidance.scale and self.network.config.options.conditioning.instruction:
-            every = torch.ones(len(inputs), dtype=torch.bool, device=self.device)
-            return prefix._replace(null=self.network.encode_prefix(*parts, every))
-        return prefix
+        return encode_words(self.network, self.sampler.guidance, inputs, images)
 
     def critic_input(
         self, inputs: ModelInput, context: Context | None, steps: int | None = None
@@ -295,6 +277,8 @@ class FlowPolicy(PolicyParts):
 
         # squared error
         loss = (output.velocity.float() - target_velocity(action[:, None], noise)).square()
+        prediction = self.network.config.options.prediction
+        loss = prediction.weighted(loss, per_step[..., None])
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
         return loss[:, 0] if is_single else loss

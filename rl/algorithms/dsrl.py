@@ -85,6 +85,7 @@ class DSRL(Algorithm[DSRLConfig]):
             "target_critic": self.off_policy.target,
             "temperature": self.temperature,
         }
+        self.memories = {"replay": self.off_policy.replay}
 
         # optimizers
         adam = torch.optim.Adam

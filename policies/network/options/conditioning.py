@@ -139,13 +139,13 @@ class Conditioning(Extension):
         return total
 
     def forward(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
-        """Return action tokens (B, M, H, D) with the vectors of conditions (B, kinds) added.
+        """Return action tokens (B, M * H, D) with the vectors of conditions (B, kinds) added.
 
         Without a condition all of them are dropped.
         """
         if condition is None:
             condition = torch.full((len(tokens), len(self.kinds)), DROPPED, device=tokens.device)
-        return tokens + self.offset(condition)[:, None, None]
+        return tokens + self.offset(condition)[:, None].to(tokens.dtype)
 
     def drop_words(self, words: Tensor, dropped: Tensor) -> Tensor:
         """Return words (B, L, D) with the null in the place of those of some rows (B,) bool."""
