@@ -34,7 +34,7 @@ from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mas
 from pitune.policies.network.gemma import Cache, Gemma
 from pitune.policies.network.layers import Linear
 from pitune.policies.network.options.add import option_modules
-from pitune.policies.network.options.blocks import with_registers, with_state_tokens
+from pitune.policies.network.options.blocks import drop_words, with_registers, with_state_tokens
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.network.towers import Experts, VisionLanguageModel, check_prefix_inputs
 
@@ -142,10 +142,11 @@ class Pi0(nn.Module):
         image_mask: Tensor | None = None,
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> Context:
         """Return the context of pictures and prompt. It does not depend on the action expert.
 
-        See `encode` for the arguments.
+        See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped.
 
         Raises:
             ValueError: the network has no vision-language model.
@@ -155,7 +156,7 @@ class Pi0(nn.Module):
                 "this network has vlm=None, so it reads its state alone and has no prefix to "
                 "encode; use `encode`"
             )
-        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
+        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask, dropped)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         is_padded = image_mask is not None or token_mask is not None
         mask = valid[:, None, None] if is_padded else None
@@ -196,10 +197,11 @@ class Pi0(nn.Module):
         image_mask: Tensor | None,
         tokens: Tensor | None,
         token_mask: Tensor | None,
+        dropped: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the prefix's tokens (B, prefix, D) and False for their padding (B, prefix).
 
-        See `encode` for the arguments.
+        See `encode_prefix` for the arguments.
 
         Raises:
             ValueError: pictures or a prompt are missing, or the network does not read them.
@@ -219,6 +221,7 @@ class Pi0(nn.Module):
             masks.append(repeat(image_mask.bool(), "b v -> b (v p)", p=patches))
         if tokens is not None and vlm is not None:
             words = vlm.language_model.embed_tokens(tokens).to(self.compute_dtype)
+            words = drop_words(self, words, dropped)
             parts.append(words * math.sqrt(words.shape[-1]))
             masks.append(
                 torch.ones_like(tokens).bool() if token_mask is None else token_mask.bool()

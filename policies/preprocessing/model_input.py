@@ -49,6 +49,9 @@ class ModelInput:
     """Rest of the chunk that is being executed (N, R, A) [normalized action], under a delay."""
     delay: Tensor | None = None
     """Actions of it that are executed before the new chunk arrives (N,) int64. -1 without one."""
+    condition: Tensor | None = None
+    """Conditions of the velocity (N, kinds) int64, -1 where one is dropped. None acts as the
+    sampler's `guidance` sets."""
 
     def __len__(self) -> int:
         return len(self.state)
