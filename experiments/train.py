@@ -3,88 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from pitune import envs, rl
+from pitune import rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments
+from pitune.experiments.distributed.metrics import of_all_ranks
+from pitune.experiments.distributed.state import check_drift
 from pitune.experiments.films.training import before_after, record_video
 from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.health.outcome import reasons
 from pitune.experiments.runs import signals
-from pitune.experiments.runs.evaluations import cut_notes, evaluate_both, rank_of, validate
+from pitune.experiments.runs.evaluations import cut_notes, evaluate_both, validate
 from pitune.experiments.runs.learning_curve import learning_curve
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import (
     TrainingProgress,
     closing_table,
-    report_memory,
     update_progress,
 )
-from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.train_arguments import parse as parse
-from pitune.experiments.train_policy import policy_to_train
-
-NEEDED = ("success_rate", "env_steps", "seconds", "before", "clipped")
-"""Entries of a checkpoint's progress without which it cannot be resumed from."""
+from pitune.experiments.train_state import TrainState
+from pitune.rl import ranks
 
 
-class Trainer:
-    """One run: the loop of collecting and learning, and the state that resuming needs.
+class Trainer(TrainState):
+    """One run: the loop of collecting and learning.
 
     Example:
         >>> config = TrainConfig(algorithm=rl.PPOConfig())
         >>> summary = Trainer(config).train()  # doctest: +SKIP
     """
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        torch.manual_seed(config.seed)
-        torch.set_num_threads(config.torch_threads)
-        self.run = self._open_run()
-        try:
-            self._prepare()
-        except BaseException:
-            self.run.abandon()  # so that the same command can be given again
-            raise
-
-    def _open_run(self) -> Run:
-        """Return the run, whose folder this process then holds."""
-        config = self.config
-        settings = config.identity(), config.wandb, {**config.limits(), **config.reports()}
-        if config.resume:
-            return Run.resume(config.out, *settings, config.defaults())
-        return Run.create(config.out, *settings)
-
-    def _prepare(self) -> None:
-        """Make policy, algorithm and environment, and check that they fit."""
-        config = self.config
-        # policy and algorithm
-        policy = policy_to_train(config)
-        self.algorithm = rl.make(config.algorithm, policy)
-        report_memory(self.algorithm.actor.policy, config.algorithm.policy_minibatch)
-
-        # environment
-        self.env = envs.make(config.env)
-        rl.check_fit(policy, self.env.spec)
-        rl.check_needs(self.algorithm, self.env.spec)
-
-        # state of the run
-        self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
-        self.iteration = 0
-        self.seconds = dict.fromkeys(("simulator", "policy", "update", "evaluation"), 0.0)
-        self.before: dict[str, Any] = {}
-        self.ended_by = ""
-        self.restarts: list[int] = []
-        self._pending_evaluation = False
-        if config.resume:
-            self._restore()
-        self.run.connect()
 
     def train(self) -> dict[str, Any]:
         """Run to the end and return the summary, which is also in summary.json.
@@ -122,7 +74,8 @@ class Trainer:
             self.ended_by = config.limit_reached(self.iteration, self.run.rows)
             while not self.ended_by:
                 metrics = self._iterate_or_stop(request)
-                out_of_time = time.monotonic() - start > 60 * config.max_minutes
+                request.agree()
+                out_of_time = ranks.on_any(time.monotonic() - start > 60 * config.max_minutes)
                 last = self.iteration >= config.num_iterations or out_of_time
                 due = last or self.iteration % config.eval_every == 0
                 evaluation = self._evaluate_unless_stopped(request) if due else {}
@@ -130,7 +83,7 @@ class Trainer:
                 # after its row: a kill in between writes both again
                 if evaluation or request.stopped is not None:
                     self._checkpoint(evaluation, pending=due and not evaluation)
-                progress.update(self.iteration, metrics | evaluation, self.rollouts.num_env_steps)
+                progress.update(self.iteration, metrics | evaluation, int(metrics["env_steps"]))
                 for warning in monitor.warnings(self.run.rows):
                     screen.note(f"warning: {warning}")
                 if request.stopped is not None:
@@ -198,7 +151,8 @@ class Trainer:
             collected - start
         )
         metrics["action_clip_fraction"] = self.env.num_clipped / max(1, self.env.num_entries)
-        return metrics
+        check_drift(self.algorithm, self.iteration)
+        return of_all_ranks(metrics)
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate on the validation starts and return the metrics."""
@@ -215,49 +169,16 @@ class Trainer:
         self.seconds["evaluation"] += time.perf_counter() - start
         return result
 
-    def _checkpoint(self, evaluation: Mapping[str, Any], pending: bool = False) -> None:
-        """Save, and begin new episodes as a resumed run would.
-
-        Args:
-            evaluation: At this iteration, empty without one.
-            pending: Whether a signal has postponed that evaluation.
-        """
-        progress = {
-            "success_rate": evaluation.get("success_rate"),
-            "rank": rank_of(evaluation) if evaluation else None,
-            "env_steps": self.rollouts.num_env_steps,
-            "seconds": self.seconds,
-            "before": self.before,
-            "clipped": [self.env.num_clipped, self.env.num_entries],
-            "restarts": self.restarts,
-            "pending_evaluation": pending,
-        }
-        self.run.save(self.iteration, self.algorithm, progress)
-        self.rollouts.restart(self.iteration)
-
-    def _restore(self) -> None:
-        progress = self.run.load_latest(self.algorithm, NEEDED)
-        self.iteration, self.seconds = progress["iteration"], progress["seconds"]
-        self.before = progress["before"]
-        self.env.num_clipped, self.env.num_entries = progress["clipped"]
-        self.rollouts.num_env_steps = progress["env_steps"]
-        self.restarts = progress.get("restarts", [])  # absent from runs of pitune 0.2 and before
-        self._pending_evaluation = progress.get("pending_evaluation", False)
-        if self.iteration % self.config.eval_every and self.iteration < self.config.num_iterations:
-            self.restarts = [*self.restarts, self.iteration]
-            screen.note(signals.restart_note(self.iteration))
-        self.rollouts.restart(self.iteration)
-
     def _film(self, name: str) -> None:
         config, file = self.config, self.config.out / f"{name}.mp4"
-        if config.video:
+        if config.video and not ranks.rank():
             record_video(config.env, self.algorithm.actor, file, config.seed, config.eval_episodes)
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate, report, close, and return the summary."""
         config, after = self.config, self._final_evaluation()
         self._film("after")
-        if config.video:
+        if config.video and not ranks.rank():
             before_after(config.out)
 
         # summary
@@ -269,7 +190,7 @@ class Trainer:
             "ended_by": self.ended_by,
             "restarts": self.restarts,
             "learned_nothing": reasons(self.run.rows, config.identity(), self.run.has_changed()),
-            "env_steps": self.rollouts.num_env_steps,
+            "env_steps": ranks.total(self.rollouts.num_env_steps),
             "seeded_starts": self.env.spec.deterministic_reset,
             "train_seconds": sum(self.seconds.values()),
             "before": self.before,
@@ -279,7 +200,8 @@ class Trainer:
             "best_checkpoint": str(self.run.best_checkpoint()),
         }
 
-        learning_curve(self.run.rows, summary, config.out / "learning_curve.png")
+        if not ranks.rank():
+            learning_curve(self.run.rows, summary, config.out / "learning_curve.png")
         self.run.finish(summary)
         self.env.close()
         return summary
@@ -293,7 +215,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message(), signals.exit_on_signal():
-        closing_table(train(parse(arguments(argv))))
+        summary = train(parse(arguments(argv)))
+        if not ranks.rank():
+            closing_table(summary)
+        ranks.stop()
 
 
 if __name__ == "__main__":

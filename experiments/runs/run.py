@@ -28,12 +28,13 @@ from pitune.experiments.runs.folder import wandb_run
 from pitune.experiments.runs.folder.lock import lock, unlock
 from pitune.experiments.runs.folder.metrics_file import METRICS, Row
 from pitune.experiments.runs.folder.metrics_log import MetricsLog
+from pitune.experiments.runs.folder.rank_state import random_state, restore, write_rank_file
 from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.folder.start import abandon, claim
 from pitune.experiments.runs.folder.state import best_of, latest_whole, prune
 from pitune.experiments.runs.folder.wandb_run import WandbMode as WandbMode
 from pitune.policies.checkpoints.native import write_policy
-from pitune.rl import Algorithm
+from pitune.rl import Algorithm, ranks
 
 OLD_NAMES = {"ode": "deployed", "stochastic": "exploring"}
 """Names of the two evaluations in summaries of pitune 0.1, and their names now."""
@@ -193,9 +194,7 @@ class Run:
             if self._first_weights is None:
                 self._first_weights = weights
             # state besides the weights, which are saved apart
-            state = {"training": algorithm.training_state(), "random": torch.get_rng_state()}
-            if torch.cuda.is_available():
-                state["random_cuda"] = torch.cuda.get_rng_state_all()
+            state = {"training": algorithm.training_state(), **random_state()}
             torch.save(state, folder / folders.TRAINING)
             record = {
                 "iteration": iteration,
@@ -205,6 +204,7 @@ class Run:
             }
             (folder / folders.PROGRESS).write_text(json.dumps(record))
             self.metrics.copy(folder / METRICS)
+            write_rank_file(folder, algorithm)
         self._prune()
 
     def checkpoints(self) -> list[Path]:
@@ -248,12 +248,7 @@ class Run:
             )
         folder, (policy, state, progress), faults = latest_whole(checkpoints, needed)
 
-        # policy, training state and random numbers
-        algorithm.actor.policy.load_state_dict(policy.state_dict())
-        algorithm.load_training_state(state["training"])
-        torch.set_rng_state(state["random"])
-        if torch.cuda.is_available() and "random_cuda" in state:
-            torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])
+        restore(algorithm, ranks.of_first(folder), policy, state, progress)
 
         # progress, and the rows up to here: those after the checkpoint are written again
         for damaged, fault in faults.items():
@@ -263,6 +258,7 @@ class Run:
         self._first_weights = progress.pop("first_weights", None)
         progress.pop("changed", None)
         self.metrics.restore(progress["iteration"], folder / METRICS)
+        ranks.of_first(self.metrics.rows)
         return progress
 
     def finish(self, summary: dict[str, Any]) -> None:

@@ -121,10 +121,15 @@ class Replay:
     def load_state(self, state: dict[str, Any]) -> None:
         """Replace the memory by the result of `state`.
 
+        Rows that were dealt out anew among ranks have no `writer`. Of more than `capacity`, the
+        last are stored.
+
         Raises:
             ValueError: the state has more rows than the capacity.
         """
-        rows = state["rows"]
+        rows, writer = state["rows"], state["writer"]
+        if writer is None:
+            rows = {key: value[-self.capacity :] for key, value in rows.items()}
         num = len(next(iter(rows.values()))) if rows else 0
         if num > self.capacity:
             raise ValueError(
@@ -134,4 +139,5 @@ class Replay:
         self._buffer.empty()
         if num:
             self._buffer.extend(TensorDict(rows, batch_size=[num]).unflatten_keys("."))
-        self._buffer.writer.load_state_dict(state["writer"])
+        if writer is not None:
+            self._buffer.writer.load_state_dict(writer)
