@@ -13,16 +13,14 @@ from pitune.experiments.distributed.metrics import of_all_ranks
 from pitune.experiments.distributed.state import check_drift
 from pitune.experiments.films.training import before_after, record_video
 from pitune.experiments.health.monitor import HealthMonitor
-from pitune.experiments.health.outcome import reasons
 from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import cut_notes, evaluate_both, validate
 from pitune.experiments.runs.learning_curve import learning_curve
+from pitune.experiments.runs.loop.clock import memory_in_use
+from pitune.experiments.runs.loop.outcome import outcome_of
+from pitune.experiments.runs.loop.update import learn
 from pitune.experiments.runs.progress import screen
-from pitune.experiments.runs.report import (
-    TrainingProgress,
-    closing_table,
-    update_progress,
-)
+from pitune.experiments.runs.report import TrainingProgress, closing_table
 from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.train_arguments import parse as parse
@@ -52,8 +50,9 @@ class Trainer(TrainState):
                 self._iterations(request)
                 with request.raising():
                     return self._finish()
-            except BaseException:
+            except BaseException as error:
                 self.run.abandon()
+                signals.note_of_disk(error, self.config.out)
                 raise
 
     def _iterations(self, request: StopRequest) -> None:
@@ -71,7 +70,7 @@ class Trainer(TrainState):
         # iterations
         with screen.task("training", config.num_iterations, self.iteration) as task:
             progress = TrainingProgress(task, self.env.spec)
-            self.ended_by = config.limit_reached(self.iteration, self.run.rows)
+            self.ended_by = config.limit_reached(self.iteration, self.run.recent)
             while not self.ended_by:
                 metrics = self._iterate_or_stop(request)
                 request.agree()
@@ -81,15 +80,17 @@ class Trainer(TrainState):
                 evaluation = self._evaluate_unless_stopped(request) if due else {}
                 self.run.log(self.iteration, metrics | evaluation)
                 # after its row: a kill in between writes both again
-                if evaluation or request.stopped is not None:
+                stops, saves = request.stopped is not None, ranks.on_any(self._saving.is_due())
+                if evaluation or stops or saves:
                     self._checkpoint(evaluation, pending=due and not evaluation)
                 progress.update(self.iteration, metrics | evaluation, int(metrics["env_steps"]))
-                for warning in monitor.warnings(self.run.rows):
+                for warning in monitor.warnings(self.run.recent):
                     screen.note(f"warning: {warning}")
                 if request.stopped is not None:
-                    screen.note(signals.stop_note(self.config.out, self.iteration, exact=due))
+                    exact = due or self.rollouts.state() is not None
+                    screen.note(signals.stop_note(self.config.out, self.iteration, exact))
                     raise request.stopped
-                self.ended_by = config.limit_reached(self.iteration, self.run.rows, out_of_time)
+                self.ended_by = config.limit_reached(self.iteration, self.run.recent, out_of_time)
 
     def _iterate_or_stop(self, request: StopRequest) -> dict[str, float]:
         """Iterate, and end in order if a signal has stopped the environment's processes too.
@@ -133,8 +134,7 @@ class Trainer(TrainState):
         start = time.perf_counter()
         rollout = self.rollouts.collect()
         collected = time.perf_counter()
-        with update_progress(self.algorithm):
-            metrics = self.algorithm.update(rollout)
+        metrics = learn(self.run, self.iteration + 1, self.algorithm, rollout)
 
         # time of each phase
         simulator = self.rollouts.simulator_seconds
@@ -143,16 +143,19 @@ class Trainer(TrainState):
         self.seconds["update"] += time.perf_counter() - collected
         self.iteration += 1
         phases = {f"seconds/{key}": self.seconds[key] - seconds[key] for key in self.seconds}
-
-        # metrics
-        metrics |= rl.rollout_metrics(rollout) | phases
-        metrics["env_steps"] = float(self.rollouts.num_env_steps)
-        metrics["env_steps_per_second"] = (self.rollouts.num_env_steps - steps) / (
-            collected - start
-        )
-        metrics["action_clip_fraction"] = self.env.num_clipped / max(1, self.env.num_entries)
+        num_steps = self.rollouts.num_env_steps
         check_drift(self.algorithm, self.iteration)
-        return of_all_ranks(metrics)
+        row = {
+            **metrics,
+            **rl.rollout_metrics(rollout),
+            **phases,
+            "seconds/save": self._saving.spent_since_last_row(),
+            **memory_in_use(),
+            "env_steps": float(num_steps),
+            "env_steps_per_second": (num_steps - steps) / (collected - start),
+            "action_clip_fraction": self.env.num_clipped / max(1, self.env.num_entries),
+        }
+        return of_all_ranks(row)
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate on the validation starts and return the metrics."""
@@ -173,33 +176,24 @@ class Trainer(TrainState):
         config, file = self.config, self.config.out / f"{name}.mp4"
         if config.video and not ranks.rank():
             record_video(config.env, self.algorithm.actor, file, config.seed, config.eval_episodes)
+            if name == "after":
+                before_after(config.out)
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate, report, close, and return the summary."""
         config, after = self.config, self._final_evaluation()
         self._film("after")
-        if config.video and not ranks.rank():
-            before_after(config.out)
-
-        # summary
         summary = {
-            "algorithm": rl.name_of(config.algorithm),
-            "env": config.env.id,
-            "seed": config.seed,
+            **outcome_of(config, self.run, self.env.spec),
+            "train_seconds": sum(self.seconds.values()),
+            "seconds": self.seconds,
             "iterations": self.iteration,
             "ended_by": self.ended_by,
             "restarts": self.restarts,
-            "learned_nothing": reasons(self.run.rows, config.identity(), self.run.has_changed()),
             "env_steps": ranks.total(self.rollouts.num_env_steps),
-            "seeded_starts": self.env.spec.deterministic_reset,
-            "train_seconds": sum(self.seconds.values()),
             "before": self.before,
             "after": after,
-            "seconds": self.seconds,
-            "checkpoint": str(self.run.checkpoints()[-1]),
-            "best_checkpoint": str(self.run.best_checkpoint()),
         }
-
         if not ranks.rank():
             learning_curve(self.run.rows, summary, config.out / "learning_curve.png")
         self.run.finish(summary)

@@ -40,6 +40,7 @@ from pitune.rl.gradient_step import (
     run_epochs,
     to_floats,
 )
+from pitune.rl.gradients import row_weight
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize, value_size
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
 from pitune.rl.policy_gradient.information import Information
@@ -75,8 +76,8 @@ class EPO(Algorithm[EPOConfig]):
         self.needs = Needs(num_shares=config.num_members, success_signal=True)
 
         # critic, loss and optimizers
-        state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
-        critic = PopulationCritic(state_dim, population, policy.feature_dim, remainder)
+        rest = policy.feature_dim, policy.remainder_shape, config.ppo.critic_distribution
+        critic = PopulationCritic(policy.preprocessor.model_state_dim, population, *rest)
         self.critic = critic.to(policy.device)
         self.networks |= {"population": population, "critic": self.critic}
         self.loss = policy_loss(self.actor, config.ppo)
@@ -144,7 +145,7 @@ class EPO(Algorithm[EPOConfig]):
             learns: Whether an advantage differs from 0. By default it is read from the batch.
         """
         # sample of the others' decisions, of which ranks have different numbers
-        weight = 1.0 if others is None else ranks.row_weight(len(others))
+        weight = 1.0 if others is None else row_weight(len(others))
         if others is not None:
             num = max(1, len(batch) // self.config.num_members)
             rows = torch.randint(len(others), (num,), device=batch.device) if len(others) else None
@@ -236,7 +237,7 @@ class EPO(Algorithm[EPOConfig]):
             return loss, metrics
         off, _ = critic_loss(self.critic, others, self.config.ppo.clip.value)
         loss = loss + self.config.aggregate * weight * off
-        return loss, {"value_loss": loss}
+        return loss, {**metrics, "value_loss": loss}
 
     def master_loss(self, others: TensorDictBase) -> Tensor:
         """Return the master's loss on decisions (B) of the others."""

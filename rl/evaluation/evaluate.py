@@ -38,7 +38,8 @@ from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
 from pitune.rl.evaluation.played_once import check_played_once
-from pitune.rl.experience.rollouts import check_fit, chunk_env_for
+from pitune.rl.experience.fit import check_fit
+from pitune.rl.experience.rollouts import chunk_env_for
 from pitune.rl.experience.sub_dict import sub_dict
 
 
@@ -139,11 +140,8 @@ def _places_of_rank(num_episodes: int, num_envs: int) -> list[int]:
 def _own_randomness(seed: int, stochastic: bool) -> Iterator[None]:
     """Use random numbers of an evaluation's own while the context is open, and its exploration."""
     mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
-    devices = list(range(torch.cuda.device_count()))
-    if ranks.world() > 1:  # the other devices belong to other ranks
-        devices = [torch.cuda.current_device()] if devices else []
-        seed += ranks.rank() << 32
-    with torch.random.fork_rng(devices), set_exploration_type(mode):
+    seed += ranks.rank() << 32
+    with torch.random.fork_rng(ranks.devices()), set_exploration_type(mode):
         torch.manual_seed(seed)
         yield
 

@@ -19,8 +19,42 @@ from pitune.experiments.runs.folder.checkpoints import (
     remove,
     set_aside,
 )
+from pitune.experiments.runs.folder.segments import Segments, write_index
 from pitune.policies import FlowPolicy
 from pitune.policies.checkpoints.native import load_policy
+from pitune.rl import Algorithm, ranks
+
+
+def write_state(
+    folder: Path,
+    algorithm: Algorithm[Any],
+    segments: Segments,
+    episodes: dict[str, Any] | None,
+) -> None:
+    """Write the training state, the random numbers and the state of the episodes into a folder.
+
+    The memories' new rows become files of their own.
+    """
+    if algorithm.memories:
+        write_index(folder, segments.write(algorithm.memories))
+    training = algorithm.training_state(with_memories=False)
+    torch.save({"training": training, **random_state(), "episodes": episodes}, folder / TRAINING)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of PyTorch's random numbers on the devices of this process."""
+    state: dict[str, Any] = {"random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["random_cuda"] = [torch.cuda.get_rng_state(device) for device in ranks.devices()]
+    return state
+
+
+def restore_random(state: dict[str, Any]) -> None:
+    """Restore the result of `random_state`, on the devices that this process has."""
+    torch.set_rng_state(state["random"])
+    if torch.cuda.is_available():
+        for device, value in zip(ranks.devices(), state.get("random_cuda", ()), strict=False):
+            torch.cuda.set_rng_state(value, device)
 
 
 def best_of(checkpoints: Sequence[Path]) -> Path:
