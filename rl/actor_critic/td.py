@@ -17,6 +17,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.rl import ranks
 from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 from pitune.rl.actor_critic.q_ensemble import (
     QEnsemble,
@@ -121,11 +122,12 @@ class OffPolicy:
         self.replay.push(rows)
 
     def rounds_due(self, num_decisions: int) -> int:
-        """Return the number of rounds that are due after further decisions.
+        """Return the number of rounds that are due after further decisions of this rank.
 
-        It is 0 in the warm-up and `warmup_rounds` at its end. Afterwards it follows the
-        update-to-data ratio, and fractions are carried over.
+        Those of all ranks count. It is 0 in the warm-up and `warmup_rounds` at its end. Afterwards
+        it follows the update-to-data ratio, and fractions are carried over.
         """
+        num_decisions = ranks.total(num_decisions)
         if self.warming_up:
             self.num_warmup += num_decisions
             return 0 if self.warming_up else self.config.warmup_rounds
@@ -151,8 +153,8 @@ class OffPolicy:
         return batch
 
     def _sample_rows(self) -> TensorDictBase:
-        """Return rows (B) of the memory and, if there are any, of the demonstrations."""
-        size = self.config.minibatch_size
+        """Return this rank's share of rows (B) of its memory and, if any, of the demonstrations."""
+        size = ranks.share(self.config.minibatch_size)
         if self.demonstrations is None:
             return self.replay.sample(size)
         num = round(self.config.offline_share * size)

@@ -21,6 +21,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, Needs
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import (
@@ -39,11 +40,11 @@ from pitune.rl.gradient_step import (
     run_epochs,
     to_floats,
 )
-from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
+from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize, value_size
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
 from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.loss import clip_notes, log_ratios
-from pitune.rl.policy_gradient.policy_step import learns_from, policy_step
+from pitune.rl.policy_gradient.policy_step import has_advantage, learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate
@@ -137,18 +138,18 @@ class EPO(Algorithm[EPOConfig]):
             others: Decisions of the other members for the master, a sample of which is used.
             learns: Whether an advantage differs from 0. By default it is read from the batch.
         """
-        # sample of the others' decisions
-        if others is not None and len(others):
+        # sample of the others' decisions, of which ranks have different numbers
+        weight = 1.0 if others is None else ranks.row_weight(len(others))
+        if others is not None:
             num = max(1, len(batch) // self.config.num_members)
-            others = sub_dict(others, torch.randint(len(others), (num,), device=batch.device))
-        else:
-            others = None
+            rows = torch.randint(len(others), (num,), device=batch.device) if len(others) else None
+            others = None if rows is None else sub_dict(others, rows)
 
         # critic
         ppo, step = self.config.ppo, f"update {self.num_updates}"
         value_metrics, _ = gradient_step(
             self.optimizers["critic"],
-            lambda part: self._critic_loss(part, others),
+            lambda part: self._critic_loss(part, others, weight),
             batch,
             name="critic",
             step=step,
@@ -160,10 +161,10 @@ class EPO(Algorithm[EPOConfig]):
         # policy
         if self.num_updates < ppo.critic_warmup:
             return metrics
-        learns = bool(batch["advantage"].any()) if learns is None else learns
+        learns = has_advantage(batch) if learns is None else learns
         return metrics | policy_step(
             self.optimizers["actor"],
-            (lambda part: self._actor_loss(part, others)) if learns else self.loss,
+            (lambda part: self._actor_loss(part, others, weight)) if learns else self.loss,
             self.loss.with_draws(batch),
             learns=learns,
             clip=ppo.clip,
@@ -199,13 +200,12 @@ class EPO(Algorithm[EPOConfig]):
         batch["action_log_prob"] = self._rescored(acted)[0]["action_log_prob"]
 
         # decisions that are likely enough under the master
-        if not len(batch):
+        if not ranks.total(len(batch)):
             return batch
-        parts = batch.split(ppo.update.minibatch_size)
+        parts = batch.split(ppo.update.minibatch_size) if len(batch) else [batch]
         batch["center"] = torch.cat([log_ratios(self.actor, part)[0] for part in parts])  # (B, M)
         near = (batch["center"].abs() <= self.config.log_ratio_cap).all(1)
-        size = max(float(batch[key].abs().max()) for key in ("state_value", "value_target"))
-        batch["advantage"] = standardize(batch["advantage"], size=size)
+        batch["advantage"] = standardize(batch["advantage"], size=value_size(batch))
         return sub_dict(batch, near)
 
     def _rescored(self, batch: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
@@ -216,21 +216,21 @@ class EPO(Algorithm[EPOConfig]):
         return rescore(batch, actor_score(self.actor), ppo.update.part_size)
 
     def _actor_loss(
-        self, batch: TensorDictBase, others: TensorDictBase | None
+        self, batch: TensorDictBase, others: TensorDictBase | None, weight: float = 1.0
     ) -> tuple[Tensor, Metrics]:
         loss, metrics = self.loss(batch)
         if others is not None:
-            loss = loss + self.config.aggregate * self.master_loss(others)
+            loss = loss + self.config.aggregate * weight * self.master_loss(others)
         return loss, metrics
 
     def _critic_loss(
-        self, batch: TensorDictBase, others: TensorDictBase | None
+        self, batch: TensorDictBase, others: TensorDictBase | None, weight: float = 1.0
     ) -> tuple[Tensor, Metrics]:
         loss, metrics = critic_loss(self.critic, batch, self.config.ppo.clip.value)
         if others is None:
             return loss, metrics
         off, _ = critic_loss(self.critic, others, self.config.ppo.clip.value)
-        loss = loss + self.config.aggregate * off
+        loss = loss + self.config.aggregate * weight * off
         return loss, {**metrics, "value_loss": loss}
 
     def master_loss(self, others: TensorDictBase) -> Tensor:

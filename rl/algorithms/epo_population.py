@@ -28,6 +28,7 @@ from pitune.ranges import (
     PositiveInt,
     Share,
 )
+from pitune.rl import ranks
 from pitune.rl.algorithm import AlgorithmConfig
 from pitune.rl.algorithms.ppo import PPOConfig
 from pitune.rl.policy_gradient.value import ValueCritic
@@ -102,13 +103,16 @@ class Population(nn.Module):
     def members(self, num_rows: int) -> Tensor:
         """Return the member of each environment (N,), with equal shares of neighbors.
 
+        The environments of several ranks are one list, in the order of the ranks.
+
         Raises:
-            ValueError: N is not a multiple of the number of members.
+            ValueError: their number is not a multiple of the number of members.
         """
-        if num_rows % len(self):
-            raise ValueError(f"num_envs={num_rows} must be a multiple of num_members={len(self)}")
-        rows = torch.arange(num_rows, device=self.genes.device)
-        return rows * len(self) // num_rows
+        num_envs = num_rows * ranks.world()
+        if num_envs % len(self):
+            raise ValueError(f"num_envs={num_envs} must be a multiple of num_members={len(self)}")
+        rows = torch.arange(num_rows, device=self.genes.device) + ranks.rank() * num_rows
+        return rows * len(self) // num_envs
 
     def spread(self) -> float:
         """Return the mean distance between two members' genes [-]."""

@@ -33,7 +33,7 @@ from pitune.rl.policy_gradient.batch import advantage_batch
 from pitune.rl.policy_gradient.config import ClipConfig, CriticBasedConfig
 from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.loss import PolicyLoss
-from pitune.rl.policy_gradient.policy_step import learns_from, policy_step
+from pitune.rl.policy_gradient.policy_step import has_advantage, learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import asymmetric_surrogate, clipped_surrogate
@@ -169,7 +169,7 @@ class FPO(Algorithm[FPOConfig]):
                 self.optimizers["actor"],
                 self.loss,
                 batch,
-                learns=bool(batch["advantage"].any()) if learns is None else learns,
+                learns=has_advantage(batch) if learns is None else learns,
                 clip=self.config.clip,
                 update=update,
                 step=step,

@@ -48,7 +48,7 @@ from pitune.rl.policy_gradient.loss import (
     clip_notes,
     with_one_step,
 )
-from pitune.rl.policy_gradient.policy_step import learns_from, policy_step
+from pitune.rl.policy_gradient.policy_step import has_advantage, learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.rescoring import (
@@ -235,7 +235,7 @@ class PPO(Algorithm[PPOConfig]):
         batch = self.loss.with_draws(batch)
 
         if learns is None:
-            learns = bool(batch["advantage"].any())
+            learns = has_advantage(batch)
         return policy_step(
             self.optimizers["actor"],
             self.loss,
