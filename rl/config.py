@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveInt, Settings
+from pitune.ranges import (
+    DiscountFactor,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Range,
+    Settings,
+)
 
 TimeLimit = Literal["terminal", "bootstrap"]
 
@@ -56,7 +63,7 @@ class MemoryGradientConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class CloningDrawsConfig(MemoryGradientConfig):
-    """Noise of the chunks of a minibatch, and the decisions before them that write a memory.
+    """Random draws of a minibatch of chunks, and the decisions before them that write a memory.
 
     Example:
         >>> CloningDrawsConfig(immiscible_noise=True).draws_per_chunk
@@ -70,6 +77,10 @@ class CloningDrawsConfig(MemoryGradientConfig):
     """Whether the noise of a minibatch is assigned to its chunks so that the squared distances are
     least. The noise then depends on the chunk, and through it on the observation: a bias that grows
     with the minibatch."""
+    picture_shift: NonNegativeInt = 0
+    """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
+    condition_dropout: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.0
+    """Share of each kind of condition (`options.conditioning`) that is dropped [-]."""
     memory_burn_in: PositiveInt | None = None
     """Greatest number of decisions before a chunk that write its memory, for a policy with one. By
     default they are all from the episode's beginning on, of which each costs an encoding."""

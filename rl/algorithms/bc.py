@@ -21,6 +21,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
+from pitune.policies.conditions import check_dropout, with_drops
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.immiscible import assigned_noise
 from pitune.policies.flow.path import sample_flow_time
@@ -45,6 +46,7 @@ from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
 from pitune.rl.experience.demonstrations import without_padding
 from pitune.rl.gradient_step import Metrics, gradient_step
+from pitune.rl.optimizers import adamw
 from pitune.rl.registry import register
 
 
@@ -83,8 +85,6 @@ class BCConfig(AlgorithmConfig, MinibatchConfig, CloningDrawsConfig):
     real_time_delay: NonNegativeInt | None = None
     """Longest clean beginning of a chunk [control steps], for real-time chunking with
     method="trained". Each chunk's is drawn from 0 to this. The policy's own by default."""
-    picture_shift: NonNegativeInt = 0
-    """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,9 +154,10 @@ class CloningStep:
             given = f"draws_per_chunk={draws} cannot be combined with real_time_delay={delay}"
             raise ValueError(f"{given}; leave one of them out")
         check_shift(policy.preprocessor.config.pictures, config.picture_shift)
+        check_dropout(policy.network, config.condition_dropout)
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
         betas = (0.9, 0.999) if policy.network.vlm is None else (0.9, 0.95)
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = adamw(
             self.parameters, betas=betas, weight_decay=self.config.weight_decay or 0.0
         )
         self.ema = EMA(policy, self.config.ema_decay) if self.config.ema_decay else None
@@ -168,24 +169,24 @@ class CloningStep:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        # step size
-        config, num = self.config, len(chunks)
+        config, num, policy = self.config, len(chunks), self.policy
         for group in self.optimizer.param_groups:
             group["lr"] = config.step_size(self.num_steps)
 
         # random draws of the whole minibatch
         batch: TensorDictBase = chunks.to(self.policy.device).copy()
         draws = config.draws_per_chunk
-        noise = self.policy.draw_noise(num * draws)
-        flow_time = sample_flow_time(num * draws, self.policy.device)
+        noise = policy.draw_noise(num * draws)
+        flow_time = sample_flow_time(num * draws, policy.device)
         if draws > 1:  # (B, M, H, A) and (B, M)
             noise, flow_time = noise.unflatten(0, (num, draws)), flow_time.view(num, draws)
         if config.immiscible_noise:
-            noise = assigned_noise(self.policy.normalized_chunk(batch), noise)
+            noise = assigned_noise(policy.normalized_chunk(batch), noise)
         batch["noise"], batch["flow_time"] = noise, flow_time
+        batch = with_drops(policy.network, policy.sampler.guidance, batch, config.condition_dropout)
         if config.real_time_delay:
-            delay = torch.randint(config.real_time_delay + 1, (num,), device=self.policy.device)
-            batch.update(clean_prefix(batch["flow_time"], delay, self.policy.chunk_shape[0]))
+            delay = torch.randint(config.real_time_delay + 1, (num,), device=policy.device)
+            batch.update(clean_prefix(batch["flow_time"], delay, policy.chunk_shape[0]))
         if config.picture_shift:
             images = batch[MODEL_INPUT, "images"]
             batch[MODEL_INPUT, "images"] = shift_pictures(images, config.picture_shift)

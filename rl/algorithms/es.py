@@ -33,6 +33,7 @@ from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.evolution.perturbations import Perturbations, PerturbedActor
 from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.episodes import episodes
 from pitune.rl.registry import register
 
@@ -99,9 +100,7 @@ class ES(Algorithm[ESConfig]):
             whole_episodes=True,
             success_signal=config.fitness == "success",
         )
-        self.optimizers["policy"] = torch.optim.Adam(
-            self.parameters.values(), lr=config.learning_rate
-        )
+        self.optimizers["policy"] = adam(self.parameters.values(), lr=config.learning_rate)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         fitness = self.fitness(rollout)

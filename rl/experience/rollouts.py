@@ -179,11 +179,9 @@ class Rollouts:
         number. If they went differently, call `restart`.
         """
         played, same = PlayedActions.of_state(state), True
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            self._begin(
-                state["iteration"],
-                RepeatingActor(self.algorithm.actor, played.actions, played.written),
-            )
+        actor = RepeatingActor(self.algorithm.actor, played.actions, played.written)
+        with torch.random.fork_rng(devices=ranks.devices()):
+            self._begin(state["iteration"], actor)
             for number in range(len(played.actions)):
                 rollout = next(self._collector)
                 same = number + 1 < len(played.actions) or played.equals_last(rollout)

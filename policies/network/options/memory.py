@@ -166,7 +166,8 @@ class Memory(Extension):
         hidden = hidden.float()
         gate = torch.sigmoid(self.gate(hidden))
         written = memory + gate * (torch.tanh(self.candidate(hidden)) - memory)
-        return context._replace(memory=memory, written=written)
+        null = None if context.null is None else context.null._replace(memory=memory)
+        return context._replace(memory=memory, written=written, null=null)
 
 
 def with_read_memory(network: Pi0, context: Context, tokens: Tensor) -> Tensor:
