@@ -32,7 +32,7 @@ from pitune.ranges import DiscountFactor, PositiveFloat, PositiveInt, PositiveOr
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.evolution.perturbations import Perturbations, PerturbedActor
-from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
+from pitune.rl.gradient_step import Metrics, gradient_step
 from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.episodes import episodes
 from pitune.rl.registry import register
@@ -111,12 +111,12 @@ class ES(Algorithm[ESConfig]):
             "fitness_std": float(known.std(correction=0)) if len(known) else 0.0,
             "grad_norm": 0.0,
         }
-        # members that are all alike say nothing, and Adam would go on with its last steps
+        # no step from members that are all alike, because Adam would go on with its last ones
         if rank.any():
             config = self.config
             pairs = torch.arange(config.num_pairs)
             slope = (rank[0::2] - rank[1::2]) / (2 * config.noise_std)  # (pairs,)
-            metrics_of, norm = gradient_step(
+            _, norm = gradient_step(
                 self.optimizers["policy"],
                 self.loss,
                 TensorDict({"pair": pairs, "slope": slope}, [config.num_pairs]),
@@ -124,7 +124,7 @@ class ES(Algorithm[ESConfig]):
                 step=f"update {self.num_updates}",
                 max_grad_norm=config.max_grad_norm,
             )
-            metrics |= to_floats(metrics_of) | {"grad_norm": norm}
+            metrics["grad_norm"] = norm
         self.perturbations.draw()
         self.num_updates += 1
         return metrics
@@ -141,7 +141,7 @@ class ES(Algorithm[ESConfig]):
             noise = self.perturbations.of_pair(pair)
             for name, value in self.parameters.items():
                 loss = loss - slope * (value * noise[name]).sum() / len(batch)
-        return loss, {"slope": batch["slope"].abs().mean()}
+        return loss, {}
 
     def fitness(self, rollout: TensorDictBase) -> Tensor:
         """Return the fitness of each member on all ranks (P,), nan without a whole episode."""
