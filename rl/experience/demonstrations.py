@@ -99,6 +99,10 @@ class Demonstrations:
         """
         preprocessor = policy.observation_preprocessor(self.tasks)
         obs = TensorDict({key: self.obs[key] for key in policy.obs_keys}, [len(self.action)])
+        if policy.reads_last_action:
+            obs["last_action"] = self.action.roll(1, 0)
+            obs["has_acted"] = self.episode == self.episode.roll(1, 0)
+            obs["has_acted"][:1] = False
         # each part leaves the policy's device at once, because all pictures may not fit there
         rows = in_parts(obs, lambda part: preprocessor(part).select(MODEL_INPUT).cpu())
         return replace(self, obs={MODEL_INPUT: rows[MODEL_INPUT]})

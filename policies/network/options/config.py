@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.option import OptionConfig, built
@@ -44,6 +45,8 @@ class NetworkOptions(Settings):
     """Quantity that the network predicts, and the space of its loss."""
     state_tokens: StateTokensConfig = field(default_factory=StateTokensConfig)
     """Further tokens of the state."""
+    critic_input: CriticInputConfig = field(default_factory=CriticInputConfig)
+    """Further inputs of critics."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkOptions:
