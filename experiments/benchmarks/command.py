@@ -16,6 +16,7 @@ BENCHMARKS: Mapping[str, str] = {
     "pi0": "time and memory of a π0 network: prefix, flow steps, a training step",
     "rollout": "speed of chunked collection against the bare simulator",
     "serving": "throughput and latency of a policy server for one client and for many",
+    "soak": "memory, iteration and checkpoint time of a long training, quarter by quarter",
     "update": "time that off-policy learning adds to an environment step",
 }
 """Module of each benchmark, with one line for the overview."""

@@ -28,7 +28,7 @@ from pitune.policies.flow.path import FlowOutput
 from pitune.policies.network.context import Context
 from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mask
 from pitune.policies.network.gemma import Cache
-from pitune.policies.network.options.blocks import with_registers, with_state_tokens
+from pitune.policies.network.options.blocks import drop_words, with_registers, with_state_tokens
 from pitune.policies.network.parts import Pi0Parts
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.network.towers import check_prefix_inputs
@@ -88,10 +88,11 @@ class Pi0(Pi0Parts):
         image_mask: Tensor | None = None,
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> Context:
         """Return the context of pictures and prompt. It does not depend on the action expert.
 
-        See `encode` for the arguments.
+        See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped.
 
         Raises:
             ValueError: the network has no vision-language model.
@@ -101,12 +102,14 @@ class Pi0(Pi0Parts):
                 "this network has vlm=None, so it reads its state alone and has no prefix to "
                 "encode; use `encode`"
             )
-        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
+        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask, dropped)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
-        hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
+        is_padded = image_mask is not None or token_mask is not None
+        mask = valid[:, None, None] if is_padded else None
+        hidden, cache = self.vlm.language_model(embedded, positions, mask)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
-        return Context(cache, features, valid)
+        return Context(cache, features, valid if is_padded else None)
 
     def with_state(
         self, prefix: Context | None, state: Tensor, state_offset: Tensor | None = None
@@ -140,10 +143,11 @@ class Pi0(Pi0Parts):
         image_mask: Tensor | None,
         tokens: Tensor | None,
         token_mask: Tensor | None,
+        dropped: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the prefix's tokens (B, prefix, D) and False for their padding (B, prefix).
 
-        See `encode` for the arguments.
+        See `encode_prefix` for the arguments.
 
         Raises:
             ValueError: pictures or a prompt are missing, or the network does not read them.
@@ -163,6 +167,7 @@ class Pi0(Pi0Parts):
             masks.append(repeat(image_mask.bool(), "b v -> b (v p)", p=patches))
         if tokens is not None and vlm is not None:
             words = vlm.language_model.embed_tokens(tokens).to(self.compute_dtype)
+            words = drop_words(self, words, dropped)
             parts.append(words * math.sqrt(words.shape[-1]))
             masks.append(
                 torch.ones_like(tokens).bool() if token_mask is None else token_mask.bool()
@@ -181,8 +186,9 @@ class Pi0(Pi0Parts):
             token = token + offset
         tokens = token[:, None].to(self.compute_dtype)  # (B, 1, D)
         if valid is None:
-            positions = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=state.device)
-            return *self.expert(tokens, positions), None
+            before = 0 if cache is None else cache[0][0].shape[2]
+            positions = torch.full(tokens.shape[:2], before, device=state.device)
+            return *self.expert(tokens, positions, None, cache), None
         positions = valid.sum(1, keepdim=True)
         valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
         return *self.expert(tokens, positions, valid[:, None, None], cache), valid

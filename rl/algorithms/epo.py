@@ -40,6 +40,8 @@ from pitune.rl.gradient_step import (
     run_epochs,
     to_floats,
 )
+from pitune.rl.gradients import row_weight
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize, value_size
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
 from pitune.rl.policy_gradient.information import Information
@@ -78,8 +80,8 @@ class EPO(Algorithm[EPOConfig]):
         self.information = Information()
         ppo = config.ppo
         self.optimizers = {
-            "actor": torch.optim.Adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
-            "critic": torch.optim.Adam(self.critic.parameters(), lr=ppo.critic_learning_rate),
+            "actor": adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
+            "critic": adam(self.critic.parameters(), lr=ppo.critic_learning_rate),
         }
 
         # selection
@@ -139,7 +141,7 @@ class EPO(Algorithm[EPOConfig]):
             learns: Whether an advantage differs from 0. By default it is read from the batch.
         """
         # sample of the others' decisions, of which ranks have different numbers
-        weight = 1.0 if others is None else ranks.row_weight(len(others))
+        weight = 1.0 if others is None else row_weight(len(others))
         if others is not None:
             num = max(1, len(batch) // self.config.num_members)
             rows = torch.randint(len(others), (num,), device=batch.device) if len(others) else None

@@ -171,7 +171,7 @@ class Rollouts:
         number. If they went differently, call `restart`.
         """
         played, same = PlayedActions.of_state(state), True
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=ranks.devices()):
             self._begin(state["iteration"], RepeatingActor(self.algorithm.actor, played.actions))
             for number in range(len(played.actions)):
                 rollout = next(self._collector)
