@@ -44,6 +44,7 @@ from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
 from pitune.rl.experience.demonstrations import without_padding
 from pitune.rl.gradient_step import Metrics, gradient_step
+from pitune.rl.optimizers import adamw
 from pitune.rl.registry import register
 
 
@@ -161,7 +162,7 @@ class CloningStep:
         check_dropout(policy.network, config.condition_dropout)
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
         betas = (0.9, 0.999) if policy.network.vlm is None else (0.9, 0.95)
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = adamw(
             self.parameters, betas=betas, weight_decay=self.config.weight_decay or 0.0
         )
         self.ema = EMA(policy, self.config.ema_decay) if self.config.ema_decay else None

@@ -140,11 +140,8 @@ def _places_of_rank(num_episodes: int, num_envs: int) -> list[int]:
 def _own_randomness(seed: int, stochastic: bool) -> Iterator[None]:
     """Use random numbers of an evaluation's own while the context is open, and its exploration."""
     mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
-    devices = list(range(torch.cuda.device_count()))
-    if ranks.world() > 1:  # the other devices belong to other ranks
-        devices = [torch.cuda.current_device()] if devices else []
-        seed += ranks.rank() << 32
-    with torch.random.fork_rng(devices), set_exploration_type(mode):
+    seed += ranks.rank() << 32
+    with torch.random.fork_rng(ranks.devices()), set_exploration_type(mode):
         torch.manual_seed(seed)
         yield
 

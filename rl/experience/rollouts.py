@@ -48,9 +48,11 @@ def chunk_env_for(
     preprocess = policy.observation_preprocessor(env.spec.tasks if tasks is None else tasks)
     args = (env, sampler.execution_horizon, seeds, num_episodes, preprocess, record_success)
     steps = remainder_steps(sampler, policy.chunk_shape[0])
+    last = bool(getattr(policy, "reads_last_action", False))  # not of a policy behind a server
     if not steps:
-        return ChunkEnv(*args)
-    return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=sampler.delay.draw)
+        return ChunkEnv(*args, last_action=last)
+    draw = sampler.delay.draw
+    return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=draw, last_action=last)
 
 
 class Rollouts:
@@ -169,7 +171,7 @@ class Rollouts:
         number. If they went differently, call `restart`.
         """
         played, same = PlayedActions.of_state(state), True
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=ranks.devices()):
             self._begin(state["iteration"], RepeatingActor(self.algorithm.actor, played.actions))
             for number in range(len(played.actions)):
                 rollout = next(self._collector)
