@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.conditions import encode_state, encode_words, guided, with_dropped
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
@@ -126,10 +127,11 @@ class FlowPolicy(PolicyParts):
             prefix: The result of `encode_prefix` for them. By default they are encoded here.
             state_offset: Offset (N, D) or (1, D) that is added to the state token.
         """
-        state = inputs.state.to(self.device)
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
-        context = self.network.with_state(prefix, state, state_offset)
+        else:
+            prefix = with_dropped(self.network, prefix, inputs.condition)
+        context = encode_state(self.network, self.sampler.guidance, inputs, prefix, state_offset)
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -138,11 +140,12 @@ class FlowPolicy(PolicyParts):
     def encode_prefix(self, inputs: ModelInput) -> Context:
         """Return the context of pictures and prompt, without the state.
 
-        While `prefix_is_frozen` it does not change during training and may be stored.
+        While `prefix_is_frozen` it does not change during training and may be stored. With guidance
+        away from the dropped instruction it has that prefix too, as `null`.
         """
         inputs = inputs.to(self.device)
         images = None if inputs.images is None else scaled_pictures(inputs.images)
-        return self.network.encode_prefix(images, None, inputs.tokens, inputs.token_mask)
+        return encode_words(self.network, self.sampler.guidance, inputs, images)
 
     def critic_input(
         self, inputs: ModelInput, context: Context | None, steps: int | None = None
@@ -165,9 +168,7 @@ class FlowPolicy(PolicyParts):
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
         return continued_field(
-            lambda x, flow_time: self.network.velocity(context, x, flow_time),
-            context,
-            self.sampler,
+            guided(self.network, context, self.sampler.guidance), context, self.sampler
         )
 
     def draw_noise(self, num: int) -> Tensor:
@@ -224,7 +225,7 @@ class FlowPolicy(PolicyParts):
         """
         context = self.encode(inputs, state_offset=state_offset)
         source = self.noise_source
-        if source is not None and source.steered:
+        if source is not None and source.is_steered:
             steps = source.config.remainder_steps
             noise = source(self.critic_input(inputs, context, steps))
         elif noise is None:
@@ -276,6 +277,8 @@ class FlowPolicy(PolicyParts):
 
         # squared error
         loss = (output.velocity.float() - target_velocity(action[:, None], noise)).square()
+        prediction = self.network.config.options.prediction
+        loss = prediction.weighted(loss, per_step[..., None])
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
         return loss[:, 0] if is_single else loss

@@ -18,27 +18,23 @@ Source: Black et al. 2024; Physical Intelligence 2025; openpi `models_pytorch/pi
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import silu
 
 from pitune.policies.flow.path import FlowOutput
-from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
-from pitune.policies.network.extensions import make_extension
 from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mask
-from pitune.policies.network.gemma import Cache, Gemma
-from pitune.policies.network.layers import Linear
-from pitune.policies.network.options.add import option_modules
+from pitune.policies.network.gemma import Cache
+from pitune.policies.network.options.blocks import drop_words, with_registers, with_state_tokens
+from pitune.policies.network.parts import Pi0Parts
 from pitune.policies.network.siglip import Siglip
-from pitune.policies.network.towers import Experts, VisionLanguageModel, check_prefix_inputs
+from pitune.policies.network.towers import check_prefix_inputs
 
 
-class Pi0(nn.Module):
+class Pi0(Pi0Parts):
     """Velocity field of action chunks, conditioned on an observation.
 
     Args:
@@ -61,55 +57,6 @@ class Pi0(nn.Module):
         torch.Size([3, 1, 8, 2])
     """
 
-    def __init__(self, config: Pi0Config) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype = torch.float32
-        width = config.expert.width
-        self.paligemma_with_expert = Experts(config)
-        self.action_in_proj = Linear(config.action_dim, width)
-        self.action_out_proj = Linear(width, config.action_dim)
-        if config.family == "pi0":
-            self.state_proj = Linear(config.state_dim, width)
-            self.action_time_mlp_in = Linear(2 * width, width)
-            self.action_time_mlp_out = Linear(width, width)
-        else:
-            self.time_mlp_in = Linear(width, width)
-            self.time_mlp_out = Linear(width, width)
-        self.extensions = nn.ModuleDict(
-            {name: make_extension(name, config, opts) for name, opts in config.extensions.items()}
-        )
-        self.options = nn.ModuleDict(option_modules(config))
-
-    def add_extension(self, name: str, **options: Any) -> None:
-        """Attach a registered extension with its initial values, and name it in the config.
-
-        Raises:
-            ValueError: the name is not registered, or the network has this extension already.
-        """
-        if name in self.extensions:
-            raise ValueError(
-                f"the network has the extension {name!r} already; its extensions are "
-                f"{list(self.extensions)}, leave it out"
-            )
-        extension = make_extension(name, self.config, options)
-        self.extensions[name] = extension.to(self.action_out_proj.weight.device)
-        self.config = replace(self.config, extensions={**self.config.extensions, name: options})
-
-    @property
-    def expert(self) -> Gemma:
-        """The action expert's tower."""
-        expert: Gemma = self.paligemma_with_expert.gemma_expert["model"]  # type: ignore[assignment]
-        return expert
-
-    @property
-    def vlm(self) -> VisionLanguageModel | None:
-        """The vision-language model. None if the policy reads its state alone."""
-        model: VisionLanguageModel | None = None
-        if self.config.vlm is not None:
-            model = self.paligemma_with_expert.paligemma["model"]  # type: ignore[assignment]
-        return model
-
     def encode(
         self,
         state: Tensor,
@@ -127,7 +74,8 @@ class Pi0(nn.Module):
             image_mask: False for missing cameras (B, V). All are present by default.
             tokens: Prompts (B, L) int64.
             token_mask: False for padding (B, L). No token is padding by default.
-            state_offset: Added to the state token (B, D) or (1, D), e.g. a gene of a population.
+            state_offset: Added to π0's state token (B, D) or (1, D), or to π0.5's condition of
+                flow time, e.g. a gene of a population.
         """
         prefix = None
         if self.vlm is not None:
@@ -140,10 +88,11 @@ class Pi0(nn.Module):
         image_mask: Tensor | None = None,
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> Context:
         """Return the context of pictures and prompt. It does not depend on the action expert.
 
-        See `encode` for the arguments.
+        See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped.
 
         Raises:
             ValueError: the network has no vision-language model.
@@ -153,12 +102,14 @@ class Pi0(nn.Module):
                 "this network has vlm=None, so it reads its state alone and has no prefix to "
                 "encode; use `encode`"
             )
-        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
+        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask, dropped)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
-        hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
+        is_padded = image_mask is not None or token_mask is not None
+        mask = valid[:, None, None] if is_padded else None
+        hidden, cache = self.vlm.language_model(embedded, positions, mask)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
-        return Context(cache, features, valid)
+        return Context(cache, features, valid if is_padded else None)
 
     def with_state(
         self, prefix: Context | None, state: Tensor, state_offset: Tensor | None = None
@@ -166,27 +117,25 @@ class Pi0(nn.Module):
         """Return the context of a prefix, if there is one, and of states (B, S).
 
         π0 adds its state token, and `state_offset` (B, D) or (1, D) to it. π0.5 has none, because
-        its prompt contains the state.
+        its prompt contains the state, and adds the offset to the flow-time condition.
 
         Raises:
-            ValueError: π0.5 is called without a prefix or with an offset.
+            ValueError: π0.5 is called without a prefix.
         """
         if self.config.family == "pi05":
-            if state_offset is not None:
-                raise ValueError(
-                    "state_offset is added to the state token, and π0.5 has none; leave it out"
-                )
             if prefix is None:
                 raise ValueError(
                     "π0.5 reads its state from the prompt, but prefix is None; pass the context "
                     "that `encode_prefix` returned"
                 )
-            return prefix
-        if prefix is None:
+            context = prefix._replace(condition_offset=state_offset)
+        elif prefix is None:
             hidden, cache, valid = self._encode_state(state, None, None, state_offset)
-            return Context(cache, hidden[:, -1].float(), valid)
-        _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
-        return Context(cache, prefix.features, valid)
+            context = Context(cache, hidden[:, -1].float(), valid)
+        else:
+            _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
+            context = Context(cache, prefix.features, valid)
+        return with_state_tokens(self, context, state)
 
     def embed_prefix(
         self,
@@ -194,10 +143,11 @@ class Pi0(nn.Module):
         image_mask: Tensor | None,
         tokens: Tensor | None,
         token_mask: Tensor | None,
+        dropped: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the prefix's tokens (B, prefix, D) and False for their padding (B, prefix).
 
-        See `encode` for the arguments.
+        See `encode_prefix` for the arguments.
 
         Raises:
             ValueError: pictures or a prompt are missing, or the network does not read them.
@@ -217,6 +167,7 @@ class Pi0(nn.Module):
             masks.append(repeat(image_mask.bool(), "b v -> b (v p)", p=patches))
         if tokens is not None and vlm is not None:
             words = vlm.language_model.embed_tokens(tokens).to(self.compute_dtype)
+            words = drop_words(self, words, dropped)
             parts.append(words * math.sqrt(words.shape[-1]))
             masks.append(
                 torch.ones_like(tokens).bool() if token_mask is None else token_mask.bool()
@@ -235,8 +186,9 @@ class Pi0(nn.Module):
             token = token + offset
         tokens = token[:, None].to(self.compute_dtype)  # (B, 1, D)
         if valid is None:
-            positions = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=state.device)
-            return *self.expert(tokens, positions), None
+            before = 0 if cache is None else cache[0][0].shape[2]
+            positions = torch.full(tokens.shape[:2], before, device=state.device)
+            return *self.expert(tokens, positions, None, cache), None
         positions = valid.sum(1, keepdim=True)
         valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
         return *self.expert(tokens, positions, valid[:, None, None], cache), valid
@@ -253,32 +205,40 @@ class Pi0(nn.Module):
             flow_time: (B, M), or (B, M, H) for flow times of single action tokens.
         """
         b, m, horizon, _ = x.shape
-        tokens, condition = self.embed_suffix(x, flow_time)
-        before = context.cache[0][0].shape[2]
-        valid = context.valid
-        steps = repeat(torch.arange(horizon, device=x.device), "h -> (m h)", m=m)
+        tokens, condition = self.embed_suffix(x, flow_time, context.condition_offset)
+        extra, tokens, condition = with_registers(self, context, tokens, condition, m)
+        before, valid = context.cache[0][0].shape[2], context.valid
+        own = torch.arange(horizon + extra.registers, device=x.device)
+        steps = repeat(own, "l -> (m l)", m=m)
         if valid is None:
-            positions = (before + steps).expand(b, -1)  # (B, M * H)
+            positions = (before + steps).expand(b, -1)  # (B, M * (H + registers))
         else:
             positions = valid.sum(1, keepdim=True) + steps
-        mask = flow_time_mask(m, horizon, before, valid, x.device)
-        hidden, _ = self.expert(tokens, positions, mask, context.cache, condition)
-        hidden = rearrange(hidden, "b (m h) d -> b m h d", m=m).to(x.dtype)
-        return FlowOutput(self.action_out_proj(hidden), hidden)
+        mask = flow_time_mask(m, horizon, before, valid, x.device, extra.registers)
+        hidden, _ = self.expert(tokens, positions, mask, context.cache, condition, extra)
+        hidden = rearrange(hidden, "b (m l) d -> b m l d", m=m)[:, :, :horizon].to(x.dtype)
+        output = self.action_out_proj(hidden)
+        prediction = self.config.options.prediction
+        return FlowOutput(prediction.velocity(output, x, flow_time), hidden)
 
-    def embed_suffix(self, x: Tensor, flow_time: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed_suffix(
+        self, x: Tensor, flow_time: Tensor, condition_offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the action tokens (B, M * H, D) and the norms' condition, if any.
 
         The condition is (B, M, D), or (B, M * H, D) for flow times of single tokens (B, M, H). The
-        extensions apply to the tokens here.
+        offset (B or 1, D) is added to it before its last nonlinearity, as a bias. The extensions
+        apply to the tokens here.
         """
         width = self.config.expert.width
         time = flow_time_embedding(flow_time, width).to(x.dtype)  # (B, M, D) or (B, M, H, D)
         action = self.action_in_proj(x)  # (B, M, H, D)
         condition = None
         if self.config.family == "pi05":
-            condition = silu(self.time_mlp_out(silu(self.time_mlp_in(time))))
-            condition = condition.to(self.compute_dtype).flatten(1, -2)
+            condition = self.time_mlp_out(silu(self.time_mlp_in(time))).flatten(1, -2)
+            if condition_offset is not None:
+                condition = condition + condition_offset[:, None]
+            condition = silu(condition).to(self.compute_dtype)
         else:
             if time.ndim == 3:
                 time = repeat(time, "b m d -> b m h d", h=x.shape[2])

@@ -41,6 +41,7 @@ from pitune.rl.gradient_step import (
     to_floats,
 )
 from pitune.rl.gradients import row_weight
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize, value_size
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
 from pitune.rl.policy_gradient.information import Information
@@ -64,11 +65,6 @@ class EPO(Algorithm[EPOConfig]):
     actor: PopulationActor
 
     def __init__(self, config: EPOConfig, policy: FlowPolicy) -> None:
-        if getattr(policy.network, "state_proj", None) is None:
-            raise ValueError(
-                "epo conditions π0's state token, and this network has none (π0.5 has the state in "
-                "its prompt); take ppo or grpo"
-            )
         # population and actor
         width = policy.network.config.expert.width
         population = Population(config.num_members, config.gene_dim, width).to(policy.device)
@@ -84,8 +80,8 @@ class EPO(Algorithm[EPOConfig]):
         self.information = Information()
         ppo = config.ppo
         self.optimizers = {
-            "actor": torch.optim.Adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
-            "critic": torch.optim.Adam(self.critic.parameters(), lr=ppo.critic_learning_rate),
+            "actor": adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
+            "critic": adam(self.critic.parameters(), lr=ppo.critic_learning_rate),
         }
 
         # selection
@@ -287,14 +283,14 @@ class EPO(Algorithm[EPOConfig]):
 
     def extra_state(self) -> dict[str, Any]:
         # the saved policy is the best member, so the shared bias is saved here
-        bias = self.actor.policy.network.state_proj.bias.detach().clone()
+        bias = self.actor.policy.network.offset_bias.detach().clone()
         record = {"successes": self.fitness.successes, "episodes": self.fitness.episodes}
         numbers = {"best": self.actor.best, "replaced": self.num_replaced}
         return {**record, **numbers, "bias": bias, "informative_std": self.information.std}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            self.actor.policy.network.state_proj.bias.copy_(state["bias"])
+            self.actor.policy.network.offset_bias.copy_(state["bias"])
         self.fitness.successes, self.fitness.episodes = state["successes"], state["episodes"]
         self.actor.best, self.num_replaced = state["best"], state["replaced"]
         self.information.std = state.get("informative_std", 0.0)

@@ -16,6 +16,12 @@ from torch import nn
 from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
+from pitune.policies.network.options.conditioning import ConditioningConfig
+from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.linear_norms import LinearNormsConfig
+from pitune.policies.network.options.prediction import PredictionConfig
+from pitune.policies.network.options.registers import RegistersConfig
+from pitune.policies.network.options.state_tokens import StateTokensConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 
 BOTH: tuple[Family, ...] = ("pi0", "pi05")
@@ -32,12 +38,14 @@ class OptionCase:
     identity: bool = True
     """Whether pretrained weights compute the same numbers with it. Otherwise it is refused."""
     has_parameters: bool = True
+    silent: bool = False
+    """Whether the velocity of the network alone does not read its parameters."""
     unused_at_start: tuple[str, ...] = ()
     """Ends of the names of parameters whose gradient is 0 until the option is trained."""
     unused: tuple[str, ...] = ()
     """Ends of the names of parameters that the velocity does not read."""
     refused_likelihoods: tuple[str, ...] = ()
-    """Likelihoods that cannot score with it, and say so."""
+    """Likelihoods that cannot score with it, and name it."""
 
     def __and__(self, other: OptionCase) -> OptionCase:
         return OptionCase(
@@ -46,6 +54,7 @@ class OptionCase:
             families=tuple(name for name in self.families if name in other.families),
             identity=self.identity and other.identity,
             has_parameters=self.has_parameters or other.has_parameters,
+            silent=self.silent and other.silent,
             unused_at_start=(*self.unused_at_start, *other.unused_at_start),
             unused=(*self.unused, *other.unused),
             refused_likelihoods=(*self.refused_likelihoods, *other.refused_likelihoods),
@@ -61,6 +70,60 @@ CASES: tuple[OptionCase, ...] = (
     OptionCase(
         name="value_residual",
         options=NetworkOptions(value_residual=ValueResidualConfig(mode="dynamic")),
+    ),
+    OptionCase(
+        name="registers",
+        options=NetworkOptions(registers=RegistersConfig(num=2)),
+        unused_at_start=(".tokens",),
+    ),
+    OptionCase(
+        name="hyper_connections",
+        options=NetworkOptions(hyper_connections=HyperConnectionsConfig(streams=3)),
+        unused_at_start=(".scale",),
+    ),
+    OptionCase(
+        name="linear_norms",
+        options=NetworkOptions(linear_norms=LinearNormsConfig(mode="gated")),
+        unused_at_start=(".weight",),
+    ),
+    OptionCase(
+        name="full_linear_norms",
+        options=NetworkOptions(linear_norms=LinearNormsConfig(mode="full")),
+        identity=False,
+    ),
+    OptionCase(
+        name="state_tokens",
+        options=NetworkOptions(state_tokens=StateTokensConfig(parts=(3, 1), encoders=("mlp",))),
+        unused_at_start=(
+            "parts.0.weight",
+            "parts.0.bias",
+            "parts.1.weight",
+            "parts.1.bias",
+            "net.0.weight",
+            "net.0.bias",
+            "net.2.weight",
+            "net.2.bias",
+            "norm_condition",
+        ),
+    ),
+    OptionCase(
+        name="predicted_action",
+        options=NetworkOptions(prediction=PredictionConfig(output="action", loss="action")),
+        identity=False,
+        has_parameters=False,
+        refused_likelihoods=("ode",),
+    ),
+    OptionCase(
+        name="advantage",
+        options=NetworkOptions(conditioning=ConditioningConfig(advantage=True, return_bins=5)),
+        unused=("nulls.advantage", "nulls.return"),  # nothing is dropped
+    ),
+    OptionCase(
+        name="instruction",
+        options=NetworkOptions(conditioning=ConditioningConfig(instruction=True)),
+        families=("pi0",),
+        silent=True,  # nothing is dropped
+        unused=("nulls.instruction",),
     ),
 )
 """One row for each option."""

@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from pitune.policies.network.options.conditioning import ConditioningConfig
+from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.option import OptionConfig, built
+from pitune.policies.network.options.prediction import PredictionConfig
+from pitune.policies.network.options.registers import RegistersConfig
+from pitune.policies.network.options.state_tokens import StateTokensConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 from pitune.ranges import Settings
 
@@ -29,6 +35,18 @@ class NetworkOptions(Settings):
 
     value_residual: ValueResidualConfig = field(default_factory=ValueResidualConfig)
     """Values of the first layer in the attention of the others."""
+    registers: RegistersConfig = field(default_factory=RegistersConfig)
+    """Learned tokens beside the actions."""
+    hyper_connections: HyperConnectionsConfig = field(default_factory=HyperConnectionsConfig)
+    """Several residual streams."""
+    linear_norms: LinearNormsConfig = field(default_factory=LinearNormsConfig)
+    """Norms after the linear layers of the action expert."""
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    """Quantity that the network predicts, and the space of its loss."""
+    state_tokens: StateTokensConfig = field(default_factory=StateTokensConfig)
+    """Further tokens of the state."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    """Conditions that training drops at times, for guidance: advantage, return, instruction."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkOptions:
