@@ -49,9 +49,11 @@ def chunk_env_for(
     preprocess = policy.observation_preprocessor(env.spec.tasks if tasks is None else tasks)
     args = (env, sampler.execution_horizon, seeds, num_episodes, preprocess, record_success)
     steps = remainder_steps(sampler, policy.chunk_shape[0])
+    last = bool(getattr(policy, "reads_last_action", False))  # not of a policy behind a server
     if not steps:
-        return ChunkEnv(*args)
-    return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=sampler.delay.draw)
+        return ChunkEnv(*args, last_action=last)
+    draw = sampler.delay.draw
+    return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=draw, last_action=last)
 
 
 class Rollouts:

@@ -17,6 +17,7 @@ from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
 from pitune.policies.network.options.conditioning import ConditioningConfig
+from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.prediction import PredictionConfig
@@ -112,6 +113,11 @@ CASES: tuple[OptionCase, ...] = (
         identity=False,
         has_parameters=False,
         refused_likelihoods=("ode",),
+    ),
+    OptionCase(
+        name="critic_input",
+        options=NetworkOptions(critic_input=CriticInputConfig(last_action=True)),
+        has_parameters=False,
     ),
     OptionCase(
         name="advantage",
