@@ -149,3 +149,19 @@ class ExactFlowConfig(LikelihoodConfig):
 
     num_probes: NonNegativeInt = 0
     """Probes of Hutchinson's divergence estimate. 0 is exact and takes H * A backward passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastLikelihoodConfig(LikelihoodConfig):
+    """The FAST tokens of a chunk, one after another. Their probability is exact.
+
+    A policy with a language head and a FAST tokenizer acts by its tokens, and the flow has no part
+    in it. With `ratio="step"` each token has a ratio, and with "joint" a decision has one.
+
+    Example:
+        >>> FastLikelihoodConfig(temperature=1.0).random_steps
+        False
+    """
+
+    temperature: PositiveFloat = 1.0
+    """Temperature of the sampled tokens [-]."""

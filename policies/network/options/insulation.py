@@ -1,0 +1,30 @@
+"""Knowledge insulation: the flow does not train the vision-language model.
+
+The action expert attends to the keys and values of pictures and prompt as to constants. The
+language model then learns from the losses of its own tokens alone. The numbers of the forward pass
+do not change.
+
+    k, v of the prefix -> stop_gradient(k), stop_gradient(v)   where the expert reads them
+
+Source: Driess et al. 2025.
+"""
+
+from __future__ import annotations
+
+from pitune.policies.network.context import Context
+
+
+def insulated(prefix: Context) -> Context:
+    """Return a prefix whose keys and values have no gradient.
+
+    The pooled features keep theirs: the critics that read them have their own loss.
+
+    Example:
+        >>> import torch
+        >>> keys = values = torch.zeros(2, 1, 5, 4, requires_grad=True)
+        >>> prefix = Context(cache=[(keys, values)], features=torch.zeros(2, 8))
+        >>> insulated(prefix).cache[0][0].requires_grad
+        False
+    """
+    cache = [(keys.detach(), values.detach()) for keys, values in prefix.cache]
+    return prefix._replace(cache=cache)
