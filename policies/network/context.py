@@ -35,12 +35,17 @@ class Context(NamedTuple):
     """Rest of the chunk that is being executed (B, R, A), under a decision delay."""
     delay: Tensor | None = None
     """Its actions that are executed before the new chunk arrives (B,), -1 without an old chunk."""
+    last: Tensor | None = None
+    """Hidden state of the prompt's last token (B, D), with a language head."""
+    language: Cache | None = None
+    """Keys and values of the prefix for the language head, which insulation leaves a gradient."""
 
 
 def pack(context: Context) -> TensorDict:
     """Return the tensors of a context (N); the keys and values of the layers side by side."""
     keys, values = (torch.stack(part, 1) for part in zip(*context.cache, strict=True))
-    rest = {name: value for name, value in context._asdict().items() if name != "cache"}
+    caches = ("cache", "language")  # a packed prefix has no other keys and values
+    rest = {name: value for name, value in context._asdict().items() if name not in caches}
     tensors = {name: value for name, value in rest.items() if value is not None}
     return TensorDict({"keys": keys, "values": values} | tensors, batch_size=[len(keys)])
 

@@ -11,13 +11,41 @@ Source: Driess et al. 2025.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from pitune.policies.network.context import Context
+from pitune.policies.network.options.option import OptionConfig
+
+if TYPE_CHECKING:
+    from pitune.policies.network.config import Pi0Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsulationConfig(OptionConfig):
+    """Settings of knowledge insulation.
+
+    Example:
+        >>> InsulationConfig(enabled=True).is_on
+        True
+    """
+
+    enabled: bool = False
+    """Whether the flow leaves pictures, prompt and language model without a gradient."""
+
+    def check(self, network: Pi0Config) -> None:
+        if network.vlm is None:
+            raise ValueError(
+                "options.insulation.enabled=True has no use with vlm=None: the policy reads its "
+                "state alone; leave it out, or make a policy with cameras or words"
+            )
 
 
 def insulated(prefix: Context) -> Context:
-    """Return a prefix whose keys and values have no gradient.
+    """Return a prefix whose keys and values have no gradient for the action expert.
 
-    The pooled features keep theirs: the critics that read them have their own loss.
+    The pooled features keep theirs: the critics that read them have their own loss. So do the keys
+    and values for the language head.
 
     Example:
         >>> import torch

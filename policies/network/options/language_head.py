@@ -18,7 +18,8 @@ Source: Beyer et al. 2024 (PaliGemma); Driess et al. 2025 (knowledge insulation)
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,30 @@ from torch.nn.functional import cross_entropy
 
 from pitune.policies.network.context import Context
 from pitune.policies.network.gemma import Cache, Gemma
+from pitune.policies.network.options.option import OptionConfig
+
+if TYPE_CHECKING:
+    from pitune.policies.network.config import Pi0Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageHeadConfig(OptionConfig):
+    """Settings of the language head.
+
+    Example:
+        >>> LanguageHeadConfig(enabled=True).is_on
+        True
+    """
+
+    enabled: bool = False
+    """Whether the language model predicts tokens: text, and the FAST tokens of actions."""
+
+    def check(self, network: Pi0Config) -> None:
+        if not network.vocab_size:
+            raise ValueError(
+                "options.language_head.enabled=True needs the embeddings of a vocabulary, but "
+                "vocab_size is 0; make a policy that reads words (pitune pretrain --words)"
+            )
 
 
 class Text(NamedTuple):
@@ -47,18 +72,18 @@ class Text(NamedTuple):
 
 
 def text_of(context: Context) -> Text:
-    """Return the beginning of the text after an encoded observation.
+    """Return the beginning of the text after an encoded observation, or after its prefix.
 
     Raises:
-        ValueError: the network was encoded without its language head.
+        ValueError: the network has no language head.
     """
-    if context.language is None or context.last is None or context.valid is None:
+    if context.last is None or context.valid is None:
         raise ValueError(
-            "the observation was encoded without the language head; switch it on in the network's "
-            "options (language_head=True)"
+            "this network has no language head, so it predicts no tokens; switch it on with "
+            "options.language_head.enabled=True (--load.options.language-head.enabled)"
         )
-    length = context.language[0][0].shape[2]
-    return Text(context.language, context.valid[:, :length], context.last)
+    cache = context.cache if context.language is None else context.language
+    return Text(cache, context.valid[:, : cache[0][0].shape[2]], context.last)
 
 
 def last_hidden(hidden: Tensor, valid: Tensor) -> Tensor:
