@@ -33,6 +33,7 @@ from pitune.experiments.runs.signals import exit_on_signal
 from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep, clone
+from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.datasets.config import DataConfig, RecordConfig
 from pitune.rl.datasets.demonstrations import ChunkSource, load_demonstrations
 
@@ -94,6 +95,10 @@ class PretrainConfig(Settings):
     """Draws of noise and flow time for each chunk, which share the encoding of the observation."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture while cloning [pixels], a fresh one in each step."""
+    language: LanguageLossConfig = field(default_factory=LanguageLossConfig)
+    """Losses of the language head beside the flow's."""
+    status: StatusLossConfig = field(default_factory=StatusLossConfig)
+    """Loss of the task-status head."""
     torch_threads: Threads = 1
     """Threads of PyTorch on the CPU, which change the last bits of the results."""
     seed: Seed = 0
@@ -231,7 +236,9 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
     """Return a new policy with the optimizer that clones the demonstrations."""
     tokenizer = None
     if config.words:
-        tokenizer = data.tokenizer_for(demonstrations.tasks, config.vlm, config.out / TOKENIZER)
+        tokenizer = data.tokenizer_for(
+            demonstrations.tasks, config.vlm, config.out / TOKENIZER, config.language.text
+        )
     policy = policies.small_policy(
         demonstrations.obs["state"],
         demonstrations.action,
@@ -251,6 +258,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         sampler=replace(config.sampler, real_time=real_time),
         info=replace(policy.info, real_time_delay=config.real_time_delay),
     )
+    policy = data.with_fast_tokenizer(policy, demonstrations, config.vlm)
     floored = policy.preprocessor.floored()
     if any(floored.values()):
         screen.note(f"dimensions that hardly moved, scaled as if they had: {floored}")
@@ -266,6 +274,8 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         real_time_delay=config.real_time_delay,
         draws_per_chunk=config.draws_per_chunk,
         picture_shift=config.picture_shift,
+        language=config.language,
+        status=config.status,
     )
     return CloningStep(policy, cloning)
 

@@ -34,6 +34,8 @@ from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mas
 from pitune.policies.network.gemma import Cache, Gemma
 from pitune.policies.network.layers import Linear
 from pitune.policies.network.options.add import option_modules
+from pitune.policies.network.options.insulation import for_expert
+from pitune.policies.network.options.language_head import last_hidden
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.network.towers import Experts, VisionLanguageModel, check_prefix_inputs
 
@@ -158,7 +160,8 @@ class Pi0(nn.Module):
         hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
-        return Context(cache, features, valid)
+        last = last_hidden(hidden, valid) if self.config.options.language_head.is_on else None
+        return Context(cache, features, valid, last=last)
 
     def with_state(
         self, prefix: Context | None, state: Tensor, state_offset: Tensor | None = None
@@ -171,6 +174,8 @@ class Pi0(nn.Module):
         Raises:
             ValueError: π0.5 is called without a prefix or with an offset.
         """
+        if prefix is not None:
+            prefix = for_expert(prefix, self.config.options)
         if self.config.family == "pi05":
             if state_offset is not None:
                 raise ValueError(
@@ -186,7 +191,7 @@ class Pi0(nn.Module):
             hidden, cache, valid = self._encode_state(state, None, None, state_offset)
             return Context(cache, hidden[:, -1].float(), valid)
         _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
-        return Context(cache, prefix.features, valid)
+        return prefix._replace(cache=cache, valid=valid)
 
     def embed_prefix(
         self,

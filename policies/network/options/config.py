@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from pitune.policies.network.options.insulation import InsulationConfig
+from pitune.policies.network.options.language_head import LanguageHeadConfig
 from pitune.policies.network.options.option import OptionConfig, built
+from pitune.policies.network.options.status import StatusConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 from pitune.ranges import Settings
 
@@ -29,6 +32,12 @@ class NetworkOptions(Settings):
 
     value_residual: ValueResidualConfig = field(default_factory=ValueResidualConfig)
     """Values of the first layer in the attention of the others."""
+    insulation: InsulationConfig = field(default_factory=InsulationConfig)
+    """No gradient of the flow in the vision-language model."""
+    language_head: LanguageHeadConfig = field(default_factory=LanguageHeadConfig)
+    """Tokens that the language model predicts."""
+    status: StatusConfig = field(default_factory=StatusConfig)
+    """Classification of decisions: ongoing, done or invalid."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkOptions:

@@ -14,11 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pitune.policies.network.context import Context
 from pitune.policies.network.options.option import OptionConfig
 
 if TYPE_CHECKING:
     from pitune.policies.network.config import Pi0Config
+    from pitune.policies.network.context import Context
+    from pitune.policies.network.options.config import NetworkOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,13 @@ class InsulationConfig(OptionConfig):
             )
 
 
+def for_expert(prefix: Context, options: NetworkOptions) -> Context:
+    """Return a prefix as the action expert attends to it, with its text for the language head."""
+    if options.language_head.is_on:
+        prefix = prefix._replace(language=prefix.cache)
+    return insulated(prefix) if options.insulation.is_on else prefix
+
+
 def insulated(prefix: Context) -> Context:
     """Return a prefix whose keys and values have no gradient for the action expert.
 
@@ -49,6 +57,7 @@ def insulated(prefix: Context) -> Context:
 
     Example:
         >>> import torch
+        >>> from pitune.policies.network.context import Context
         >>> keys = values = torch.zeros(2, 1, 5, 4, requires_grad=True)
         >>> prefix = Context(cache=[(keys, values)], features=torch.zeros(2, 8))
         >>> insulated(prefix).cache[0][0].requires_grad

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pitune.policies.network.context import Context
-from pitune.policies.network.gemma import Cache, Gemma
 from pitune.policies.network.options.option import OptionConfig
 
 if TYPE_CHECKING:
     from pitune.policies.network.config import Pi0Config
+    from pitune.policies.network.context import Context
+    from pitune.policies.network.gemma import Cache, Gemma
 
 
 @dataclass(frozen=True, kw_only=True)
