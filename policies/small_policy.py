@@ -140,6 +140,8 @@ def small_policy(
     preprocessor = PreprocessorConfig(
         state=NormStats.of(state),
         action=NormStats.of(action),
+        # the whole numbers of a state are between its quantiles
+        normalization="quantile" if vlm.discrete_state else "zscore",
         pictures=_pictures(cameras, image_size),
         prompt=None if tokenizer is None else _prompt(vlm),
     )
