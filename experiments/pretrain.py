@@ -24,7 +24,7 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.find_checkpoint import with_environment
 from pitune.experiments.pretraining import data
-from pitune.experiments.pretraining.state import restore_cloning, save_cloning
+from pitune.experiments.pretraining.state import clone_and_save, restore_cloning, save_cloning
 from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import plain, write_config
 from pitune.experiments.runs.folder.same_config import check_same
@@ -32,17 +32,15 @@ from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
 from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
-from pitune.rl.algorithms.bc import CloningStep, clone
+from pitune.rl.algorithms.bc import CloningStep
 from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.datasets.config import DataConfig, RecordConfig
-from pitune.rl.datasets.demonstrations import ChunkSource, load_demonstrations
+from pitune.rl.datasets.demonstrations import load_demonstrations
 
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
 """Files in --out: the settings, and the state of a cloning that is not finished."""
 TOKENIZER = Path("tokenizer/tokenizer.json")
 """File in --out of the tokenizer that is made from the instructions."""
-SAVE_EVERY = 250
-"""Gradient steps between two writes of that state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +176,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         screen.note(f"cloning continues after {step.num_steps} of {config.gradient_steps} steps")
     else:
         save_cloning(step, chunks, config.out / PARTIAL)
-    loss = _clone(config, step, chunks)
+    loss = clone_and_save(step, chunks, config.gradient_steps, config.out / PARTIAL)
 
     # checkpoint, which replaces the partial one
     policies.save(with_environment(step.policy, config.env), folder)
@@ -206,7 +204,7 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
     env = envs.make(config.env)
     spec = env.spec
     if config.words:  # instructions that cannot be read are rejected here
-        data.tokenizer_for(spec.tasks, config.vlm, config.out / TOKENIZER)
+        data.tokenizer_for(spec.tasks, config.vlm, config.out / TOKENIZER, config.language.text)
     num_tasks = len(spec.tasks) if spec.seeded_tasks else 1
     total = num_tasks * config.num_demonstrations
     with screen.task("demonstrations", total) as task:
@@ -278,19 +276,6 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         status=config.status,
     )
     return CloningStep(policy, cloning)
-
-
-def _clone(config: PretrainConfig, step: CloningStep, chunks: ChunkSource) -> float:
-    """Take the remaining gradient steps and return their mean loss."""
-    first, total = step.num_steps, config.gradient_steps
-    with screen.task("cloning", total, done=first) as task:
-
-        def on_step(number: int) -> None:
-            task.update(first + number)
-            if (first + number) % SAVE_EVERY == 0:
-                save_cloning(step, chunks, config.out / PARTIAL)
-
-        return clone(step, chunks, total - first, on_step)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from pitune.policies.decision import Decision
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
-from pitune.policies.likelihood.registry import make_likelihood
+from pitune.policies.likelihood.registry import likelihood_name, make_likelihood
 from pitune.policies.network.context import Context, pack, stored_prefix
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
@@ -174,6 +174,13 @@ class LikelihoodActor(Actor):
 
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
         super().__init__(policy)
+        if policy.sampler.decoder != config.decoder:
+            raise ValueError(
+                f"the likelihood {likelihood_name(config)!r} explores with the policy's "
+                f"{config.decoder}, but the policy is deployed with "
+                f"sampler.decoder={policy.sampler.decoder!r}; take the decoder "
+                f"{config.decoder!r} (--load.decoder), or another likelihood"
+            )
         self.config = config
         self.likelihood = make_likelihood(config, policy)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]

@@ -14,8 +14,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.by_tokens import decide_by_tokens
 from pitune.policies.decision import Decision
-from pitune.policies.fast.acting import decide_by_tokens
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
@@ -197,21 +197,9 @@ class FlowPolicy(PolicyParts):
         chunk = integrate(self.field(context), noise, self.grid, self.sampler.solver)
         return chunk if remainder is None else with_prefix(chunk, remainder)
 
-    def sample_actions(
-        self,
-        inputs: ModelInput,
-        noise: Tensor | None = None,
-        state_offset: Tensor | None = None,
-    ) -> Tensor:
-        """Return the deployed policy's executed actions (N, h, d) [robot units].
-
-        Args:
-            inputs: Observations (N).
-            noise: Starting points (N, H, A), drawn by default. A trained noise source replaces
-                them, given or not.
-            state_offset: See `encode`.
-        """
-        return self.executed(self.decide(inputs, noise, state_offset).chunk, inputs)
+    def sample_actions(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
+        """Return the deployed policy's executed actions (N, h, d) [robot units]. See `decide`."""
+        return self.executed(self.decide(inputs, noise).chunk, inputs)
 
     def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
         """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
@@ -226,11 +214,17 @@ class FlowPolicy(PolicyParts):
     ) -> Decision:
         """Return the deployed policy's decisions: normalized chunks (N, H, A), with their marks.
 
-        See `sample_actions` for the arguments.
+        Args:
+            inputs: Observations (N).
+            noise: Starting points (N, H, A), drawn by default. A trained noise source replaces
+                them, given or not.
+            state_offset: See `encode`.
         """
         context = self.encode(inputs, state_offset=state_offset)
         if self.sampler.decoder == "fast":
-            return with_status(self, context, decide_by_tokens(self, context, noise))
+            start = self.draw_noise(len(inputs)) if noise is None else noise
+            by_tokens = decide_by_tokens(self, context, lambda: self.solve(context, start))
+            return with_status(self, context, by_tokens)
         source = self.noise_source
         if source is not None and source.steered:
             steps = source.config.remainder_steps

@@ -5,20 +5,16 @@ Letters: N rows, H action horizon, A model action dim.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from pitune.policies.decision import STATUS, Decision
 from pitune.policies.flow.path import FIRST_FLOW_TIME
 from pitune.policies.network.context import Context
-
-if TYPE_CHECKING:
-    from pitune.policies.policy import FlowPolicy
+from pitune.policies.policy_parts import PolicyParts
 
 
-def with_status(policy: FlowPolicy, context: Context, decision: Decision) -> Decision:
+def with_status(policy: PolicyParts, context: Context, decision: Decision) -> Decision:
     """Return decisions with the status of each as a mark, if the policy has a status head.
 
     Args:
@@ -32,7 +28,7 @@ def with_status(policy: FlowPolicy, context: Context, decision: Decision) -> Dec
     return decision._replace(marks={**decision.marks, STATUS: status})
 
 
-def status_logits(policy: FlowPolicy, context: Context, chunk: Tensor) -> Tensor:
+def status_logits(policy: PolicyParts, context: Context, chunk: Tensor) -> Tensor:
     """Return the logits of the status (N, 3) at the end of the flow.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pitune.policies.fast.acting import fast_vocabulary
+from pitune.policies.by_tokens import fast_vocabulary
 from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.network.options.add import network_with_options
 from pitune.policies.network.options.config import NetworkOptions

@@ -1,7 +1,7 @@
 """Autoregressive decoding of FAST tokens with a cache, and their probabilities.
 
-Letters: N rows, T choices of a decision, P possible choices, H action horizon, d robot action dim,
-D width of the language model.
+In shapes, `choices` is the number of possible choices.
+Letters: N rows, L tokens of a decision, D width of the language model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pitune.policies.network.options.language_head import (
 def decode(
     tower: Gemma, text: Text, vocabulary: FastVocabulary, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the choices (N, T) of decisions and their log-probabilities (N, T) [nats].
+    """Return the choices (N, L) of decisions and their log-probabilities (N, L) [nats].
 
     Rows that have ended are padded, with a log-probability of 0.
 
@@ -41,11 +41,9 @@ def decode(
     written = torch.zeros(num, dtype=torch.int64, device=device)
     active = torch.ones(num, dtype=torch.bool, device=device)
     for step in range(vocabulary.max_tokens):
-        scores = _log_probs(tower, text.last, vocabulary, written, temperature)  # (N, P)
-        if temperature == 0:
-            choice = scores.argmax(1)
-        else:
-            choice = torch.multinomial(scores.exp(), 1)[:, 0]
+        scores = _log_probs(tower, text.last, vocabulary, written, temperature)  # (N, choices)
+        best = scores.argmax(1)
+        choice = torch.multinomial(scores.exp(), 1)[:, 0] if temperature else best
         choices[active, step] = choice[active]
         log_prob[active, step] = scores.gather(1, choice[:, None])[active, 0]
         written = written + vocabulary.written(choices[:, step])
@@ -62,7 +60,7 @@ def decode(
 def score(
     tower: Gemma, text: Text, vocabulary: FastVocabulary, choices: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities (N, T) of choices and their entropies (N, T) [nats], in a pass.
+    """Return the log-probabilities (N, L) of choices and their entropies (N, L) [nats], in a pass.
 
     Both are 0 in padding.
 
@@ -70,14 +68,14 @@ def score(
         tower: The language model.
         text: Encoded pictures and prompts (N).
         vocabulary: The possible choices.
-        choices: The choices (N, T).
+        choices: The choices (N, L).
         temperature: That of `decode`, above 0.
     """
     tokens, mask = vocabulary.tokens(choices)
-    hidden = predicted_hidden(tower, text, tokens, mask)  # (N, T, D)
+    hidden = predicted_hidden(tower, text, tokens, mask)  # (N, L, D)
     lengths = vocabulary.written(choices)
     written = lengths.cumsum(1) - lengths  # before each choice
-    scores = _log_probs(tower, hidden, vocabulary, written, temperature)  # (N, T, P)
+    scores = _log_probs(tower, hidden, vocabulary, written, temperature)  # (N, L, choices)
     log_prob = scores.gather(2, choices.clamp(min=0)[..., None])[..., 0]
     # a choice that is not allowed has a probability of 0 and no gradient
     terms = scores.masked_fill(scores.isinf(), 0.0) * scores.exp()
@@ -87,7 +85,10 @@ def score(
 def _log_probs(
     tower: Gemma, hidden: Tensor, vocabulary: FastVocabulary, written: Tensor, temperature: float
 ) -> Tensor:
-    """Return the log-probabilities (..., P) of the next choice after hidden states (..., D)."""
+    """Return the log-probabilities (..., choices) of the next choice.
+
+    It follows hidden states (..., D).
+    """
     logits = text_logits(tower, hidden, vocabulary.rows.to(hidden.device))
     allowed = vocabulary.allowed(written)
     if allowed is not None:

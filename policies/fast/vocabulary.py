@@ -2,7 +2,8 @@
 
 A decision is a row of choices. Choice i is FAST token i, and the last choice is the end. FAST token
 i is token `vocabulary - 1 - skip - i` of the network, as in openpi, and the end is "|".
-Letters: N rows, T choices of a decision, P possible choices, H action horizon, d robot action dim.
+In shapes, `choices` is the number of possible choices.
+Letters: N rows, L tokens of a decision, H action horizon, d robot action dim.
 Source: openpi `models/tokenizer.py: FASTTokenizer`.
 """
 
@@ -68,7 +69,7 @@ class FastVocabulary:
         own = vocab_size - 1 - fast.settings.skip_tokens - numbers
         end = tokenizer.encode(END_TEXT, bos=False)[-1]
         self.rows = torch.cat([own, torch.tensor([end])])
-        """Tokens of the network for each choice (P,)."""
+        """Tokens of the network for each choice (choices,)."""
         self.num_coefficients = chunk_shape[0] * chunk_shape[1]
         self.max_tokens = decoding.max_tokens or self.num_coefficients + 1
 
@@ -78,12 +79,12 @@ class FastVocabulary:
         return len(self.rows) - 1
 
     def tokens(self, choices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's tokens (N, T) of choices (N, T), and False for padding (N, T)."""
+        """Return the network's tokens (N, L) of choices (N, L), and False for padding (N, L)."""
         mask = choices != PADDING
         return self.rows.to(choices.device)[choices.clamp(min=0)], mask
 
     def targets(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens (N, T) to predict for chunks (N, H, d), and False for padding.
+        """Return the tokens (N, L) to predict for chunks (N, H, d), and False for padding.
 
         The end is the last one of each row.
         """
@@ -94,7 +95,7 @@ class FastVocabulary:
         return tokens.to(chunks.device), mask.to(chunks.device)
 
     def chunks(self, choices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the chunks (N, H, d) of choices (N, T), and which could not be decoded (N,)."""
+        """Return the chunks (N, H, d) of choices (N, L), and which could not be decoded (N,)."""
         rows: Sequence[list[int]] = [
             [choice for choice in row if choice not in (self.end, PADDING)]
             for row in choices.tolist()
@@ -105,7 +106,9 @@ class FastVocabulary:
         return chunks.to(choices.device), failed.to(choices.device)
 
     def allowed(self, written: Tensor) -> Tensor | None:
-        """Return the choices (..., P) that may follow `written` coefficients (...,), None for all.
+        """Return which choices (..., choices) may follow, None for all.
+
+        `written` coefficients (...,) stand before them.
 
         After a whole chunk only the end may follow.
         """
@@ -116,7 +119,7 @@ class FastVocabulary:
         return torch.cat([lengths.to(written.device) <= left, left == 0], dim=-1)
 
     def written(self, choices: Tensor) -> Tensor:
-        """Return the number of coefficients that choices (N, T) write each (N, T)."""
+        """Return the number of coefficients that choices (N, L) write each (N, L)."""
         lengths = self.fast.lengths
         if lengths is None:
             return torch.zeros_like(choices)

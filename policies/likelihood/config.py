@@ -39,6 +39,8 @@ class LikelihoodConfig(Settings):
     """Whether flow steps are Gaussian, so that each step has a ratio and a divergence."""
     trainable: ClassVar[bool] = True
     """Whether the log-probability has a gradient."""
+    decoder: ClassVar[Literal["flow", "fast"]] = "flow"
+    """The part of the policy that makes the chunks: its flow, or its FAST tokens."""
 
     reduction: Reduction = "sum"
     """Reduction over a step's entries: their sum is the log-density, their mean tempers the ratio.
@@ -162,6 +164,8 @@ class FastLikelihoodConfig(LikelihoodConfig):
         >>> FastLikelihoodConfig(temperature=1.0).random_steps
         False
     """
+
+    decoder: ClassVar[Literal["flow", "fast"]] = "fast"
 
     temperature: PositiveFloat = 1.0
     """Temperature of the sampled tokens [-]."""

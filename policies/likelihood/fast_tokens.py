@@ -1,7 +1,6 @@
 """The likelihood of FAST tokens: exact, and without a random flow step.
 
-Letters: N rows, T choices of a decision, M scored choices (T or 1), H action horizon, A model
-action dim.
+Letters: N rows, L tokens of a decision, H action horizon, A model action dim.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pitune.policies.by_tokens import chunks_of, fast_vocabulary, language_tower
 from pitune.policies.decision import FAST_FAILED
-from pitune.policies.fast.acting import chunks_of, fast_vocabulary, language_tower
 from pitune.policies.fast.decoding import decode, score
 from pitune.policies.fast.vocabulary import PADDING, FastVocabulary
 from pitune.policies.likelihood.config import FastLikelihoodConfig
@@ -36,14 +35,14 @@ class FastChunks(ActionDistribution):
         vocabulary: Its FAST tokens.
         context: Encoded observations.
         config: Temperature and reductions.
-        choices: Choices (N, T) to score, with `failed` (N,). None to sample.
+        choices: Choices (N, L) to score, with `failed` (N,). None to sample.
 
     Attributes:
         chosen: Entries of the rollout that scoring needs, after sampling.
 
     Example:
         >>> dist = actor.get_dist(batch)  # doctest: +SKIP
-        >>> dist.log_prob(batch["chain"]).shape  # (N, T)  # doctest: +SKIP
+        >>> dist.log_prob(batch["chain"]).shape  # (N, L)  # doctest: +SKIP
     """
 
     def __init__(
@@ -68,12 +67,17 @@ class FastChunks(ActionDistribution):
         """
         choices, log_prob = decode(self.tower, self.text, self.vocabulary, self.config.temperature)
         with torch.no_grad():
-            chunk, failed = chunks_of(self.policy, self.vocabulary, choices, self.context, noise)
+            chunk, failed = chunks_of(
+                self.policy,
+                self.vocabulary,
+                choices,
+                lambda: self.policy.solve(self.context, noise),
+            )
         self.chosen = {FAST_TOKENS: choices, FAST_FAILED: failed}
         return torch.stack([noise, chunk], 1), self._reduce(log_prob, choices, failed)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probabilities of the given choices: (N, T), or (N,) if `ratio="joint"`.
+        """Return the log-probabilities of the given choices: (N, L), or (N,) if `ratio="joint"`.
 
         The chains (N, 2, H, A) follow from the choices and are not read.
         """
@@ -98,7 +102,7 @@ class FastChunks(ActionDistribution):
         return self.choices
 
     def _reduce(self, log_prob: Tensor, choices: Tensor, failed: Tensor) -> Tensor:
-        """Return the log-probabilities (N,) or (N, T) of choices (N, T)."""
+        """Return the log-probabilities (N,) or (N, L) of choices (N, L)."""
         log_prob = torch.where(failed[:, None], 0.0, log_prob)
         if self.config.ratio == "step":
             return log_prob
@@ -112,7 +116,7 @@ class FastChunks(ActionDistribution):
 class FastLikelihood(Likelihood[FastLikelihoodConfig]):
     """The FAST tokens of a chunk, sampled one after another and scored in one pass.
 
-    The choices are `fast_tokens` (N, T), and `fast_failed` (N,) marks those that are no chunk.
+    The choices are `fast_tokens` (N, L), and `fast_failed` (N,) marks those that are no chunk.
 
     Raises:
         ValueError: the policy has no language head or no FAST tokenizer.

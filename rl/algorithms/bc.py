@@ -19,7 +19,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
+from pitune.policies import (
+    FastLikelihoodConfig,
+    FlowPolicy,
+    FlowSDEConfig,
+    LikelihoodActor,
+    ModelInput,
+)
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.flow.real_time import clean_prefix
@@ -244,12 +250,15 @@ class BehaviorCloning(Algorithm[BCConfig]):
     """
 
     needs = Needs(rollouts=False)
+    decoders = ("flow", "fast")
 
     def __init__(self, config: BCConfig, policy: FlowPolicy) -> None:
         delay = config.real_time_delay
         if delay is not None:  # the checkpoint records it
             policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
-        super().__init__(config, LikelihoodActor(policy, FlowSDEConfig()))
+        flows = policy.sampler.decoder == "flow"
+        likelihood = FlowSDEConfig() if flows else FastLikelihoodConfig()
+        super().__init__(config, LikelihoodActor(policy, likelihood))
         self.chunks = chunk_source(policy, config.demonstrations, config.data)
         self.step = CloningStep(policy, config)
         self.optimizers["policy"] = self.step.optimizer

@@ -1,23 +1,36 @@
 """The loop of cloning: gradient steps on random chunks.
 
-Letters: N rows, H action horizon, d robot action dim.
+Letters: N rows, B minibatch rows, H action horizon, d robot action dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tensordict import TensorDictBase
 
+from pitune.rl.config import MinibatchConfig
 from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks
 
-if TYPE_CHECKING:
-    from pitune.rl.algorithms.bc import CloningStep
+
+class ChunkStep(Protocol):
+    """A gradient step on chunks, such as `CloningStep`.
+
+    Example:
+        >>> step: ChunkStep = CloningStep(policy, BCConfig())  # doctest: +SKIP
+    """
+
+    @property
+    def config(self) -> MinibatchConfig:
+        """Has the size of a minibatch."""
+
+    def __call__(self, chunks: TensorDictBase) -> float:
+        """Take a gradient step on chunks (B) and return the loss."""
 
 
 def clone(
-    step: CloningStep,
+    step: ChunkStep,
     chunks: TensorDictBase | ChunkSource,
     num_steps: int,
     on_step: Callable[[int], None] | None = None,

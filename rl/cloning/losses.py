@@ -1,7 +1,7 @@
 """The losses of cloning beside the flow's.
 
-Letters: B rows, M loss draws, H action horizon, d robot action dim, D width of the action expert, T
-predicted tokens.
+Letters: B rows, M scored flow steps (or loss draws), L tokens of a chunk, H action horizon, d robot
+action dim, D width of the action expert.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pitune.policies import FlowPolicy, ModelInput
-from pitune.policies.fast.acting import fast_vocabulary, language_tower
+from pitune.policies.by_tokens import fast_vocabulary, language_tower
 from pitune.policies.network.context import Context
 from pitune.policies.network.options.language_head import text_of, token_loss
 from pitune.policies.network.options.status import DONE, INVALID, ONGOING
@@ -158,7 +158,7 @@ class AuxiliaryLosses:
 
 
 def fast_targets(policy: FlowPolicy, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
-    """Return the FAST tokens (B, T) of demonstrated chunks, and False for padding.
+    """Return the FAST tokens (B, L) of demonstrated chunks, and False for padding.
 
     Args:
         policy: Normalizes the chunks.

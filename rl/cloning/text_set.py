@@ -1,6 +1,7 @@
 """A set of texts that the language head learns or is measured on.
 
-Letters: N texts, L prompt tokens, T answer tokens.
+In shapes, `answer` is the number of tokens of the longest answer.
+Letters: N rows, L prompt tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
-from pitune.policies.fast.acting import language_tower
+from pitune.policies.by_tokens import language_tower
 from pitune.policies.network.options.language_head import text_of, token_loss
 from pitune.policies.preprocessing.prompt import tokenize
 
@@ -65,7 +66,9 @@ def read_texts(file: Path) -> list[Question]:
 
 
 def text_rows(policy: FlowPolicy, questions: list[Question]) -> TensorDict:
-    """Return texts as rows (N): `prompt` and `prompt_mask` (N, L), `answer`, `answer_mask` (N, T).
+    """Return texts as rows (N).
+
+    They have `prompt` and `prompt_mask` (N, L), and `answer` and `answer_mask` (N, answer).
 
     Raises:
         ValueError: the policy has no language head or tokenizer.

@@ -29,7 +29,9 @@ OFF_POLICY = [
         CRITICS,
         [
             Change(
-                "targets follow by the rest", "lerp_(slow, fast, rate)", "lerp_(slow, fast, 1 - rate)"
+                "targets follow by the rest",
+                "lerp_(slow, fast, rate)",
+                "lerp_(slow, fast, 1 - rate)",
             ),
             Change(
                 "greatest critic",

@@ -9,9 +9,9 @@ tokens, and their logits do not depend on actions.
     [pictures, prompt] -> [state] -> [actions]
 
 The head is the transposed token embedding, as in PaliGemma, so it has no parameters of its own.
-In shapes, `prefix` is the number of tokens of pictures and prompt, and `before` the number of
-tokens so far.
-Letters: B rows, T predicted tokens, P tokens of the vocabulary, D width of the language model.
+In shapes, `prefix` is the number of tokens of pictures and prompt, `before` that of all tokens so
+far, and `vocabulary` that of possible tokens.
+Letters: B rows, L tokens of a block, D width of the language model.
 Source: Beyer et al. 2024 (PaliGemma); Driess et al. 2025 (knowledge insulation).
 """
 
@@ -99,21 +99,21 @@ def last_hidden(hidden: Tensor, valid: Tensor) -> Tensor:
 
 
 def extend(tower: Gemma, text: Text, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Text]:
-    """Return the hidden states of further tokens (B, T, D), and the text with them.
+    """Return the hidden states of further tokens (B, L, D), and the text with them.
 
     The tokens attend to the text and causally to each other.
 
     Args:
         tower: The language model.
         text: The tokens so far.
-        tokens: Further tokens (B, T) int64.
-        mask: False for padding (B, T), which is at a row's end.
+        tokens: Further tokens (B, L) int64.
+        mask: False for padding (B, L), which is at a row's end.
     """
     num = tokens.shape[1]
     words = tower.embed_tokens(tokens) * math.sqrt(tower.config.width)
-    positions = text.valid.sum(1, keepdim=True) + mask.cumsum(1) - 1  # (B, T)
+    positions = text.valid.sum(1, keepdim=True) + mask.cumsum(1) - 1  # (B, L)
     causal = torch.ones(num, num, dtype=torch.bool, device=tokens.device).tril()
-    own = causal & mask[:, None]  # (B, T, T)
+    own = causal & mask[:, None]  # (B, L, L)
     seen = torch.cat([text.valid[:, None].expand(-1, num, -1), own], dim=2)
     hidden, cache = tower(
         words.to(text.last.dtype), positions.clamp(min=0), seen[:, None], text.cache
@@ -124,19 +124,19 @@ def extend(tower: Gemma, text: Text, tokens: Tensor, mask: Tensor) -> tuple[Tens
 
 
 def text_logits(tower: Gemma, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Return the logits (..., P) of the next token after hidden states (..., D).
+    """Return the logits (..., vocabulary) of the next token after hidden states (..., D).
 
     Args:
         tower: The language model.
         hidden: Its hidden states.
-        rows: Tokens to score (P,), all by default.
+        rows: Tokens to score (vocabulary,), all by default.
     """
     weight = tower.embed_tokens.weight if rows is None else tower.embed_tokens.weight[rows]
     return hidden.float() @ weight.float().t()
 
 
 def predicted_hidden(tower: Gemma, text: Text, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Return the hidden states (B, T, D), each of which predicts one of the tokens (B, T).
+    """Return the hidden states (B, L, D), each of which predicts one of the tokens (B, L).
 
     The first is the prompt's last one. See `extend` for the arguments.
     """
@@ -154,12 +154,12 @@ def token_loss(tower: Gemma, text: Text, tokens: Tensor, mask: Tensor) -> Tensor
     Args:
         tower: The language model.
         text: Encoded pictures and prompts.
-        tokens: The tokens to predict (B, T) int64.
-        mask: False for padding (B, T), which has no loss.
+        tokens: The tokens to predict (B, L) int64.
+        mask: False for padding (B, L), which has no loss.
     """
     hidden = predicted_hidden(tower, text, tokens, mask)
     # only tokens with a loss, because the logits of a large vocabulary are large
-    logits = text_logits(tower, hidden[mask])  # (tokens, P)
+    logits = text_logits(tower, hidden[mask])  # (tokens, vocabulary)
     losses = hidden.new_zeros(mask.shape, dtype=torch.float32)
     losses[mask] = cross_entropy(logits, tokens[mask], reduction="none")
     return losses.sum(1) / mask.sum(1).clamp(min=1)

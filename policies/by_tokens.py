@@ -1,12 +1,12 @@
 """A policy that acts by its FAST tokens.
 
-Letters: N rows, T choices of a decision, H action horizon, A model action dim, d robot action dim.
+Letters: N rows, L tokens of a decision, H action horizon, A model action dim.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ from pitune.policies.fast.vocabulary import FastVocabulary
 from pitune.policies.network.context import Context
 from pitune.policies.network.gemma import Gemma
 from pitune.policies.network.options.language_head import text_of
+from pitune.policies.policy_parts import PolicyParts
 
-if TYPE_CHECKING:
-    from pitune.policies.policy import FlowPolicy
+Flow = Callable[[], Tensor]
+"""Returns the flow's chunks (N, H, A) for the same observations, if they are needed."""
 
 
-def language_tower(policy: FlowPolicy) -> Gemma:
+def language_tower(policy: PolicyParts) -> Gemma:
     """Return the language model that predicts tokens.
 
     Raises:
@@ -38,7 +39,7 @@ def language_tower(policy: FlowPolicy) -> Gemma:
     return vlm.language_model
 
 
-def fast_vocabulary(policy: FlowPolicy) -> FastVocabulary:
+def fast_vocabulary(policy: PolicyParts) -> FastVocabulary:
     """Return the FAST tokens of a policy.
 
     Raises:
@@ -58,22 +59,20 @@ def fast_vocabulary(policy: FlowPolicy) -> FastVocabulary:
 
 
 def chunks_of(
-    policy: FlowPolicy,
+    policy: PolicyParts,
     vocabulary: FastVocabulary,
     choices: Tensor,
-    context: Context,
-    noise: Tensor | None,
+    flow: Flow,
 ) -> tuple[Tensor, Tensor]:
-    """Return the chunks (N, H, A) to execute for choices (N, T), and which are not theirs (N,).
+    """Return the chunks (N, H, A) to execute for choices (N, L), and which are not theirs (N,).
 
     A chunk that cannot be decoded is the flow's.
 
     Args:
-        policy: Gives the flow, and `sampler.fast.on_failure`.
+        policy: Has `sampler.fast.on_failure`.
         vocabulary: Its FAST tokens.
         choices: The choices.
-        context: Encoded observations (N).
-        noise: Starting points of the flow (N, H, A), drawn by default.
+        flow: Makes the chunks of the flow.
 
     Raises:
         RuntimeError: a row cannot be decoded, and `on_failure` is "error".
@@ -89,12 +88,10 @@ def chunks_of(
             "language head longer, or take on_failure='flow' or constrained=True"
         )
     warnings.warn(f"{num}; the flow's chunk is executed in their place", stacklevel=2)
-    noise = policy.draw_noise(len(failed)) if noise is None else noise
-    flow = policy.solve(context, noise)
-    return torch.where(failed[:, None, None], flow, chunk), failed
+    return torch.where(failed[:, None, None], flow(), chunk), failed
 
 
-def decide_by_tokens(policy: FlowPolicy, context: Context, noise: Tensor | None) -> Decision:
+def decide_by_tokens(policy: PolicyParts, context: Context, flow: Flow) -> Decision:
     """Return the decisions of the deployed policy by its FAST tokens.
 
     See `chunks_of` for the arguments and the errors.
@@ -102,5 +99,5 @@ def decide_by_tokens(policy: FlowPolicy, context: Context, noise: Tensor | None)
     vocabulary = fast_vocabulary(policy)
     tower, text = language_tower(policy), text_of(context)
     choices, _ = decode(tower, text, vocabulary, policy.sampler.fast.temperature)
-    chunk, failed = chunks_of(policy, vocabulary, choices, context, noise)
+    chunk, failed = chunks_of(policy, vocabulary, choices, flow)
     return Decision(chunk, {FAST_FAILED: failed})
