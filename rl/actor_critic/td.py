@@ -39,15 +39,23 @@ def means(history: list[dict[str, float]]) -> dict[str, float]:
 
 
 def regression_loss(critic: QEnsemble, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
-    """Return the squared error, summed over the critics, and metrics.
+    """Return the squared error or cross-entropy, summed over the critics, and metrics.
 
     Args:
         critic: Q critics.
         batch: Rows with `input` (B, D) and `target` (B).
     """
-    values = critic(batch["input"])  # (Q, B)
-    loss = (values - batch["target"]).square().mean(1).sum()
+    bins, target, extra = critic.distribution, batch["target"], {}
+    if bins.used:
+        output = critic.output(batch["input"])  # (Q, B, num_bins)
+        values = bins.value(output).squeeze(-1)  # (Q, B)
+        loss = bins.cross_entropy(output, target[:, None]).mean(1).sum()
+        extra["value_clamped"] = bins.clamped(target)
+    else:
+        values = critic(batch["input"])  # (Q, B)
+        loss = (values - target).square().mean(1).sum()
     return loss, {
+        **extra,
         "q_loss": loss,
         "q": values.mean(),
         "q_disagreement": values.std(0, correction=0).mean(),
@@ -79,7 +87,8 @@ class OffPolicy:
         self.config = config
         capacity = config.capacity if capacity is None else capacity
         self.replay = Replay(capacity, device, folder=config.memory_folder)
-        self.critic = QEnsemble(in_dim + 1, config.num_critics, config.hidden).to(device)
+        shape = in_dim + 1, config.num_critics, config.hidden
+        self.critic = QEnsemble(*shape, config.critic_distribution).to(device)
         self.target = make_target(self.critic)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
         self.demonstrations: Replay | None = None
@@ -206,9 +215,8 @@ class OffPolicy:
         return to_floats(metrics)
 
     def state(self) -> dict[str, Any]:
-        """Return the state for resuming, without networks and optimizers."""
+        """Return the state for resuming, without networks, optimizers and the memory."""
         return {
-            "replay": self.replay.state(),
             "rewards": self.rewards.state(),
             "num_warmup": self.num_warmup,
             "num_decisions": self.num_decisions,
@@ -217,7 +225,8 @@ class OffPolicy:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the result of `state`."""
-        self.replay.load_state(state["replay"])
+        if "replay" in state:  # a run of pitune 0.4 and before
+            self.replay.load_state(state["replay"])
         if "rewards" in state:
             self.rewards.load_state(state["rewards"])
         elif len(self.replay):  # a run of pitune 0.2

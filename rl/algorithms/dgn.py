@@ -155,6 +155,7 @@ class DGN(Algorithm[DGNConfig]):
             weight_decay=config.noise_weight_decay,
         )
         self.optimizers = {**self.learner.optimizers(), "noise_model": self.noise_optimizer}
+        self.memories = {"replay": self.learner.off_policy.replay}
 
         self.needs = Needs(success_signal=config.schedule == "success")
 

@@ -85,6 +85,7 @@ class DSRL(Algorithm[DSRLConfig]):
             "target_critic": self.off_policy.target,
             "temperature": self.temperature,
         }
+        self.memories = {"replay": self.off_policy.replay}
 
         # optimizers
         adam = torch.optim.Adam
@@ -97,9 +98,8 @@ class DSRL(Algorithm[DSRLConfig]):
         # noise critic
         if self.aliased:
             settings = config.off_policy
-            self.noise_critic = QEnsemble(
-                input_dim + latent_dim + 1, settings.num_critics, settings.hidden
-            ).to(device)
+            shape = input_dim + latent_dim + 1, settings.num_critics, settings.hidden
+            self.noise_critic = QEnsemble(*shape, settings.critic_distribution).to(device)
             self.networks["noise_critic"] = self.noise_critic
             self.optimizers["noise_critic"] = adam(
                 self.noise_critic.parameters(), lr=settings.critic_learning_rate

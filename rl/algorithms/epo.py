@@ -74,8 +74,8 @@ class EPO(Algorithm[EPOConfig]):
         self.needs = Needs(num_shares=config.num_members, success_signal=True)
 
         # critic, loss and optimizers
-        state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
-        critic = PopulationCritic(state_dim, population, policy.feature_dim, remainder)
+        rest = policy.feature_dim, policy.remainder_shape, config.ppo.critic_distribution
+        critic = PopulationCritic(policy.preprocessor.model_state_dim, population, *rest)
         self.critic = critic.to(policy.device)
         self.networks |= {"population": population, "critic": self.critic}
         self.loss = policy_loss(self.actor, config.ppo)
@@ -236,7 +236,7 @@ class EPO(Algorithm[EPOConfig]):
             return loss, metrics
         off, _ = critic_loss(self.critic, others, self.config.ppo.clip.value)
         loss = loss + self.config.aggregate * off
-        return loss, {"value_loss": loss}
+        return loss, {**metrics, "value_loss": loss}
 
     def master_loss(self, others: TensorDictBase) -> Tensor:
         """Return the master's loss on decisions (B) of the others."""

@@ -31,6 +31,7 @@ from pitune.ranges import (
 from pitune.rl.algorithm import AlgorithmConfig
 from pitune.rl.algorithms.ppo import PPOConfig
 from pitune.rl.policy_gradient.value import ValueCritic
+from pitune.rl.value_distribution import DistributionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +201,7 @@ class PopulationCritic(ValueCritic):
         population: The shared genes, which are no parameters of this module.
         feature_dim: Width of the policy's features, or 0 for none.
         remainder: Steps of the old chunk and robot action dim, see `ValueCritic`.
+        distribution: Bins of a categorical critic. By default it has one number.
 
     Example:
         >>> critic = PopulationCritic(4, Population(2, gene_dim=3, width=8))
@@ -213,17 +215,18 @@ class PopulationCritic(ValueCritic):
         population: Population,
         feature_dim: int = 0,
         remainder: tuple[int, int] = (0, 0),
+        distribution: DistributionConfig | None = None,
     ) -> None:
-        super().__init__(state_dim, feature_dim, remainder=remainder)
+        super().__init__(state_dim, feature_dim, remainder=remainder, distribution=distribution)
         self.in_keys.append("member")
         self._population = [population]  # a list, so that it is no submodule
         first: nn.Linear = self.net[0]  # type: ignore[assignment]
         self.to_critic = nn.Parameter(torch.zeros(population.genes.shape[1], first.out_features))
 
-    def value(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
-        """Return the values (N, 1) of observations (N) for their members [reward]."""
+    def output(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
+        """Return the outputs of observations (N) for their members. See `ValueCritic.output`."""
         population = self._population[0]
         if len(population) > 1:
             genes = population.genes.detach()[td["member"].to(population.genes.device)]
             offset = genes @ self.to_critic  # (N, D)
-        return super().value(td, offset)
+        return super().output(td, offset)

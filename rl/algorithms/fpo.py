@@ -95,7 +95,12 @@ class FPO(Algorithm[FPOConfig]):
     def __init__(self, config: FPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
-        critic = ValueCritic(state_dim, policy.feature_dim, remainder=remainder)
+        critic = ValueCritic(
+            state_dim,
+            policy.feature_dim,
+            remainder=remainder,
+            distribution=config.critic_distribution,
+        )
         self.critic = critic.to(policy.device)
         self.networks["critic"] = self.critic
         self.loss = PolicyLoss(self.actor, self._surrogate)

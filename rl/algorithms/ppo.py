@@ -13,6 +13,7 @@ Sources: Schulman et al. 2017, Ren et al. 2024 (DPPO), Chen et al. 2025 (πRL).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -94,6 +95,12 @@ class PPOConfig(CriticBasedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_trainable(self.likelihood)
+        if self.critic_distribution.used and self.clip.value < math.inf:
+            raise ValueError(
+                f"clip.value={self.clip.value} does not apply to a categorical critic "
+                f"(critic_distribution.form={self.critic_distribution.form!r}), whose loss is a "
+                "cross-entropy; leave clip.value out, or set critic_distribution.form='none'"
+            )
         if self.scored_steps == "one":
             _check_one_step(self.likelihood)
 
@@ -129,7 +136,15 @@ def policy_loss(actor: LikelihoodActor, config: PPOConfig) -> PolicyLoss:
 
 
 def critic_loss(critic: ValueCritic, batch: TensorDictBase, clip: float) -> tuple[Tensor, Metrics]:
-    """Return a critic's loss on decisions (B), in its scaled units, and its metrics."""
+    """Return a critic's loss on decisions (B), in its scaled units, and its metrics.
+
+    That of a categorical critic is the cross-entropy [nats], without a clip.
+    """
+    bins = critic.distribution
+    if bins.used:
+        target = batch["value_target"]
+        loss = bins.cross_entropy(critic.output(batch), target).mean()
+        return loss, {"value_loss": loss, "value_clamped": bins.clamped(target)}
     values = (critic.value(batch), batch["state_value"], batch["value_target"])
     value, old, target = (critic.scaled(v) for v in values)  # each (B, 1)
     loss = value_loss(value, old, target, clip)
@@ -151,7 +166,12 @@ class PPO(Algorithm[PPOConfig]):
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
-        critic = ValueCritic(state_dim, policy.feature_dim, remainder=remainder)
+        critic = ValueCritic(
+            state_dim,
+            policy.feature_dim,
+            remainder=remainder,
+            distribution=config.critic_distribution,
+        )
         self.critic = critic.to(policy.device)
         self.networks["critic"] = self.critic
         self.loss = policy_loss(self.actor, config)

@@ -37,7 +37,8 @@ from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
 from pitune.rl.evaluation.played_once import check_played_once
-from pitune.rl.experience.rollouts import check_fit, chunk_env_for
+from pitune.rl.experience.fit import check_fit
+from pitune.rl.experience.rollouts import chunk_env_for
 from pitune.rl.experience.sub_dict import sub_dict
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
 from pitune.rl.experience.sub_dict import sub_dict
+from pitune.rl.value_distribution import DistributionConfig
 
 RETURN_RATE = 0.05
 """Weight of a new batch in the running scale of returns, after the first 20 batches [-]."""
@@ -37,6 +38,7 @@ class ValueCritic(TensorDictModuleBase):
         hidden: Widths of the hidden layers.
         remainder: (R, d), steps of the old chunk that are an input under a decision delay, and the
             robot action dim, `FlowPolicy.remainder_shape`.
+        distribution: Bins of a categorical critic. By default it has one number.
 
     Example:
         >>> from tensordict import TensorDict
@@ -54,8 +56,10 @@ class ValueCritic(TensorDictModuleBase):
         feature_dim: int = 0,
         hidden: tuple[int, ...] = (256, 256),
         remainder: tuple[int, int] = (0, 0),
+        distribution: DistributionConfig | None = None,
     ) -> None:
         super().__init__()
+        self.distribution = distribution or DistributionConfig()
         self.in_keys, self.out_keys = ["model_input", "elapsed"], ["state_value"]
         self.feature_dim, self.remainder = feature_dim, remainder
         if feature_dim:
@@ -66,7 +70,7 @@ class ValueCritic(TensorDictModuleBase):
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.SiLU()]
-        head = nn.Linear(widths[-1], 1)
+        head = nn.Linear(widths[-1], self.distribution.num_outputs)
         nn.init.normal_(head.weight, std=0.02)  # small, so that rewards dominate first advantages
         nn.init.zeros_(head.bias)
         self.net = nn.Sequential(*layers, head)
@@ -82,8 +86,12 @@ class ValueCritic(TensorDictModuleBase):
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         return td.set("state_value", self.value(td))
 
-    def value(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
-        """Return the values (N, 1) of observations (N) [reward].
+    def value(self, td: TensorDictBase) -> Tensor:
+        """Return the values (N, 1) of observations (N) [reward]. See `output`."""
+        return self.distribution.value(self.output(td)) * self.return_std + self.return_mean
+
+    def output(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
+        """Return the network's outputs (N, 1), or the logits of the bins (N, num_bins).
 
         Args:
             td: Observations with `model_input`, `elapsed` and, if the policy has any, `features`.
@@ -98,8 +106,8 @@ class ValueCritic(TensorDictModuleBase):
             self.remainder,
         )
         x = self.net[0](critic_input(inputs["state"], features, td["elapsed"], old))
-        scaled: Tensor = self.net[1:](x if offset is None else x + offset)
-        return scaled * self.return_std + self.return_mean
+        outputs: Tensor = self.net[1:](x if offset is None else x + offset)
+        return outputs
 
     def scaled(self, value: Tensor) -> Tensor:
         """Return values in the network's scaled units, which `rescale` changes."""
