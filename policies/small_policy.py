@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
-from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.siglip import SiglipConfig
+from pitune.policies.network.sizes import GemmaConfig
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.images import PicturesConfig

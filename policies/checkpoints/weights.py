@@ -27,9 +27,9 @@ from pitune.policies.checkpoints.keys import (
 )
 from pitune.policies.network.config import Family, Pi0Config
 from pitune.policies.network.extensions import initialize_extensions, new_parameters
-from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.network.siglip import SiglipConfig
+from pitune.policies.network.sizes import GemmaConfig
 
 _RENAMES = (
     # lerobot <= 0.3, from the transformers of that time

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.siglip import SiglipConfig
+from pitune.policies.network.sizes import GemmaConfig
 from pitune.ranges import NonNegativeInt, PositiveInt, Settings
 
 Family = Literal["pi0", "pi05"]

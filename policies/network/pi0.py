@@ -34,8 +34,9 @@ from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mas
 from pitune.policies.network.gemma import Cache, Gemma
 from pitune.policies.network.layers import Linear
 from pitune.policies.network.options.add import option_modules
+from pitune.policies.network.options.blocks import with_registers, with_state_tokens
 from pitune.policies.network.options.insulation import for_expert
-from pitune.policies.network.options.language_head import last_hidden
+from pitune.policies.network.options.language_head import prompt_end
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.network.towers import Experts, VisionLanguageModel, check_prefix_inputs
 
@@ -129,7 +130,8 @@ class Pi0(nn.Module):
             image_mask: False for missing cameras (B, V). All are present by default.
             tokens: Prompts (B, L) int64.
             token_mask: False for padding (B, L). No token is padding by default.
-            state_offset: Added to the state token (B, D) or (1, D), e.g. a gene of a population.
+            state_offset: Added to π0's state token (B, D) or (1, D), or to π0.5's condition of
+                flow time, e.g. a gene of a population.
         """
         prefix = None
         if self.vlm is not None:
@@ -160,7 +162,7 @@ class Pi0(nn.Module):
         hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
-        last = last_hidden(hidden, valid) if self.config.options.language_head.is_on else None
+        last = prompt_end(hidden, valid, self.config.options)
         return Context(cache, features, valid, last=last)
 
     def with_state(
@@ -169,29 +171,26 @@ class Pi0(nn.Module):
         """Return the context of a prefix, if there is one, and of states (B, S).
 
         π0 adds its state token, and `state_offset` (B, D) or (1, D) to it. π0.5 has none, because
-        its prompt contains the state.
+        its prompt contains the state, and adds the offset to the flow-time condition.
 
         Raises:
-            ValueError: π0.5 is called without a prefix or with an offset.
+            ValueError: π0.5 is called without a prefix.
         """
-        if prefix is not None:
-            prefix = for_expert(prefix, self.config.options)
+        prefix = for_expert(prefix, self.config.options)
         if self.config.family == "pi05":
-            if state_offset is not None:
-                raise ValueError(
-                    "state_offset is added to the state token, and π0.5 has none; leave it out"
-                )
             if prefix is None:
                 raise ValueError(
                     "π0.5 reads its state from the prompt, but prefix is None; pass the context "
                     "that `encode_prefix` returned"
                 )
-            return prefix
-        if prefix is None:
+            context = prefix._replace(condition_offset=state_offset)
+        elif prefix is None:
             hidden, cache, valid = self._encode_state(state, None, None, state_offset)
-            return Context(cache, hidden[:, -1].float(), valid)
-        _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
-        return prefix._replace(cache=cache, valid=valid)
+            context = Context(cache, hidden[:, -1].float(), valid)
+        else:
+            _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
+            context = prefix._replace(cache=cache, valid=valid)
+        return with_state_tokens(self, context, state)
 
     def embed_prefix(
         self,
@@ -258,32 +257,40 @@ class Pi0(nn.Module):
             flow_time: (B, M), or (B, M, H) for flow times of single action tokens.
         """
         b, m, horizon, _ = x.shape
-        tokens, condition = self.embed_suffix(x, flow_time)
-        before = context.cache[0][0].shape[2]
-        valid = context.valid
-        steps = repeat(torch.arange(horizon, device=x.device), "h -> (m h)", m=m)
+        tokens, condition = self.embed_suffix(x, flow_time, context.condition_offset)
+        extra, tokens, condition = with_registers(self, context, tokens, condition, m)
+        before, valid = context.cache[0][0].shape[2], context.valid
+        own = torch.arange(horizon + extra.registers, device=x.device)
+        steps = repeat(own, "l -> (m l)", m=m)
         if valid is None:
-            positions = (before + steps).expand(b, -1)  # (B, M * H)
+            positions = (before + steps).expand(b, -1)  # (B, M * (H + registers))
         else:
             positions = valid.sum(1, keepdim=True) + steps
-        mask = flow_time_mask(m, horizon, before, valid, x.device)
-        hidden, _ = self.expert(tokens, positions, mask, context.cache, condition)
-        hidden = rearrange(hidden, "b (m h) d -> b m h d", m=m).to(x.dtype)
-        return FlowOutput(self.action_out_proj(hidden), hidden)
+        mask = flow_time_mask(m, horizon, before, valid, x.device, extra.registers)
+        hidden, _ = self.expert(tokens, positions, mask, context.cache, condition, extra)
+        hidden = rearrange(hidden, "b (m l) d -> b m l d", m=m)[:, :, :horizon].to(x.dtype)
+        output = self.action_out_proj(hidden)
+        prediction = self.config.options.prediction
+        return FlowOutput(prediction.velocity(output, x, flow_time), hidden)
 
-    def embed_suffix(self, x: Tensor, flow_time: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed_suffix(
+        self, x: Tensor, flow_time: Tensor, condition_offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the action tokens (B, M * H, D) and the norms' condition, if any.
 
         The condition is (B, M, D), or (B, M * H, D) for flow times of single tokens (B, M, H). The
-        extensions apply to the tokens here.
+        offset (B or 1, D) is added to it before its last nonlinearity, as a bias. The extensions
+        apply to the tokens here.
         """
         width = self.config.expert.width
         time = flow_time_embedding(flow_time, width).to(x.dtype)  # (B, M, D) or (B, M, H, D)
         action = self.action_in_proj(x)  # (B, M, H, D)
         condition = None
         if self.config.family == "pi05":
-            condition = silu(self.time_mlp_out(silu(self.time_mlp_in(time))))
-            condition = condition.to(self.compute_dtype).flatten(1, -2)
+            condition = self.time_mlp_out(silu(self.time_mlp_in(time))).flatten(1, -2)
+            if condition_offset is not None:
+                condition = condition + condition_offset[:, None]
+            condition = silu(condition).to(self.compute_dtype)
         else:
             if time.ndim == 3:
                 time = repeat(time, "b m d -> b m h d", h=x.shape[2])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pitune.policies.network.config import Pi0Config
-from pitune.policies.network.gemma import Gemma, GemmaConfig
+from pitune.policies.network.gemma import Gemma
 from pitune.policies.network.layers import Linear
 from pitune.policies.network.siglip import Siglip
+from pitune.policies.network.sizes import GemmaConfig
 
 
 class VisionLanguageModel(nn.Module):

@@ -16,6 +16,11 @@ from torch import nn
 from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
+from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.linear_norms import LinearNormsConfig
+from pitune.policies.network.options.prediction import PredictionConfig
+from pitune.policies.network.options.registers import RegistersConfig
+from pitune.policies.network.options.state_tokens import StateTokensConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 
 BOTH: tuple[Family, ...] = ("pi0", "pi05")
@@ -37,7 +42,7 @@ class OptionCase:
     unused: tuple[str, ...] = ()
     """Ends of the names of parameters that the velocity does not read."""
     refused_likelihoods: tuple[str, ...] = ()
-    """Likelihoods that cannot score with it, and say so."""
+    """Likelihoods that cannot score with it, and name it."""
 
     def __and__(self, other: OptionCase) -> OptionCase:
         return OptionCase(
@@ -61,6 +66,48 @@ CASES: tuple[OptionCase, ...] = (
     OptionCase(
         name="value_residual",
         options=NetworkOptions(value_residual=ValueResidualConfig(mode="dynamic")),
+    ),
+    OptionCase(
+        name="registers",
+        options=NetworkOptions(registers=RegistersConfig(num=2)),
+        unused_at_start=(".tokens",),
+    ),
+    OptionCase(
+        name="hyper_connections",
+        options=NetworkOptions(hyper_connections=HyperConnectionsConfig(streams=3)),
+        unused_at_start=(".scale",),
+    ),
+    OptionCase(
+        name="linear_norms",
+        options=NetworkOptions(linear_norms=LinearNormsConfig(mode="gated")),
+        unused_at_start=(".weight",),
+    ),
+    OptionCase(
+        name="full_linear_norms",
+        options=NetworkOptions(linear_norms=LinearNormsConfig(mode="full")),
+        identity=False,
+    ),
+    OptionCase(
+        name="state_tokens",
+        options=NetworkOptions(state_tokens=StateTokensConfig(parts=(3, 1), encoders=("mlp",))),
+        unused_at_start=(
+            "parts.0.weight",
+            "parts.0.bias",
+            "parts.1.weight",
+            "parts.1.bias",
+            "net.0.weight",
+            "net.0.bias",
+            "net.2.weight",
+            "net.2.bias",
+            "norm_condition",
+        ),
+    ),
+    OptionCase(
+        name="predicted_action",
+        options=NetworkOptions(prediction=PredictionConfig(output="action", loss="action")),
+        identity=False,
+        has_parameters=False,
+        refused_likelihoods=("ode",),
     ),
 )
 """One row for each option."""

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def option_modules(config: Pi0Config) -> dict[str, Extension]:
     """Return the modules that options have at the level of the network, by the option's name."""
-    modules = {name: option.module(config) for name, option in config.options.active()}
+    # the global random numbers stay as they are without options
+    with torch.random.fork_rng(devices=[]):
+        modules = {name: option.module(config) for name, option in config.options.active()}
     return {name: module for name, module in modules.items() if module is not None}
 
 

@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
+from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.option import OptionConfig, built
+from pitune.policies.network.options.prediction import PredictionConfig
+from pitune.policies.network.options.registers import RegistersConfig
+from pitune.policies.network.options.state_tokens import StateTokensConfig
 from pitune.policies.network.options.status import StatusConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 from pitune.ranges import Settings
@@ -32,6 +37,16 @@ class NetworkOptions(Settings):
 
     value_residual: ValueResidualConfig = field(default_factory=ValueResidualConfig)
     """Values of the first layer in the attention of the others."""
+    registers: RegistersConfig = field(default_factory=RegistersConfig)
+    """Learned tokens beside the actions."""
+    hyper_connections: HyperConnectionsConfig = field(default_factory=HyperConnectionsConfig)
+    """Several residual streams."""
+    linear_norms: LinearNormsConfig = field(default_factory=LinearNormsConfig)
+    """Norms after the linear layers of the action expert."""
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+    """Quantity that the network predicts, and the space of its loss."""
+    state_tokens: StateTokensConfig = field(default_factory=StateTokensConfig)
+    """Further tokens of the state."""
     insulation: InsulationConfig = field(default_factory=InsulationConfig)
     """No gradient of the flow in the vision-language model."""
     language_head: LanguageHeadConfig = field(default_factory=LanguageHeadConfig)

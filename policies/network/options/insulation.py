@@ -42,8 +42,10 @@ class InsulationConfig(OptionConfig):
             )
 
 
-def for_expert(prefix: Context, options: NetworkOptions) -> Context:
+def for_expert(prefix: Context | None, options: NetworkOptions) -> Context | None:
     """Return a prefix as the action expert attends to it, with its text for the language head."""
+    if prefix is None:
+        return None
     if options.language_head.is_on:
         prefix = prefix._replace(language=prefix.cache)
     return insulated(prefix) if options.insulation.is_on else prefix

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pitune.policies.network.config import Pi0Config
     from pitune.policies.network.context import Context
     from pitune.policies.network.gemma import Cache, Gemma
+    from pitune.policies.network.options.config import NetworkOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,14 @@ def last_hidden(hidden: Tensor, valid: Tensor) -> Tensor:
     place = torch.arange(valid.shape[1], device=valid.device)
     last = (valid * place).argmax(1)  # (B,)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def prompt_end(hidden: Tensor, valid: Tensor, options: NetworkOptions) -> Tensor | None:
+    """Return the hidden state of a prompt's last token (B, D), None without a language head.
+
+    See `last_hidden` for the arguments.
+    """
+    return last_hidden(hidden, valid) if options.language_head.is_on else None
 
 
 def extend(tower: Gemma, text: Text, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Text]:
