@@ -85,8 +85,10 @@ class FastTokenizer:
         pieces = [self._text([number]) for number in range(self.vocab_size)]
         whole = all(piece and REPLACEMENT not in piece for piece in pieces)
         self.lengths = torch.tensor([len(piece) for piece in pieces]) if whole else None
-        letters = [ord(piece) for piece in pieces if len(piece) == 1]
-        self._highest = max(letters) if whole else SURROGATES - 1
+        letters = {ord(piece) for piece in pieces if len(piece) == 1}
+        # a tokenizer that `fit` made can write every coefficient up to its greatest
+        self._complete = whole and letters == set(range(len(letters)))
+        self._highest = len(letters) - 1 if self._complete else SURROGATES - 1
 
     @property
     def vocab_size(self) -> int:
@@ -196,7 +198,7 @@ class FastTokenizer:
             list(encoding.ids)
             for encoding in self._backend.encode_batch(texts, add_special_tokens=False)
         ]
-        if self.lengths is None:  # its pairs may lack a byte, which is left out without an error
+        if not self._complete:  # it may lack a byte, which the library leaves out silently
             for number, (text, row) in enumerate(zip(texts, rows, strict=True)):
                 if self._text(row) != text:
                     raise ValueError(

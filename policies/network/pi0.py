@@ -162,8 +162,7 @@ class Pi0(nn.Module):
         hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
-        last = prompt_end(hidden, valid, self.config.options)
-        return Context(cache, features, valid, last=last)
+        return Context(cache, features, valid, last=prompt_end(hidden, valid, self.config.options))
 
     def with_state(
         self, prefix: Context | None, state: Tensor, state_offset: Tensor | None = None

@@ -17,10 +17,13 @@ from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.insulation import InsulationConfig
+from pitune.policies.network.options.language_head import LanguageHeadConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.prediction import PredictionConfig
 from pitune.policies.network.options.registers import RegistersConfig
 from pitune.policies.network.options.state_tokens import StateTokensConfig
+from pitune.policies.network.options.status import StatusConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 
 BOTH: tuple[Family, ...] = ("pi0", "pi05")
@@ -55,6 +58,11 @@ class OptionCase:
             unused=(*self.unused, *other.unused),
             refused_likelihoods=(*self.refused_likelihoods, *other.refused_likelihoods),
         )
+
+    @property
+    def changes_the_velocity(self) -> bool:
+        """Whether trained parameters of the options change the velocity."""
+        return self.has_parameters and self.on != ["status"]
 
     @property
     def on(self) -> list[str]:
@@ -108,6 +116,21 @@ CASES: tuple[OptionCase, ...] = (
         identity=False,
         has_parameters=False,
         refused_likelihoods=("ode",),
+    ),
+    OptionCase(
+        name="insulation",
+        options=NetworkOptions(insulation=InsulationConfig(enabled=True)),
+        has_parameters=False,
+    ),
+    OptionCase(
+        name="language_head",
+        options=NetworkOptions(language_head=LanguageHeadConfig(enabled=True)),
+        has_parameters=False,
+    ),
+    OptionCase(
+        name="status",
+        options=NetworkOptions(status=StatusConfig(enabled=True)),
+        unused=("status.linear.weight", "status.linear.bias"),
     ),
 )
 """One row for each option."""

@@ -27,6 +27,7 @@ from network_options import (
     pairs,
     perturb,
 )
+from fast_policies import with_fast_tokens
 from openpi_fixtures import TOKENIZER, load_openpi, openpi_folder
 from pitune.policies import (
     PIPELINES,
@@ -121,7 +122,7 @@ def test_a_published_checkpoint_computes_the_same_numbers(
         expected = velocity(before, before.with_state(prefix, state))
         found = velocity(network, network.with_state(prefix, state))
     assert float((found - expected).abs().max()) < SAME
-    if case.has_parameters:  # the control: the option is in the computation
+    if case.changes_the_velocity:  # the control: the option is in the computation
         perturb(network)
         with torch.no_grad():
             changed = velocity(network, network.with_state(prefix, state))
@@ -306,6 +307,12 @@ def test_the_ratio_of_every_likelihood_is_one(
     td = observations(policy)
     for name in likelihoods():
         torch.manual_seed(0)
+        if name == "fast":
+            if "language_head" not in case.on:
+                with pytest.raises(ValueError, match="has no language head"):
+                    with_fast_tokens(policy)
+                continue
+            policy = with_fast_tokens(policy)
         if name in case.refused_likelihoods:
             with pytest.raises(ValueError, match=rf"options\.({'|'.join(case.on)})"):
                 LikelihoodActor(policy, likelihood_config(name))
