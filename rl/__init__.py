@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.grpo import GRPO, GRPOConfig
     from pitune.rl.algorithms.ppo import PPO, PPOConfig
     from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
+    from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
     from pitune.rl.evaluation.evaluate import evaluate
     from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
     from pitune.rl.evaluation.paired import PairedTest, paired_test
@@ -66,12 +67,14 @@ __all__ = [
     "FilteredBC",
     "FilteredBCConfig",
     "GRPOConfig",
+    "LanguageLossConfig",
     "Needs",
     "OffPolicyConfig",
     "PPOClipConfig",
     "PPOConfig",
     "PairedTest",
     "Rollouts",
+    "StatusLossConfig",
     "UpdateConfig",
     "WSRLConfig",
     "check_fit",
@@ -101,6 +104,7 @@ _MODULES = {
     "algorithms.grpo": ("GRPO", "GRPOConfig"),
     "algorithms.ppo": ("PPO", "PPOConfig"),
     "algorithms.wsrl": ("WSRL", "WSRLConfig"),
+    "cloning.config": ("LanguageLossConfig", "StatusLossConfig"),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.outcome": ("EpisodeOutcome", "Evaluation"),
     "evaluation.paired": ("PairedTest", "paired_test"),

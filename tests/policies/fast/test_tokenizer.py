@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fast_policies import fitted
 from scipy.fft import dct, idct
 from torch import Tensor
 
-from fast_policies import fitted
 from pitune.policies.fast.config import FastDecodingConfig
 from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.fast.vocabulary import PADDING, FastVocabulary
