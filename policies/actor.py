@@ -24,6 +24,7 @@ from tensordict.nn import InteractionType, TensorDictModuleBase
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
+from pitune.policies.conditions import check_stateless
 from pitune.policies.decision import Decision
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
@@ -174,6 +175,7 @@ class LikelihoodActor(Actor):
 
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
         super().__init__(policy)
+        check_stateless(policy.sampler.guidance)
         if policy.sampler.decoder != config.decoder:
             raise ValueError(
                 f"the likelihood {likelihood_name(config)!r} explores with the policy's "

@@ -15,6 +15,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies.by_tokens import decide_by_tokens
+from pitune.policies.conditions import encode_state, encode_words, guided, with_dropped
 from pitune.policies.decision import Decision
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
@@ -129,10 +130,11 @@ class FlowPolicy(PolicyParts):
             prefix: The result of `encode_prefix` for them. By default they are encoded here.
             state_offset: Offset (N, D) or (1, D) that is added to the state token.
         """
-        state = inputs.state.to(self.device)
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
-        context = self.network.with_state(prefix, state, state_offset)
+        else:
+            prefix = with_dropped(self.network, prefix, inputs.condition)
+        context = encode_state(self.network, self.sampler.guidance, inputs, prefix, state_offset)
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -141,11 +143,12 @@ class FlowPolicy(PolicyParts):
     def encode_prefix(self, inputs: ModelInput) -> Context:
         """Return the context of pictures and prompt, without the state.
 
-        While `prefix_is_frozen` it does not change during training and may be stored.
+        While `prefix_is_frozen` it does not change during training and may be stored. With guidance
+        away from the dropped instruction it has that prefix too, as `null`.
         """
         inputs = inputs.to(self.device)
         images = None if inputs.images is None else scaled_pictures(inputs.images)
-        return self.network.encode_prefix(images, None, inputs.tokens, inputs.token_mask)
+        return encode_words(self.network, self.sampler.guidance, inputs, images)
 
     def critic_input(
         self, inputs: ModelInput, context: Context | None, steps: int | None = None
@@ -168,9 +171,7 @@ class FlowPolicy(PolicyParts):
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
         return continued_field(
-            lambda x, flow_time: self.network.velocity(context, x, flow_time),
-            context,
-            self.sampler,
+            guided(self.network, context, self.sampler.guidance), context, self.sampler
         )
 
     def draw_noise(self, num: int) -> Tensor:
@@ -226,7 +227,7 @@ class FlowPolicy(PolicyParts):
             by_tokens = decide_by_tokens(self, context, lambda: self.solve(context, start))
             return with_status(self, context, by_tokens)
         source = self.noise_source
-        if source is not None and source.steered:
+        if source is not None and source.is_steered:
             steps = source.config.remainder_steps
             noise = source(self.critic_input(inputs, context, steps))
         elif noise is None:

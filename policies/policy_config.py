@@ -14,6 +14,7 @@ from torch import Tensor
 from pitune.policies.fast.config import FastDecodingConfig
 from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.flow.delay import DelayConfig
+from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.flow.ode import Solver
 from pitune.policies.flow.real_time import RealTimeConfig, check_delay
 from pitune.policies.network.config import Pi0Config
@@ -51,6 +52,8 @@ class SamplerConfig(Settings):
     """How the deployed policy makes a chunk: by its flow, or by its FAST tokens."""
     fast: FastDecodingConfig = field(default_factory=FastDecodingConfig)
     """Decoding of FAST tokens."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Conditions that the policy acts with, and guidance towards them."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SamplerConfig:
@@ -60,6 +63,7 @@ class SamplerConfig(Settings):
             real_time = {key: value for key, value in real_time.items() if key != "max_delay"}
         parts: dict[str, Any] = {"delay": DelayConfig(**values.get("delay", {}))}
         parts["fast"] = FastDecodingConfig(**values.get("fast", {}))
+        parts["guidance"] = GuidanceConfig(**values.get("guidance", {}))
         parts["real_time"] = None if real_time is None else RealTimeConfig(**real_time)
         return cls(**{**values, **parts})
 
@@ -204,6 +208,11 @@ def check_decoder(sampler: SamplerConfig, network: Pi0Config, is_steered: bool) 
         raise ValueError(
             "sampler.decoder='fast' reads no starting noise, so it cannot be steered; take "
             "decoder='flow'"
+        )
+    if sampler.guidance.scale:
+        raise ValueError(
+            f"sampler.decoder='fast' takes no step of the flow that guidance.scale="
+            f"{sampler.guidance.scale} could change; set it to 0, or take decoder='flow'"
         )
     if sampler.delay.highest or sampler.delay.seam != "plain" or sampler.real_time is not None:
         raise ValueError(

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pitune.policies.conditions import check_guidance
 from pitune.policies.flow.path import TimeGrid
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
+from pitune.policies.network.options.conditioning import INSTRUCTION_NULL
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource
 from pitune.policies.policy_config import (
@@ -65,6 +67,7 @@ class PolicyParts(nn.Module):
         check_parts(self.network.config, self.preprocessor.config, sampler)
         check_real_time(sampler, self.info)
         check_decoder(sampler, self.network.config, noise_source is not None)
+        check_guidance(self.network.config, sampler)
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +139,10 @@ class PolicyParts(nn.Module):
     def prefix_is_frozen(self) -> bool:
         """Whether there are pictures or a prompt, and no module that encodes them is trained."""
         vlm = self.network.vlm
-        return vlm is not None and not any(p.requires_grad for p in vlm.parameters())
+        if vlm is None or any(p.requires_grad for p in vlm.parameters()):
+            return False
+        nulls = (p for name, p in self.network.named_parameters() if name == INSTRUCTION_NULL)
+        return not any(null.requires_grad for null in nulls)
 
     def observation_preprocessor(self, tasks: Sequence[str]) -> ObservationPreprocessor:
         """Return the module that adds `model_input` to an environment's observations.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.fpo import FPO, FPOConfig
     from pitune.rl.algorithms.grpo import GRPO, GRPOConfig
     from pitune.rl.algorithms.ppo import PPO, PPOConfig
+    from pitune.rl.algorithms.recap.config import RecapConfig
+    from pitune.rl.algorithms.recap.learner import Recap
     from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
     from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
     from pitune.rl.evaluation.evaluate import evaluate
@@ -73,6 +75,8 @@ __all__ = [
     "PPOClipConfig",
     "PPOConfig",
     "PairedTest",
+    "Recap",
+    "RecapConfig",
     "Rollouts",
     "StatusLossConfig",
     "UpdateConfig",
@@ -103,6 +107,8 @@ _MODULES = {
     "algorithms.fpo": ("FPO", "FPOConfig"),
     "algorithms.grpo": ("GRPO", "GRPOConfig"),
     "algorithms.ppo": ("PPO", "PPOConfig"),
+    "algorithms.recap.config": ("RecapConfig",),
+    "algorithms.recap.learner": ("Recap",),
     "algorithms.wsrl": ("WSRL", "WSRLConfig"),
     "cloning.config": ("LanguageLossConfig", "StatusLossConfig"),
     "evaluation.evaluate": ("evaluate",),

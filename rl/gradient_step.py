@@ -11,8 +11,9 @@ from statistics import fmean
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
+from pitune.rl import gradients, ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
 Metrics = dict[str, Tensor]
@@ -31,18 +32,18 @@ def minibatches(
 
     A ragged last minibatch is dropped. A `size` above `num` is reduced to `num`. An empty batch has
     no gradient step. The order is drawn on the host, so it is the same for every device, and moved
-    once.
+    once. Several ranks take the same number of steps, with equal shares of each.
 
     Args:
-        num: Rows of the batch.
-        size: Rows of a minibatch.
+        num: Rows of the batch of this rank.
+        size: Rows of a minibatch of all ranks.
         num_epochs: Passes over the batch.
         device: Device of the batch.
     """
-    if not num:
+    size = min(ranks.share(size), ranks.least(num))
+    if not size:
         return []
-    size = min(size, num)
-    steps = num // size
+    steps = ranks.least(num // size)
     # (epochs * steps, size)
     rows = torch.stack([torch.randperm(num)[: steps * size] for _ in range(num_epochs)])
     return list(rows.to(device).view(-1, size))
@@ -68,7 +69,8 @@ def run_epochs(
     history: list[dict[str, float]] = []
     for part in rows:
         history.append(step(sub_dict(batch, part)))
-        if history[-1].get("approx_kl", 0.0) > target_kl:
+        # of all ranks, because one that stops alone would leave the others waiting
+        if ranks.mean_number(history[-1].get("approx_kl", 0.0)) > target_kl:
             break
 
     # means over the steps, of which some may lack a metric of others
@@ -99,13 +101,16 @@ def gradient_step(
     Scalar metrics are averaged with these weights, and metrics per row are concatenated. The
     returned norm is that before scaling.
 
+    Several ranks apply the mean gradient of the rows of all ranks, to the same parameters. The
+    metrics are those of this rank's rows.
+
     All numbers that the host needs are read together, before the step: whether the loss is finite,
     the scalar metrics and the norm. A step on an accelerator waits for it once.
 
     Args:
         optimizer: Optimizer of the trained parameters.
         loss: Mean over the rows of a batch.
-        batch: The rows, with all random draws that the loss needs.
+        batch: The rows of this rank, with all random draws that the loss needs.
         name: Name of the trained network, for the error.
         step: Number of the update or round, for the error.
         max_grad_norm: Gradients are scaled down to this norm, or left alone if it is infinite.
@@ -117,11 +122,11 @@ def gradient_step(
         The scalar metrics on the host, those per row on the batch's device, and the norm.
 
     Raises:
-        FloatingPointError: the loss is not finite. No parameter has changed.
+        FloatingPointError: the loss is not finite, on any rank. No parameter has changed.
 
     Example:
         >>> from tensordict import TensorDict
-        >>> weight = nn.Parameter(torch.zeros(()))
+        >>> weight = torch.nn.Parameter(torch.zeros(()))
         >>> batch = TensorDict({"x": torch.ones(4)}, [4])
         >>> def loss(batch):
         ...     value = (weight - batch["x"]).square().mean()
@@ -137,16 +142,18 @@ def gradient_step(
     optimizer.zero_grad(set_to_none=True)
     parts = split_rows(batch, num_parts, group)
     shares = [len(part) / len(batch) for part in parts]
+    weight = gradients.row_weight(len(batch))
 
     # gradient, accumulated over the parts
     history: list[Metrics] = []
     losses: list[Tensor] = []
     for part, share in zip(parts, shares, strict=True):
         part_loss, metrics = loss(part)
-        (part_loss * share).backward(inputs=parameters)
+        (part_loss * (share * weight)).backward(inputs=gradients.leaves(parameters))
         losses.append(part_loss.detach())
         history.append({key: value.detach() for key, value in metrics.items()})
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients.average_gradients(parameters)
+    norm = gradients.gradient_norm(parameters)
 
     # numbers for the host
     merged = _summarized(merge_metrics(history, shares), summarize)
@@ -155,7 +162,7 @@ def gradient_step(
 
     # step
     if not math.isinf(max_grad_norm):
-        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        gradients.clip_gradients(parameters, max_grad_norm, norm)
     optimizer.step()
     return merged, norm_read
 
@@ -163,9 +170,12 @@ def gradient_step(
 def _check_finite(
     losses: list[float], optimizer: torch.optim.Optimizer, name: str, step: str
 ) -> None:
-    """Raise FloatingPointError if the loss of a part is not finite."""
-    for loss in losses:
+    """Raise FloatingPointError if the loss of a part is not finite, on any rank."""
+    if not ranks.on_any(not all(map(math.isfinite, losses))):
+        return
+    for number, loss in enumerate(ranks.gathered_numbers(losses)):
         if not math.isfinite(loss):
+            where = f" on rank {number // len(losses)}" if ranks.world() > 1 else ""
             # before the first step no learning rate can be the cause
             advice = (
                 "lower its learning rate, check the scale of rewards and actions, or resume from "
@@ -174,7 +184,7 @@ def _check_finite(
                 else "no step was taken before, so check the norm stats, the observations and the "
                 "rewards for values that are huge or not finite"
             )
-            raise FloatingPointError(f"{name} loss is {loss} in {step}; {advice}")
+            raise FloatingPointError(f"{name} loss is {loss} in {step}{where}; {advice}")
 
 
 @torch.no_grad()

@@ -44,26 +44,34 @@ class Context(NamedTuple):
     """Hidden state of the prompt's last token (B, D), with a language head."""
     language: Cache | None = None
     """Keys and values of the prefix for the language head, which insulation leaves a gradient."""
+    condition: Tensor | None = None
+    """Conditions of the velocity (B, kinds) int64, -1 where one is dropped. None without any."""
+    null: Context | None = None
+    """The same observation without its instruction, for guidance."""
 
 
 def pack(context: Context) -> TensorDict:
     """Return the tensors of a context (N); the keys and values of the layers side by side."""
     # the cache of the language head is that of the prefix
-    left_out = ("cache", "side", "language")
+    left_out = ("cache", "side", "language", "null")
     rest = {k: v for k, v in context._asdict().items() if k not in left_out}
     tensors = {name: value for name, value in rest.items() if value is not None}
     td = TensorDict(_stacked(context.cache) | tensors, batch_size=[len(context.features)])
     for kind, cache in (context.side or {}).items():
         td["side", kind] = TensorDict(_stacked(cache), batch_size=td.batch_size)
+    if context.null is not None:
+        td["null"] = pack(context.null)
     return td
 
 
 def unpack(packed: TensorDictBase) -> Context:
     """Return the context that `pack` took apart."""
-    rest = dict(packed.exclude("keys", "values", "side").items())
+    rest = dict(packed.exclude("keys", "values", "side", "null").items())
     side = packed.get("side", None)
     if side is not None:
         rest["side"] = {kind: _unstacked(part) for kind, part in side.items()}
+    if "null" in packed.keys():
+        rest["null"] = unpack(packed["null"])
     return Context(cache=_unstacked(packed), **rest)
 
 

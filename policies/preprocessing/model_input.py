@@ -49,6 +49,9 @@ class ModelInput:
     """Rest of the chunk that is being executed (N, R, A) [normalized action], under a delay."""
     delay: Tensor | None = None
     """Actions of it that are executed before the new chunk arrives (N,) int64. -1 without one."""
+    condition: Tensor | None = None
+    """Conditions of the velocity (N, kinds) int64, -1 where one is dropped. None acts as the
+    sampler's `guidance` sets."""
 
     def __len__(self) -> int:
         return len(self.state)
@@ -187,11 +190,13 @@ class ObservationPreprocessor(TensorDictModuleBase):
                 f"the observations have no task_id, but there are {len(self._tasks)} tasks, "
                 f"{self._tasks}; add the index of each row's task, or pass one task"
             )
-        task_id = torch.zeros(len(obs), dtype=torch.int64) if task_id is None else task_id
-        for extreme in task_id.aminmax() if len(obs) else ():
-            if not 0 <= int(extreme) < len(self._tasks):
+        if task_id is None:
+            return torch.zeros(len(obs), dtype=torch.int64, device=obs["state"].device)
+        # the least and the greatest, in one read
+        for extreme in torch.stack(task_id.aminmax()).tolist() if len(obs) else ():
+            if not 0 <= extreme < len(self._tasks):
                 raise ValueError(
-                    f"an observation has task_id={int(extreme)}, but the tasks are {self._tasks}; "
+                    f"an observation has task_id={extreme}, but the tasks are {self._tasks}; "
                     "pass the environment's table of tasks, or give the policy a default prompt"
                 )
         return task_id

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from pitune.rl import ranks
 from pitune.rl.value_distribution import DistributionConfig
 
 Pessimism = Literal["min", "mean"]
@@ -127,7 +128,8 @@ def reduce_ensemble(values: Tensor, how: Pessimism, subset: int = 0) -> Tensor:
     if not 0 <= subset <= num:
         raise ValueError(f"subset={subset} must be between 0 (all) and num_members={num}")
     if 0 < subset < num:
-        values = values[torch.randperm(num, device=values.device)[:subset]]
+        chosen = torch.randperm(num, device=values.device)[:subset]
+        values = values[ranks.of_first(chosen)]
     return values.amin(0) if how == "min" else values.mean(0)
 
 
@@ -144,5 +146,5 @@ def td_target(reward: Tensor, discount: Tensor, terminated: Tensor, next_value: 
 
 
 def mean_size(value: Tensor) -> Tensor:
-    """Return the mean absolute value of values (B), at least 1e-6."""
-    return value.detach().abs().mean().clamp(min=1e-6)
+    """Return the mean absolute value of values (B), those of all ranks, at least 1e-6."""
+    return ranks.mean(value.detach().abs()).clamp(min=1e-6)

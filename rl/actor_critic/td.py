@@ -17,6 +17,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.rl import ranks
 from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 from pitune.rl.actor_critic.q_ensemble import (
     QEnsemble,
@@ -29,6 +30,7 @@ from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.reward_record import RewardRecord
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.advantage import chunk_reward
 
 
@@ -90,7 +92,7 @@ class OffPolicy:
         shape = in_dim + 1, config.num_critics, config.hidden
         self.critic = QEnsemble(*shape, config.critic_distribution).to(device)
         self.target = make_target(self.critic)
-        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
+        self.optimizer = adam(self.critic.parameters(), lr=config.critic_learning_rate)
         self.demonstrations: Replay | None = None
         """Memory of the demonstrations, the source of `offline_share` of each minibatch."""
         self.rewards = RewardRecord()
@@ -121,11 +123,12 @@ class OffPolicy:
         self.replay.push(rows)
 
     def rounds_due(self, num_decisions: int) -> int:
-        """Return the number of rounds that are due after further decisions.
+        """Return the number of rounds that are due after further decisions of this rank.
 
-        It is 0 in the warm-up and `warmup_rounds` at its end. Afterwards it follows the
-        update-to-data ratio, and fractions are carried over.
+        Those of all ranks count. It is 0 in the warm-up and `warmup_rounds` at its end. Afterwards
+        it follows the update-to-data ratio, and fractions are carried over.
         """
+        num_decisions = ranks.total(num_decisions)
         if self.warming_up:
             self.num_warmup += num_decisions
             return 0 if self.warming_up else self.config.warmup_rounds
@@ -151,8 +154,8 @@ class OffPolicy:
         return batch
 
     def _sample_rows(self) -> TensorDictBase:
-        """Return rows (B) of the memory and, if there are any, of the demonstrations."""
-        size = self.config.minibatch_size
+        """Return this rank's share of rows (B) of its memory and, if any, of the demonstrations."""
+        size = ranks.share(self.config.minibatch_size)
         if self.demonstrations is None:
             return self.replay.sample(size)
         num = round(self.config.offline_share * size)

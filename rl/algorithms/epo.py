@@ -21,6 +21,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, Needs
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import (
@@ -39,11 +40,13 @@ from pitune.rl.gradient_step import (
     run_epochs,
     to_floats,
 )
-from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
+from pitune.rl.gradients import row_weight
+from pitune.rl.optimizers import adam
+from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize, value_size
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
 from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.loss import clip_notes, log_ratios
-from pitune.rl.policy_gradient.policy_step import learns_from, policy_step
+from pitune.rl.policy_gradient.policy_step import has_advantage, learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate
@@ -62,11 +65,6 @@ class EPO(Algorithm[EPOConfig]):
     actor: PopulationActor
 
     def __init__(self, config: EPOConfig, policy: FlowPolicy) -> None:
-        if getattr(policy.network, "state_proj", None) is None:
-            raise ValueError(
-                "epo conditions π0's state token, and this network has none (π0.5 has the state in "
-                "its prompt); take ppo or grpo"
-            )
         # population and actor
         width = policy.network.config.expert.width
         population = Population(config.num_members, config.gene_dim, width).to(policy.device)
@@ -82,8 +80,8 @@ class EPO(Algorithm[EPOConfig]):
         self.information = Information()
         ppo = config.ppo
         self.optimizers = {
-            "actor": torch.optim.Adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
-            "critic": torch.optim.Adam(self.critic.parameters(), lr=ppo.critic_learning_rate),
+            "actor": adam(self.actor.parameters(), lr=ppo.actor_learning_rate),
+            "critic": adam(self.critic.parameters(), lr=ppo.critic_learning_rate),
         }
 
         # selection
@@ -142,18 +140,18 @@ class EPO(Algorithm[EPOConfig]):
             others: Decisions of the other members for the master, a sample of which is used.
             learns: Whether an advantage differs from 0. By default it is read from the batch.
         """
-        # sample of the others' decisions
-        if others is not None and len(others):
+        # sample of the others' decisions, of which ranks have different numbers
+        weight = 1.0 if others is None else row_weight(len(others))
+        if others is not None:
             num = max(1, len(batch) // self.config.num_members)
-            others = sub_dict(others, torch.randint(len(others), (num,), device=batch.device))
-        else:
-            others = None
+            rows = torch.randint(len(others), (num,), device=batch.device) if len(others) else None
+            others = None if rows is None else sub_dict(others, rows)
 
         # critic
         ppo, step = self.config.ppo, f"update {self.num_updates}"
         value_metrics, _ = gradient_step(
             self.optimizers["critic"],
-            lambda part: self._critic_loss(part, others),
+            lambda part: self._critic_loss(part, others, weight),
             batch,
             name="critic",
             step=step,
@@ -165,10 +163,10 @@ class EPO(Algorithm[EPOConfig]):
         # policy
         if self.num_updates < ppo.critic_warmup:
             return metrics
-        learns = bool(batch["advantage"].any()) if learns is None else learns
+        learns = has_advantage(batch) if learns is None else learns
         return metrics | policy_step(
             self.optimizers["actor"],
-            (lambda part: self._actor_loss(part, others)) if learns else self.loss,
+            (lambda part: self._actor_loss(part, others, weight)) if learns else self.loss,
             self.loss.with_draws(batch),
             learns=learns,
             clip=ppo.clip,
@@ -204,13 +202,12 @@ class EPO(Algorithm[EPOConfig]):
         batch["action_log_prob"] = self._rescored(acted)[0]["action_log_prob"]
 
         # decisions that are likely enough under the master
-        if not len(batch):
+        if not ranks.total(len(batch)):
             return batch
-        parts = batch.split(ppo.update.minibatch_size)
+        parts = batch.split(ppo.update.minibatch_size) if len(batch) else [batch]
         batch["center"] = torch.cat([log_ratios(self.actor, part)[0] for part in parts])  # (B, M)
         near = (batch["center"].abs() <= self.config.log_ratio_cap).all(1)
-        size = max(float(batch[key].abs().max()) for key in ("state_value", "value_target"))
-        batch["advantage"] = standardize(batch["advantage"], size=size)
+        batch["advantage"] = standardize(batch["advantage"], size=value_size(batch))
         return sub_dict(batch, near)
 
     def _rescored(self, batch: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
@@ -221,21 +218,21 @@ class EPO(Algorithm[EPOConfig]):
         return rescore(batch, actor_score(self.actor), ppo.update.part_size)
 
     def _actor_loss(
-        self, batch: TensorDictBase, others: TensorDictBase | None
+        self, batch: TensorDictBase, others: TensorDictBase | None, weight: float = 1.0
     ) -> tuple[Tensor, Metrics]:
         loss, metrics = self.loss(batch)
         if others is not None:
-            loss = loss + self.config.aggregate * self.master_loss(others)
+            loss = loss + self.config.aggregate * weight * self.master_loss(others)
         return loss, metrics
 
     def _critic_loss(
-        self, batch: TensorDictBase, others: TensorDictBase | None
+        self, batch: TensorDictBase, others: TensorDictBase | None, weight: float = 1.0
     ) -> tuple[Tensor, Metrics]:
         loss, metrics = critic_loss(self.critic, batch, self.config.ppo.clip.value)
         if others is None:
             return loss, metrics
         off, _ = critic_loss(self.critic, others, self.config.ppo.clip.value)
-        loss = loss + self.config.aggregate * off
+        loss = loss + self.config.aggregate * weight * off
         return loss, {**metrics, "value_loss": loss}
 
     def master_loss(self, others: TensorDictBase) -> Tensor:
@@ -286,14 +283,14 @@ class EPO(Algorithm[EPOConfig]):
 
     def extra_state(self) -> dict[str, Any]:
         # the saved policy is the best member, so the shared bias is saved here
-        bias = self.actor.policy.network.state_proj.bias.detach().clone()
+        bias = self.actor.policy.network.offset_bias.detach().clone()
         record = {"successes": self.fitness.successes, "episodes": self.fitness.episodes}
         numbers = {"best": self.actor.best, "replaced": self.num_replaced}
         return {**record, **numbers, "bias": bias, "informative_std": self.information.std}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            self.actor.policy.network.state_proj.bias.copy_(state["bias"])
+            self.actor.policy.network.offset_bias.copy_(state["bias"])
         self.fitness.successes, self.fitness.episodes = state["successes"], state["episodes"]
         self.actor.best, self.num_replaced = state["best"], state["replaced"]
         self.information.std = state.get("informative_std", 0.0)

@@ -1,6 +1,6 @@
 """EPO's settings, and a population in one network.
 
-Genes shift the policy's state token and the critic's input.
+Genes shift π0's state token, or π0.5's condition of flow time, and the critic's input.
 
 A gene enters as an offset of the first layer's output, which is equivalent to concatenating it to
 the observation. The maps from genes to offsets start at 0, so every member starts as the pretrained
@@ -28,6 +28,7 @@ from pitune.ranges import (
     PositiveInt,
     Share,
 )
+from pitune.rl import ranks
 from pitune.rl.algorithm import AlgorithmConfig
 from pitune.rl.algorithms.ppo import PPOConfig
 from pitune.rl.policy_gradient.value import ValueCritic
@@ -102,13 +103,16 @@ class Population(nn.Module):
     def members(self, num_rows: int) -> Tensor:
         """Return the member of each environment (N,), with equal shares of neighbors.
 
+        The environments of several ranks are one list, in the order of the ranks.
+
         Raises:
-            ValueError: N is not a multiple of the number of members.
+            ValueError: their number is not a multiple of the number of members.
         """
-        if num_rows % len(self):
-            raise ValueError(f"num_envs={num_rows} must be a multiple of num_members={len(self)}")
-        rows = torch.arange(num_rows, device=self.genes.device)
-        return rows * len(self) // num_rows
+        num_envs = num_rows * ranks.world()
+        if num_envs % len(self):
+            raise ValueError(f"num_envs={num_envs} must be a multiple of num_members={len(self)}")
+        rows = torch.arange(num_rows, device=self.genes.device) + ranks.rank() * num_rows
+        return rows * len(self) // num_envs
 
     def spread(self) -> float:
         """Return the mean distance between two members' genes [-]."""
@@ -183,11 +187,11 @@ class PopulationActor(LikelihoodActor):
         offset = self._member_offset(member)
         if offset is not None:
             with torch.no_grad():
-                policy.network.state_proj.bias.add_(offset[0])
+                policy.network.offset_bias.add_(offset[0])
         return policy
 
     def _member_offset(self, member: int) -> Tensor | None:
-        """Return a member's offset of the state token (1, D), or None for a population of one."""
+        """Return a member's offset of the policy (1, D), or None for a population of one."""
         if len(self.population) == 1:
             return None
         return (self.population.genes[member : member + 1] @ self.population.to_policy).detach()

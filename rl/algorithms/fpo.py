@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -29,11 +28,12 @@ from pitune.ranges import PositiveFloat
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.ppo import critic_loss
 from pitune.rl.gradient_step import gradient_step, minibatches, run_epochs, to_floats
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.batch import advantage_batch
 from pitune.rl.policy_gradient.config import ClipConfig, CriticBasedConfig
 from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.loss import PolicyLoss
-from pitune.rl.policy_gradient.policy_step import learns_from, policy_step
+from pitune.rl.policy_gradient.policy_step import has_advantage, learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import asymmetric_surrogate, clipped_surrogate
@@ -106,8 +106,8 @@ class FPO(Algorithm[FPOConfig]):
         self.loss = PolicyLoss(self.actor, self._surrogate)
         self.information = Information()
         self.optimizers = {
-            "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
-            "critic": torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate),
+            "actor": adam(self.actor.parameters(), lr=config.actor_learning_rate),
+            "critic": adam(self.critic.parameters(), lr=config.critic_learning_rate),
         }
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
@@ -169,7 +169,7 @@ class FPO(Algorithm[FPOConfig]):
                 self.optimizers["actor"],
                 self.loss,
                 batch,
-                learns=bool(batch["advantage"].any()) if learns is None else learns,
+                learns=has_advantage(batch) if learns is None else learns,
                 clip=self.config.clip,
                 update=update,
                 step=step,

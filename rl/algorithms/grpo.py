@@ -26,10 +26,12 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig
 from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveFloat, Range
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, minibatches, run_epochs
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.advantage import GroupScale, group_relative
 from pitune.rl.policy_gradient.config import ClipConfig, UpdateConfig
 from pitune.rl.policy_gradient.episodes import Episodes, episodes, grouped, ungrouped
@@ -117,9 +119,7 @@ class GRPO(Algorithm[GRPOConfig]):
             kl_coefficient=config.kl_coefficient,
             kl_space=config.kl_space,
         )
-        self.optimizers["actor"] = torch.optim.Adam(
-            self.actor.parameters(), lr=config.learning_rate
-        )
+        self.optimizers["actor"] = adam(self.actor.parameters(), lr=config.learning_rate)
         self.pending: list[TensorDictBase] = []
         """Decisions of earlier rollouts for the next update."""
         self.num_pending_groups = 0
@@ -135,10 +135,10 @@ class GRPO(Algorithm[GRPOConfig]):
         # decisions of the rollout
         batch, num_kept, metrics = self.prepare(rollout)
         self.pending.append(batch)
-        self.num_pending_groups += num_kept
+        self.num_pending_groups += ranks.total(num_kept)
         self.num_updates += 1
         metrics["pending_groups"] = float(self.num_pending_groups)
-        num_groups = metrics["groups"]
+        num_groups = ranks.total(metrics["groups"])
         if self.num_pending_groups < max(1, math.ceil(self.config.min_kept * num_groups)):
             return {**metrics, "gradient_steps": 0.0}
 
@@ -224,7 +224,10 @@ class GRPO(Algorithm[GRPOConfig]):
         return batch
 
     def _whole_batch(self) -> TensorDictBase:
-        """Return and clear the pending decisions as one batch, with a mean weight of 1."""
+        """Return and clear the pending decisions as one batch, with a mean weight of 1.
+
+        Ranks kept different numbers of decisions, so they exchange some to have equal ones.
+        """
         # episode numbers that are unique over the rollouts
         offset, parts = 0, []
         for part in self.pending:
@@ -234,18 +237,20 @@ class GRPO(Algorithm[GRPOConfig]):
 
         # one batch
         batch: TensorDictBase = TensorDict.cat(parts)
+        whole_episodes = self.config.level == "trajectory"
+        batch = ranks.balanced(batch, group="episode" if whole_episodes else None)
         batch["episode"] = batch["episode"].unique(return_inverse=True)[1]
-        batch["weight"] = batch["weight"] / batch["weight"].mean()
+        batch["weight"] = batch["weight"] / ranks.mean(batch["weight"])
         return batch
 
     def _minibatches(self, batch: TensorDictBase) -> list[Tensor]:
         """Return the rows of each gradient step, in whole episodes with `level="trajectory"`."""
         size, num_epochs = self.config.update.minibatch_size, self.config.update.num_epochs
-        if self.config.level == "chunk":
+        if self.config.level == "chunk" or not len(batch):
             return minibatches(len(batch), size, num_epochs, self.actor.policy.device)
         episode = batch["episode"].cpu()
         num = int(episode.max()) + 1
-        per_step = max(1, round(size * num / len(batch)))
+        per_step = max(1, round(size * ranks.total(num) / ranks.total(len(batch))))
         return [
             torch.isin(episode, chosen).nonzero().flatten().to(batch["episode"].device)
             for chosen in minibatches(num, per_step, num_epochs)

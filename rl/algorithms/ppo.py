@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -39,6 +38,7 @@ from pitune.rl.gradient_step import (
     run_epochs,
     to_floats,
 )
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.batch import advantage_batch
 from pitune.rl.policy_gradient.config import CriticBasedConfig, PPOClipConfig
 from pitune.rl.policy_gradient.information import Information
@@ -48,7 +48,7 @@ from pitune.rl.policy_gradient.loss import (
     clip_notes,
     with_one_step,
 )
-from pitune.rl.policy_gradient.policy_step import learns_from, policy_step
+from pitune.rl.policy_gradient.policy_step import has_advantage, learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.rescoring import (
@@ -177,8 +177,8 @@ class PPO(Algorithm[PPOConfig]):
         self.loss = policy_loss(self.actor, config)
         self.information = Information()
         self.optimizers = {
-            "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
-            "critic": torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate),
+            "actor": adam(self.actor.parameters(), lr=config.actor_learning_rate),
+            "critic": adam(self.critic.parameters(), lr=config.critic_learning_rate),
         }
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
@@ -236,7 +236,7 @@ class PPO(Algorithm[PPOConfig]):
         batch = self.loss.with_draws(batch)
 
         if learns is None:
-            learns = bool(batch["advantage"].any())
+            learns = has_advantage(batch)
         return policy_step(
             self.optimizers["actor"],
             self.loss,

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tensordict import TensorDictBase
 
+from pitune.rl import ranks
 from pitune.rl.config import MinibatchConfig
 from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks
 
@@ -46,7 +47,7 @@ def clone(
     total = 0.0
     source = RandomChunks(chunks) if isinstance(chunks, TensorDictBase) else chunks
     for number in range(1, num_steps + 1):
-        total += step(source.draw(step.config.minibatch_size))
+        total += step(source.draw(ranks.share(step.config.minibatch_size)))
         if on_step is not None:
             on_step(number)
     return total / num_steps

@@ -18,6 +18,7 @@ from torchrl.envs import ExplorationType
 from pitune.envs import CheckedEnv, ChunkEnv, DelayedChunkEnv, EpisodeSeeds, Starts
 from pitune.policies.actor import ActingPolicy
 from pitune.policies.under_delay import remainder_steps
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.experience.fit import check_fit, check_needs
 from pitune.rl.experience.repeated import PlayedActions, RepeatingActor
@@ -124,7 +125,10 @@ class Rollouts:
         spec = self.env.spec
         group_size = self.algorithm.needs.group_size
         starts = Starts.of(spec)
-        seeds = EpisodeSeeds(spec.num_envs, self.seed, "train", group_size, starts)
+        before, total_envs = ranks.rank() * spec.num_envs, ranks.world() * spec.num_envs
+        seeds = EpisodeSeeds(
+            spec.num_envs, self.seed, "train", group_size, starts, before, total_envs
+        )
         seeds.episodes += iteration * 1_000_000  # unique episode numbers in a run
         policy = self.algorithm.actor.policy
         self._chunk_env = chunk_env_for(policy, self.env, seeds, self._num_episodes)
@@ -165,7 +169,7 @@ class Rollouts:
         number. If they went differently, call `restart`.
         """
         played, same = PlayedActions.of_state(state), True
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=ranks.devices()):
             self._begin(state["iteration"], RepeatingActor(self.algorithm.actor, played.actions))
             for number in range(len(played.actions)):
                 rollout = next(self._collector)
@@ -192,20 +196,21 @@ class Rollouts:
 
 
 def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
-    """Return metrics of the episodes that ended in a rollout (E, T).
+    """Return metrics of the episodes that ended in a rollout (E, T), on all ranks.
 
     There is no success rate without such an episode, or if the environment reports no success.
     """
     if rollout.batch_size.numel() == 0:  # TensorDict.numel() is never below 1
         return {}
     outcome = sub_dict(rollout, "next")
-    counted = outcome["done"] & ~outcome["invalid"]
-    num = int(counted.sum())
-    metrics = {"train/episodes": float(num), "train/invalid": float(outcome["invalid"].sum())}
+    counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)  # (R * E, T)
+    num, invalid = int(counted.sum()), ranks.total(outcome["invalid"].sum())
+    metrics = {"train/episodes": float(num), "train/invalid": float(invalid)}
     if num and "success" in outcome.keys():
-        metrics["train/success_rate"] = float((outcome["success"] & counted).sum()) / num
-        ended = counted.squeeze(-1)  # (E, T)
-        success = outcome["success"].squeeze(-1)[ended]
-        metrics |= task_success("train", rollout["task_id"][ended].tolist(), success.tolist())
-    metrics["train/reward_per_step"] = float(outcome["reward"].sum() / outcome["duration"].sum())
+        success = ranks.joined(outcome["success"]).squeeze(-1)[counted].tolist()
+        metrics["train/success_rate"] = float(sum(success)) / num
+        task_id = ranks.joined(rollout["task_id"])[counted].tolist()
+        metrics |= task_success("train", task_id, success)
+    reward, duration = (ranks.total(outcome[key].sum()) for key in ("reward", "duration"))
+    metrics["train/reward_per_step"] = float(reward / duration)
     return metrics

@@ -1,6 +1,6 @@
 """The gradient step of a policy, which is left out where the advantages have no information.
 
-Letters: B minibatch rows.
+Letters: B minibatch rows, M scored flow steps.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from pitune.rl import ranks
 from pitune.rl.gradient_step import Loss, gradient_step, loss_metrics, to_floats
 from pitune.rl.policy_gradient.config import ClipConfig, UpdateConfig
 from pitune.rl.policy_gradient.loss import policy_metrics
 
 
 def learns_from(advantage: Tensor, rows: Sequence[Tensor]) -> list[bool]:
-    """Return whether each gradient step has an advantage other than 0, in one read.
+    """Return whether each gradient step has an advantage other than 0 on any rank, in one read.
 
     Args:
         advantage: Advantages (B, 1) of a batch.
@@ -32,8 +33,15 @@ def learns_from(advantage: Tensor, rows: Sequence[Tensor]) -> list[bool]:
     if not rows:
         return []
     differs = (advantage != 0).flatten()  # (B,)
-    flags: list[bool] = torch.stack([differs[part].any() for part in rows]).tolist()
-    return flags
+    flags = torch.stack([differs[part].any() for part in rows])
+    found: list[bool] = (ranks.total(flags.int()) > 0).tolist()
+    return found
+
+
+def has_advantage(batch: TensorDictBase) -> bool:
+    """Return whether a minibatch (B) has an advantage other than 0 on any rank."""
+    rows = torch.arange(len(batch), device=batch["advantage"].device)
+    return learns_from(batch["advantage"], [rows])[0]
 
 
 def policy_step(

@@ -14,6 +14,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
+from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.value_distribution import DistributionConfig
 
@@ -115,7 +116,7 @@ class ValueCritic(TensorDictModuleBase):
 
     @torch.no_grad()
     def rescale(self, target: Tensor) -> None:
-        """Update the scale to the mean and deviation of value targets (B, 1).
+        """Update the scale to the mean and deviation of value targets (B, 1), of all ranks.
 
         The last layer changes with the scale, so that no value changes.
         Source: van Hasselt et al. 2016 (PopArt).
@@ -124,8 +125,9 @@ class ValueCritic(TensorDictModuleBase):
         self.num_rescaled += 1
         rate = max(RETURN_RATE, 1 / float(self.num_rescaled))
         old_mean, old_std = self.return_mean.clone(), self.return_std.clone()
-        square = (1 - rate) * (old_std.square() + old_mean.square()) + rate * target.square().mean()
-        self.return_mean.lerp_(target.mean(), rate)
+        new_square = ranks.mean(target.square())
+        square = (1 - rate) * (old_std.square() + old_mean.square()) + rate * new_square
+        self.return_mean.lerp_(ranks.mean(target), rate)
         variance = (square - self.return_mean.square()).clamp(min=LEAST_RETURN_STD**2)
         self.return_std.copy_(variance.sqrt())
 
@@ -140,7 +142,7 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
 
     Below 0 the values are worse than the mean of the targets.
     """
-    variance = target.var(correction=0)
+    variance = ranks.variance(target)
     if variance < 1e-12:
         return float("nan")
-    return float(1 - (target - value).var(correction=0) / variance)
+    return float(1 - ranks.variance(target - value) / variance)

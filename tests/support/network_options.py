@@ -16,6 +16,7 @@ from torch import nn
 from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
+from pitune.policies.network.options.conditioning import ConditioningConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
@@ -40,6 +41,8 @@ class OptionCase:
     identity: bool = True
     """Whether pretrained weights compute the same numbers with it. Otherwise it is refused."""
     has_parameters: bool = True
+    silent: bool = False
+    """Whether the velocity of the network alone does not read its parameters."""
     unused_at_start: tuple[str, ...] = ()
     """Ends of the names of parameters whose gradient is 0 until the option is trained."""
     unused: tuple[str, ...] = ()
@@ -54,15 +57,11 @@ class OptionCase:
             families=tuple(name for name in self.families if name in other.families),
             identity=self.identity and other.identity,
             has_parameters=self.has_parameters or other.has_parameters,
+            silent=self.silent and other.silent,
             unused_at_start=(*self.unused_at_start, *other.unused_at_start),
             unused=(*self.unused, *other.unused),
             refused_likelihoods=(*self.refused_likelihoods, *other.refused_likelihoods),
         )
-
-    @property
-    def changes_the_velocity(self) -> bool:
-        """Whether trained parameters of the options change the velocity."""
-        return self.has_parameters and self.on != ["status"]
 
     @property
     def on(self) -> list[str]:
@@ -130,7 +129,20 @@ CASES: tuple[OptionCase, ...] = (
     OptionCase(
         name="status",
         options=NetworkOptions(status=StatusConfig(enabled=True)),
+        silent=True,
         unused=("status.linear.weight", "status.linear.bias"),
+    ),
+    OptionCase(
+        name="advantage",
+        options=NetworkOptions(conditioning=ConditioningConfig(advantage=True, return_bins=5)),
+        unused=("nulls.advantage", "nulls.return"),  # nothing is dropped
+    ),
+    OptionCase(
+        name="instruction",
+        options=NetworkOptions(conditioning=ConditioningConfig(instruction=True)),
+        families=("pi0",),
+        silent=True,  # nothing is dropped
+        unused=("nulls.instruction",),
     ),
 )
 """One row for each option."""

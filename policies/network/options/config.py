@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from pitune.policies.network.options.conditioning import ConditioningConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
@@ -53,6 +54,8 @@ class NetworkOptions(Settings):
     """Tokens that the language model predicts."""
     status: StatusConfig = field(default_factory=StatusConfig)
     """Classification of decisions: ongoing, done or invalid."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    """Conditions that training drops at times, for guidance: advantage, return, instruction."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkOptions:

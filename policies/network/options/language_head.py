@@ -78,13 +78,17 @@ def text_of(context: Context) -> Text:
     Raises:
         ValueError: the network has no language head.
     """
-    if context.last is None or context.valid is None:
+    if context.last is None:
         raise ValueError(
             "this network has no language head, so it predicts no tokens; switch it on with "
             "options.language_head.enabled=True (--load.options.language-head.enabled)"
         )
     cache = context.cache if context.language is None else context.language
-    return Text(cache, context.valid[:, : cache[0][0].shape[2]], context.last)
+    keys = cache[0][0]  # (B, kv heads, prefix, head dim)
+    valid = context.valid
+    if valid is None:
+        valid = torch.ones(len(keys), keys.shape[2], dtype=torch.bool, device=keys.device)
+    return Text(cache, valid[:, : keys.shape[2]], context.last)
 
 
 def last_hidden(hidden: Tensor, valid: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from pitune.policies.by_tokens import fast_vocabulary, language_tower
 from pitune.policies.fast.decoding import decode, score
 from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.fast.vocabulary import PADDING
+from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.network.options.language_head import text_of
 from pitune.rl.experience.keys import KEYS
 
@@ -255,6 +256,9 @@ def test_a_policy_that_cannot_act_by_tokens_is_refused_by_name(policy: FlowPolic
     delayed = replace(policy.sampler, delay=DelayConfig(steps=1), execution_horizon=2)
     with pytest.raises(ValueError, match="begins each chunk afresh; leave out real_time"):
         policy.replace(sampler=delayed)
+    guided = replace(policy.sampler, guidance=GuidanceConfig(scale=1.0))
+    with pytest.raises(ValueError, match=r"that guidance\.scale=1\.0 could change; set it to 0"):
+        policy.replace(sampler=guided)
     with pytest.raises(ValueError, match="reads no starting noise, so it cannot be steered"):
         policy.with_noise_source(policies.SteeringConfig())
     with pytest.raises(ValueError, match=r"action_horizon=4 is not the 5 of the FAST tokenizer's"):

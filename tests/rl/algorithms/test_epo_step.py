@@ -143,8 +143,9 @@ def test_a_gradient_step_takes_a_members_share_of_the_others(
     batch, others = batches(algorithm)
     sizes: list[tuple[int, int]] = []
 
-    def losses(part: TensorDictBase, sample: TensorDictBase) -> Any:
+    def losses(part: TensorDictBase, sample: TensorDictBase, weight: float) -> Any:
         sizes.append((len(part), len(sample)))
+        assert weight == 1.0
         return critic_loss(algorithm.critic, part, float("inf"))
 
     monkeypatch.setattr(algorithm, "_critic_loss", losses)
