@@ -187,6 +187,7 @@ class ChunkEnv(EnvBase):
         flags = {key: torch.zeros_like(active) for key in ("terminated", "truncated", "invalid")}
         rewards, live = [], []
 
+        self.env.announce(chunk, active)
         # steps of the chunk (E, d), without the episodes that have ended
         for j in range(h):
             live.append(active)
