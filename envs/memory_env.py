@@ -39,6 +39,7 @@ class MemoryChunkEnv(ChunkEnv):
         num_episodes: See `ChunkEnv`.
         preprocess: See `ChunkEnv`. It gets `memory` too.
         record_success: See `ChunkEnv`.
+        last_action: See `ChunkEnv`.
         memory_shape: (memory, D).
 
     Raises:
@@ -63,13 +64,15 @@ class MemoryChunkEnv(ChunkEnv):
         num_episodes: int | Tensor | None = None,
         preprocess: Callable[[TensorDictBase], TensorDictBase] | None = None,
         record_success: bool | None = None,
+        last_action: bool = False,
         *,
         memory_shape: tuple[int, int],
     ) -> None:
         spec = env.spec
         # a plain attribute that the base class's constructor reads
         self._memory = torch.zeros(spec.num_envs, *memory_shape, device=spec.device)
-        super().__init__(env, execution_horizon, seeds, num_episodes, preprocess, record_success)
+        args = (env, execution_horizon, seeds, num_episodes, preprocess, record_success)
+        super().__init__(*args, last_action)
 
     def _make_specs(self) -> None:
         super()._make_specs()

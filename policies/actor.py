@@ -25,9 +25,10 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
 from pitune.policies.conditions import check_stateless
+from pitune.policies.decision import Decision, memory_marks
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
-from pitune.policies.likelihood.registry import make_likelihood
+from pitune.policies.likelihood.registry import likelihood_name, make_likelihood
 from pitune.policies.network.context import Context, pack, stored_prefix
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
@@ -116,22 +117,13 @@ class Actor(TensorDictModuleBase):
         noise = td.get("noise", None)
         noise = None if noise is None else noise.to(self.policy.device)
         if interaction_type() == InteractionType.DETERMINISTIC:
-            return self.deploy(td, noise)
+            with torch.no_grad():
+                return td.update(self.deployed_entries(ModelInput.of(td), noise))
         return self.explore(td, noise)
-
-    @torch.no_grad()
-    def deploy(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
-        """Write the actions of the deployed policy, and the memory if it has one."""
-        inputs, context = ModelInput.of(td), None
-        if self.policy.has_memory:
-            context = self.policy.encode(inputs)
-            self.write_memory(td, context)
-        return td.set("action", self.deployed_actions(inputs, noise, context))
 
     def write_memory(self, td: TensorDictBase, context: Context) -> None:
         """Write the memory that decisions (N) hand on, if the policy has one."""
-        if context.written is not None:
-            td.set("written_memory", context.written)
+        td.update(memory_marks(context.written))
 
     def evaluated(self) -> Actor:
         """Return the actor whose exploration is evaluated, this one by default.
@@ -140,17 +132,16 @@ class Actor(TensorDictModuleBase):
         """
         return self
 
-    def deployed_actions(
-        self, inputs: ModelInput, noise: Tensor | None, context: Context | None = None
-    ) -> Tensor:
-        """Return the actions (N, h, d) [robot units] of the deployed policy.
+    def deployed_entries(self, inputs: ModelInput, noise: Tensor | None) -> dict[str, Tensor]:
+        """Return the entries that the deployed policy writes: `action`, and marks of its decisions.
 
-        Args:
-            inputs: Observations (N).
-            noise: Starting points (N, H, A), or None for fresh ones.
-            context: The encoded observations, if they have been encoded.
+        The actions are (N, h, d) [robot units], and the marks (N,).
         """
-        return self.policy.sample_actions(inputs, noise, context=context)
+        return self.entries_of(self.policy.decide(inputs, noise), inputs)
+
+    def entries_of(self, decision: Decision, inputs: ModelInput) -> dict[str, Tensor]:
+        """Return the entries of decisions for observations (N)."""
+        return {"action": self.policy.executed(decision.chunk, inputs), **decision.marks}
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
         """Write `out_keys` for observations (N). The default does not explore.
@@ -159,7 +150,8 @@ class Actor(TensorDictModuleBase):
             td: Observations with `model_input`.
             noise: Starting points (N, H, A), or None for fresh ones.
         """
-        return self.deploy(td, noise)
+        with torch.no_grad():
+            return td.update(self.deployed_entries(ModelInput.of(td), noise))
 
 
 class LikelihoodActor(Actor):
@@ -191,6 +183,13 @@ class LikelihoodActor(Actor):
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
         super().__init__(policy)
         check_stateless(policy.sampler.guidance)
+        if policy.sampler.decoder != config.decoder:
+            raise ValueError(
+                f"the likelihood {likelihood_name(config)!r} explores with the policy's "
+                f"{config.decoder}, but the policy is deployed with "
+                f"sampler.decoder={policy.sampler.decoder!r}; take the decoder "
+                f"{config.decoder!r} (--load.decoder), or another likelihood"
+            )
         self.config = config
         self.likelihood = make_likelihood(config, policy)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]
@@ -270,7 +269,7 @@ class LikelihoodActor(Actor):
             chain, log_prob = dist.sample_and_log_prob(noise)  # (N, K + 1, H, A)
 
         # entries of the rollout
-        td.update(draws)
+        td.update({**draws, **dist.chosen})
         self.write_memory(td, context)
         if self.policy.feature_dim:  # cached for the critics, because encoding is expensive
             td.set("features", context.features)

@@ -87,10 +87,10 @@ class InferenceSession:
         policy = self.policy
         start = None if noise is None else _start(policy, noise)
         inputs = robot_input(policy, raw, self.memory)
-        context = policy.encode(inputs)
-        chunk = policy.sample_chunk(inputs, start, context)[0].cpu().numpy()
-        self.memory = context.written
-        return chunk
+        decision = policy.decide(inputs, start)
+        self.memory = decision.marks.get("written_memory")
+        state = inputs.robot_state.to(policy.device)
+        return policy.preprocessor.unnormalize_action(decision.chunk, state)[0].cpu().numpy()
 
 
 def robot_input(

@@ -7,10 +7,11 @@ robot action dim, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies.conditions import check_guidance
@@ -23,6 +24,7 @@ from pitune.policies.noise_source import NoiseSource
 from pitune.policies.policy_config import (
     PolicyInfo,
     SamplerConfig,
+    check_decoder,
     check_parts,
     check_real_time,
     make_preprocessor,
@@ -67,6 +69,7 @@ class PolicyParts(nn.Module):
         self.noise_source, self.info = noise_source, info or PolicyInfo()
         check_parts(self.network.config, self.preprocessor.config, sampler)
         check_real_time(sampler, self.info)
+        check_decoder(sampler, self.network.config, noise_source is not None)
         check_guidance(self.network.config, sampler)
 
     @property
@@ -108,7 +111,7 @@ class PolicyParts(nn.Module):
     def critic_state_dim(self) -> int:
         """Width of a critic's input without features and time."""
         old = old_chunk_dim(*self.remainder_shape)
-        return self.preprocessor.model_state_dim + old + math.prod(self.memory_shape)
+        return self.critic_obs_dim + old + math.prod(self.memory_shape)
 
     @property
     def memory_shape(self) -> tuple[int, int]:
@@ -138,6 +141,32 @@ class PolicyParts(nn.Module):
     def empty_memory(self, num: int) -> Tensor | None:
         """Return the memory (N, memory, D) of episodes that begin, None without a memory."""
         return torch.zeros(num, *self.memory_shape, device=self.device) if self.has_memory else None
+
+    @property
+    def critic_obs_dim(self) -> int:
+        """Width of the state in a critic's input, with the last action if critics read it."""
+        last = self.preprocessor.action_dim if self.reads_last_action else 0
+        return self.preprocessor.model_state_dim + last
+
+    @property
+    def reads_last_action(self) -> bool:
+        """Whether critics read the last executed action."""
+        return self.network.config.options.critic_input.last_action
+
+    def last_action_entries(self, action: Tensor, episode: Tensor) -> dict[str, Tensor]:
+        """Return the observations' entries of the last action, for consecutive steps (N).
+
+        They are empty if critics do not read it.
+
+        Args:
+            action: Executed actions (N, d) [robot units].
+            episode: Episode of each step (N,).
+        """
+        if not self.reads_last_action:
+            return {}
+        has_acted = episode == episode.roll(1)
+        has_acted[:1] = False
+        return {"last_action": action.roll(1, 0), "has_acted": has_acted}
 
     @property
     def remainder_shape(self) -> tuple[int, int]:
@@ -173,6 +202,28 @@ class PolicyParts(nn.Module):
             return False
         nulls = (p for name, p in self.network.named_parameters() if name == INSTRUCTION_NULL)
         return not any(null.requires_grad for null in nulls)
+
+    def model_input(
+        self,
+        obs: TensorDictBase | Mapping[str, Tensor],
+        tasks: Sequence[str] = (),
+        memory: Tensor | None = None,
+    ) -> ModelInput:
+        """Return the network's input for observations (N).
+
+        Args:
+            obs: `state` (N, s), and `image/<camera>` and `task_id` if the policy uses them.
+            tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
+            memory: Memory that the decision reads (N, memory, D), of a policy with one.
+        """
+        rows = {key: obs[key] for key in self.obs_keys if key in obs.keys()}
+        td = TensorDict(rows, batch_size=[len(obs["state"])])
+        inputs = ModelInput.of(self.observation_preprocessor(tasks)(td))
+        return inputs if memory is None else replace(inputs, memory=memory)
+
+    def draw_noise(self, num: int) -> Tensor:
+        """Return starting points from the standard normal (N, H, A)."""
+        return torch.randn(num, *self.chunk_shape, device=self.device)
 
     def normalized_chunk(self, rows: TensorDictBase) -> Tensor:
         """Return the chunks to clone (N, H, A) [normalized action] of rows (N) with `action`."""

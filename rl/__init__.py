@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.recap.config import RecapConfig
     from pitune.rl.algorithms.recap.learner import Recap
     from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
+    from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
     from pitune.rl.evaluation.evaluate import evaluate
     from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
     from pitune.rl.evaluation.paired import PairedTest, paired_test
@@ -71,6 +72,7 @@ __all__ = [
     "FilteredBC",
     "FilteredBCConfig",
     "GRPOConfig",
+    "LanguageLossConfig",
     "Needs",
     "OffPolicyConfig",
     "PPOClipConfig",
@@ -79,6 +81,7 @@ __all__ = [
     "Recap",
     "RecapConfig",
     "Rollouts",
+    "StatusLossConfig",
     "UpdateConfig",
     "WSRLConfig",
     "check_fit",
@@ -111,6 +114,7 @@ _MODULES = {
     "algorithms.recap.config": ("RecapConfig",),
     "algorithms.recap.learner": ("Recap",),
     "algorithms.wsrl": ("WSRL", "WSRLConfig"),
+    "cloning.config": ("LanguageLossConfig", "StatusLossConfig"),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.outcome": ("EpisodeOutcome", "Evaluation"),
     "evaluation.paired": ("PairedTest", "paired_test"),

@@ -199,9 +199,9 @@ def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
     """Build a policy's algorithm, selected by the type of the config.
 
     Raises:
-        ValueError: no algorithm has this type of config, the policy has a memory and the algorithm
-            would not use it, or the policy has a noise actor already. Training would change the
-            weights that its noise actor was trained for.
+        ValueError: no algorithm has this type of config, the algorithm trains another part than
+            the policy acts with or would not use its memory, or the policy has a noise actor
+            already. Training would change the weights that its noise actor was trained for.
     """
     name = name_of(config)
     if policy.has_memory and not entry(name).memory:
@@ -215,7 +215,13 @@ def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
             "the checkpoint is steered (it has a noise actor); fine-tune the checkpoint that it "
             "was made from, or go on with its run by --resume"
         )
-    build: Callable[..., Algorithm[Any]] = entry(name).algorithm
+    build: type[Algorithm[Any]] = entry(name).algorithm
+    if policy.sampler.decoder not in build.decoders:
+        raise ValueError(
+            f"{name} trains a flow, but this policy acts with "
+            f"sampler.decoder={policy.sampler.decoder!r}; load it with decoder='flow' "
+            "(--load.decoder flow), or take ppo:fast or grpo:fast"
+        )
     return build(config, policy)
 
 

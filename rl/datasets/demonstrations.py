@@ -21,6 +21,7 @@ from pitune.rl.datasets.stream import GIB, ChunkRows, ChunkStream
 from pitune.rl.experience import demonstrations as files
 from pitune.rl.experience.demonstrations import Demonstrations
 from pitune.rl.experience.history import ChunksWithHistory
+from pitune.rl.experience.status_rows import with_status_rows
 from pitune.rl.experience.sub_dict import sub_dict
 
 
@@ -84,7 +85,10 @@ class RandomChunks:
 
 
 def random_chunks(
-    policy: FlowPolicy, table: Demonstrations, burn_in: int | None = None
+    policy: FlowPolicy,
+    table: Demonstrations,
+    burn_in: int | None = None,
+    recorded: Demonstrations | None = None,
 ) -> ChunkSource:
     """Return the chunks of demonstrations in memory, with their histories for a memory.
 
@@ -92,10 +96,14 @@ def random_chunks(
         policy: The cloned policy.
         table: Steps with its `model_input`.
         burn_in: See `ChunksWithHistory`.
+        recorded: The same steps as they were recorded, for a status head.
     """
+    chunks = table.chunks(policy.chunk_shape[0])
+    if recorded is not None:
+        chunks = with_status_rows(policy, recorded, chunks)
     if policy.has_memory:
-        return ChunksWithHistory(table, policy, burn_in)
-    return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
+        return ChunksWithHistory(chunks, table, policy, burn_in)
+    return RandomChunks(chunks, table.fps)
 
 
 def chunk_source(
@@ -117,7 +125,10 @@ def chunk_source(
             the dataset does not fit into `memory_gib`.
     """
     if is_file_of_ours(path):
-        return random_chunks(policy, files.demonstrations_for(policy, path), burn_in)
+        table = files.demonstrations_for(policy, path)
+        if policy.network.config.options.status.is_on:
+            return random_chunks(policy, table, burn_in, Demonstrations.load(path))
+        return random_chunks(policy, table, burn_in)
     dataset = open_for(policy, path, data)
     needed = ChunkRows(dataset, policy).row_bytes * dataset.num_frames / GIB
     if needed > dataset.config.memory_gib:
@@ -231,6 +242,8 @@ def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
     # recorded by all episodes, or by none
     rewards = [part.reward for part in parts if part.reward is not None]
     ended = [part.terminated for part in parts if part.terminated is not None]
+    corrected = [part.intervention for part in parts if part.intervention is not None]
+    solved = torch.tensor([dataset.succeeded(episode) for episode in dataset.episodes])
     return Demonstrations(
         obs={key: torch.cat([part.obs[key] for part in parts]) for key in parts[0].obs},
         action=torch.cat([part.action for part in parts]),
@@ -238,6 +251,8 @@ def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
         tasks=dataset.tasks,
         reward=torch.cat(rewards) if rewards else None,
         terminated=torch.cat(ended) if ended else None,
+        success=solved.repeat_interleave(lengths),
+        intervention=torch.cat(corrected) if corrected else None,
         reward_definition=dataset.reward_definition if rewards else files.SPARSE_REWARD,
         fps=dataset.required_fps,
         mask_padding=dataset.config.padding == "mask",

@@ -79,21 +79,25 @@ class ChunksWithHistory:
     decisions before it, in the order of the episode.
 
     Args:
-        demonstrations: Steps with the policy's `model_input`.
-        policy: Gives h and H.
+        chunks: The chunk of each step.
+        demonstrations: The steps.
+        policy: Gives h.
         burn_in: Greatest number of decisions before a chunk, None for all of them.
 
     Example:
-        >>> source = ChunksWithHistory(demonstrations.preprocess(policy), policy)  # doctest: +SKIP
+        >>> source = ChunksWithHistory(table.chunks(4), table, policy)  # doctest: +SKIP
         >>> source.draw(32)["history"].batch_size  # doctest: +SKIP
         torch.Size([32, 7])
     """
 
     def __init__(
-        self, demonstrations: Demonstrations, policy: FlowPolicy, burn_in: int | None = None
+        self,
+        chunks: TensorDictBase,
+        demonstrations: Demonstrations,
+        policy: FlowPolicy,
+        burn_in: int | None = None,
     ) -> None:
-        self.fps = demonstrations.fps
-        self.chunks = demonstrations.chunks(policy.chunk_shape[0])
+        self.chunks, self.fps = chunks, demonstrations.fps
         horizon = policy.sampler.execution_horizon
         self._steps, self._there = decisions_before(demonstrations.episode, horizon, burn_in)
 

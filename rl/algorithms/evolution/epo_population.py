@@ -20,7 +20,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig, ModelInput
-from pitune.policies.network.context import Context, stored_prefix
+from pitune.policies.network.context import stored_prefix
 from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -166,11 +166,10 @@ class PopulationActor(LikelihoodActor):
         actor.alone = True
         return actor
 
-    def deployed_actions(
-        self, inputs: ModelInput, noise: Tensor | None, context: Context | None = None
-    ) -> Tensor:
+    def deployed_entries(self, inputs: ModelInput, noise: Tensor | None) -> dict[str, Tensor]:
         """Return the best member's actions (N, h, d) [robot units]."""
-        return self.policy.sample_actions(inputs, noise, self._member_offset(self.best))
+        decision = self.policy.decide(inputs, noise, self._member_offset(self.best))
+        return self.entries_of(decision, inputs)
 
     @torch.no_grad()
     def member_actions(self, td: TensorDictBase, member: int) -> Tensor:

@@ -13,7 +13,7 @@ from einops import repeat
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from pitune.policies import Actor, FlowPolicy
+from pitune.policies import Actor, FlowPolicy, ModelInput
 from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -126,8 +126,9 @@ class PerturbedActor(Actor):
         for index in range(num):
             rows = torch.arange(index, len(td), num, device=device)
             with self.perturbations.member(index):
-                part = self.deploy(sub_dict(td.select(*self.in_keys), rows), noise[rows])
-            parts.append(part.select(*(key for key in self.out_keys if key != MEMBER)))
+                inputs = ModelInput.of(sub_dict(td.select(*self.in_keys), rows))
+                entries = self.deployed_entries(inputs, noise[rows])
+            parts.append(TensorDict(entries, batch_size=[len(rows)]))
         # P x (N / P) -> (N)
         acted: TensorDict = torch.stack(parts, 1).reshape(-1)  # type: ignore[assignment, arg-type]
         return td.update(acted).set(MEMBER, member)

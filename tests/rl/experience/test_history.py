@@ -128,7 +128,7 @@ def test_drawn_chunks_have_the_memory_that_the_deployed_policy_would_have() -> N
     policy = memory_policy()
     table = rl.collect_demonstrations(recall(), 3, seed=0).preprocess(policy)
     torch.manual_seed(0)
-    rows = ChunksWithHistory(table, policy).draw(64)
+    rows = ChunksWithHistory(table.chunks(2), table, policy).draw(64)
     state = table.obs["model_input"]["state"]
     with torch.no_grad():
         recalled = ModelInput.of(with_recalled_memory(policy, rows)).memory

@@ -118,9 +118,8 @@ def test_a_session_acts_as_the_policy_with_an_explicit_memory() -> None:
         state = states(number, 1)
         inputs = policy.model_input({"state": state}, memory=memory)
         with torch.no_grad():
-            context = policy.encode(inputs)
-            expected = policy.sample_chunk(inputs, noise, context)[0]
-        memory = context.written
+            expected = policy.sample_chunk(inputs, noise)[0]
+            memory = policy.encode(inputs).written
         found = session.infer({"state": state[0].numpy()}, noise.numpy())
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
 
