@@ -20,6 +20,7 @@ from pitune.rl.datasets.layout import is_dataset
 from pitune.rl.datasets.stream import GIB, ChunkRows, ChunkStream
 from pitune.rl.experience import demonstrations as files
 from pitune.rl.experience.demonstrations import Demonstrations
+from pitune.rl.experience.status_rows import with_status_rows
 from pitune.rl.experience.sub_dict import sub_dict
 
 
@@ -98,7 +99,10 @@ def chunk_source(policy: FlowPolicy, path: Path, data: DataConfig | None = None)
     """
     if is_file_of_ours(path):
         table = files.demonstrations_for(policy, path)
-        return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
+        chunks = table.chunks(policy.chunk_shape[0])
+        if policy.network.config.options.status.is_on:
+            chunks = with_status_rows(policy, Demonstrations.load(path), chunks)
+        return RandomChunks(chunks, table.fps)
     dataset = open_for(policy, path, data)
     if ChunkRows(dataset, policy).row_bytes * dataset.num_frames > dataset.config.memory_gib * GIB:
         return ChunkStream(dataset, policy)
@@ -206,6 +210,8 @@ def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
     # recorded by all episodes, or by none
     rewards = [part.reward for part in parts if part.reward is not None]
     ended = [part.terminated for part in parts if part.terminated is not None]
+    corrected = [part.intervention for part in parts if part.intervention is not None]
+    solved = torch.tensor([dataset.succeeded(episode) for episode in dataset.episodes])
     return Demonstrations(
         obs={key: torch.cat([part.obs[key] for part in parts]) for key in parts[0].obs},
         action=torch.cat([part.action for part in parts]),
@@ -213,6 +219,8 @@ def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
         tasks=dataset.tasks,
         reward=torch.cat(rewards) if rewards else None,
         terminated=torch.cat(ended) if ended else None,
+        success=solved.repeat_interleave(lengths),
+        intervention=torch.cat(corrected) if corrected else None,
         reward_definition=dataset.reward_definition if rewards else files.SPARSE_REWARD,
         fps=dataset.required_fps,
         mask_padding=dataset.config.padding == "mask",
