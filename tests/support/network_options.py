@@ -147,6 +147,7 @@ CASES: tuple[OptionCase, ...] = (
         name="critic_input",
         options=NetworkOptions(critic_input=CriticInputConfig(last_action=True)),
         has_parameters=False,
+        silent=True,  # the velocity does not read it
     ),
     OptionCase(
         name="insulation",
