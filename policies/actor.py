@@ -25,9 +25,10 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
 from pitune.policies.conditions import check_stateless
+from pitune.policies.decision import Decision
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
-from pitune.policies.likelihood.registry import make_likelihood
+from pitune.policies.likelihood.registry import likelihood_name, make_likelihood
 from pitune.policies.network.context import Context, pack, stored_prefix
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
@@ -114,7 +115,7 @@ class Actor(TensorDictModuleBase):
         noise = None if noise is None else noise.to(self.policy.device)
         if interaction_type() == InteractionType.DETERMINISTIC:
             with torch.no_grad():
-                return td.set("action", self.deployed_actions(ModelInput.of(td), noise))
+                return td.update(self.deployed_entries(ModelInput.of(td), noise))
         return self.explore(td, noise)
 
     def evaluated(self) -> Actor:
@@ -124,9 +125,16 @@ class Actor(TensorDictModuleBase):
         """
         return self
 
-    def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
-        """Return the actions (N, h, d) [robot units] of the deployed policy."""
-        return self.policy.sample_actions(inputs, noise)
+    def deployed_entries(self, inputs: ModelInput, noise: Tensor | None) -> dict[str, Tensor]:
+        """Return the entries that the deployed policy writes: `action`, and marks of its decisions.
+
+        The actions are (N, h, d) [robot units], and the marks (N,).
+        """
+        return self.entries_of(self.policy.decide(inputs, noise), inputs)
+
+    def entries_of(self, decision: Decision, inputs: ModelInput) -> dict[str, Tensor]:
+        """Return the entries of decisions for observations (N)."""
+        return {"action": self.policy.executed(decision.chunk, inputs), **decision.marks}
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
         """Write `out_keys` for observations (N). The default does not explore.
@@ -136,7 +144,7 @@ class Actor(TensorDictModuleBase):
             noise: Starting points (N, H, A), or None for fresh ones.
         """
         with torch.no_grad():
-            return td.set("action", self.deployed_actions(ModelInput.of(td), noise))
+            return td.update(self.deployed_entries(ModelInput.of(td), noise))
 
 
 class LikelihoodActor(Actor):
@@ -168,6 +176,13 @@ class LikelihoodActor(Actor):
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
         super().__init__(policy)
         check_stateless(policy.sampler.guidance)
+        if policy.sampler.decoder != config.decoder:
+            raise ValueError(
+                f"the likelihood {likelihood_name(config)!r} explores with the policy's "
+                f"{config.decoder}, but the policy is deployed with "
+                f"sampler.decoder={policy.sampler.decoder!r}; take the decoder "
+                f"{config.decoder!r} (--load.decoder), or another likelihood"
+            )
         self.config = config
         self.likelihood = make_likelihood(config, policy)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]
@@ -245,7 +260,7 @@ class LikelihoodActor(Actor):
             chain, log_prob = dist.sample_and_log_prob(noise)  # (N, K + 1, H, A)
 
         # entries of the rollout
-        td.update(draws)
+        td.update({**draws, **dist.chosen})
         if self.policy.feature_dim:  # cached for the critics, because encoding is expensive
             td.set("features", context.features)
         if prefix is not None:

@@ -14,7 +14,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.by_tokens import decide_by_tokens
 from pitune.policies.conditions import encode_state, encode_words, guided, with_dropped
+from pitune.policies.decision import Decision
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
@@ -36,6 +38,7 @@ from pitune.policies.preprocessing.critic_input import (
 )
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput
+from pitune.policies.status import with_status
 from pitune.policies.under_delay import continued_field, remainder_of, starting_points
 
 
@@ -206,13 +209,22 @@ class FlowPolicy(PolicyParts):
         chunk = integrate(self.field(context), noise, self.grid, self.sampler.solver)
         return chunk if remainder is None else with_prefix(chunk, remainder)
 
-    def sample_actions(
+    def sample_actions(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
+        """Return the deployed policy's executed actions (N, h, d) [robot units]. See `decide`."""
+        return self.executed(self.decide(inputs, noise).chunk, inputs)
+
+    def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
+        """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
+        chunk = self.decide(inputs, noise).chunk
+        return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
+
+    def decide(
         self,
         inputs: ModelInput,
         noise: Tensor | None = None,
         state_offset: Tensor | None = None,
-    ) -> Tensor:
-        """Return the deployed policy's executed actions (N, h, d) [robot units].
+    ) -> Decision:
+        """Return the deployed policy's decisions: normalized chunks (N, H, A), with their marks.
 
         Args:
             inputs: Observations (N).
@@ -220,21 +232,11 @@ class FlowPolicy(PolicyParts):
                 them, given or not.
             state_offset: See `encode`.
         """
-        return self.executed(self._integrate(inputs, noise, state_offset), inputs)
-
-    def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
-        """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
-        chunk = self._integrate(inputs, noise)
-        return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
-
-    def _integrate(
-        self, inputs: ModelInput, noise: Tensor | None, state_offset: Tensor | None = None
-    ) -> Tensor:
-        """Return normalized chunks (N, H, A) at the end of the ODE.
-
-        A trained noise source replaces a given noise.
-        """
         context = self.encode(inputs, state_offset=state_offset)
+        if self.sampler.decoder == "fast":
+            start = self.draw_noise(len(inputs)) if noise is None else noise
+            by_tokens = decide_by_tokens(self, context, lambda: self.solve(context, start))
+            return with_status(self, context, by_tokens)
         source = self.noise_source
         if source is not None and source.is_steered:
             steps = source.config.remainder_steps
@@ -242,7 +244,7 @@ class FlowPolicy(PolicyParts):
         elif noise is None:
             noise = self.draw_noise(len(inputs))
         check_noise(noise, (len(inputs), *self.chunk_shape))
-        return self.solve(context, noise)
+        return with_status(self, context, Decision(self.solve(context, noise)))
 
     def loss(
         self,
@@ -267,6 +269,18 @@ class FlowPolicy(PolicyParts):
             prefix: The result of `encode_prefix`. By default the observations are encoded here.
             state_offset: See `encode`.
         """
+        return self.loss_and_hidden(inputs, action, noise, flow_time, prefix, state_offset)[0]
+
+    def loss_and_hidden(
+        self,
+        inputs: ModelInput,
+        action: Tensor,
+        noise: Tensor | None = None,
+        flow_time: Tensor | None = None,
+        prefix: Context | None = None,
+        state_offset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the result of `loss` and the hidden states of the action tokens (N, M, H, D)."""
         # target and random draws
         state = inputs.robot_state.to(self.device)
         action = self.preprocessor.normalize_action(action.to(self.device), state)
@@ -292,4 +306,4 @@ class FlowPolicy(PolicyParts):
         loss = prediction.weighted(loss, per_step[..., None])
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
-        return loss[:, 0] if is_single else loss
+        return (loss[:, 0] if is_single else loss), output.hidden

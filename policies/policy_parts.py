@@ -21,6 +21,7 @@ from pitune.policies.noise_source import NoiseSource
 from pitune.policies.policy_config import (
     PolicyInfo,
     SamplerConfig,
+    check_decoder,
     check_parts,
     check_real_time,
     make_preprocessor,
@@ -65,6 +66,7 @@ class PolicyParts(nn.Module):
         self.noise_source, self.info = noise_source, info or PolicyInfo()
         check_parts(self.network.config, self.preprocessor.config, sampler)
         check_real_time(sampler, self.info)
+        check_decoder(sampler, self.network.config, noise_source is not None)
         check_guidance(self.network.config, sampler)
 
     @property

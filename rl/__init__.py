@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.recap.config import RecapConfig
     from pitune.rl.algorithms.recap.learner import Recap
     from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
+    from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
     from pitune.rl.evaluation.evaluate import evaluate
     from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
     from pitune.rl.evaluation.paired import PairedTest, paired_test
@@ -68,6 +69,7 @@ __all__ = [
     "FilteredBC",
     "FilteredBCConfig",
     "GRPOConfig",
+    "LanguageLossConfig",
     "Needs",
     "OffPolicyConfig",
     "PPOClipConfig",
@@ -76,6 +78,7 @@ __all__ = [
     "Recap",
     "RecapConfig",
     "Rollouts",
+    "StatusLossConfig",
     "UpdateConfig",
     "WSRLConfig",
     "check_fit",
@@ -107,6 +110,7 @@ _MODULES = {
     "algorithms.recap.config": ("RecapConfig",),
     "algorithms.recap.learner": ("Recap",),
     "algorithms.wsrl": ("WSRL", "WSRLConfig"),
+    "cloning.config": ("LanguageLossConfig", "StatusLossConfig"),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.outcome": ("EpisodeOutcome", "Evaluation"),
     "evaluation.paired": ("PairedTest", "paired_test"),

@@ -194,15 +194,22 @@ def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
     """Build a policy's algorithm, selected by the type of the config.
 
     Raises:
-        ValueError: no algorithm has this type of config, or the policy has a noise actor already.
-            Training would change the weights that its noise actor was trained for.
+        ValueError: no algorithm has this type of config, the algorithm trains another part than
+            the policy acts with, or the policy has a noise actor already. Training would change
+            the weights that its noise actor was trained for.
     """
     if policy.noise_source is not None:
         raise ValueError(
             "the checkpoint is steered (it has a noise actor); fine-tune the checkpoint that it "
             "was made from, or go on with its run by --resume"
         )
-    build: Callable[..., Algorithm[Any]] = entry(name_of(config)).algorithm
+    build: type[Algorithm[Any]] = entry(name_of(config)).algorithm
+    if policy.sampler.decoder not in build.decoders:
+        raise ValueError(
+            f"{name_of(config)} trains a flow, but this policy acts with "
+            f"sampler.decoder={policy.sampler.decoder!r}; load it with decoder='flow' "
+            "(--load.decoder flow), or take ppo:fast or grpo:fast"
+        )
     return build(config, policy)
 
 

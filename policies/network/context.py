@@ -40,6 +40,10 @@ class Context(NamedTuple):
     """Keys and values of additional tokens by kind, which are read through gates."""
     condition_offset: Tensor | None = None
     """Added to the flow-time condition of π0.5 (B, D) or (1, D), e.g. a gene of a population."""
+    last: Tensor | None = None
+    """Hidden state of the prompt's last token (B, D), with a language head."""
+    language: Cache | None = None
+    """Keys and values of the prefix for the language head, which insulation leaves a gradient."""
     condition: Tensor | None = None
     """Conditions of the velocity (B, kinds) int64, -1 where one is dropped. None without any."""
     null: Context | None = None
@@ -48,7 +52,9 @@ class Context(NamedTuple):
 
 def pack(context: Context) -> TensorDict:
     """Return the tensors of a context (N); the keys and values of the layers side by side."""
-    rest = {k: v for k, v in context._asdict().items() if k not in ("cache", "side", "null")}
+    # the cache of the language head is that of the prefix
+    left_out = ("cache", "side", "language", "null")
+    rest = {k: v for k, v in context._asdict().items() if k not in left_out}
     tensors = {name: value for name, value in rest.items() if value is not None}
     td = TensorDict(_stacked(context.cache) | tensors, batch_size=[len(context.features)])
     for kind, cache in (context.side or {}).items():

@@ -160,7 +160,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         inputs = self._preprocessor.images_and_state(td)
         if self._preprocessor.config.prompt is not None:
-            tokens, mask = self._prompts(td)
+            tokens, mask = self.prompts(td)
             inputs |= {"tokens": tokens, "token_mask": mask}
         if "remainder" in td.keys():  # under a decision delay
             remainder = td["remainder"].to(inputs["state"].device)
@@ -179,7 +179,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
         normalized = normalized[:, : action.shape[-1]]
         return torch.where(td["has_acted"].to(normalized.device)[:, None], normalized, 0.0)
 
-    def _prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the tokens of observations (N, L) and their mask (N, L)."""
         device = self._preprocessor.state_offset.device
         task_id = self._task_ids(obs)

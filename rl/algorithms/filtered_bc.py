@@ -63,6 +63,7 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
 
     needs = Needs(success_signal=True)
     actor: LikelihoodActor
+    decoders = ("flow", "fast")
 
     def __init__(self, config: FilteredBCConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))

@@ -107,6 +107,7 @@ class GRPO(Algorithm[GRPOConfig]):
     """
 
     actor: LikelihoodActor
+    decoders = ("flow", "fast")
 
     def __init__(self, config: GRPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))

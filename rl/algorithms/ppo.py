@@ -161,6 +161,7 @@ class PPO(Algorithm[PPOConfig]):
     """
 
     actor: LikelihoodActor
+    decoders = ("flow", "fast")
 
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))

@@ -20,6 +20,7 @@ from pitune.rl.datasets.layout import is_dataset
 from pitune.rl.datasets.stream import GIB, ChunkRows, ChunkStream
 from pitune.rl.experience import demonstrations as files
 from pitune.rl.experience.demonstrations import Demonstrations
+from pitune.rl.experience.status_rows import with_status_rows
 from pitune.rl.experience.sub_dict import sub_dict
 
 
@@ -98,7 +99,10 @@ def chunk_source(policy: FlowPolicy, path: Path, data: DataConfig | None = None)
     """
     if is_file_of_ours(path):
         table = files.demonstrations_for(policy, path)
-        return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
+        chunks = table.chunks(policy.chunk_shape[0])
+        if policy.network.config.options.status.is_on:
+            chunks = with_status_rows(policy, Demonstrations.load(path), chunks)
+        return RandomChunks(chunks, table.fps)
     dataset = open_for(policy, path, data)
     if ChunkRows(dataset, policy).row_bytes * dataset.num_frames > dataset.config.memory_gib * GIB:
         return ChunkStream(dataset, policy)

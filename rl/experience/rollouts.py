@@ -17,6 +17,7 @@ from torchrl.envs import ExplorationType
 
 from pitune.envs import CheckedEnv, ChunkEnv, DelayedChunkEnv, EpisodeSeeds, Starts
 from pitune.policies.actor import ActingPolicy
+from pitune.policies.finetuning.shard import gather
 from pitune.policies.under_delay import remainder_steps
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm
@@ -188,6 +189,7 @@ class Rollouts:
         elif self._chunk_env.stale:  # used by another owner before the first rollout
             self.restart(self._iteration)
         self._begun = True
+        gather(self.algorithm.actor.policy)
         steps, seconds = self._chunk_env.num_env_steps, self._chunk_env.simulator_seconds
         rollout: TensorDictBase = next(self._collector)
         self.num_env_steps += self._chunk_env.num_env_steps - steps

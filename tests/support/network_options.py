@@ -19,10 +19,13 @@ from pitune.policies.network.extensions import new_parameters
 from pitune.policies.network.options.conditioning import ConditioningConfig
 from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.insulation import InsulationConfig
+from pitune.policies.network.options.language_head import LanguageHeadConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.prediction import PredictionConfig
 from pitune.policies.network.options.registers import RegistersConfig
 from pitune.policies.network.options.state_tokens import StateTokensConfig
+from pitune.policies.network.options.status import StatusConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 
 BOTH: tuple[Family, ...] = ("pi0", "pi05")
@@ -118,6 +121,22 @@ CASES: tuple[OptionCase, ...] = (
         name="critic_input",
         options=NetworkOptions(critic_input=CriticInputConfig(last_action=True)),
         has_parameters=False,
+    ),
+    OptionCase(
+        name="insulation",
+        options=NetworkOptions(insulation=InsulationConfig(enabled=True)),
+        has_parameters=False,
+    ),
+    OptionCase(
+        name="language_head",
+        options=NetworkOptions(language_head=LanguageHeadConfig(enabled=True)),
+        has_parameters=False,
+    ),
+    OptionCase(
+        name="status",
+        options=NetworkOptions(status=StatusConfig(enabled=True)),
+        silent=True,
+        unused=("status.linear.weight", "status.linear.bias"),
     ),
     OptionCase(
         name="advantage",

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from pitune.policies.network.options.conditioning import ConditioningConfig
 from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.insulation import InsulationConfig
+from pitune.policies.network.options.language_head import LanguageHeadConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.option import OptionConfig, built
 from pitune.policies.network.options.prediction import PredictionConfig
 from pitune.policies.network.options.registers import RegistersConfig
 from pitune.policies.network.options.state_tokens import StateTokensConfig
+from pitune.policies.network.options.status import StatusConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 from pitune.ranges import Settings
 
@@ -48,6 +51,12 @@ class NetworkOptions(Settings):
     """Further tokens of the state."""
     critic_input: CriticInputConfig = field(default_factory=CriticInputConfig)
     """Further inputs of critics."""
+    insulation: InsulationConfig = field(default_factory=InsulationConfig)
+    """No gradient of the flow in the vision-language model."""
+    language_head: LanguageHeadConfig = field(default_factory=LanguageHeadConfig)
+    """Tokens that the language model predicts."""
+    status: StatusConfig = field(default_factory=StatusConfig)
+    """Classification of decisions: ongoing, done or invalid."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """Conditions that training drops at times, for guidance: advantage, return, instruction."""
 
