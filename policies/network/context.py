@@ -75,8 +75,9 @@ def unpack(packed: TensorDictBase) -> Context:
     side = packed.get("side", None)
     if side is not None:
         rest["side"] = {kind: _unstacked(part) for kind, part in side.items()}
-    if "null" in packed.keys():
-        rest["null"] = unpack(packed["null"])
+    null = packed.get("null", None)
+    if isinstance(null, TensorDictBase):
+        rest["null"] = unpack(null)
     return Context(cache=_unstacked(packed), **rest)
 
 
