@@ -16,6 +16,7 @@ from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import cut_notes, evaluate_both, rank_of, validate
 from pitune.experiments.runs.learning_curve import learning_curve
+from pitune.experiments.runs.loop.acting import rollouts_of
 from pitune.experiments.runs.loop.clock import PHASES, SaveTimer, memory_in_use
 from pitune.experiments.runs.loop.outcome import outcome_of
 from pitune.experiments.runs.loop.update import learn
@@ -64,13 +65,12 @@ class Trainer:
         policy = policy_to_train(config)
         self.algorithm = rl.make(config.algorithm, policy)
         report_memory(self.algorithm.actor.policy, config.algorithm.policy_minibatch)
-
         self.env = envs.make(config.env)
         rl.check_fit(policy, self.env.spec)
         rl.check_needs(self.algorithm, self.env.spec)
 
         # state of the run
-        self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
+        self.rollouts = rollouts_of(config, self.env, self.algorithm)
         self.iteration, self.ended_by = 0, ""
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._saving = SaveTimer(config.save_minutes)

@@ -12,8 +12,8 @@ from pitune.experiments.runs.config_file import read_config
 from pitune.experiments.runs.progress import screen
 
 HARMLESS = ("device", "torch_threads", "env.num_workers", "env.workers_on", "env.ray_address")
-"""Settings of speed and place, which may differ when a run is resumed. Other devices and numbers of threads
-round differently, so the numbers are then equal up to rounding."""
+"""Settings of speed and place, which may differ when a run is resumed. Other devices and numbers of
+threads round differently, so the numbers are then equal up to rounding."""
 
 
 class Difference(NamedTuple):
