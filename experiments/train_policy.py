@@ -11,6 +11,7 @@ from pitune.experiments.runs.folder.initial_policy import kept_policy, load_and_
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.policies import FlowPolicy
+from pitune.policies.finetuning.shard import shard
 from pitune.rl import ranks
 
 
@@ -29,4 +30,4 @@ def policy_to_train(config: TrainConfig) -> FlowPolicy:
     policy = with_environment(policy, config.env)
     policy = policy.with_delay(config.delay)
     policies.apply_finetuning(policy, config.finetune)
-    return policy
+    return shard(policy) if config.shard else policy

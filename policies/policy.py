@@ -30,7 +30,12 @@ from pitune.policies.network.context import Context
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
 from pitune.policies.policy_config import check_noise
 from pitune.policies.policy_parts import PolicyParts
-from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
+from pitune.policies.preprocessing.critic_input import (
+    critic_input,
+    critic_state,
+    old_chunk,
+    old_chunk_dim,
+)
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput
 from pitune.policies.status import with_status
@@ -83,11 +88,16 @@ class FlowPolicy(PolicyParts):
         has no pictures and no prompt has features too, those of its state token.
 
         Raises:
-            ValueError: the policy has a noise source already.
+            ValueError: the policy has a noise source already, or its critics read the last action.
         """
         if self.noise_source is not None:
             raise ValueError(
                 "the policy is steered already; steer the checkpoint that it was made from"
+            )
+        if self.reads_last_action:
+            raise ValueError(
+                "a noise actor reads the critics' input, and a robot's observation has no last "
+                "action; steer a policy without options.critic_input.last_action"
             )
         self.requires_grad_(False)
         width = self.preprocessor.model_state_dim + self.network.config.feature_dim
@@ -166,6 +176,7 @@ class FlowPolicy(PolicyParts):
         steps = self.remainder_steps if steps is None else steps
         state, shape = state.to(self.device), (steps, self.preprocessor.action_dim)
         old = old_chunk(inputs.remainder, inputs.delay, state, shape)
+        state = critic_state(state, inputs.last_action, self.reads_last_action)
         return critic_input(state, features, old_chunk=old)
 
     def field(self, context: Context) -> VelocityField:

@@ -107,7 +107,33 @@ class PolicyParts(nn.Module):
     @property
     def critic_state_dim(self) -> int:
         """Width of a critic's input without features and time."""
-        return self.preprocessor.model_state_dim + old_chunk_dim(*self.remainder_shape)
+        return self.critic_obs_dim + old_chunk_dim(*self.remainder_shape)
+
+    @property
+    def critic_obs_dim(self) -> int:
+        """Width of the state in a critic's input, with the last action if critics read it."""
+        last = self.preprocessor.action_dim if self.reads_last_action else 0
+        return self.preprocessor.model_state_dim + last
+
+    @property
+    def reads_last_action(self) -> bool:
+        """Whether critics read the last executed action."""
+        return self.network.config.options.critic_input.last_action
+
+    def last_action_entries(self, action: Tensor, episode: Tensor) -> dict[str, Tensor]:
+        """Return the observations' entries of the last action, for consecutive steps (N).
+
+        They are empty if critics do not read it.
+
+        Args:
+            action: Executed actions (N, d) [robot units].
+            episode: Episode of each step (N,).
+        """
+        if not self.reads_last_action:
+            return {}
+        has_acted = episode == episode.roll(1)
+        has_acted[:1] = False
+        return {"last_action": action.roll(1, 0), "has_acted": has_acted}
 
     @property
     def remainder_shape(self) -> tuple[int, int]:

@@ -14,8 +14,10 @@ from pitune.experiments.distributed.start import on_first
 from pitune.experiments.runs.folder.metrics_file import Row
 from pitune.experiments.runs.folder.rank_state import restore, write_rank_state
 from pitune.experiments.runs.folder.segments import Segments
+from pitune.experiments.runs.folder.sharded import write_sharded
 from pitune.experiments.runs.folder.state import read_checkpoint
 from pitune.experiments.runs.run import Run, with_current_names
+from pitune.policies.finetuning.shard import unsharded
 from pitune.rl import Algorithm, ranks
 
 
@@ -62,6 +64,8 @@ class OtherRank(Run):
         episodes: dict[str, Any] | None = None,
     ) -> None:
         """Write this rank's part of rank 0's checkpoint."""
+        unsharded(algorithm.deployed_policy())
+        write_sharded(None, algorithm.training_state(with_memories=False))
         write_rank_state(None, algorithm, self.segments, episodes)
 
     def load_latest(self, algorithm: Algorithm[Any], needed: Sequence[str] = ()) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 
+from pitune import rl
 from pitune.envs import EnvConfig, ManiSkillOptions
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.train_config import TrainConfig
@@ -26,6 +27,8 @@ def join(config: TrainConfig) -> None:
         ValueError: a setting does not fit the number of ranks.
     """
     ranks.start(config.device)
+    if config.shard:
+        check_shard(config)
     if ranks.world() == 1:
         return
     check_settings(config, ranks.world())
@@ -35,6 +38,30 @@ def join(config: TrainConfig) -> None:
         num_envs = ranks.world() * config.env.num_envs
         screen.note(
             f"{ranks.world()} ranks with {config.env.num_envs} environments, {num_envs} in all"
+        )
+
+
+def check_shard(config: TrainConfig) -> None:
+    """Reject settings that cannot be combined with sharded weights.
+
+    Raises:
+        ValueError: there is one rank, or the algorithm copies or averages the weights.
+    """
+    if ranks.world() == 1:
+        raise ValueError(
+            "shard=True splits the weights over several ranks, and there is one; start with "
+            "torchrun --nproc-per-node 2, or pass --no-shard"
+        )
+    algorithm = config.algorithm
+    if isinstance(algorithm, rl.EPOConfig):
+        raise ValueError(
+            "shard=True cannot be combined with epo, whose members are copies of the policy; "
+            "pass --no-shard, or take ppo"
+        )
+    if isinstance(algorithm, rl.BCConfig) and algorithm.ema_decay != 0:
+        raise ValueError(
+            f"shard=True cannot be combined with ema_decay={algorithm.ema_decay}, an average of "
+            "whole weights; pass --algorithm.ema-decay 0, or --no-shard"
         )
 
 

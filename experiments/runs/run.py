@@ -37,6 +37,7 @@ from pitune.experiments.runs.folder.state import best_of, latest_whole, prune
 from pitune.experiments.runs.folder.wandb_run import WandbMode as WandbMode
 from pitune.experiments.runs.loggers.logger import Logger, LoggerName
 from pitune.policies.checkpoints.native import write_policy
+from pitune.policies.finetuning.shard import unsharded
 from pitune.rl import Algorithm, ranks
 
 OLD_NAMES = {"ode": "deployed", "stochastic": "exploring"}
@@ -205,7 +206,7 @@ class Run:
         """
         target = self.folder / folders.checkpoint_name(iteration)
         with folders.new_folder(target) as folder:
-            write_policy(algorithm.deployed_policy(), folder)
+            write_policy(unsharded(algorithm.deployed_policy()), folder)
             weights = folders.checksum(folder / "policy.safetensors")
             if self._first_weights is None:
                 self._first_weights = weights

@@ -49,6 +49,9 @@ class ModelInput:
     """Rest of the chunk that is being executed (N, R, A) [normalized action], under a delay."""
     delay: Tensor | None = None
     """Actions of it that are executed before the new chunk arrives (N,) int64. -1 without one."""
+    last_action: Tensor | None = None
+    """The last executed action (N, d) [normalized action], 0 at the start of an episode. For
+    critics that read it."""
     condition: Tensor | None = None
     """Conditions of the velocity (N, kinds) int64, -1 where one is dropped. None acts as the
     sampler's `guidance` sets."""
@@ -165,7 +168,16 @@ class ObservationPreprocessor(TensorDictModuleBase):
                 remainder, inputs["robot_state"]
             )
             inputs["delay"] = td["delay"].to(remainder.device)
+        if "last_action" in td.keys():  # for critics that read it
+            inputs["last_action"] = self._last_action(td, inputs["robot_state"])
         return td.set(MODEL_INPUT, ModelInput(**inputs).tensordict())
+
+    def _last_action(self, td: TensorDictBase, robot_state: Tensor) -> Tensor:
+        """Return the last executed actions (N, d) [normalized action], 0 where there is none."""
+        action = td["last_action"].to(robot_state.device)[:, None]  # (N, 1, d)
+        normalized = self._preprocessor.normalize_action(action, robot_state)[:, 0]
+        normalized = normalized[:, : action.shape[-1]]
+        return torch.where(td["has_acted"].to(normalized.device)[:, None], normalized, 0.0)
 
     def prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the tokens of observations (N, L) and their mask (N, L)."""

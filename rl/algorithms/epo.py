@@ -73,7 +73,7 @@ class EPO(Algorithm[EPOConfig]):
 
         # critic, loss and optimizers
         rest = policy.feature_dim, policy.remainder_shape, config.ppo.critic_distribution
-        critic = PopulationCritic(policy.preprocessor.model_state_dim, population, *rest)
+        critic = PopulationCritic(policy.critic_obs_dim, population, *rest)
         self.critic = critic.to(policy.device)
         self.networks |= {"population": population, "critic": self.critic}
         self.loss = policy_loss(self.actor, config.ppo)

@@ -165,7 +165,7 @@ class PPO(Algorithm[PPOConfig]):
 
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
-        state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
+        state_dim, remainder = policy.critic_obs_dim, policy.remainder_shape
         critic = ValueCritic(
             state_dim,
             policy.feature_dim,

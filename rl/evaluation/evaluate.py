@@ -33,6 +33,7 @@ from pitune.envs import (
 from pitune.envs.success import check_rule
 from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingModule
+from pitune.policies.finetuning.shard import gather
 from pitune.rl import ranks
 from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
@@ -93,6 +94,7 @@ def evaluate(
     check_rule(rule)
     if isinstance(actor.policy, FlowPolicy):  # a server's policy has checked itself
         check_fit(actor.policy, env.spec)
+        gather(actor.policy)
     actor = actor.evaluated()
 
     # environment with starts of its own

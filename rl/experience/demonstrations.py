@@ -101,12 +101,10 @@ class Demonstrations:
 
     @torch.no_grad()
     def preprocess(self, policy: FlowPolicy) -> Demonstrations:
-        """Return the same steps with a policy's `model_input` as observations.
-
-        Pictures are resized and prompts tokenized once here, and not in the gradient steps.
-        """
+        """Return the same steps with a policy's `model_input`, resized and tokenized once, here."""
         preprocessor = policy.observation_preprocessor(self.tasks)
         obs = TensorDict({key: self.obs[key] for key in policy.obs_keys}, [len(self.action)])
+        obs.update(policy.last_action_entries(self.action, self.episode))
         # each part leaves the policy's device at once, because all pictures may not fit there
         rows = in_parts(obs, lambda part: preprocessor(part).select(MODEL_INPUT).cpu())
         return replace(self, obs={MODEL_INPUT: rows[MODEL_INPUT]})

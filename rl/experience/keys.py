@@ -103,6 +103,9 @@ KEYS: dict[str, Key] = {
     "model_input.delay": declare(
         "steps of it that are executed", "scalar", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT, "steps"
     ),
+    "model_input.last_action": declare(
+        "executed action", "d", _INPUTS, _VALUE, _INPUT, "normalized"
+    ),
     # actors
     "noise": declare(
         "starting points",

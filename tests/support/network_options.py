@@ -17,6 +17,7 @@ from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
 from pitune.policies.network.options.conditioning import ConditioningConfig
+from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
@@ -115,6 +116,11 @@ CASES: tuple[OptionCase, ...] = (
         identity=False,
         has_parameters=False,
         refused_likelihoods=("ode",),
+    ),
+    OptionCase(
+        name="critic_input",
+        options=NetworkOptions(critic_input=CriticInputConfig(last_action=True)),
+        has_parameters=False,
     ),
     OptionCase(
         name="insulation",

@@ -14,9 +14,11 @@ import torch
 from tensordict import TensorDict
 
 from pitune.experiments.runs.folder.segments import Segments, write_index
+from pitune.experiments.runs.folder.sharded import read_sharded
 from pitune.experiments.runs.folder.state import random_state, restore_random
 from pitune.experiments.runs.progress import screen
 from pitune.policies import FlowPolicy
+from pitune.policies.finetuning.shard import load_weights
 from pitune.rl import Algorithm, ranks
 
 STATE = "state.pt"
@@ -77,8 +79,9 @@ def restore(
     owns = [state, *(_read(folder, other) for other in range(1, saved))]
     extras = [state["training"]["extra"], *(own["extra"] for own in owns[1:])]
     extra = extras[rank] if saved == world else dealt(extras, rank, world)
-    algorithm.actor.policy.load_state_dict(policy.state_dict())
-    algorithm.load_training_state({**state["training"], "extra": extra})
+    load_weights(algorithm.actor.policy, policy.state_dict())
+    training = read_sharded(folder, state["training"], algorithm)
+    algorithm.load_training_state({**training, "extra": extra})
     if saved == world:
         segments.load(rank_folder(folder, rank), algorithm.memories)
         restore_random(owns[rank])

@@ -20,6 +20,7 @@ from pitune.experiments.runs.folder.checkpoints import (
     set_aside,
 )
 from pitune.experiments.runs.folder.segments import Segments, write_index
+from pitune.experiments.runs.folder.sharded import write_sharded
 from pitune.policies import FlowPolicy
 from pitune.policies.checkpoints.native import load_policy
 from pitune.rl import Algorithm, ranks
@@ -37,7 +38,7 @@ def write_state(
     """
     if algorithm.memories:
         write_index(folder, segments.write(algorithm.memories))
-    training = algorithm.training_state(with_memories=False)
+    training = write_sharded(folder, algorithm.training_state(with_memories=False))
     torch.save({"training": training, **random_state(), "episodes": episodes}, folder / TRAINING)
 
 

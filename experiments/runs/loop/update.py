@@ -17,6 +17,7 @@ from pitune.experiments.runs.folder.checkpoints import new_folder
 from pitune.experiments.runs.report import update_progress
 from pitune.experiments.runs.run import Run
 from pitune.policies.checkpoints.native import write_policy
+from pitune.policies.finetuning.shard import is_sharded
 from pitune.rl import ranks
 
 
@@ -41,6 +42,8 @@ def learn(
         with update_progress(algorithm):
             return algorithm.update(rollout)
     except FloatingPointError as error:
+        if is_sharded(algorithm.actor.policy):  # its parts are on ranks that have no time to meet
+            raise
         # on all ranks, of which one keeps its state
         failed = None if ranks.rank() else _keep_failed(run, iteration, algorithm, error, rollout)
         ranks.wait()

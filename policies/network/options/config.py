@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from pitune.policies.network.options.conditioning import ConditioningConfig
+from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
@@ -48,6 +49,8 @@ class NetworkOptions(Settings):
     """Quantity that the network predicts, and the space of its loss."""
     state_tokens: StateTokensConfig = field(default_factory=StateTokensConfig)
     """Further tokens of the state."""
+    critic_input: CriticInputConfig = field(default_factory=CriticInputConfig)
+    """Further inputs of critics."""
     insulation: InsulationConfig = field(default_factory=InsulationConfig)
     """No gradient of the flow in the vision-language model."""
     language_head: LanguageHeadConfig = field(default_factory=LanguageHeadConfig)
