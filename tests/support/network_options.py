@@ -59,7 +59,7 @@ class OptionCase:
             families=tuple(name for name in self.families if name in other.families),
             identity=self.identity and other.identity,
             has_parameters=self.has_parameters or other.has_parameters,
-            silent=self.silent and other.silent,
+            silent=all(case.silent or not case.has_parameters for case in (self, other)),
             unused_at_start=(*self.unused_at_start, *other.unused_at_start),
             unused=(*self.unused, *other.unused),
             refused_likelihoods=(*self.refused_likelihoods, *other.refused_likelihoods),
