@@ -14,6 +14,7 @@ from pitune.experiments.distributed.start import join, own_random_numbers, rank_
 from pitune.experiments.distributed.state import Counts, check_drift
 from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import rank_of
+from pitune.experiments.runs.loop.acting import rollouts_of
 from pitune.experiments.runs.loop.clock import PHASES, SaveTimer
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import report_memory
@@ -73,7 +74,7 @@ class TrainState:
 
         # state of the run
         own_random_numbers(config.seed)
-        self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
+        self.rollouts = rollouts_of(config, self.env, self.algorithm)
         self.iteration, self.ended_by = 0, ""
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._saving = SaveTimer(config.save_minutes)

@@ -37,6 +37,7 @@ from pitune.policies.finetuning.shard import gather
 from pitune.rl import ranks
 from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
+from pitune.rl.evaluation.marks import Marks
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
 from pitune.rl.evaluation.played_once import check_played_once
 from pitune.rl.experience.fit import check_fit
@@ -186,6 +187,7 @@ def _play(
     num_envs = chunk_env.batch_size[0]
     noise = EpisodeNoise(seeds, actor.policy.chunk_shape)
     length, total = [0] * num_envs, [0.0] * num_envs
+    marks = Marks(num_envs)
     rows: list[EpisodeOutcome] = []
     wanted = int(seeds.num_episodes.sum())
     if not wanted:  # more ranks than episodes
@@ -195,6 +197,7 @@ def _play(
         task_id, index = td["task_id"].tolist(), seeds.index.tolist()
         td, next_td = chunk_env.step_and_maybe_reset(actor(td.set("noise", noise.draw())))
 
+        marks.add(td)
         # outcomes of the decisions
         outcome = sub_dict(td, "next")
         columns = (outcome[key].flatten().tolist() for key in _COLUMNS)
@@ -214,6 +217,7 @@ def _play(
                 length=length[i],
                 episode_return=total[i],
                 invalid=invalid,
+                **marks.taken(i),
             )
             rows.append(row)
             if on_episode is not None:

@@ -617,7 +617,7 @@ POLICY_GRADIENT = [
         ],
     ),
     Mutants(
-        "rl/algorithms/epo_population.py",
+        "rl/algorithms/evolution/epo_population.py",
         EPO,
         [
             Change(
@@ -643,7 +643,7 @@ POLICY_GRADIENT = [
         ],
     ),
     Mutants(
-        "rl/algorithms/epo_evolution.py",
+        "rl/algorithms/evolution/epo_evolution.py",
         EPO,
         [
             Change("nothing is forgotten", "total *= self.decay", "total *= 1.0"),

@@ -22,6 +22,7 @@ from pitune.policies.network.options.hyper_connections import HyperConnectionsCo
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
+from pitune.policies.network.options.memory import MemoryConfig
 from pitune.policies.network.options.prediction import PredictionConfig
 from pitune.policies.network.options.registers import RegistersConfig
 from pitune.policies.network.options.state_tokens import StateTokensConfig
@@ -58,7 +59,7 @@ class OptionCase:
             families=tuple(name for name in self.families if name in other.families),
             identity=self.identity and other.identity,
             has_parameters=self.has_parameters or other.has_parameters,
-            silent=self.silent and other.silent,
+            silent=all(case.silent or not case.has_parameters for case in (self, other)),
             unused_at_start=(*self.unused_at_start, *other.unused_at_start),
             unused=(*self.unused, *other.unused),
             refused_likelihoods=(*self.refused_likelihoods, *other.refused_likelihoods),
@@ -74,6 +75,31 @@ CASES: tuple[OptionCase, ...] = (
     OptionCase(
         name="value_residual",
         options=NetworkOptions(value_residual=ValueResidualConfig(mode="dynamic")),
+    ),
+    OptionCase(
+        name="memory",
+        options=NetworkOptions(memory=MemoryConfig(num_tokens=3)),
+        # the matrix behind the reading starts at 0
+        unused_at_start=tuple(
+            f"memory.{name}"
+            for name in (
+                "read_slots",
+                "norm.weight",
+                *(f"{p}_proj.weight" for p in "qkv"),
+                "q_proj.bias",
+                "v_proj.bias",
+            )
+        ),
+        # of the writing, which the next decision reads
+        unused=tuple(
+            f"memory.{name}"
+            for name in (
+                "write_slots",
+                "in_proj.weight",
+                "condition",
+                *(f"{p}.{kind}" for p in ("gate", "candidate") for kind in ("weight", "bias")),
+            )
+        ),
     ),
     OptionCase(
         name="registers",
@@ -121,6 +147,7 @@ CASES: tuple[OptionCase, ...] = (
         name="critic_input",
         options=NetworkOptions(critic_input=CriticInputConfig(last_action=True)),
         has_parameters=False,
+        silent=True,  # the velocity does not read it
     ),
     OptionCase(
         name="insulation",

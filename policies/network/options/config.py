@@ -15,6 +15,7 @@ from pitune.policies.network.options.hyper_connections import HyperConnectionsCo
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
+from pitune.policies.network.options.memory import MemoryConfig
 from pitune.policies.network.options.option import OptionConfig, built
 from pitune.policies.network.options.prediction import PredictionConfig
 from pitune.policies.network.options.registers import RegistersConfig
@@ -39,6 +40,8 @@ class NetworkOptions(Settings):
 
     value_residual: ValueResidualConfig = field(default_factory=ValueResidualConfig)
     """Values of the first layer in the attention of the others."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Tokens that a decision hands on to the next one of its episode."""
     registers: RegistersConfig = field(default_factory=RegistersConfig)
     """Learned tokens beside the actions."""
     hyper_connections: HyperConnectionsConfig = field(default_factory=HyperConnectionsConfig)

@@ -46,11 +46,11 @@ def add_layer_options(layers: nn.ModuleList, config: GemmaConfig, options: Netwo
                 for part in range(2)
             )
         if options.linear_norms.is_on:
-            for part in (attention, layer.mlp):
-                part.norms = nn.ModuleDict(
+            for block in (attention, parts.mlp):
+                block.norms = nn.ModuleDict(
                     {
                         name: LinearNorm(options.linear_norms, linear.out_features)
-                        for name, linear in part.named_children()
+                        for name, linear in block.named_children()
                         if name.endswith("_proj")
                     }
                 )

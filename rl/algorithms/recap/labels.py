@@ -116,6 +116,16 @@ def indicators(advantage: Tensor, task: Tensor, forced: Tensor, share: float) ->
     return torch.where(forced, POSITIVE, label)
 
 
+def return_bin(returns: Tensor, num_bins: int) -> Tensor:
+    """Return the bin (N,) int64 of returns in [-1, 0], the last one for the greatest.
+
+    Example:
+        >>> return_bin(torch.tensor([-1.0, -0.4, 0.0]), 3)
+        tensor([0, 1, 2])
+    """
+    return ((returns + 1) * (num_bins - 1)).round().long()
+
+
 def longest_of_task(length: Tensor, task: Tensor) -> Tensor:
     """Return the length of the longest episode of each row's task (N,)."""
     longest = torch.zeros(int(task.max()) + 1 if len(task) else 0, dtype=length.dtype)
