@@ -17,7 +17,7 @@ from pitune.policies.flow.guidance import GuidanceConfig, GuidedField
 from pitune.policies.flow.path import VelocityField
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
-from pitune.policies.network.options.conditioning import (
+from pitune.policies.network.options.tokens.conditioning import (
     DROPPED,
     NEGATIVE,
     POSITIVE,
@@ -40,7 +40,7 @@ def check_guidance(network: Pi0Config, sampler: SamplerConfig) -> None:
     guidance = sampler.guidance
     if not guidance.scale:
         return
-    if not network.options.conditioning.kinds:
+    if not network.options.tokens.conditioning.kinds:
         raise ValueError(
             f"sampler.guidance.scale={guidance.scale} drops a condition, and this network has none "
             "that was dropped in training (options.conditioning); set guidance.scale=0"

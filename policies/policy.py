@@ -25,7 +25,7 @@ from pitune.policies.flow.path import (
 )
 from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.context import Context
-from pitune.policies.network.options.memory import with_written_memory
+from pitune.policies.network.options.tokens.memory import with_written_memory
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
 from pitune.policies.policy_config import check_noise
 from pitune.policies.policy_parts import PolicyParts

@@ -18,7 +18,7 @@ from pitune.policies.conditions import check_guidance
 from pitune.policies.flow.path import TimeGrid
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
-from pitune.policies.network.options.conditioning import INSTRUCTION_NULL
+from pitune.policies.network.options.tokens.conditioning import INSTRUCTION_NULL
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource
 from pitune.policies.policy_config import (

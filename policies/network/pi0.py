@@ -31,7 +31,7 @@ from pitune.policies.network.gemma import Cache
 from pitune.policies.network.options.blocks import drop_words, with_registers, with_state_tokens
 from pitune.policies.network.options.insulation import for_expert
 from pitune.policies.network.options.language_head import prompt_end
-from pitune.policies.network.options.memory import with_read_memory
+from pitune.policies.network.options.tokens.memory import with_read_memory
 from pitune.policies.network.parts import Pi0Parts
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.network.towers import check_prefix_inputs

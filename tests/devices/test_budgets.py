@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from counted_runs import Counts, counted
+
 from pitune import envs, rl
 from pitune.policies import FlowPolicy
 from vision_policies import ENV
@@ -72,7 +72,7 @@ def run(
         policy = tiny_policy(horizon=4, executed=4)
         return counted(name, kind, policy, demonstrations, on_device)
 
-    yield counts
+    return counts
 
 
 def check(found: Counts, name: str, kind: str, on_device: bool) -> None:

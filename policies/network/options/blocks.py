@@ -12,10 +12,10 @@ from einops import rearrange
 from torch import Tensor
 
 from pitune.policies.network.context import Context
-from pitune.policies.network.options.conditioning import Conditioning
-from pitune.policies.network.options.gated_tokens import Extra
-from pitune.policies.network.options.registers import Registers
-from pitune.policies.network.options.state_tokens import StateTokens
+from pitune.policies.network.options.tokens.conditioning import Conditioning
+from pitune.policies.network.options.tokens.gated_tokens import Extra
+from pitune.policies.network.options.tokens.registers import Registers
+from pitune.policies.network.options.tokens.state_tokens import StateTokens
 
 if TYPE_CHECKING:
     from pitune.policies.network.pi0 import Pi0
