@@ -14,14 +14,14 @@ from pitune.experiments.distributed.start import join, own_random_numbers, rank_
 from pitune.experiments.distributed.state import Counts, check_drift
 from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import rank_of
-from pitune.experiments.runs.loop.acting import rollouts_of
 from pitune.experiments.runs.loop.clock import PHASES, SaveTimer
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import report_memory
 from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.train_config import TrainConfig
-from pitune.experiments.train_arguments import parse as parse
-from pitune.experiments.train_policy import policy_to_train
+from pitune.experiments.training.acting import rollouts_of
+from pitune.experiments.training.arguments import parse as parse
+from pitune.experiments.training.policy import policy_to_train
 from pitune.rl import ranks
 
 NEEDED = ("success_rate", "env_steps", "seconds", "before", "clipped")
