@@ -1,7 +1,7 @@
 """The parts of a flow policy, and the sizes that follow from them.
 
 Letters: N rows, H action horizon, h executed actions, R steps of a remainder, A model action dim, d
-robot action dim, D width.
+robot action dim, s robot state dim, D width.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from pitune.experiments.runs.report import report_memory
 from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.training.acting import rollouts_of
-from pitune.experiments.training.arguments import parse as parse
 from pitune.experiments.training.policy import policy_to_train
 from pitune.rl import ranks
 

@@ -150,7 +150,7 @@ def project(part: nn.Module, name: str, x: Tensor) -> Tensor:
 class Layer(nn.Module):
     """One transformer layer with pre-normalization.
 
-    With hyper-connections its tokens are streams (n, B, L, D).
+    With hyper-connections its tokens are streams (streams, B, L, D).
 
     Example:
         >>> sizes = GemmaConfig(
