@@ -67,13 +67,12 @@ def evaluate(
             environment begin anew afterwards.
         actor: Acts as deployed (by the ODE), or as in training if `stochastic`.
         num_episodes: Length of the list, any number.
-        seed: Seed of the starts and of the policy's noise.
+        seed: Of the starts and of the policy's noise.
         split: Set of starts: "validation" during training, "test" for reports.
-        stochastic: Whether the actor explores. The exploration noise, unlike the starting noise,
-            depends on the number of environments.
+        stochastic: Whether the actor explores, with noise that depends on the number of
+            environments.
         success: Definition of success. The environment's own by default (`EnvConfig.success`).
-        on_step: Called after each decision with the finished environments (E,), for progress or
-            videos.
+        on_step: Called after each decision with the finished environments (E,).
         on_episode: Called with each outcome when its episode ends, in any order. In an environment
             that has reported no success yet, the success is False and not None.
         episodes: Places in the list to play, to go on with an evaluation or to share it between
@@ -99,12 +98,10 @@ def evaluate(
     actor = actor.evaluated()
 
     # environment with starts of its own
-    seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
     shared = episodes is None and ranks.world() > 1
-    if shared:
-        seeds = ChosenEpisodes(seeds, _places_of_rank(num_episodes, env.spec.num_envs))
-    elif episodes is not None:
-        seeds = ChosenEpisodes(seeds, episodes)
+    own = _places_of_rank(num_episodes, env.spec.num_envs) if shared else episodes
+    seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
+    seeds = seeds if own is None else ChosenEpisodes(seeds, own)
     # it may turn out only in the last step that there is a success
     chunk_env = chunk_env_for(
         actor.policy,
@@ -122,9 +119,7 @@ def evaluate(
         rows = [row for part in ranks.gathered(rows) for row in part]
     rows.sort(key=lambda row: row.index)
     check_played_once(rows, range(num_episodes) if episodes is None else episodes, seeds)
-    has_success = env.spec.success_signal
-    if shared:
-        has_success = ranks.on_any(has_success)
+    has_success = ranks.on_any(env.spec.success_signal) if shared else env.spec.success_signal
     if not has_success:
         rows = [replace(row, success_once=None, success_at_end=None) for row in rows]
     return Evaluation(rows=tuple(rows), success_rule=rule if has_success else None)
