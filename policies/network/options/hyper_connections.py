@@ -103,8 +103,8 @@ class HyperConnection(Extension):
             streams: (streams, B, L, D).
 
         Returns:
-            The input (B, L, D), the streams without the part's output (streams, B, L, D), and the weight
-            of the output in each stream (n, 1 or B, 1 or L, 1).
+            The input (B, L, D), the streams without the part's output (streams, B, L, D), and the
+            weight of the output in each stream (streams, 1 or B, 1 or L, 1).
         """
         n, dtype = len(streams), streams.dtype
         read, mix, write = (value.to(dtype) for value in (self.read, self.mix, self.write))
@@ -112,7 +112,7 @@ class HyperConnection(Extension):
             x = einsum(read, streams, "j, j b l d -> b l d")
             rest = einsum(mix, streams, "i j, j b l d -> i b l d")
             return x, rest, write[:, None, None, None]
-        # (n, B, L, n + 2), from each stream's normed tokens
+        # (streams, B, L, streams + 2), from each stream's normed tokens
         long = streams.float()
         normed = long * torch.rsqrt(long.square().mean(-1, keepdim=True) + 1e-6)
         terms = (self.scale * torch.tanh(normed @ self.weight.float().T)).to(dtype)
@@ -128,5 +128,5 @@ def expand(x: Tensor, n: int) -> Tensor:
 
 
 def collapse(streams: Tensor) -> Tensor:
-    """Return the mean (B, L, D) of streams (streams, B, L, D), exactly their value if all are equal."""
+    """Return the mean (B, L, D) of streams (streams, B, L, D), exact if all are equal."""
     return streams[0] + (streams - streams[0]).mean(0)
