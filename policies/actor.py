@@ -219,6 +219,19 @@ class LikelihoodActor(Actor):
         """
         return self.likelihood.distribution(self.policy, self.encode_decisions(td), len(td), td)
 
+    def sample_chain(
+        self, context: Context, noise: Tensor, draws: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return chains (N, K + 1, H, A) of encoded observations, and their log-probabilities.
+
+        Args:
+            context: Encoded observations (N).
+            noise: Starting points (N, H, A).
+            draws: Random choices of the likelihood.
+        """
+        dist = self.likelihood.distribution(self.policy, context, len(noise), draws)
+        return dist.sample_and_log_prob(starting_points(noise, context, self.policy.sampler))
+
     @torch.no_grad()
     def terminal_std(self, td: TensorDictBase) -> float:
         """Return the standard deviation that the last flow step gives executed entries.
@@ -238,9 +251,10 @@ class LikelihoodActor(Actor):
         with torch.no_grad():
             prefix = self.policy.encode_prefix(ModelInput.of(td)) if self.keep_prefix else None
             context = self.encode(td, prefix)
-            dist = self.likelihood.distribution(self.policy, context, len(td), draws)
-            noise = starting_points(noise, context, self.policy.sampler)
-            chain, log_prob = dist.sample_and_log_prob(noise)  # (N, K + 1, H, A)
+            sample = self.policy.compiled(
+                LikelihoodActor.sample_chain, self.policy.loop_layers(context)
+            )
+            chain, log_prob = sample(self, context, noise, draws)  # (N, K + 1, H, A)
 
         # entries of the rollout
         td.update(draws)

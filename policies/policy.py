@@ -17,6 +17,7 @@ from torch import Tensor
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
+    FlowOutput,
     VelocityField,
     interpolate,
     sample_flow_time,
@@ -24,6 +25,7 @@ from pitune.policies.flow.path import (
 )
 from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.context import Context
+from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
 from pitune.policies.policy_config import check_noise
 from pitune.policies.policy_parts import PolicyParts
@@ -129,7 +131,7 @@ class FlowPolicy(PolicyParts):
         state = inputs.state.to(self.device)
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
-        context = self.network.with_state(prefix, state, state_offset)
+        context = self.compiled(Pi0.with_state)(self.network, prefix, state, state_offset)
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -142,7 +144,8 @@ class FlowPolicy(PolicyParts):
         """
         inputs = inputs.to(self.device)
         images = None if inputs.images is None else scaled_pictures(inputs.images)
-        return self.network.encode_prefix(images, None, inputs.tokens, inputs.token_mask)
+        encode = self.compiled(Pi0.encode_prefix)
+        return encode(self.network, images, None, inputs.tokens, inputs.token_mask)
 
     def critic_input(
         self, inputs: ModelInput, context: Context | None, steps: int | None = None
@@ -162,10 +165,14 @@ class FlowPolicy(PolicyParts):
         old = old_chunk(inputs.remainder, inputs.delay, state, shape)
         return critic_input(state, features, old_chunk=old)
 
+    def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:
+        """Return the network's output at points (N, M, H, A) and flow times (N, M) or (N, M, H)."""
+        return self.compiled(Pi0.velocity)(self.network, context, x, flow_time)
+
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
         return continued_field(
-            lambda x, flow_time: self.network.velocity(context, x, flow_time),
+            lambda x, flow_time: self.velocity(context, x, flow_time),
             context,
             self.sampler,
         )
@@ -189,6 +196,9 @@ class FlowPolicy(PolicyParts):
 
         The actions of an old chunk that are executed first are at their beginning.
         """
+        return self.compiled(FlowPolicy._solve, self.loop_layers(context))(self, context, noise)
+
+    def _solve(self, context: Context, noise: Tensor) -> Tensor:
         remainder = remainder_of(context)
         noise = starting_points(noise, context, self.sampler)
         chunk = integrate(self.field(context), noise, self.grid, self.sampler.solver)
@@ -272,7 +282,7 @@ class FlowPolicy(PolicyParts):
         per_step = flow_time if flow_time.ndim == 3 else flow_time[..., None]  # (N, M, H or 1)
         x = interpolate(action[:, None], noise, per_step[..., None])  # (N, M, H, A)
         context = self.encode(inputs, prefix, state_offset=state_offset)
-        output = self.network.velocity(context, x, flow_time)
+        output = self.velocity(context, x, flow_time)
 
         # squared error
         loss = (output.velocity.float() - target_velocity(action[:, None], noise)).square()

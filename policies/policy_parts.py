@@ -6,11 +6,14 @@ robot action dim, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pitune.policies.compilation import LOOP_LAYERS, Compilation
 from pitune.policies.flow.path import TimeGrid
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
@@ -32,6 +35,8 @@ from pitune.policies.under_delay import (
     remainder_of,
     remainder_steps,
 )
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class PolicyParts(nn.Module):
@@ -129,6 +134,42 @@ class PolicyParts(nn.Module):
         """Whether every entry of a chunk is executed, if no old chunk precedes it."""
         horizon, action_dim = self.chunk_shape
         return num_executed(self.sampler) >= horizon and action_dim == self.preprocessor.action_dim
+
+    def compiled(self, function: Function, num_layers: float = 0) -> Function:
+        """Return the compiled form of a function, or the function if none are compiled.
+
+        Args:
+            function: Its arguments are modules, settings and tensors with rows (N, ...).
+            num_layers: Layers that a loop in it runs through. A long loop stays as it is, and the
+                functions inside it are compiled.
+        """
+        # a function inside a compiled one becomes part of it
+        compilation = self.network.compilation
+        if compilation is None or torch.compiler.is_compiling() or num_layers > LOOP_LAYERS:
+            return function
+        return compilation(function)
+
+    def loop_layers(self, context: Context) -> float:
+        """Return the layers that a sampling loop runs through, infinite if it depends on values.
+
+        A loop that continues an old chunk asks which rows have one.
+        """
+        if remainder_of(context) is not None:
+            return math.inf
+        return self.grid.flow_steps * self.network.config.expert.depth
+
+    def compile_functions(self, backend: str = "inductor") -> None:
+        """Compile the policy's functions from now on, each at its first call.
+
+        Policies that share the network, and later copies, are compiled too.
+
+        Args:
+            backend: Of `torch.compile`.
+
+        Raises:
+            RuntimeError: the machine has no C++ compiler.
+        """
+        self.network.compilation = Compilation(self.device, backend)
 
     @property
     def prefix_is_frozen(self) -> bool:

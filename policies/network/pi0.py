@@ -26,6 +26,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from pitune.policies.compilation import Compilation
 from pitune.policies.flow.path import FlowOutput
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
@@ -46,6 +47,8 @@ class Pi0(nn.Module):
     Attributes:
         compute_dtype: Precision of the towers. The projections around them, the flow and the
             densities stay float32.
+        compilation: Compiles the functions of a policy with this network. None leaves them as they
+            are. See `FlowPolicy.compiled`.
         extensions: Modules that pretrained weights lack, by name. Each maps the action tokens
             (B, M, H, D) to action tokens, see `pitune.policies.network.extensions`.
 
@@ -63,6 +66,7 @@ class Pi0(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
+        self.compilation: Compilation | None = None
         width = config.expert.width
         self.paligemma_with_expert = Experts(config)
         self.action_in_proj = Linear(config.action_dim, width)
