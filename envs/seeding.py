@@ -57,6 +57,8 @@ class EpisodeSeeds:
             i begins with task i, and its next episode plays the task that follows those of the
             others. If the number of environments is a multiple of that of the tasks, each keeps its
             task.
+        before: Environments of other processes that come before these in the whole list.
+        total_envs: Environments of the whole list, E by default.
 
     Raises:
         ValueError: E is no multiple of the group size, or the seed is negative.
@@ -69,6 +71,8 @@ class EpisodeSeeds:
         split: Split,
         group_size: int = 1,
         starts: Starts | None = None,
+        before: int = 0,
+        total_envs: int | None = None,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed={seed} must be at least 0")
@@ -76,6 +80,7 @@ class EpisodeSeeds:
             raise ValueError(f"num_envs={num_envs} must be a multiple of group_size={group_size}")
         self.seed, self.split, self.group_size = seed, split, group_size
         self.starts = starts or Starts()
+        self.before, self.total_envs = before, total_envs or num_envs
         self.episodes = torch.zeros(num_envs, dtype=torch.int64)
 
     def next(self, env_idx: Tensor) -> Tensor:
@@ -86,10 +91,12 @@ class EpisodeSeeds:
 
     def with_seed(self, seed: int) -> EpisodeSeeds:
         """Return the same kind of sequence from its beginning, with another seed."""
-        return EpisodeSeeds(len(self.episodes), seed, self.split, self.group_size, self.starts)
+        args = (len(self.episodes), seed, self.split, self.group_size, self.starts)
+        return EpisodeSeeds(*args, self.before, self.total_envs)
 
     def _seed_of(self, env: int, episode: int) -> int:
-        stream, num_streams = env // self.group_size, len(self.episodes) // self.group_size
+        stream = (self.before + env) // self.group_size
+        num_streams = self.total_envs // self.group_size
         number = episode_seed(self.seed, self.split, stream, episode)
         if self.starts.is_plain:
             return number

@@ -88,6 +88,8 @@ class PretrainConfig(Settings):
     """Whether the policy reads the instruction. Pictures are read if `env.cameras` names some."""
     vlm: policies.SmallVLMConfig = field(default_factory=policies.SmallVLMConfig)
     """Sizes of the vision-language model of a policy that reads pictures or the instruction."""
+    network_options: policies.NetworkOptions = field(default_factory=policies.NetworkOptions)
+    """Options of the network, all off by default."""
     draws_per_chunk: PositiveInt = 1
     """Draws of noise and flow time for each chunk, which share the encoding of the observation."""
     picture_shift: NonNegativeInt = 0
@@ -240,6 +242,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         image_size=config.env.image_size,
         tokenizer=tokenizer,
         vlm=config.vlm if config.has_vlm else None,
+        options=config.network_options,
     )
     real_time = config.sampler.real_time
     if config.real_time_delay:

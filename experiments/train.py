@@ -13,17 +13,14 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments
 from pitune.experiments.films.training import before_after, record_video
 from pitune.experiments.health.monitor import HealthMonitor
-from pitune.experiments.health.outcome import reasons
 from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import cut_notes, evaluate_both, rank_of, validate
 from pitune.experiments.runs.learning_curve import learning_curve
+from pitune.experiments.runs.loop.clock import PHASES, SaveTimer, memory_in_use
+from pitune.experiments.runs.loop.outcome import outcome_of
+from pitune.experiments.runs.loop.update import learn
 from pitune.experiments.runs.progress import screen
-from pitune.experiments.runs.report import (
-    TrainingProgress,
-    closing_table,
-    report_memory,
-    update_progress,
-)
+from pitune.experiments.runs.report import TrainingProgress, closing_table, report_memory
 from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
@@ -55,31 +52,29 @@ class Trainer:
 
     def _open_run(self) -> Run:
         """Return the run, whose folder this process then holds."""
-        config = self.config
+        config, name = self.config, self.config.logger
         settings = config.identity(), config.wandb, {**config.limits(), **config.reports()}
         if config.resume:
-            return Run.resume(config.out, *settings, config.defaults())
-        return Run.create(config.out, *settings)
+            return Run.resume(config.out, *settings, config.defaults(), logger=name)
+        return Run.create(config.out, *settings, logger=name)
 
     def _prepare(self) -> None:
         """Make policy, algorithm and environment, and check that they fit."""
         config = self.config
-        # policy and algorithm
         policy = policy_to_train(config)
         self.algorithm = rl.make(config.algorithm, policy)
         report_memory(self.algorithm.actor.policy, config.algorithm.policy_minibatch)
 
-        # environment
         self.env = envs.make(config.env)
         rl.check_fit(policy, self.env.spec)
         rl.check_needs(self.algorithm, self.env.spec)
 
         # state of the run
         self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
-        self.iteration = 0
-        self.seconds = dict.fromkeys(("simulator", "policy", "update", "evaluation"), 0.0)
+        self.iteration, self.ended_by = 0, ""
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._saving = SaveTimer(config.save_minutes)
         self.before: dict[str, Any] = {}
-        self.ended_by = ""
         self.restarts: list[int] = []
         self._pending_evaluation = False
         if config.resume:
@@ -100,8 +95,9 @@ class Trainer:
                 self._iterations(request)
                 with request.raising():
                     return self._finish()
-            except BaseException:
+            except BaseException as error:
                 self.run.abandon()
+                signals.note_of_disk(error, self.config.out)
                 raise
 
     def _iterations(self, request: StopRequest) -> None:
@@ -119,7 +115,7 @@ class Trainer:
         # iterations
         with screen.task("training", config.num_iterations, self.iteration) as task:
             progress = TrainingProgress(task, self.env.spec)
-            self.ended_by = config.limit_reached(self.iteration, self.run.rows)
+            self.ended_by = config.limit_reached(self.iteration, self.run.recent)
             while not self.ended_by:
                 metrics = self._iterate_or_stop(request)
                 out_of_time = time.monotonic() - start > 60 * config.max_minutes
@@ -128,15 +124,16 @@ class Trainer:
                 evaluation = self._evaluate_unless_stopped(request) if due else {}
                 self.run.log(self.iteration, metrics | evaluation)
                 # after its row: a kill in between writes both again
-                if evaluation or request.stopped is not None:
+                if evaluation or request.stopped is not None or self._saving.is_due():
                     self._checkpoint(evaluation, pending=due and not evaluation)
                 progress.update(self.iteration, metrics | evaluation, self.rollouts.num_env_steps)
-                for warning in monitor.warnings(self.run.rows):
+                for warning in monitor.warnings(self.run.recent):
                     screen.note(f"warning: {warning}")
                 if request.stopped is not None:
-                    screen.note(signals.stop_note(self.config.out, self.iteration, exact=due))
+                    exact = due or self.rollouts.state() is not None
+                    screen.note(signals.stop_note(self.config.out, self.iteration, exact))
                     raise request.stopped
-                self.ended_by = config.limit_reached(self.iteration, self.run.rows, out_of_time)
+                self.ended_by = config.limit_reached(self.iteration, self.run.recent, out_of_time)
 
     def _iterate_or_stop(self, request: StopRequest) -> dict[str, float]:
         """Iterate, and end in order if a signal has stopped the environment's processes too.
@@ -180,8 +177,7 @@ class Trainer:
         start = time.perf_counter()
         rollout = self.rollouts.collect()
         collected = time.perf_counter()
-        with update_progress(self.algorithm):
-            metrics = self.algorithm.update(rollout)
+        metrics = learn(self.run, self.iteration + 1, self.algorithm, rollout)
 
         # time of each phase
         simulator = self.rollouts.simulator_seconds
@@ -190,15 +186,17 @@ class Trainer:
         self.seconds["update"] += time.perf_counter() - collected
         self.iteration += 1
         phases = {f"seconds/{key}": self.seconds[key] - seconds[key] for key in self.seconds}
-
-        # metrics
-        metrics |= rl.rollout_metrics(rollout) | phases
-        metrics["env_steps"] = float(self.rollouts.num_env_steps)
-        metrics["env_steps_per_second"] = (self.rollouts.num_env_steps - steps) / (
-            collected - start
-        )
-        metrics["action_clip_fraction"] = self.env.num_clipped / max(1, self.env.num_entries)
-        return metrics
+        num_steps = self.rollouts.num_env_steps
+        return {
+            **metrics,
+            **rl.rollout_metrics(rollout),
+            **phases,
+            "seconds/save": self._saving.spent_since_last_row(),
+            **memory_in_use(),
+            "env_steps": float(num_steps),
+            "env_steps_per_second": (num_steps - steps) / (collected - start),
+            "action_clip_fraction": self.env.num_clipped / max(1, self.env.num_entries),
+        }
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate on the validation starts and return the metrics."""
@@ -216,7 +214,7 @@ class Trainer:
         return result
 
     def _checkpoint(self, evaluation: Mapping[str, Any], pending: bool = False) -> None:
-        """Save, and begin new episodes as a resumed run would.
+        """Save, and after an evaluation begin new episodes as a resumed run would.
 
         Args:
             evaluation: At this iteration, empty without one.
@@ -232,53 +230,55 @@ class Trainer:
             "restarts": self.restarts,
             "pending_evaluation": pending,
         }
-        self.run.save(self.iteration, self.algorithm, progress)
-        self.rollouts.restart(self.iteration)
+        goes_on = not evaluation and not pending
+        episodes = self.rollouts.state() if goes_on else None
+        with self._saving.measured():
+            self.run.save(self.iteration, self.algorithm, progress, episodes)
+        self.seconds["save"] += self._saving.last
+        if not goes_on:
+            self.rollouts.restart(self.iteration)
 
     def _restore(self) -> None:
         progress = self.run.load_latest(self.algorithm, NEEDED)
-        self.iteration, self.seconds = progress["iteration"], progress["seconds"]
-        self.before = progress["before"]
-        self.env.num_clipped, self.env.num_entries = progress["clipped"]
-        self.rollouts.num_env_steps = progress["env_steps"]
+        self.iteration, self.before = progress["iteration"], progress["before"]
+        self.seconds |= progress["seconds"]
         self.restarts = progress.get("restarts", [])  # absent from runs of pitune 0.2 and before
         self._pending_evaluation = progress.get("pending_evaluation", False)
-        if self.iteration % self.config.eval_every and self.iteration < self.config.num_iterations:
-            self.restarts = [*self.restarts, self.iteration]
-            screen.note(signals.restart_note(self.iteration))
-        self.rollouts.restart(self.iteration)
+
+        episodes = self.run.episodes  # those of before, or new ones
+        if episodes is None or not self.rollouts.repeat(episodes):
+            evaluated = self.iteration % self.config.eval_every == 0
+            if not evaluated and self.iteration < self.config.num_iterations:
+                self.restarts = [*self.restarts, self.iteration]
+                screen.note(signals.restart_note(self.iteration, repeated=episodes is not None))
+            self.rollouts.restart(self.iteration)
+
+        # after the repetition, which counts too
+        self.env.num_clipped, self.env.num_entries = progress["clipped"]
+        self.rollouts.num_env_steps = progress["env_steps"]
 
     def _film(self, name: str) -> None:
         config, file = self.config, self.config.out / f"{name}.mp4"
         if config.video:
             record_video(config.env, self.algorithm.actor, file, config.seed, config.eval_episodes)
+            if name == "after":
+                before_after(config.out)
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate, report, close, and return the summary."""
         config, after = self.config, self._final_evaluation()
         self._film("after")
-        if config.video:
-            before_after(config.out)
-
-        # summary
         summary = {
-            "algorithm": rl.name_of(config.algorithm),
-            "env": config.env.id,
-            "seed": config.seed,
+            **outcome_of(config, self.run, self.env.spec),
+            "train_seconds": sum(self.seconds.values()),
+            "seconds": self.seconds,
             "iterations": self.iteration,
             "ended_by": self.ended_by,
             "restarts": self.restarts,
-            "learned_nothing": reasons(self.run.rows, config.identity(), self.run.has_changed()),
             "env_steps": self.rollouts.num_env_steps,
-            "seeded_starts": self.env.spec.deterministic_reset,
-            "train_seconds": sum(self.seconds.values()),
             "before": self.before,
             "after": after,
-            "seconds": self.seconds,
-            "checkpoint": str(self.run.checkpoints()[-1]),
-            "best_checkpoint": str(self.run.best_checkpoint()),
         }
-
         learning_curve(self.run.rows, summary, config.out / "learning_curve.png")
         self.run.finish(summary)
         self.env.close()

@@ -12,6 +12,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "orbax": ("tensorstore>=0.1.70",),
     "warp": ("mujoco-warp>=4,<5", "warp-lang>=1.15,<2"),
     "datasets": ("pyarrow>=17", "av>=14"),
+    "tensorboard": ("tensorboard>=2.17,<3",),
+    "trackio": ("trackio>=0.20,<1",),
+    "ray": ("ray>=2.40,<3",),
 }
 """Packages of each extra, as in setup.cfg."""
 CLONE = Path(__file__).resolve().parents[1]

@@ -32,9 +32,10 @@ from pitune.policies.likelihood.registry import (
     register_likelihood,
 )
 from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
-from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.lora import LoRAConfig
+from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.pi0 import Pi0
+from pitune.policies.network.sizes import GemmaConfig
 from pitune.policies.noise_source import NoiseActor, NoiseSource, SteeringConfig
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import PolicyInfo, SamplerConfig
@@ -68,6 +69,7 @@ __all__ = [
     "LoRAConfig",
     "LoadConfig",
     "ModelInput",
+    "NetworkOptions",
     "NoiseActor",
     "NoiseSource",
     "NormStats",

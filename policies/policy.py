@@ -286,6 +286,8 @@ class FlowPolicy(PolicyParts):
 
         # squared error
         loss = (output.velocity.float() - target_velocity(action[:, None], noise)).square()
+        prediction = self.network.config.options.prediction
+        loss = prediction.weighted(loss, per_step[..., None])
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
         return loss[:, 0] if is_single else loss

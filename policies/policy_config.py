@@ -94,8 +94,14 @@ def check_parts(
 
     Raises:
         ValueError: more actions would be executed than are predicted, or none; the network and
-            the preprocessor differ in whether there are cameras or a prompt.
+            the preprocessor differ in whether there are cameras or a prompt; the solver needs a
+            velocity at flow time 0 that the network does not have.
     """
+    if network.options.prediction.output == "action" and sampler.solver == "heun":
+        raise ValueError(
+            "sampler.solver='heun' needs the velocity at flow time 0, and a network with "
+            "options.prediction.output='action' has none there; take 'euler' or 'midpoint'"
+        )
     for name, prepared, used in (
         ("pictures", preprocessor.pictures is not None, network.vision is not None),
         ("prompt", preprocessor.prompt is not None, network.vocab_size > 0),

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
-from pitune.policies.network.gemma import GemmaConfig
+from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.siglip import SiglipConfig
+from pitune.policies.network.sizes import GemmaConfig
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import PolicyInfo, SamplerConfig
 from pitune.policies.preprocessing.images import PicturesConfig
@@ -85,6 +86,7 @@ def small_policy(
     image_size: int = 64,
     tokenizer: Tokenizer | None = None,
     vlm: SmallVLMConfig | None = None,
+    options: NetworkOptions | None = None,
 ) -> FlowPolicy:
     """Build an untrained policy with the norm stats of demonstrations.
 
@@ -101,6 +103,7 @@ def small_policy(
         image_size: Height and width of these pictures [pixels].
         tokenizer: Tokenizer of a policy that reads the instruction.
         vlm: Sizes of the vision-language model.
+        options: Options of the network.
 
     Raises:
         ValueError: the sizes contradict each other, or there are sizes of a vision-language model
@@ -128,6 +131,7 @@ def small_policy(
         vlm=vlm.language(expert) if reads_more else None,
         vision=vlm.vision(image_size) if cameras else None,
         vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
+        options=options or NetworkOptions(),
     )
     preprocessor = PreprocessorConfig(
         state=NormStats.of(state),

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from pitune.rl.evaluation.paired import PairedTest, paired_test
     from pitune.rl.experience.collect import collect_demonstrations
     from pitune.rl.experience.demonstrations import Demonstrations
-    from pitune.rl.experience.rollouts import Rollouts, check_fit, check_needs, rollout_metrics
+    from pitune.rl.experience.fit import check_fit, check_needs
+    from pitune.rl.experience.rollouts import Rollouts, rollout_metrics
     from pitune.rl.policy_gradient.config import (
         AdvantageConfig,
         ClipConfig,
@@ -105,7 +106,8 @@ _MODULES = {
     "evaluation.paired": ("PairedTest", "paired_test"),
     "experience.collect": ("collect_demonstrations",),
     "experience.demonstrations": ("Demonstrations",),
-    "experience.rollouts": ("Rollouts", "check_fit", "check_needs", "rollout_metrics"),
+    "experience.fit": ("check_fit", "check_needs"),
+    "experience.rollouts": ("Rollouts", "rollout_metrics"),
     "policy_gradient.config": ("AdvantageConfig", "ClipConfig", "PPOClipConfig", "UpdateConfig"),
     "registry": ("make", "name_of", "preset", "presets", "register"),
 }

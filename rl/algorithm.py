@@ -6,14 +6,14 @@ Letters: E envs, T chunk decisions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from tensordict import TensorDictBase
-from torch import nn
+from torch import Tensor, nn
 
 from pitune.policies import Actor, FlowPolicy, LikelihoodActor
 from pitune.ranges import Settings
@@ -67,15 +67,49 @@ class Needs:
     """Whether the environment must report the success of episodes."""
 
 
+class Memory(Protocol):
+    """Rows that are saved piece by piece, because all of them are many. `Replay` is one.
+
+    Example:
+        >>> from pitune.rl.experience.replay import Replay
+        >>> memory: Memory = Replay(capacity=100)
+        >>> memory.oldest, memory.num_pushed
+        (0, 0)
+    """
+
+    @property
+    def num_pushed(self) -> int:
+        """Number of pushed rows, with the overwritten ones."""
+
+    @property
+    def oldest(self) -> int:
+        """Number of the oldest stored row among all that were pushed."""
+
+    def rows_from(self, first: int) -> dict[str, Tensor]:
+        """Return the stored rows from number `first` on, in their order."""
+
+    def writer_state(self) -> dict[str, int]:
+        """Return the place of the next row, and the number of pushed ones."""
+
+    def restore(self, writer: dict[str, int], num: int, parts: Iterable[dict[str, Tensor]]) -> None:
+        """Replace the memory by the rows of several `rows_from`, oldest first."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all rows, as tensors and numbers."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore the result of `state`."""
+
+
 ConfigType = TypeVar("ConfigType", bound=AlgorithmConfig)
 
 
 class Algorithm(ABC, Generic[ConfigType]):
     """Owns the actor, critics, optimizers and memory, and all state that resuming needs.
 
-    Subclasses add every network besides the policy to `networks` and every optimizer to
-    `optimizers`. They return all other state from `extra_state`. Everything else is lost on
-    resuming.
+    Subclasses add every network besides the policy to `networks`, every optimizer to `optimizers`
+    and every replay memory to `memories`. They return all other state from `extra_state`.
+    Everything else is lost on resuming.
 
     Args:
         config: Settings.
@@ -98,6 +132,7 @@ class Algorithm(ABC, Generic[ConfigType]):
         if isinstance(actor, LikelihoodActor) and actor.likelihood.head is not None:
             self.networks["noise_network"] = actor.likelihood.head
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.memories: dict[str, Memory] = {}
         self.num_updates = 0
         self.on_progress: Progress = no_progress
         """Called in updates that may take minutes, to show their progress."""
@@ -137,14 +172,21 @@ class Algorithm(ABC, Generic[ConfigType]):
         """Return the policy to save and deploy."""
         return self.actor.policy
 
-    def training_state(self) -> dict[str, Any]:
-        """Return the state for resuming, without the policy's weights, which are saved apart."""
-        return {
+    def training_state(self, *, with_memories: bool = True) -> dict[str, Any]:
+        """Return the state for resuming, without the policy's weights, which are saved apart.
+
+        Args:
+            with_memories: Whether the rows of `memories` are in it, or are saved apart too.
+        """
+        state = {
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
             "num_updates": self.num_updates,
             "extra": self.extra_state(),
         }
+        if with_memories:
+            state["memories"] = {key: memory.state() for key, memory in self.memories.items()}
+        return state
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restore the result of `training_state`. The caller loads the policy's weights.
@@ -161,6 +203,9 @@ class Algorithm(ABC, Generic[ConfigType]):
             for name, part in own.items():
                 part.load_state_dict(state[kind][name])
         self.num_updates = state["num_updates"]
+        for name, memory in self.memories.items():
+            if name in state.get("memories", {}):
+                memory.load_state(state["memories"][name])
         self.load_extra_state(state["extra"])
 
     def extra_state(self) -> dict[str, Any]:

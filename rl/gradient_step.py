@@ -11,8 +11,9 @@ from statistics import fmean
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
+from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
 Metrics = dict[str, Tensor]
@@ -20,26 +21,32 @@ Metrics = dict[str, Tensor]
 Loss = Callable[[TensorDictBase], tuple[Tensor, Metrics]]
 """`batch (B,) -> (loss, metrics)`. The loss is a scalar, the mean over the batch's rows. The
 function draws no random numbers and has no state, so that a batch can be passed in parts."""
+Summary = Callable[[Metrics], Metrics]
+"""Returns scalar metrics of the metrics of a whole batch."""
 
 
-def minibatches(num: int, size: int, num_epochs: int) -> list[Tensor]:
+def minibatches(
+    num: int, size: int, num_epochs: int, device: torch.device | None = None
+) -> list[Tensor]:
     """Return the rows of each gradient step of all epochs, in order.
 
     A ragged last minibatch is dropped. A `size` above `num` is reduced to `num`. An empty batch has
-    no gradient step.
+    no gradient step. The order is drawn on the host, so it is the same for every device, and moved
+    once. Several ranks take the same number of steps, with equal shares of each.
 
     Args:
-        num: Rows of the batch.
-        size: Rows of a minibatch.
+        num: Rows of the batch of this rank.
+        size: Rows of a minibatch of all ranks.
         num_epochs: Passes over the batch.
+        device: Device of the batch.
     """
-    if not num:
+    size = min(ranks.share(size), ranks.least(num))
+    if not size:
         return []
-    size = min(size, num)
-    rows: list[Tensor] = []
-    for _ in range(num_epochs):
-        rows += [part for part in torch.randperm(num).split(size) if len(part) == size]
-    return rows
+    steps = ranks.least(num // size)
+    # (epochs * steps, size)
+    rows = torch.stack([torch.randperm(num)[: steps * size] for _ in range(num_epochs)])
+    return list(rows.to(device).view(-1, size))
 
 
 def run_epochs(
@@ -62,7 +69,8 @@ def run_epochs(
     history: list[dict[str, float]] = []
     for part in rows:
         history.append(step(sub_dict(batch, part)))
-        if history[-1].get("approx_kl", 0.0) > target_kl:
+        # of all ranks, because one that stops alone would leave the others waiting
+        if ranks.mean_number(history[-1].get("approx_kl", 0.0)) > target_kl:
             break
 
     # means over the steps, of which some may lack a metric of others
@@ -84,6 +92,7 @@ def gradient_step(
     max_grad_norm: float = math.inf,
     num_parts: int = 1,
     group: str | None = None,
+    summarize: Summary | None = None,
 ) -> tuple[Metrics, float]:
     """Take one optimizer step on a batch (B,). Return the metrics and the norm of the gradient.
 
@@ -92,22 +101,32 @@ def gradient_step(
     Scalar metrics are averaged with these weights, and metrics per row are concatenated. The
     returned norm is that before scaling.
 
+    Several ranks apply the mean gradient of the rows of all ranks, to the same parameters. The
+    metrics are those of this rank's rows.
+
+    All numbers that the host needs are read together, before the step: whether the loss is finite,
+    the scalar metrics and the norm. A step on an accelerator waits for it once.
+
     Args:
         optimizer: Optimizer of the trained parameters.
         loss: Mean over the rows of a batch.
-        batch: The rows, with all random draws that the loss needs.
+        batch: The rows of this rank, with all random draws that the loss needs.
         name: Name of the trained network, for the error.
         step: Number of the update or round, for the error.
         max_grad_norm: Gradients are scaled down to this norm, or left alone if it is infinite.
         num_parts: Number of parts of the batch.
         group: Key of an integer index (B,). Rows with the same index stay in one part.
+        summarize: Returns further scalar metrics of those of the whole batch.
+
+    Returns:
+        The scalar metrics on the host, those per row on the batch's device, and the norm.
 
     Raises:
-        FloatingPointError: the loss is not finite. No parameter has changed.
+        FloatingPointError: the loss is not finite, on any rank. No parameter has changed.
 
     Example:
         >>> from tensordict import TensorDict
-        >>> weight = nn.Parameter(torch.zeros(()))
+        >>> weight = torch.nn.Parameter(torch.zeros(()))
         >>> batch = TensorDict({"x": torch.ones(4)}, [4])
         >>> def loss(batch):
         ...     value = (weight - batch["x"]).square().mean()
@@ -123,12 +142,40 @@ def gradient_step(
     optimizer.zero_grad(set_to_none=True)
     parts = split_rows(batch, num_parts, group)
     shares = [len(part) / len(batch) for part in parts]
+    weight = ranks.row_weight(len(batch))
 
     # gradient, accumulated over the parts
     history: list[Metrics] = []
+    losses: list[Tensor] = []
     for part, share in zip(parts, shares, strict=True):
         part_loss, metrics = loss(part)
-        if not torch.isfinite(part_loss):
+        (part_loss * (share * weight)).backward(inputs=ranks.leaves(parameters))
+        losses.append(part_loss.detach())
+        history.append({key: value.detach() for key, value in metrics.items()})
+    ranks.average_gradients(parameters)
+    norm = ranks.gradient_norm(parameters)
+
+    # numbers for the host
+    merged = _summarized(merge_metrics(history, shares), summarize)
+    merged, (norm_read, *losses_read) = read_scalars(merged, [norm, *losses])
+    _check_finite(losses_read, optimizer, name, step)
+
+    # step
+    if not math.isinf(max_grad_norm):
+        ranks.clip_gradients(parameters, max_grad_norm, norm)
+    optimizer.step()
+    return merged, norm_read
+
+
+def _check_finite(
+    losses: list[float], optimizer: torch.optim.Optimizer, name: str, step: str
+) -> None:
+    """Raise FloatingPointError if the loss of a part is not finite, on any rank."""
+    if not ranks.on_any(not all(map(math.isfinite, losses))):
+        return
+    for number, loss in enumerate(ranks.gathered_numbers(losses)):
+        if not math.isfinite(loss):
+            where = f" on rank {number // len(losses)}" if ranks.world() > 1 else ""
             # before the first step no learning rate can be the cause
             advice = (
                 "lower its learning rate, check the scale of rewards and actions, or resume from "
@@ -137,26 +184,47 @@ def gradient_step(
                 else "no step was taken before, so check the norm stats, the observations and the "
                 "rewards for values that are huge or not finite"
             )
-            raise FloatingPointError(f"{name} loss is {part_loss.item()} in {step}; {advice}")
-        (part_loss * share).backward(inputs=parameters)
-        history.append({key: value.detach() for key, value in metrics.items()})
-
-    # step
-    if math.isinf(max_grad_norm):
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    else:
-        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
-    return merge_metrics(history, shares), float(norm)
+            raise FloatingPointError(f"{name} loss is {loss} in {step}{where}; {advice}")
 
 
 @torch.no_grad()
-def loss_metrics(loss: Loss, batch: TensorDictBase, num_parts: int = 1) -> Metrics:
-    """Return the metrics of a loss on a batch (B,), without a gradient step."""
+def loss_metrics(
+    loss: Loss, batch: TensorDictBase, num_parts: int = 1, summarize: Summary | None = None
+) -> Metrics:
+    """Return the metrics of a loss on a batch (B,), without a gradient step.
+
+    They are read as in `gradient_step`.
+    """
     parts = split_rows(batch, num_parts)
-    return merge_metrics(
+    metrics = merge_metrics(
         [loss(part)[1] for part in parts], [len(part) / len(batch) for part in parts]
     )
+    return read_scalars(_summarized(metrics, summarize))[0]
+
+
+def _summarized(metrics: Metrics, summarize: Summary | None) -> Metrics:
+    return metrics if summarize is None else metrics | summarize(metrics)
+
+
+def read_scalars(metrics: Metrics, others: Sequence[Tensor] = ()) -> tuple[Metrics, list[float]]:
+    """Return metrics with their scalars on the host, and further scalars, in one read.
+
+    Args:
+        metrics: Scalars, or tensors with a row axis, which stay on their device.
+        others: Further scalars.
+
+    Example:
+        >>> read_scalars({"loss": torch.tensor(0.5)}, [torch.tensor(2.0)])
+        ({'loss': tensor(0.5000)}, [2.0])
+    """
+    scalars = [value for value in metrics.values() if not value.ndim]
+    # the host has its own scalars already
+    away = [value for value in (*scalars, *others) if value.device.type != "cpu"]
+    if not away:
+        return metrics, [float(value) for value in others]
+    host = dict(zip(map(id, away), torch.stack([x.double() for x in away]).cpu(), strict=True))
+    read = {key: host.get(id(value), value).to(value.dtype) for key, value in metrics.items()}
+    return read, [float(host.get(id(value), value)) for value in others]
 
 
 def split_rows(
@@ -192,10 +260,12 @@ def merge_metrics(history: Sequence[Metrics], shares: Sequence[float]) -> Metric
         if first.ndim:
             merged[key] = torch.cat(values)
         else:
-            merged[key] = (torch.stack(values) * first.new_tensor(shares)).sum()
+            # the shares are numbers of the host, which a product takes without a transfer
+            weighed = [value * share for value, share in zip(values, shares, strict=True)]
+            merged[key] = torch.stack(weighed).sum()
     return merged
 
 
 def to_floats(metrics: Metrics) -> dict[str, float]:
-    """Return scalar metrics as Python floats."""
-    return {key: float(value.detach()) for key, value in metrics.items()}
+    """Return the scalar metrics of a gradient step, which are on the host, as Python floats."""
+    return {key: float(value.detach()) for key, value in metrics.items() if not value.ndim}

@@ -129,7 +129,10 @@ def test_a_circle_between_folders_would_be_seen() -> None:
         ("policies.flow", {"policies.flow"}),
         ("policies.preprocessing", {"policies.preprocessing"}),
         ("policies.network", {"policies.network", "policies.flow"}),
-        ("rl.evaluation", {"rl.evaluation", "rl.experience", "rl.<top>.algorithm"}),
+        (
+            "rl.evaluation",
+            {"rl.evaluation", "rl.experience", "rl.<top>.algorithm", "rl.<top>.ranks"},
+        ),
     ],
 )
 def test_the_lower_floors_know_nothing_of_the_upper_ones(room: str, reachable: set[str]) -> None:

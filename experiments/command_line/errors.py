@@ -1,7 +1,7 @@
 """Errors of the commands: one line for a mistake or for the machine, a traceback for our own fault.
 
-The exit status is 2 for a mistake of the user, 1 for a fault of the machine or of pitune, and 130
-for Ctrl-C.
+The exit status is 2 for a mistake of the user, 3 for numbers that are not finite any more, 1 for a
+fault of the machine or of pitune, and 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-EXPECTED = (ValueError, FileExistsError, FileNotFoundError, ImportError, FloatingPointError)
+EXPECTED = (ValueError, FileExistsError, FileNotFoundError, ImportError)
 PACKAGE = Path(__file__).resolve().parents[2]
 """The folder with our packages."""
 REMEDIES: Mapping[int, str] = {
     errno.ENOSPC: "free some space there, or pass a folder on another disk",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or pass a folder on another disk",
     errno.EDQUOT: "free some space there, or pass a folder on another disk",
     errno.EACCES: "change its permissions, or pass another path",
     errno.EPERM: "change its permissions, or pass another path",
@@ -83,6 +84,8 @@ def explained(error: Exception) -> tuple[int, str | None]:
     if isinstance(error, MemoryError) or _names_memory(error):
         first = (str(error).strip().splitlines() or ["no memory is left"])[0]
         return 1, f"{first}; use fewer environments, smaller minibatches or --finetune.dtype"
+    if isinstance(error, FloatingPointError):
+        return 3, str(error) or type(error).__name__
     if isinstance(error, EXPECTED):
         return 2, str(error) or type(error).__name__
     if isinstance(error, RuntimeError) and _raised_by_us(error.__traceback__):

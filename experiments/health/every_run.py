@@ -118,9 +118,16 @@ EVERY_RUN = (
     ),
     Metric(
         name="seconds/*",
-        meaning="time of the iteration in simulator, policy, update and evaluation [s]",
+        meaning="time of the iteration in simulator, policy, update and evaluation, and of the "
+        "checkpoint before it (`save`) [s]",
         healthy="steady",
         advice="The largest share is the part to speed up first.",
+    ),
+    Metric(
+        name="memory/*",
+        meaning="memory of the process, and peak memory of the GPU in the iteration [MiB]",
+        healthy="flat, once a replay memory is full",
+        advice="If `memory/process_mib` rises without end, report it.",
     ),
     Metric(
         name="action_clip_fraction",

@@ -8,6 +8,9 @@ from typing import Any
 from pitune.experiments.health.metric import entry, judge
 from pitune.experiments.health.table import METRICS
 
+MOST_ROWS = 64
+"""Rows of a resumed run that are judged together. Every window is shorter."""
+
 
 class HealthMonitor:
     """Warns of unhealthy metrics, once per metric and run.
@@ -37,7 +40,7 @@ class HealthMonitor:
         self._warned: set[str] = set()
         # warnings that a resumed run has printed already
         for num in range(1, len(rows) + 1):
-            self.warnings(rows[:num])
+            self.warnings(rows[max(0, num - MOST_ROWS) : num])
 
     def warnings(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return the new warnings after the last of the rows."""

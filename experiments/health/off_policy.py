@@ -54,7 +54,8 @@ LEARNING_FROM_MEMORY = (
     Metric(
         name="q_loss",
         algorithms=OFF_POLICY,
-        meaning="squared error, summed over critics [reward squared]",
+        meaning="squared error, summed over critics [reward squared]; of categorical critics the "
+        "cross-entropy [nats]",
         healthy="falls, then steady",
         advice="If it rises, lower `critic_learning_rate`.",
         optional=True,

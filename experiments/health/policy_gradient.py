@@ -85,9 +85,20 @@ POLICY_GRADIENT = (
     Metric(
         name="value_loss",
         algorithms=CRITIC,
-        meaning="squared error of the critic [scaled reward squared]",
+        meaning="squared error of the critic [scaled reward squared], or the cross-entropy of a "
+        "categorical one [nats]",
         healthy="falls, then steady",
         advice="If it rises, lower `critic_learning_rate`.",
+    ),
+    Metric(
+        name="value_clamped",
+        algorithms=(*CRITIC, "dsrl", "wsrl", "dgn"),
+        meaning="with `critic_distribution`: share of the value targets outside of its bins [-]",
+        healthy="0",
+        advice="These targets count as the lowest or the highest bin. Lower "
+        "`critic_distribution.low` or raise `critic_distribution.high`.",
+        high=0.01,
+        optional=True,
     ),
     Metric(
         name="explained_variance",

@@ -18,6 +18,7 @@ from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.results_table import read_run
 from pitune.experiments.runs.train_config import (
     DEFAULT_OUT,
+    LIMITS,
     SUBCOMMANDS,
     TrainConfig,
     train_options,
@@ -138,7 +139,7 @@ def _before_block(words: list[str]) -> tuple[list[str], list[str]]:
 def _limit_options(limits: Mapping[str, Any]) -> list[str]:
     """Return the options for the saved limits and reports of a run."""
     words = []
-    for name in ("num_iterations", "max_minutes", "stop_at", "wandb"):
+    for name in (*LIMITS, "save_minutes", "logger", "wandb"):
         if name in limits:
             words += [f"--{name.replace('_', '-')}", str(limits[name])]
     if "video" in limits:

@@ -4,7 +4,9 @@
     metrics.csv              one row per iteration
     initial_policy/          the policy as it was loaded
     checkpoint_000040/       policy.safetensors, policy.json, training.pt, progress.json,
-                             metrics.csv up to here, checksums.json
+                             metrics.csv up to here, replay.json, checksums.json
+    replay/                  rows of the replay memory, in files that checkpoints list
+    nonfinite_000041/        a state that is no number any more, to look at
     summary.json, learning_curve.png, before.mp4, after.mp4, before_after.gif
     run.lock                 the process that writes into the folder
 
@@ -16,22 +18,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pitune.experiments.runs.config_file import plain, read_config, write_config, write_whole
 from pitune.experiments.runs.config_file import provenance as provenance
 from pitune.experiments.runs.folder import checkpoints as folders
-from pitune.experiments.runs.folder import wandb_run
+from pitune.experiments.runs.folder import state, wandb_run
 from pitune.experiments.runs.folder.lock import lock, unlock
 from pitune.experiments.runs.folder.metrics_file import METRICS, Row
 from pitune.experiments.runs.folder.metrics_log import MetricsLog
 from pitune.experiments.runs.folder.same_config import check_same
+from pitune.experiments.runs.folder.segments import Segments
 from pitune.experiments.runs.folder.start import abandon, claim
 from pitune.experiments.runs.folder.state import best_of, latest_whole, prune
 from pitune.experiments.runs.folder.wandb_run import WandbMode as WandbMode
+from pitune.experiments.runs.loggers.logger import Logger, LoggerName
 from pitune.policies.checkpoints.native import write_policy
 from pitune.rl import Algorithm
 
@@ -61,12 +64,20 @@ class Run:
         wandb_mode: Where Weights & Biases metrics go.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], wandb_mode: WandbMode) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        wandb_mode: WandbMode,
+        logger: LoggerName = "wandb",
+    ) -> None:
         self.folder, self.config = folder, config
         self.metrics = MetricsLog(folder / METRICS)
+        self.segments = Segments(folder)
+        self.episodes: dict[str, Any] | None = None
+        """State of the rollouts in the checkpoint that was loaded, None between episodes."""
         self._new, self._made = True, False
-        self._wandb_mode: WandbMode = wandb_mode
-        self._wandb: Any = None
+        self.logger = Logger(folder, config, logger, wandb_mode)
         self._first_weights: int | None = None
 
     @classmethod
@@ -76,6 +87,8 @@ class Run:
         config: dict[str, Any],
         wandb_mode: WandbMode,
         limits: dict[str, Any] | None = None,
+        *,
+        logger: LoggerName = "wandb",
     ) -> Run:
         """Begin a new run.
 
@@ -85,13 +98,14 @@ class Run:
             config: Settings that identify the run, as JSON values.
             wandb_mode: Where Weights & Biases metrics go.
             limits: Settings that only end the run, for `pitune inspect`.
+            logger: The program that shows metrics.
 
         Raises:
             FileExistsError: the folder holds a run already, or another process uses it.
             PermissionError: the folder cannot be written.
         """
         made = claim(folder)
-        run = cls(folder, config, wandb_mode)
+        run = cls(folder, config, wandb_mode, logger)
         run._made = made
         try:
             write_config(folder / "config.json", config, limits or {}, wandb_run.new_id())
@@ -108,6 +122,8 @@ class Run:
         wandb_mode: WandbMode,
         limits: dict[str, Any] | None = None,
         defaults: dict[str, Any] | None = None,
+        *,
+        logger: LoggerName = "wandb",
     ) -> Run:
         """Continue a run, with the arguments of `create`.
 
@@ -117,6 +133,7 @@ class Run:
             wandb_mode: As for `create`.
             limits: As for `create`.
             defaults: Default values of `config`, for settings that a run of an older version lacks.
+            logger: As for `create`.
 
         Raises:
             FileNotFoundError: the folder holds no run.
@@ -126,65 +143,64 @@ class Run:
         check_same(folder, config, defaults=defaults)
         lock(folder)
         folders.clean(folder)
+        run = cls(folder, config, wandb_mode, logger)
+        run.segments.remove_unlisted()
         record = {**read_config(folder / "config.json"), "config": config}
         if limits is not None:
             record["limits"] = limits
         write_whole(folder / "config.json", json.dumps(record, indent=2) + "\n")
-        run = cls(folder, config, wandb_mode)
         run._new = False
         checkpoints = run.checkpoints()
         run.metrics.read(has_copy=bool(checkpoints) and (checkpoints[-1] / METRICS).is_file())
         return run
 
     def connect(self) -> None:
-        """Start Weights & Biases, which `log` does otherwise.
-
-        Raises:
-            ValueError: it cannot start.
-        """
-        if self._wandb_mode != "off" and self._wandb is None:
-            record = read_config(self.folder / "config.json")
-            # Runs of pitune 0.2 and before had the id of their folder.
-            run_id = record.get("wandb_id") or self.folder.name
-            self._wandb = wandb_run.start(self.folder, run_id, self.config, self._wandb_mode)
+        """Start the logger, which `log` does otherwise. See `Logger.connect`."""
+        self.logger.connect()
 
     def abandon(self) -> None:
         """Release the folder. Nothing stays in it of a new run without a checkpoint."""
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=1)
-            self._wandb = None
+        with suppress(OSError):  # on a full disk its last lines are lost
+            self.logger.close(exit_code=1)
         if self._new:
             abandon(self.folder, self._made)
         else:  # its checkpoints may be elsewhere for a while
             unlock(self.folder)
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
-        """Add a row to metrics.csv and to wandb."""
+        """Add a row to metrics.csv, and report it to the logger."""
         self.metrics.add({"iteration": iteration, **metrics})
-        self._report(iteration, metrics)
+        self.logger.log(metrics, step=iteration)
 
     def amend(self, metrics: dict[str, float]) -> None:
         """Add metrics to the last row, for an evaluation that a signal has postponed."""
         self.metrics.amend(metrics)
-        self._report(self.rows[-1]["iteration"], metrics)
+        self.logger.log(metrics, step=self.recent[-1]["iteration"])
 
-    def _report(self, iteration: int, metrics: dict[str, float]) -> None:
-        self.connect()
-        if self._wandb is not None:
-            self._wandb.log(metrics, step=iteration)
+    @property
+    def recent(self) -> list[Row]:
+        """The latest rows."""
+        return list(self.metrics.recent)
 
     @property
     def rows(self) -> list[Row]:
-        """All rows so far."""
+        """All rows so far, read from metrics.csv."""
         return self.metrics.rows
 
-    def save(self, iteration: int, algorithm: Algorithm[Any], progress: dict[str, Any]) -> None:
+    def save(
+        self,
+        iteration: int,
+        algorithm: Algorithm[Any],
+        progress: dict[str, Any],
+        episodes: dict[str, Any] | None = None,
+    ) -> None:
         """Write a checkpoint, and keep only the latest and the best by `rank`.
 
         Args:
             iteration: Iterations so far, which name the folder.
             algorithm: Its policy and training state are saved.
             progress: Numbers that the loop needs to go on (JSON), `rank` among them.
+            episodes: State of the rollouts, to go on in the midst of episodes.
         """
         target = self.folder / folders.checkpoint_name(iteration)
         with folders.new_folder(target) as folder:
@@ -192,20 +208,30 @@ class Run:
             weights = folders.checksum(folder / "policy.safetensors")
             if self._first_weights is None:
                 self._first_weights = weights
-            # state besides the weights, which are saved apart
-            state = {"training": algorithm.training_state(), "random": torch.get_rng_state()}
-            if torch.cuda.is_available():
-                state["random_cuda"] = torch.cuda.get_rng_state_all()
-            torch.save(state, folder / folders.TRAINING)
             record = {
-                "iteration": iteration,
                 **progress,
                 "first_weights": self._first_weights,
                 "changed": weights != self._first_weights,
             }
-            (folder / folders.PROGRESS).write_text(json.dumps(record))
-            self.metrics.copy(folder / METRICS)
+            self.write_state(folder, iteration, algorithm, record, episodes)
         self._prune()
+
+    def _prune(self) -> None:
+        prune(self.folder)
+        self.segments.remove_unlisted()
+
+    def write_state(
+        self,
+        folder: Path,
+        iteration: int,
+        algorithm: Algorithm[Any],
+        progress: dict[str, Any],
+        episodes: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the state besides the policy, and the rows of metrics.csv, into a folder."""
+        state.write_state(folder, algorithm, self.segments, episodes)
+        (folder / folders.PROGRESS).write_text(json.dumps({"iteration": iteration, **progress}))
+        self.metrics.copy(folder / METRICS)
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints of the run, oldest first."""
@@ -234,7 +260,7 @@ class Run:
             needed: Entries that the progress must have.
 
         Returns:
-            The progress that `save` was given, and `iteration`.
+            The progress that `save` was given, and `iteration`. `episodes` is an attribute.
 
         Raises:
             FileNotFoundError: the run has no checkpoint yet.
@@ -246,14 +272,13 @@ class Run:
                 f"{self.folder} has no checkpoint to resume from; pass another --out, or remove "
                 "the folder and start without --resume"
             )
-        folder, (policy, state, progress), faults = latest_whole(checkpoints, needed)
+        folder, (policy, saved, progress), faults = latest_whole(checkpoints, needed)
 
         # policy, training state and random numbers
         algorithm.actor.policy.load_state_dict(policy.state_dict())
-        algorithm.load_training_state(state["training"])
-        torch.set_rng_state(state["random"])
-        if torch.cuda.is_available() and "random_cuda" in state:
-            torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])
+        algorithm.load_training_state(saved["training"])
+        self.segments.load(folder, algorithm.memories)
+        state.restore_random(saved)
 
         # progress, and the rows up to here: those after the checkpoint are written again
         for damaged, fault in faults.items():
@@ -263,15 +288,11 @@ class Run:
         self._first_weights = progress.pop("first_weights", None)
         progress.pop("changed", None)
         self.metrics.restore(progress["iteration"], folder / METRICS)
+        self.episodes = saved.get("episodes")
         return progress
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, close wandb and release the folder."""
+        """Write summary.json, close the logger and release the folder."""
         write_whole(self.folder / "summary.json", json.dumps(plain(summary), indent=2) + "\n")
-        if self._wandb is not None:
-            self._wandb.finish()
-            self._wandb = None
+        self.logger.close()
         unlock(self.folder)
-
-    def _prune(self) -> None:
-        prune(self.folder)

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pitune.experiments.runs.folder.checkpoints import own_checkpoints
+from pitune.experiments.runs.folder.disk import as_disk_error
 from pitune.experiments.runs.progress import screen
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -114,11 +116,48 @@ def exit_on_signal() -> Iterator[None]:
             raise
 
 
-def restart_note(iteration: int) -> str:
-    """Return the note of a run that continues where no evaluation has begun new episodes."""
+def restart_note(iteration: int, repeated: bool = False) -> str:
+    """Return the note of a run that continues between two evaluations, with new episodes.
+
+    Args:
+        iteration: Of its checkpoint.
+        repeated: Whether the simulator has played the old episodes again, but differently.
+    """
+    reason = ", because the simulator did not repeat its episodes" if repeated else ""
     return (
-        f"the run continues between two evaluations, at iteration {iteration}, with new episodes: "
-        "later numbers are not those of an uninterrupted run"
+        f"the run continues between two evaluations, at iteration {iteration}, with new episodes"
+        f"{reason}: later numbers are not those of an uninterrupted run"
+    )
+
+
+def failed_note(folder: Path, iteration: int, failed: Path) -> str:
+    """Return the end of the message of a run that stops at a number that is not finite.
+
+    Args:
+        folder: Of the run.
+        iteration: Of its latest checkpoint.
+        failed: Folder with the state at the stop.
+    """
+    again = shlex.join(["pitune", "train", "--resume", str(folder)])
+    return (
+        f"the state is kept in {failed} for inspection, and `{again}` goes on from iteration "
+        f"{iteration}"
+    )
+
+
+def note_of_disk(error: BaseException, folder: Path) -> None:
+    """Print how a run goes on after an error of its disk. Other errors print nothing.
+
+    Args:
+        error: That ended the run.
+        folder: Of the run.
+    """
+    if as_disk_error(error, folder) is None or not (checkpoints := own_checkpoints(folder)):
+        return
+    again = shlex.join(["pitune", "train", "--resume", str(folder)])
+    screen.note(
+        f"{checkpoints[-1].name} is whole; `{again}` goes on from there when {folder} can be "
+        "written again"
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from pitune import envs, policies, rl
 from pitune.experiments.recipes import algorithm_word, preset
 from pitune.experiments.runs.config_file import plain
+from pitune.experiments.runs.loggers.logger import LoggerName
 from pitune.experiments.runs.run import WandbMode
 from pitune.ranges import (
     DeviceName,
@@ -27,6 +28,8 @@ DEFAULT_OUT = Path("runs/latest")
 """Folder of a run that names none."""
 LIMITS = ("num_iterations", "max_minutes", "stop_at")
 """Settings that only end a run."""
+REPORTS = ("save_minutes", "logger", "wandb", "video")
+"""Settings of a run's reports and checkpoints, which change no number."""
 SUBCOMMANDS = {"finetune.lora": "finetune.lora:lo-ra-config"}
 """Blocks that are absent by default, and the word that adds them on the command line."""
 
@@ -61,13 +64,19 @@ class TrainConfig(Settings):
     num_chunks: PositiveInt = 41
     """Chunk decisions per environment in one rollout."""
     eval_every: PositiveInt = 20
-    """Iterations between evaluations, each of which also saves a checkpoint."""
+    """Iterations between evaluations, each of which also saves a checkpoint. New episodes begin
+    after it."""
     eval_episodes: PositiveInt = 200
     """Episodes per evaluation."""
     max_minutes: PositiveOrInfinite = float("inf")
     """Stop after the iteration that reaches this training time [min]."""
+    save_minutes: PositiveOrInfinite = 30.0
+    """Time after which a checkpoint is due between two evaluations [min]. It changes no number."""
+    logger: LoggerName = "wandb"
+    """Program that shows the metrics besides metrics.csv: `wandb`, `tensorboard` (event files in
+    --out) or `trackio`."""
     wandb: WandbMode = "offline"
-    """Weights & Biases: `offline` writes its files into --out."""
+    """Weights & Biases, if it is the logger: `offline` writes its files into --out."""
     stop_at: Annotated[float, Range(low=0, low_open=True, high=1)] = 1.0
     """Stop when the lower end of the validation interval, in which broken episodes are failures,
     reaches this success rate [-]."""
@@ -87,7 +96,7 @@ class TrainConfig(Settings):
         kind = envs.prefixes()[self.env.prefix]  # its defaults stand for a plain `EnvOptions`
         env = replace(self.env, options=self.env.typed_options(kind))
         values: dict[str, Any] = plain(replace(self, env=env))
-        for name in (*LIMITS, "resume", "wandb", "video", "out"):
+        for name in (*LIMITS, *REPORTS, "resume", "out"):
             values.pop(name)
         return {"algorithm_name": algorithm_word(self.algorithm), **values}
 
@@ -127,7 +136,7 @@ class TrainConfig(Settings):
 
     def reports(self) -> dict[str, Any]:
         """Return the settings of a run's reports, which a resumed run finds in its folder."""
-        return {"wandb": self.wandb, "video": self.video}
+        return {name: plain(getattr(self, name)) for name in REPORTS}
 
 
 def options(settings: Any, default: Any, name: str = "") -> list[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from pitune.policies.network.options.add import network_with_options
+from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
@@ -56,6 +58,8 @@ class LoadConfig(Settings):
     determine it. 0.3 and 0.4 put other bars beside pictures that are not square."""
     extensions: tuple[str, ...] = ()
     """Registered extensions to add to the network, with their initial values."""
+    options: NetworkOptions = field(default_factory=NetworkOptions)
+    """Options of the network to add, with which it computes the same numbers until trained."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +113,20 @@ def with_extensions(policy: FlowPolicy, names: tuple[str, ...]) -> FlowPolicy:
     for name in names:
         policy.network.add_extension(name)
     return policy
+
+
+def with_options(policy: FlowPolicy, options: NetworkOptions) -> FlowPolicy:
+    """Return the policy with options added to its network.
+
+    Raises:
+        ValueError: an option would change the policy's numbers, is on already, does not fit the
+            network, or the policy is steered.
+    """
+    if not options.names:
+        return policy
+    _check_not_steered(policy)
+    network = network_with_options(policy.network, options, policy.info.lora)
+    return policy.replace(network=network)
 
 
 def warn_of_small_scales(policy: FlowPolicy, folder: Path) -> None:

@@ -134,8 +134,15 @@ def check_exportable(policy: FlowPolicy, format: str) -> None:
     """Reject parts of a policy that no other package has.
 
     Raises:
-        ValueError: its starting noise is chosen by a noise actor, or its solver is not Euler's.
+        ValueError: its starting noise is chosen by a noise actor, its solver is not Euler's, or its
+            network has options.
     """
+    names = policy.network.config.options.names
+    if names:
+        raise ValueError(
+            f"{format} cannot hold the network options {names} of this policy; save with "
+            "format='pitune'"
+        )
     if policy.noise_source is not None:
         raise ValueError(
             f"this policy is steered: a noise actor chooses its starting noise, and {format} has "

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pitune.policies.network.config import Pi0Config
-from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.siglip import SiglipConfig
+from pitune.policies.network.sizes import GemmaConfig
 
 VLM = "paligemma_with_expert.paligemma.model."
 EXPERT = "paligemma_with_expert.gemma_expert."

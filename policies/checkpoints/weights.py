@@ -27,9 +27,9 @@ from pitune.policies.checkpoints.keys import (
 )
 from pitune.policies.network.config import Family, Pi0Config
 from pitune.policies.network.extensions import initialize_extensions, new_parameters
-from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.network.siglip import SiglipConfig
+from pitune.policies.network.sizes import GemmaConfig
 
 _RENAMES = (
     # lerobot <= 0.3, from the transformers of that time
@@ -198,11 +198,14 @@ def _depth(prefix: str, weights: Mapping[str, Tensor]) -> int:
 def build(config: Pi0Config, weights: Mapping[str, Tensor], source: Path) -> Pi0:
     """Return the network with renamed weights, which it shares without a copy.
 
-    Published weights have no parameters of the config's extensions. Those get their initial values.
+    Published weights have no parameters of the config's extensions and options. Those get their
+    initial values.
 
     Raises:
-        ValueError: keys are missing or surplus, or shapes differ.
+        ValueError: keys are missing or surplus, shapes differ, or an option would change the
+            numbers of pretrained weights.
     """
+    config.options.check_pretrained()
     with torch.device("meta"):
         network = Pi0(config)
     new = new_parameters(network)

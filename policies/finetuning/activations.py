@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 
 from pitune.policies.finetuning.trainable import parameter_groups, trained_parameters
-from pitune.policies.network.gemma import GemmaConfig
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.network.siglip import SiglipConfig
+from pitune.policies.network.sizes import GemmaConfig
 from pitune.policies.policy import FlowPolicy
 
 FLOAT32 = 4

@@ -23,6 +23,7 @@ from pitune.policies.network.extensions import (
 )
 from pitune.policies.network.gemma import Gemma
 from pitune.policies.network.lora import LoRAConfig, add_lora, merge_lora
+from pitune.policies.network.options.config import option_groups
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.policy import FlowPolicy
@@ -53,8 +54,8 @@ class FinetuneConfig(Settings):
     """
 
     trainable: tuple[str, ...] = ("all",)
-    """Groups of parameters to train: action_expert, vlm, vision, projections, the name of an
-    extension, or all. Empty to train low-rank updates alone."""
+    """Groups of parameters to train: action_expert, vlm, vision, projections, the name of a network
+    option or an extension, or all. Empty to train low-rank updates alone."""
     lora: LoRAConfig | None = None
     """Low-rank updates. A layer with one is frozen itself, whatever its group."""
     gradient_checkpointing: bool = False
@@ -64,7 +65,7 @@ class FinetuneConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        valid = [*PRETRAINED_GROUPS, "all", *extension_names()]
+        valid = [*PRETRAINED_GROUPS, "all", *option_groups(), *extension_names()]
         unknown = [name for name in self.trainable if name not in valid]
         if unknown:
             raise ValueError(

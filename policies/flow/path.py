@@ -37,6 +37,9 @@ class FlowOutput(NamedTuple):
     """Features of the action tokens (B, M, H, D) for a learned noise. None if there are none."""
 
 
+MIN_TIME = 1e-3
+"""Shortest flow time of training [flow time], see `sample_flow_time`."""
+
 VelocityField = Callable[[Tensor, Tensor], FlowOutput]
 """`(x (B, M, H, A), flow_time (B, M)) -> FlowOutput`, for a fixed observation per row."""
 
@@ -54,6 +57,15 @@ def target_velocity(action: Tensor, noise: Tensor) -> Tensor:
 def predicted_action(x: Tensor, velocity: Tensor, flow_time: Tensor) -> Tensor:
     """Return the end of the straight line through x_t at flow time 0."""
     return x - flow_time * velocity
+
+
+def velocity_towards(x: Tensor, action: Tensor, flow_time: Tensor) -> Tensor:
+    """Return the velocity of the straight line through x_t to an action at flow time 0.
+
+    The inverse of `predicted_action`, exact for the flow times of training and of Euler's steps.
+    The line is undefined at flow time 0; below `MIN_TIME` the time is `MIN_TIME`.
+    """
+    return (x - action) / flow_time.clamp(min=MIN_TIME)
 
 
 def predicted_noise(x: Tensor, velocity: Tensor, flow_time: Tensor) -> Tensor:

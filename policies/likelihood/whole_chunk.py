@@ -66,6 +66,14 @@ class ExactFlowLikelihood(Likelihood[ExactFlowConfig]):
         >>> likelihood = ExactFlowLikelihood(ExactFlowConfig(), policy)  # doctest: +SKIP
     """
 
+    def __init__(self, config: ExactFlowConfig, policy: FlowPolicy) -> None:
+        if policy.network.config.options.prediction.output == "action":
+            raise ValueError(
+                "the exact density needs the velocity at flow time 0, and a network with "
+                "options.prediction.output='action' has none there; take another likelihood"
+            )
+        super().__init__(config, policy)
+
     def distribution(
         self, policy: FlowPolicy, context: Context, num: int, draws: Draws
     ) -> ExactFlow:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pitune.policies.network.gemma import GemmaConfig
+from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.siglip import SiglipConfig
+from pitune.policies.network.sizes import GemmaConfig
 from pitune.ranges import NonNegativeInt, PositiveInt, Settings
 
 Family = Literal["pi0", "pi05"]
@@ -47,6 +48,8 @@ class Pi0Config(Settings):
     """Pieces of the tokenizer. 0 for a policy without a prompt."""
     extensions: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Registered extensions by name, each with its options (JSON values)."""
+    options: NetworkOptions = field(default_factory=NetworkOptions)
+    """Options beyond the published network, all off by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,6 +75,7 @@ class Pi0Config(Settings):
                         f"the expert's {name}={of_expert} differs from the vlm's {of_vlm}; towers "
                         "that attend to each other share it, so make them equal"
                     )
+        self.options.check(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Pi0Config:
@@ -81,6 +85,7 @@ class Pi0Config(Settings):
             parts["vlm"] = GemmaConfig(**values["vlm"])
         if values.get("vision") is not None:
             parts["vision"] = SiglipConfig(**values["vision"])
+        parts["options"] = NetworkOptions.from_dict(values.get("options", {}))
         return cls(**{**values, **parts})
 
     @property

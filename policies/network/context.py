@@ -6,6 +6,7 @@ Letters: B rows, R steps of a remainder, A model action dim, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -35,20 +36,38 @@ class Context(NamedTuple):
     """Rest of the chunk that is being executed (B, R, A), under a decision delay."""
     delay: Tensor | None = None
     """Its actions that are executed before the new chunk arrives (B,), -1 without an old chunk."""
+    side: Mapping[str, Cache] | None = None
+    """Keys and values of additional tokens by kind, which are read through gates."""
+    condition_offset: Tensor | None = None
+    """Added to the flow-time condition of π0.5 (B, D) or (1, D), e.g. a gene of a population."""
 
 
 def pack(context: Context) -> TensorDict:
     """Return the tensors of a context (N); the keys and values of the layers side by side."""
-    keys, values = (torch.stack(part, 1) for part in zip(*context.cache, strict=True))
-    rest = {name: value for name, value in context._asdict().items() if name != "cache"}
+    rest = {k: v for k, v in context._asdict().items() if k not in ("cache", "side")}
     tensors = {name: value for name, value in rest.items() if value is not None}
-    return TensorDict({"keys": keys, "values": values} | tensors, batch_size=[len(keys)])
+    td = TensorDict(_stacked(context.cache) | tensors, batch_size=[len(context.features)])
+    for kind, cache in (context.side or {}).items():
+        td["side", kind] = TensorDict(_stacked(cache), batch_size=td.batch_size)
+    return td
 
 
 def unpack(packed: TensorDictBase) -> Context:
     """Return the context that `pack` took apart."""
-    cache = list(zip(packed["keys"].unbind(1), packed["values"].unbind(1), strict=True))
-    return Context(cache=cache, **dict(packed.exclude("keys", "values").items()))
+    rest = dict(packed.exclude("keys", "values", "side").items())
+    side = packed.get("side", None)
+    if side is not None:
+        rest["side"] = {kind: _unstacked(part) for kind, part in side.items()}
+    return Context(cache=_unstacked(packed), **rest)
+
+
+def _stacked(cache: Cache) -> dict[str, Tensor]:
+    keys, values = (torch.stack(part, 1) for part in zip(*cache, strict=True))
+    return {"keys": keys, "values": values}
+
+
+def _unstacked(packed: TensorDictBase) -> Cache:
+    return list(zip(packed["keys"].unbind(1), packed["values"].unbind(1), strict=True))
 
 
 def stored_prefix(rows: TensorDictBase) -> Context | None:

@@ -29,19 +29,30 @@ def flow_time_embedding(flow_time: Tensor, width: int) -> Tensor:
 
 
 def flow_time_mask(
-    m: int, horizon: int, before: int, valid: Tensor | None, device: torch.device
+    m: int,
+    horizon: int,
+    before: int,
+    valid: Tensor | None,
+    device: torch.device,
+    registers: int = 0,
 ) -> Tensor | None:
     """Return True where an action token may attend (1 or B, 1, M * H, before + M * H).
 
     It attends to the blocks before without their padding, and to the tokens of its own flow time.
-    None stands for a mask that is True everywhere.
+    None stands for a mask that is True everywhere. With registers, the tokens that attend are
+    M * (H + registers).
     """
     if m == 1 and valid is None:
         return None
     index = repeat(torch.arange(m, device=device), "m -> (m h)", h=horizon)
     same_flow_time = (index[:, None] == index)[None]  # (1, M * H, M * H)
+    if registers:  # which attend like the last action of their flow time
+        step = torch.arange(horizon + registers, device=device).clamp(max=horizon - 1)
+        like = torch.arange(m, device=device)[:, None] * horizon + step  # (M, H + registers)
+        same_flow_time = same_flow_time[:, like.flatten()]
     if valid is None:
         valid = torch.ones(1, before, dtype=torch.bool, device=device)
-    past = valid[:, None].expand(-1, len(index), -1)  # (1 or B, M * H, before)
+    # (1 or B, M * (H + registers), before)
+    past = valid[:, None].expand(-1, same_flow_time.shape[1], -1)
     own = same_flow_time.expand(len(valid), -1, -1)
     return torch.cat([past, own], dim=2)[:, None]

@@ -15,8 +15,6 @@ Source: Gemma Team 2024; Black et al. 2024; Physical Intelligence 2025 (π0.5, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -24,52 +22,15 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from pitune.policies.network.layers import AdaptiveRMSNorm, Linear, RMSNorm, rotary_angles, rotate
-from pitune.ranges import PositiveInt, Settings
+from pitune.policies.network.options.config import NetworkOptions
+from pitune.policies.network.options.gated_tokens import Extra, gated_reads
+from pitune.policies.network.options.hyper_connections import collapse, expand
+from pitune.policies.network.options.layers import add_layer_options
+from pitune.policies.network.options.value_residual import ValueResidual
+from pitune.policies.network.sizes import GemmaConfig
 
 Cache = list[tuple[Tensor, Tensor]]
 """Per layer: keys and values (B, kv heads, prefix, head dim) of the blocks before."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GemmaConfig(Settings):
-    """Sizes of one tower. Towers that attend to each other share depth, heads and head dim.
-
-    Raises:
-        ValueError: the key and value heads do not divide the query heads, or `head_dim` is odd.
-
-    Example:
-        >>> GemmaConfig(
-        ...     width=64, depth=2, mlp_dim=128, num_heads=4, num_kv_heads=1, head_dim=16
-        ... ).adaptive
-        False
-    """
-
-    width: PositiveInt
-    """D."""
-    depth: PositiveInt
-    """Number of layers."""
-    mlp_dim: PositiveInt
-    """Hidden width of the gated feed-forward part."""
-    num_heads: PositiveInt
-    """Query heads."""
-    num_kv_heads: PositiveInt
-    """Key and value heads. Each serves an equal number of query heads."""
-    head_dim: PositiveInt
-    """Width of a head. It is even, because the rotary embedding splits it in two."""
-    adaptive: bool = False
-    """Whether a condition modulates the norms, as in the action expert of π0.5."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads={self.num_heads} must be a multiple of "
-                f"num_kv_heads={self.num_kv_heads}; change one"
-            )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim={self.head_dim} must be even for the rotary embedding; change it"
-            )
 
 
 class Attention(nn.Module):
@@ -85,9 +46,15 @@ class Attention(nn.Module):
         (torch.Size([1, 3, 8]), torch.Size([1, 1, 3, 4]))
     """
 
+    value_residual: ValueResidual | None
+    gates: nn.ModuleDict | None
+    norms: nn.ModuleDict | None
+
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
         self.config = config
+        for option in ("value_residual", "gates", "norms"):
+            self.register_module(option, None)
         query_dim = config.num_heads * config.head_dim
         kv_dim = config.num_kv_heads * config.head_dim
         self.q_proj = Linear(config.width, query_dim, bias=False)
@@ -96,23 +63,59 @@ class Attention(nn.Module):
         self.o_proj = Linear(query_dim, config.width, bias=False)
 
     def forward(
-        self, x: Tensor, rotation: Tensor, mask: Tensor | None, before: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        rotation: Tensor,
+        mask: Tensor | None,
+        before: tuple[Tensor, Tensor] | None,
+        first: Tensor | None = None,
+        extra: Extra | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the block's output (B, L, D) and the keys and values of all blocks so far."""
+        """Return the block's output (B, L, D) and the keys and values of all blocks so far.
+
+        Args:
+            x: Normed tokens (B, L, D).
+            rotation: See `rotary_angles`.
+            mask: See `Gemma.forward`.
+            before: Keys and values of the blocks before.
+            first: The first layer's values of this block (B, kv heads, L, head dim), for a value
+                residual.
+            extra: Additional tokens of this layer, which are read through gates.
+        """
         # (B, L, heads * head dim) -> (B, heads, L, head dim)
         query, key, value = (
-            rearrange(y, "b l (heads dim) -> b heads l dim", dim=self.config.head_dim)
-            for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+            rearrange(
+                project(self, name, x), "b l (heads dim) -> b heads l dim", dim=self.config.head_dim
+            )
+            for name in ("q_proj", "k_proj", "v_proj")
         )
         query, key = rotate(query, rotation), rotate(key, rotation)
-        # (B, kv heads, prefix + L, head dim)
-        if before is not None:
-            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        if self.value_residual is not None and first is not None:
+            value = self.value_residual(x, value, first)
+        # (B, kv heads, prefix + L, head dim), and those of the block's registers apart
+        after, registers = joined(before, (key, value)), None
+        keys, values = after
+        if extra is not None and extra.registers:
+            own, registers = extra.split(key, value)
+            keys, values = joined(before, own)
         # with fewer key heads than query heads, several queries share a key
         grouped = self.config.num_heads != self.config.num_kv_heads
-        y = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
+        y = scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
+        if self.gates is not None and extra is not None:
+            for addition in gated_reads(self.gates, query, extra, registers):
+                y = y + addition
         # (B, heads, L, head dim) -> (B, L, heads * head dim)
-        return self.o_proj(rearrange(y, "b heads l dim -> b l (heads dim)")), (key, value)
+        y = rearrange(y, "b heads l dim -> b l (heads dim)")
+        return project(self, "o_proj", y), after
+
+
+def joined(
+    before: tuple[Tensor, Tensor] | None, own: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return keys and values (B, kv heads, tokens, head dim) of the blocks before and of this."""
+    if before is None:
+        return own
+    return torch.cat([before[0], own[0]], dim=2), torch.cat([before[1], own[1]], dim=2)
 
 
 class MLP(nn.Module):
@@ -131,13 +134,24 @@ class MLP(nn.Module):
         self.gate_proj = Linear(config.width, config.mlp_dim, bias=False)
         self.up_proj = Linear(config.width, config.mlp_dim, bias=False)
         self.down_proj = Linear(config.mlp_dim, config.width, bias=False)
+        self.register_module("norms", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+        gate = gelu(project(self, "gate_proj", x), approximate="tanh")
+        return project(self, "down_proj", gate * project(self, "up_proj", x))
+
+
+def project(part: nn.Module, name: str, x: Tensor) -> Tensor:
+    """Return the output of a part's linear layer, with the norm after it if the part has norms."""
+    y: Tensor = getattr(part, name)(x)
+    norms: nn.ModuleDict | None = part.norms  # type: ignore[assignment]
+    return y if norms is None else norms[name](y)
 
 
 class Layer(nn.Module):
     """One transformer layer with pre-normalization.
+
+    With hyper-connections its tokens are streams (n, B, L, D).
 
     Example:
         >>> sizes = GemmaConfig(
@@ -149,6 +163,8 @@ class Layer(nn.Module):
         torch.Size([1, 3, 8])
     """
 
+    connections: nn.ModuleList | None
+
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
         norm = AdaptiveRMSNorm if config.adaptive else RMSNorm
@@ -156,6 +172,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = norm(config.width)
         self.post_attention_layernorm = norm(config.width)
+        self.register_module("connections", None)
 
     def forward(
         self,
@@ -164,16 +181,32 @@ class Layer(nn.Module):
         mask: Tensor | None,
         before: tuple[Tensor, Tensor] | None,
         condition: Tensor | None,
+        first: Tensor | None = None,
+        extra: Extra | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         # attention, where only an adaptive norm has a gate
-        y, gate = self.input_layernorm(x, condition)
-        y, after = self.self_attn(y, rotation, mask, before)
-        x = x + (y if gate is None else y * gate)
+        y, rest, write = self._enter(0, x)
+        y, gate = self.input_layernorm(y, condition)
+        y, after = self.self_attn(y, rotation, mask, before, first, extra)
+        y = y if gate is None else y * gate
+        x = rest + (y if write is None else write * y)
 
         # feed-forward part
-        y, gate = self.post_attention_layernorm(x, condition)
+        y, rest, write = self._enter(1, x)
+        y, gate = self.post_attention_layernorm(y, condition)
         y = self.mlp(y)
-        return x + (y if gate is None else y * gate), after
+        y = y if gate is None else y * gate
+        return rest + (y if write is None else write * y), after
+
+    def _enter(self, part: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return a part's input (B, L, D), the residual, and the weights of the part's output.
+
+        They are those of the hyper-connections, if there are any.
+        """
+        if self.connections is None:
+            return x, x, None
+        y, rest, write = self.connections[part](x)
+        return y, rest, write
 
 
 class Gemma(nn.Module):
@@ -182,6 +215,7 @@ class Gemma(nn.Module):
     Args:
         config: Sizes.
         vocab_size: Pieces of the tokenizer. 0 for a tower without token embeddings.
+        options: Options of the layers, None for the published ones.
 
     Example:
         >>> sizes = GemmaConfig(
@@ -192,15 +226,20 @@ class Gemma(nn.Module):
         (torch.Size([1, 3, 8]), 1)
     """
 
-    def __init__(self, config: GemmaConfig, vocab_size: int = 0) -> None:
+    def __init__(
+        self, config: GemmaConfig, vocab_size: int = 0, options: NetworkOptions | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.streams = 0 if options is None else options.hyper_connections.streams
         if vocab_size:
             self.embed_tokens = nn.Embedding(vocab_size, config.width)
             nn.init.normal_(self.embed_tokens.weight, std=config.width**-0.5)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.norm = (AdaptiveRMSNorm if config.adaptive else RMSNorm)(config.width)
+        if options is not None:
+            add_layer_options(self.layers, config, options)
 
     def forward(
         self,
@@ -209,6 +248,7 @@ class Gemma(nn.Module):
         mask: Tensor | None = None,
         cache: Cache | None = None,
         condition: Tensor | None = None,
+        extra: Extra | None = None,
     ) -> tuple[Tensor, Cache]:
         """Return the hidden states (B, L, D) and the cache including this block.
 
@@ -219,15 +259,21 @@ class Gemma(nn.Module):
                 for one block without padding.
             cache: Keys and values of the blocks before.
             condition: Of adaptive norms (B, M, D), each for L / M neighboring tokens.
+            extra: Additional tokens, which are read through gates.
         """
         rotation = rotary_angles(positions, self.config.head_dim)
         after: Cache = []
+        first = None  # values of the first layer
+        x = expand(x, self.streams) if self.streams else x
         for i, layer in enumerate(self.layers):
-            inputs = (x, rotation, mask, None if cache is None else cache[i], condition)
+            before, additional = None if cache is None else cache[i], extra and extra.at(i)
+            inputs = (x, rotation, mask, before, condition, first, additional)
             # the backward pass computes the layer's activations again
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, keys_values = checkpoint(layer, *inputs, use_reentrant=False)
             else:
                 x, keys_values = layer(*inputs)
             after.append(keys_values)
+            first = keys_values[1][:, :, -positions.shape[1] :] if i == 0 else first
+        x = collapse(x) if self.streams else x
         return self.norm(x, condition)[0], after

@@ -34,8 +34,10 @@ from pitune.policies.network.extensions import make_extension
 from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mask
 from pitune.policies.network.gemma import Cache, Gemma
 from pitune.policies.network.layers import Linear
+from pitune.policies.network.options.add import option_modules
+from pitune.policies.network.options.blocks import with_registers, with_state_tokens
 from pitune.policies.network.siglip import Siglip
-from pitune.policies.network.towers import Experts, VisionLanguageModel
+from pitune.policies.network.towers import Experts, VisionLanguageModel, check_prefix_inputs
 
 
 class Pi0(nn.Module):
@@ -51,6 +53,7 @@ class Pi0(nn.Module):
             are. See `FlowPolicy.compiled`.
         extensions: Modules that pretrained weights lack, by name. Each maps the action tokens
             (B, M, H, D) to action tokens, see `pitune.policies.network.extensions`.
+        options: Modules of options that act around the towers, by name.
 
     Example:
         >>> from pitune.policies.network.config import LAPTOP_EXPERT
@@ -81,6 +84,7 @@ class Pi0(nn.Module):
         self.extensions = nn.ModuleDict(
             {name: make_extension(name, config, opts) for name, opts in config.extensions.items()}
         )
+        self.options = nn.ModuleDict(option_modules(config))
 
     def add_extension(self, name: str, **options: Any) -> None:
         """Attach a registered extension with its initial values, and name it in the config.
@@ -106,9 +110,9 @@ class Pi0(nn.Module):
     @property
     def vlm(self) -> VisionLanguageModel | None:
         """The vision-language model. None if the policy reads its state alone."""
-        if self.config.vlm is None:
-            return None
-        model: VisionLanguageModel = self.paligemma_with_expert.paligemma["model"]  # type: ignore[assignment]
+        model: VisionLanguageModel | None = None
+        if self.config.vlm is not None:
+            model = self.paligemma_with_expert.paligemma["model"]  # type: ignore[assignment]
         return model
 
     def encode(
@@ -128,7 +132,8 @@ class Pi0(nn.Module):
             image_mask: False for missing cameras (B, V). All are present by default.
             tokens: Prompts (B, L) int64.
             token_mask: False for padding (B, L). No token is padding by default.
-            state_offset: Added to the state token (B, D) or (1, D), e.g. a gene of a population.
+            state_offset: Added to π0's state token (B, D) or (1, D), or to π0.5's condition of
+                flow time, e.g. a gene of a population.
         """
         prefix = None
         if self.vlm is not None:
@@ -167,27 +172,25 @@ class Pi0(nn.Module):
         """Return the context of a prefix, if there is one, and of states (B, S).
 
         π0 adds its state token, and `state_offset` (B, D) or (1, D) to it. π0.5 has none, because
-        its prompt contains the state.
+        its prompt contains the state, and adds the offset to the flow-time condition.
 
         Raises:
-            ValueError: π0.5 is called without a prefix or with an offset.
+            ValueError: π0.5 is called without a prefix.
         """
         if self.config.family == "pi05":
-            if state_offset is not None:
-                raise ValueError(
-                    "state_offset is added to the state token, and π0.5 has none; leave it out"
-                )
             if prefix is None:
                 raise ValueError(
                     "π0.5 reads its state from the prompt, but prefix is None; pass the context "
                     "that `encode_prefix` returned"
                 )
-            return prefix
-        if prefix is None:
+            context = prefix._replace(condition_offset=state_offset)
+        elif prefix is None:
             hidden, cache, valid = self._encode_state(state, None, None, state_offset)
-            return Context(cache, hidden[:, -1].float(), valid)
-        _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
-        return Context(cache, prefix.features, valid)
+            context = Context(cache, hidden[:, -1].float(), valid)
+        else:
+            _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
+            context = Context(cache, prefix.features, valid)
+        return with_state_tokens(self, context, state)
 
     def embed_prefix(
         self,
@@ -203,7 +206,7 @@ class Pi0(nn.Module):
         Raises:
             ValueError: pictures or a prompt are missing, or the network does not read them.
         """
-        self._check_prefix_inputs(images, tokens)
+        check_prefix_inputs(self.config, images, tokens)
         vlm = self.vlm
         parts: list[Tensor] = []
         masks: list[Tensor] = []
@@ -223,18 +226,6 @@ class Pi0(nn.Module):
                 torch.ones_like(tokens).bool() if token_mask is None else token_mask.bool()
             )
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
-
-    def _check_prefix_inputs(self, images: Tensor | None, tokens: Tensor | None) -> None:
-        for name, value, expected in (
-            ("images", images, self.config.vision is not None),
-            ("tokens", tokens, self.config.vocab_size > 0),
-        ):
-            if (value is not None) != expected:
-                raise ValueError(
-                    f"{name} {'are' if value is not None else 'are not'} given, but this network "
-                    f"{'reads' if expected else 'does not read'} them; "
-                    f"{'pass' if expected else 'leave out'} {name}"
-                )
 
     def _encode_state(
         self, state: Tensor, cache: Cache | None, valid: Tensor | None, offset: Tensor | None
@@ -266,32 +257,40 @@ class Pi0(nn.Module):
             flow_time: (B, M), or (B, M, H) for flow times of single action tokens.
         """
         b, m, horizon, _ = x.shape
-        tokens, condition = self.embed_suffix(x, flow_time)
-        before = context.cache[0][0].shape[2]
-        valid = context.valid
-        steps = repeat(torch.arange(horizon, device=x.device), "h -> (m h)", m=m)
+        tokens, condition = self.embed_suffix(x, flow_time, context.condition_offset)
+        extra, tokens, condition = with_registers(self, context, tokens, condition, m)
+        before, valid = context.cache[0][0].shape[2], context.valid
+        own = torch.arange(horizon + extra.registers, device=x.device)
+        steps = repeat(own, "l -> (m l)", m=m)
         if valid is None:
-            positions = (before + steps).expand(b, -1)  # (B, M * H)
+            positions = (before + steps).expand(b, -1)  # (B, M * (H + registers))
         else:
             positions = valid.sum(1, keepdim=True) + steps
-        mask = flow_time_mask(m, horizon, before, valid, x.device)
-        hidden, _ = self.expert(tokens, positions, mask, context.cache, condition)
-        hidden = rearrange(hidden, "b (m h) d -> b m h d", m=m).to(x.dtype)
-        return FlowOutput(self.action_out_proj(hidden), hidden)
+        mask = flow_time_mask(m, horizon, before, valid, x.device, extra.registers)
+        hidden, _ = self.expert(tokens, positions, mask, context.cache, condition, extra)
+        hidden = rearrange(hidden, "b (m l) d -> b m l d", m=m)[:, :, :horizon].to(x.dtype)
+        output = self.action_out_proj(hidden)
+        prediction = self.config.options.prediction
+        return FlowOutput(prediction.velocity(output, x, flow_time), hidden)
 
-    def embed_suffix(self, x: Tensor, flow_time: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed_suffix(
+        self, x: Tensor, flow_time: Tensor, condition_offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the action tokens (B, M * H, D) and the norms' condition, if any.
 
         The condition is (B, M, D), or (B, M * H, D) for flow times of single tokens (B, M, H). The
-        extensions apply to the tokens here.
+        offset (B or 1, D) is added to it before its last nonlinearity, as a bias. The extensions
+        apply to the tokens here.
         """
         width = self.config.expert.width
         time = flow_time_embedding(flow_time, width).to(x.dtype)  # (B, M, D) or (B, M, H, D)
         action = self.action_in_proj(x)  # (B, M, H, D)
         condition = None
         if self.config.family == "pi05":
-            condition = silu(self.time_mlp_out(silu(self.time_mlp_in(time))))
-            condition = condition.to(self.compute_dtype).flatten(1, -2)
+            condition = self.time_mlp_out(silu(self.time_mlp_in(time))).flatten(1, -2)
+            if condition_offset is not None:
+                condition = condition + condition_offset[:, None]
+            condition = silu(condition).to(self.compute_dtype)
         else:
             if time.ndim == 3:
                 time = repeat(time, "b m d -> b m h d", h=x.shape[2])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from pitune.policies.network.config import Pi0Config
-from pitune.policies.network.gemma import Gemma, GemmaConfig
+from pitune.policies.network.gemma import Gemma
 from pitune.policies.network.layers import Linear
 from pitune.policies.network.siglip import Siglip
+from pitune.policies.network.sizes import GemmaConfig
 
 
 class VisionLanguageModel(nn.Module):
@@ -43,4 +44,23 @@ class Experts(nn.Module):
         if config.vlm is not None:
             model = VisionLanguageModel(config, config.vlm)
             self.paligemma = nn.ModuleDict({"model": model})
-        self.gemma_expert = nn.ModuleDict({"model": Gemma(config.expert)})
+        expert = Gemma(config.expert, options=config.options)
+        self.gemma_expert = nn.ModuleDict({"model": expert})
+
+
+def check_prefix_inputs(config: Pi0Config, images: Tensor | None, tokens: Tensor | None) -> None:
+    """Check that pictures and prompt are given if a network reads them, and only then.
+
+    Raises:
+        ValueError: names the input.
+    """
+    for name, value, expected in (
+        ("images", images, config.vision is not None),
+        ("tokens", tokens, config.vocab_size > 0),
+    ):
+        if (value is not None) != expected:
+            raise ValueError(
+                f"{name} {'are' if value is not None else 'are not'} given, but this network "
+                f"{'reads' if expected else 'does not read'} them; "
+                f"{'pass' if expected else 'leave out'} {name}"
+            )

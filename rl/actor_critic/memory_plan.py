@@ -16,6 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from pitune.policies import FlowPolicy
 from pitune.policies.finetuning.memory import GIB, available_bytes, example_input, readable
 from pitune.policies.network.context import pack
+from pitune.rl import ranks
 from pitune.rl.actor_critic.learner_config import ActorCriticConfig
 from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 
@@ -62,18 +63,19 @@ def plan_memory(
     Raises:
         ValueError: too few decisions fit, or they do not fit the machine.
     """
-    least = max(config.warmup_decisions, config.minibatch_size)
+    least = ranks.share(max(config.warmup_decisions, config.minibatch_size))
+    wanted_capacity = ranks.share(config.capacity)
     choices = [(plain, False, least)]
     if encoded is not None:
         choices.insert(0, (encoded, True, max(least, LEAST_ENCODED)))
     for row_bytes, is_encoded, wanted in choices:
-        fitting = config.capacity
+        fitting = wanted_capacity
         if config.memory_folder is None:
             fitting = int(config.memory_gib * GIB) // row_bytes - num_demonstrations
-        capacity = min(config.capacity, fitting)
-        if capacity >= min(config.capacity, wanted):
+        capacity = min(wanted_capacity, fitting)
+        if capacity >= min(wanted_capacity, wanted):
             plan = MemoryPlan(capacity, row_bytes, is_encoded)
-            if capacity < config.capacity or is_encoded != (encoded is not None):
+            if capacity < wanted_capacity or is_encoded != (encoded is not None):
                 plan = plan._replace(notes=(_note(plan, config),))
             _check_machine(plan, config, device, num_demonstrations)
             return plan

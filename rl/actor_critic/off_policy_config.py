@@ -13,6 +13,7 @@ from pitune.ranges import Finite, NonNegativeInt, PositiveFloat, PositiveInt, Ra
 from pitune.rl.actor_critic.q_ensemble import Pessimism
 from pitune.rl.config import MinibatchConfig, ReturnConfig, TimeLimit
 from pitune.rl.datasets.config import DataConfig
+from pitune.rl.value_distribution import DistributionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class OffPolicyConfig(ReturnConfig, MinibatchConfig):
     """Reduction over these critics."""
     hidden: tuple[PositiveInt, ...] = (256, 256)
     """Widths of the critics' hidden layers."""
+    critic_distribution: DistributionConfig = field(default_factory=DistributionConfig)
+    """Bins of critics that predict a distribution of values. By default they predict a number."""
     critic_learning_rate: PositiveFloat = 3e-4
     """Adam's step size for the critics [-]."""
     target_update_rate: Annotated[float, Range(low=0, low_open=True, high=1)] = 0.005

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from pitune.rl import ranks
+from pitune.rl.value_distribution import DistributionConfig
+
 Pessimism = Literal["min", "mean"]
 
 
@@ -52,20 +55,28 @@ class QEnsemble(nn.Module):
         in_dim: D, width of the concatenated inputs.
         num_members: Q.
         hidden: Widths of the hidden layers.
+        distribution: Bins of categorical critics. By default each has one number.
 
     Example:
         >>> QEnsemble(3, num_members=2, hidden=(8,))(torch.zeros(5, 1), torch.zeros(5, 2)).shape
         torch.Size([2, 5])
     """
 
-    def __init__(self, in_dim: int, num_members: int, hidden: Sequence[int]) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        num_members: int,
+        hidden: Sequence[int],
+        distribution: DistributionConfig | None = None,
+    ) -> None:
         super().__init__()
+        self.distribution = distribution or DistributionConfig()
         if num_members < 1:
             raise ValueError(f"num_members={num_members} must be at least 1")
         self.num_members = num_members
         widths = (in_dim, *hidden)
         self.layers = nn.ModuleList(EnsembleLinear(num_members, *pair) for pair in pairwise(widths))
-        self.head = EnsembleLinear(num_members, widths[-1], 1)
+        self.head = EnsembleLinear(num_members, widths[-1], self.distribution.num_outputs)
         # Near zero, as in DDPG. A target is the minimum over critics. If they differed at the
         # start, it would fall below every reward before the critics have learned a reward.
         nn.init.uniform_(self.head.weight, -3e-3, 3e-3)
@@ -77,12 +88,16 @@ class QEnsemble(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the values (Q, B) of inputs (B, ...), which are joined along the last axis."""
+        return self.distribution.value(self.output(*inputs)).squeeze(-1)
+
+    def output(self, *inputs: Tensor) -> Tensor:
+        """Return the outputs (Q, B, 1), or the logits of the bins (Q, B, num_bins), of inputs."""
         x = torch.cat(inputs, dim=-1).expand(self.num_members, -1, -1)  # (Q, B, D)
         for layer, scale, shift in zip(self.layers, self.scale, self.shift, strict=True):
             y = layer(x)
             x = torch.relu(layer_norm(y, y.shape[-1:]) * scale + shift)
-        values: Tensor = self.head(x).squeeze(-1)  # (Q, B)
-        return values
+        outputs: Tensor = self.head(x)
+        return outputs
 
 
 def make_target(ensemble: QEnsemble) -> QEnsemble:
@@ -93,8 +108,9 @@ def make_target(ensemble: QEnsemble) -> QEnsemble:
 @torch.no_grad()
 def polyak_update(target: nn.Module, online: nn.Module, rate: float) -> None:
     """Move the parameters of `target` towards those of `online` by the share `rate`, in place."""
-    for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
-        slow.lerp_(fast, rate)
+    pairs = zip(target.parameters(), online.parameters(), strict=True)
+    slow, fast = (list(column) for column in zip(*pairs, strict=True))
+    torch._foreach_lerp_(slow, fast, rate)
 
 
 def reduce_ensemble(values: Tensor, how: Pessimism, subset: int = 0) -> Tensor:
@@ -112,7 +128,8 @@ def reduce_ensemble(values: Tensor, how: Pessimism, subset: int = 0) -> Tensor:
     if not 0 <= subset <= num:
         raise ValueError(f"subset={subset} must be between 0 (all) and num_members={num}")
     if 0 < subset < num:
-        values = values[torch.randperm(num, device=values.device)[:subset]]
+        chosen = torch.randperm(num, device=values.device)[:subset]
+        values = values[ranks.of_first(chosen)]
     return values.amin(0) if how == "min" else values.mean(0)
 
 
@@ -129,5 +146,5 @@ def td_target(reward: Tensor, discount: Tensor, terminated: Tensor, next_value: 
 
 
 def mean_size(value: Tensor) -> Tensor:
-    """Return the mean absolute value of values (B), at least 1e-6."""
-    return value.detach().abs().mean().clamp(min=1e-6)
+    """Return the mean absolute value of values (B), those of all ranks, at least 1e-6."""
+    return ranks.mean(value.detach().abs()).clamp(min=1e-6)

@@ -17,6 +17,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.rl import ranks
 from pitune.rl.actor_critic.off_policy_config import OffPolicyConfig
 from pitune.rl.actor_critic.q_ensemble import (
     QEnsemble,
@@ -39,15 +40,23 @@ def means(history: list[dict[str, float]]) -> dict[str, float]:
 
 
 def regression_loss(critic: QEnsemble, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
-    """Return the squared error, summed over the critics, and metrics.
+    """Return the squared error or cross-entropy, summed over the critics, and metrics.
 
     Args:
         critic: Q critics.
         batch: Rows with `input` (B, D) and `target` (B).
     """
-    values = critic(batch["input"])  # (Q, B)
-    loss = (values - batch["target"]).square().mean(1).sum()
+    bins, target, extra = critic.distribution, batch["target"], {}
+    if bins.used:
+        output = critic.output(batch["input"])  # (Q, B, num_bins)
+        values = bins.value(output).squeeze(-1)  # (Q, B)
+        loss = bins.cross_entropy(output, target[:, None]).mean(1).sum()
+        extra["value_clamped"] = bins.clamped(target)
+    else:
+        values = critic(batch["input"])  # (Q, B)
+        loss = (values - target).square().mean(1).sum()
     return loss, {
+        **extra,
         "q_loss": loss,
         "q": values.mean(),
         "q_disagreement": values.std(0, correction=0).mean(),
@@ -79,7 +88,8 @@ class OffPolicy:
         self.config = config
         capacity = config.capacity if capacity is None else capacity
         self.replay = Replay(capacity, device, folder=config.memory_folder)
-        self.critic = QEnsemble(in_dim + 1, config.num_critics, config.hidden).to(device)
+        shape = in_dim + 1, config.num_critics, config.hidden
+        self.critic = QEnsemble(*shape, config.critic_distribution).to(device)
         self.target = make_target(self.critic)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
         self.demonstrations: Replay | None = None
@@ -112,11 +122,12 @@ class OffPolicy:
         self.replay.push(rows)
 
     def rounds_due(self, num_decisions: int) -> int:
-        """Return the number of rounds that are due after further decisions.
+        """Return the number of rounds that are due after further decisions of this rank.
 
-        It is 0 in the warm-up and `warmup_rounds` at its end. Afterwards it follows the
-        update-to-data ratio, and fractions are carried over.
+        Those of all ranks count. It is 0 in the warm-up and `warmup_rounds` at its end. Afterwards
+        it follows the update-to-data ratio, and fractions are carried over.
         """
+        num_decisions = ranks.total(num_decisions)
         if self.warming_up:
             self.num_warmup += num_decisions
             return 0 if self.warming_up else self.config.warmup_rounds
@@ -142,8 +153,8 @@ class OffPolicy:
         return batch
 
     def _sample_rows(self) -> TensorDictBase:
-        """Return rows (B) of the memory and, if there are any, of the demonstrations."""
-        size = self.config.minibatch_size
+        """Return this rank's share of rows (B) of its memory and, if any, of the demonstrations."""
+        size = ranks.share(self.config.minibatch_size)
         if self.demonstrations is None:
             return self.replay.sample(size)
         num = round(self.config.offline_share * size)
@@ -206,9 +217,8 @@ class OffPolicy:
         return to_floats(metrics)
 
     def state(self) -> dict[str, Any]:
-        """Return the state for resuming, without networks and optimizers."""
+        """Return the state for resuming, without networks, optimizers and the memory."""
         return {
-            "replay": self.replay.state(),
             "rewards": self.rewards.state(),
             "num_warmup": self.num_warmup,
             "num_decisions": self.num_decisions,
@@ -217,7 +227,8 @@ class OffPolicy:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the result of `state`."""
-        self.replay.load_state(state["replay"])
+        if "replay" in state:  # a run of pitune 0.4 and before
+            self.replay.load_state(state["replay"])
         if "rewards" in state:
             self.rewards.load_state(state["rewards"])
         elif len(self.replay):  # a run of pitune 0.2

@@ -36,6 +36,7 @@ from pitune.ranges import (
     Range,
     Share,
 )
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.config import MinibatchConfig
 from pitune.rl.datasets.config import DataConfig
@@ -289,7 +290,7 @@ def clone(
     total = 0.0
     source = RandomChunks(chunks) if isinstance(chunks, TensorDictBase) else chunks
     for number in range(1, num_steps + 1):
-        total += step(source.draw(step.config.minibatch_size))
+        total += step(source.draw(ranks.share(step.config.minibatch_size)))
         if on_step is not None:
             on_step(number)
     return total / num_steps

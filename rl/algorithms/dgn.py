@@ -32,6 +32,7 @@ from pitune.ranges import (
     Range,
     Share,
 )
+from pitune.rl import ranks
 from pitune.rl.actor_critic.actor import ExploringActor
 from pitune.rl.actor_critic.critic_input import critic_input, encode_rows, executed_chunk
 from pitune.rl.actor_critic.learner import ActorCriticConfig, FlowActorCritic
@@ -155,6 +156,7 @@ class DGN(Algorithm[DGNConfig]):
             weight_decay=config.noise_weight_decay,
         )
         self.optimizers = {**self.learner.optimizers(), "noise_model": self.noise_optimizer}
+        self.memories = {"replay": self.learner.off_policy.replay}
 
         self.needs = Needs(success_signal=config.schedule == "success")
 
@@ -253,7 +255,7 @@ class DGN(Algorithm[DGNConfig]):
         """Fit the noise model to the current policy if a fit is due, and return its metrics."""
         # due?
         config, first = self.config, self.num_fits == 0
-        self.since_fit += num_decisions
+        self.since_fit += ranks.total(num_decisions)
         if not first and self.since_fit < config.fit_every:
             return {}
         self.since_fit, self.num_fits = 0, self.num_fits + 1
@@ -262,7 +264,8 @@ class DGN(Algorithm[DGNConfig]):
         obs, difference = self.differences()
         fitted = difference
         if config.shuffle_differences:
-            fitted = difference[torch.randperm(len(difference), device=difference.device)]
+            order = torch.randperm(len(difference), device=difference.device)
+            fitted = difference[ranks.of_first(order)]
 
         # fit
         steps = config.initial_fit_steps if first else config.fit_steps
@@ -284,13 +287,13 @@ class DGN(Algorithm[DGNConfig]):
         }
 
     def _count_successes(self, rollout: TensorDictBase) -> None:
-        """Record the outcomes of the latest episodes that ended in a rollout (E, T)."""
+        """Record the outcomes of the latest episodes of all ranks that ended in a rollout."""
         outcome = sub_dict(rollout, "next")
         if "success" not in outcome.keys():
             return
-        counted = (outcome["done"] & ~outcome["invalid"]).squeeze(-1).T  # (T, E), in order of time
-        ended = outcome["success"].squeeze(-1).T[counted].float().tolist()
-        self.outcomes = [*self.outcomes, *ended][-self.config.success_window :]
+        counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)  # (R * E, T)
+        success = ranks.joined(outcome["success"]).squeeze(-1).T[counted.T]  # in order of time
+        self.outcomes = [*self.outcomes, *success.float().tolist()][-self.config.success_window :]
 
     def _explore(self) -> None:
         """Add the noise to the actions, after its first fit."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import silu, softplus
 
+from pitune.rl import ranks
 from pitune.rl.algorithm import Progress, no_progress
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step
@@ -142,7 +143,7 @@ def fit(
         FloatingPointError: the loss is not finite.
     """
     total = 0.0
-    size = min(minibatch_size, len(obs))
+    size = ranks.share(min(minibatch_size, len(obs)))
     for step in range(num_steps):
         # random draws of the whole minibatch
         rows = torch.randint(len(obs), (size,), device=obs.device)

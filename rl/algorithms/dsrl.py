@@ -34,7 +34,7 @@ from pitune.rl.algorithms.dsrl_config import DSRLConfig
 from pitune.rl.datasets.demonstrations import demonstrations_for
 from pitune.rl.experience.demonstrations import WITHOUT_DELAY, Demonstrations, check_no_delay
 from pitune.rl.experience.sub_dict import sub_dict
-from pitune.rl.gradient_step import Loss, Metrics, gradient_step, to_floats
+from pitune.rl.gradient_step import Loss, Metrics, Summary, gradient_step, to_floats
 from pitune.rl.registry import register
 
 
@@ -85,6 +85,7 @@ class DSRL(Algorithm[DSRLConfig]):
             "target_critic": self.off_policy.target,
             "temperature": self.temperature,
         }
+        self.memories = {"replay": self.off_policy.replay}
 
         # optimizers
         adam = torch.optim.Adam
@@ -97,9 +98,8 @@ class DSRL(Algorithm[DSRLConfig]):
         # noise critic
         if self.aliased:
             settings = config.off_policy
-            self.noise_critic = QEnsemble(
-                input_dim + latent_dim + 1, settings.num_critics, settings.hidden
-            ).to(device)
+            shape = input_dim + latent_dim + 1, settings.num_critics, settings.hidden
+            self.noise_critic = QEnsemble(*shape, settings.critic_distribution).to(device)
             self.networks["noise_critic"] = self.noise_critic
             self.optimizers["noise_critic"] = adam(
                 self.noise_critic.parameters(), lr=settings.critic_learning_rate
@@ -192,8 +192,12 @@ class DSRL(Algorithm[DSRLConfig]):
         noise = torch.randn(len(obs), latent_dim, device=obs.device)
         rows = {"input": obs, "time": self.off_policy.time(batch), "noise": noise}
         metrics = self._gradient_step(
-            "actor", self.actor_loss, TensorDict(rows, batch_size=[len(batch)])
+            "actor",
+            self.actor_loss,
+            TensorDict(rows, batch_size=[len(batch)]),
+            lambda found: {"log_prob_mean": found["log_prob"].mean()},
         )
+        entropy = -float(metrics.pop("log_prob_mean")) / latent_dim
 
         # temperature
         log_prob = metrics.pop("log_prob")  # (B,)
@@ -202,7 +206,7 @@ class DSRL(Algorithm[DSRLConfig]):
             self.temperature_loss,
             TensorDict({"log_prob": log_prob}, batch_size=[len(batch)]),
         )
-        return {**to_floats(metrics), "entropy": -float(log_prob.mean()) / latent_dim}
+        return {**to_floats(metrics), "entropy": entropy}
 
     def actor_loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the noise actor's loss on rows with `input` (B, D), `time` and `noise` (B, W)."""
@@ -260,7 +264,9 @@ class DSRL(Algorithm[DSRLConfig]):
         self.off_policy.load_state(state["off_policy"])
         self.num_rounds = state["num_rounds"]
 
-    def _gradient_step(self, name: str, loss: Loss, batch: TensorDictBase) -> Metrics:
+    def _gradient_step(
+        self, name: str, loss: Loss, batch: TensorDictBase, summarize: Summary | None = None
+    ) -> Metrics:
         """Take a gradient step of one network on rows (B) and return the metrics."""
         metrics, _ = gradient_step(
             self.optimizers[name],
@@ -269,5 +275,6 @@ class DSRL(Algorithm[DSRLConfig]):
             name=name,
             step=f"round {self.num_rounds}",
             num_parts=self.config.off_policy.num_parts,
+            summarize=summarize,
         )
         return metrics

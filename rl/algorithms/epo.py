@@ -21,6 +21,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, Needs
 from pitune.rl.algorithms.epo_evolution import Fitness, evolve
 from pitune.rl.algorithms.epo_population import (
@@ -33,18 +34,17 @@ from pitune.rl.algorithms.ppo import critic_loss, policy_loss
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import (
-    Loss,
     Metrics,
     gradient_step,
-    loss_metrics,
     minibatches,
     run_epochs,
     to_floats,
 )
-from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
+from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize, value_size
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
 from pitune.rl.policy_gradient.information import Information
-from pitune.rl.policy_gradient.loss import clip_notes, log_ratios, policy_metrics
+from pitune.rl.policy_gradient.loss import clip_notes, log_ratios
+from pitune.rl.policy_gradient.policy_step import has_advantage, learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate
@@ -75,8 +75,8 @@ class EPO(Algorithm[EPOConfig]):
         self.needs = Needs(num_shares=config.num_members, success_signal=True)
 
         # critic, loss and optimizers
-        state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
-        critic = PopulationCritic(state_dim, population, policy.feature_dim, remainder)
+        rest = policy.feature_dim, policy.remainder_shape, config.ppo.critic_distribution
+        critic = PopulationCritic(policy.preprocessor.model_state_dim, population, *rest)
         self.critic = critic.to(policy.device)
         self.networks |= {"population": population, "critic": self.critic}
         self.loss = policy_loss(self.actor, config.ppo)
@@ -117,9 +117,11 @@ class EPO(Algorithm[EPOConfig]):
         metrics |= gaps if others is None else gaps | {"aggregated": float(len(others))}
 
         # gradient steps
-        rows = minibatches(len(batch), ppo.update.minibatch_size, ppo.update.num_epochs)
+        update, target_kl = ppo.update, ppo.update.target_kl
+        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs, rollout.device)
+        learns = iter(learns_from(batch["advantage"], rows))
         metrics |= run_epochs(
-            batch, rows, lambda part: self.minibatch_step(part, others), ppo.update.target_kl
+            batch, rows, lambda part: self.minibatch_step(part, others, next(learns)), target_kl
         )
         self.num_updates += 1
 
@@ -130,7 +132,7 @@ class EPO(Algorithm[EPOConfig]):
         return metrics | self._population_metrics(batch)
 
     def minibatch_step(
-        self, batch: TensorDictBase, others: TensorDictBase | None
+        self, batch: TensorDictBase, others: TensorDictBase | None, learns: bool | None = None
     ) -> dict[str, float]:
         """Take one gradient step on the critic and, after its warm-up, on the policy.
 
@@ -139,32 +141,41 @@ class EPO(Algorithm[EPOConfig]):
         Args:
             batch: Decisions (B) of all members.
             others: Decisions of the other members for the master, a sample of which is used.
+            learns: Whether an advantage differs from 0. By default it is read from the batch.
         """
-        # sample of the others' decisions
-        if others is not None and len(others):
+        # sample of the others' decisions, of which ranks have different numbers
+        weight = 1.0 if others is None else ranks.row_weight(len(others))
+        if others is not None:
             num = max(1, len(batch) // self.config.num_members)
-            others = sub_dict(others, torch.randint(len(others), (num,)))
-        else:
-            others = None
+            rows = torch.randint(len(others), (num,), device=batch.device) if len(others) else None
+            others = None if rows is None else sub_dict(others, rows)
 
         # critic
-        value_metrics, _ = self._gradient_step(
-            "critic", lambda part: self._critic_loss(part, others), batch
+        ppo, step = self.config.ppo, f"update {self.num_updates}"
+        value_metrics, _ = gradient_step(
+            self.optimizers["critic"],
+            lambda part: self._critic_loss(part, others, weight),
+            batch,
+            name="critic",
+            step=step,
+            max_grad_norm=ppo.update.max_grad_norm,
+            num_parts=ppo.update.num_parts,
         )
         metrics = to_floats(value_metrics)
 
         # policy
-        ppo = self.config.ppo
-        if self.num_updates >= ppo.critic_warmup:
-            batch = self.loss.with_draws(batch)
-            if batch["advantage"].any():
-                policy, norm = self._gradient_step(
-                    "actor", lambda part: self._actor_loss(part, others), batch
-                )
-            else:
-                policy, norm = loss_metrics(self.loss, batch, ppo.update.num_parts), 0.0
-            metrics |= {**policy_metrics(policy, ppo.clip), "grad_norm": norm}
-        return metrics
+        if self.num_updates < ppo.critic_warmup:
+            return metrics
+        learns = has_advantage(batch) if learns is None else learns
+        return metrics | policy_step(
+            self.optimizers["actor"],
+            (lambda part: self._actor_loss(part, others, weight)) if learns else self.loss,
+            self.loss.with_draws(batch),
+            learns=learns,
+            clip=ppo.clip,
+            update=ppo.update,
+            step=step,
+        )
 
     @torch.no_grad()
     def others(self, rollout: TensorDictBase) -> TensorDictBase:
@@ -194,13 +205,12 @@ class EPO(Algorithm[EPOConfig]):
         batch["action_log_prob"] = self._rescored(acted)[0]["action_log_prob"]
 
         # decisions that are likely enough under the master
-        if not len(batch):
+        if not ranks.total(len(batch)):
             return batch
-        parts = batch.split(ppo.update.minibatch_size)
+        parts = batch.split(ppo.update.minibatch_size) if len(batch) else [batch]
         batch["center"] = torch.cat([log_ratios(self.actor, part)[0] for part in parts])  # (B, M)
         near = (batch["center"].abs() <= self.config.log_ratio_cap).all(1)
-        size = max(float(batch[key].abs().max()) for key in ("state_value", "value_target"))
-        batch["advantage"] = standardize(batch["advantage"], size=size)
+        batch["advantage"] = standardize(batch["advantage"], size=value_size(batch))
         return sub_dict(batch, near)
 
     def _rescored(self, batch: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
@@ -211,22 +221,22 @@ class EPO(Algorithm[EPOConfig]):
         return rescore(batch, actor_score(self.actor), ppo.update.part_size)
 
     def _actor_loss(
-        self, batch: TensorDictBase, others: TensorDictBase | None
+        self, batch: TensorDictBase, others: TensorDictBase | None, weight: float = 1.0
     ) -> tuple[Tensor, Metrics]:
         loss, metrics = self.loss(batch)
         if others is not None:
-            loss = loss + self.config.aggregate * self.master_loss(others)
+            loss = loss + self.config.aggregate * weight * self.master_loss(others)
         return loss, metrics
 
     def _critic_loss(
-        self, batch: TensorDictBase, others: TensorDictBase | None
+        self, batch: TensorDictBase, others: TensorDictBase | None, weight: float = 1.0
     ) -> tuple[Tensor, Metrics]:
         loss, metrics = critic_loss(self.critic, batch, self.config.ppo.clip.value)
         if others is None:
             return loss, metrics
         off, _ = critic_loss(self.critic, others, self.config.ppo.clip.value)
-        loss = loss + self.config.aggregate * off
-        return loss, {"value_loss": loss}
+        loss = loss + self.config.aggregate * weight * off
+        return loss, {**metrics, "value_loss": loss}
 
     def master_loss(self, others: TensorDictBase) -> Tensor:
         """Return the master's loss on decisions (B) of the others."""
@@ -241,17 +251,6 @@ class EPO(Algorithm[EPOConfig]):
             center=others["center"],
         )
         return -gain.mean()
-
-    def _gradient_step(self, name: str, loss: Loss, batch: TensorDictBase) -> tuple[Metrics, float]:
-        return gradient_step(
-            self.optimizers[name],
-            loss,
-            batch,
-            name=name,
-            step=f"update {self.num_updates}",
-            max_grad_norm=self.config.ppo.update.max_grad_norm,
-            num_parts=self.config.ppo.update.num_parts,
-        )
 
     def _select(self) -> None:
         replaced = evolve(

@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from pitune.rl import ranks
 from pitune.rl.algorithms.epo_population import Population
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -41,14 +42,14 @@ class Fitness:
         self.successes, self.episodes = torch.zeros(num_members), torch.zeros(num_members)
 
     def add(self, rollout: TensorDictBase) -> None:
-        """Count the episodes that ended in a rollout (E, T) with `member`."""
+        """Count the episodes that ended in a rollout (E, T) with `member`, on all ranks."""
         outcome, num = sub_dict(rollout, "next"), len(self.episodes)
         counted = (outcome["done"] & ~outcome["invalid"]).squeeze(-1)
         member = rollout["member"][counted].cpu()
         success = outcome["success"].squeeze(-1)[counted].cpu()
         for total, weight in ((self.episodes, None), (self.successes, success.float())):
             total *= self.decay
-            total += torch.bincount(member, weights=weight, minlength=num)
+            total += ranks.total(torch.bincount(member, weights=weight, minlength=num))
 
     def rate(self) -> Tensor:
         """Return the success rates (P,), with nan for members with too few episodes."""
@@ -136,7 +137,7 @@ def evolve(
     # crossover and mutation
     for member in worse:
         with torch.no_grad():
-            noise = mutation_std * torch.randn_like(genes[member])
+            noise = ranks.of_first(mutation_std * torch.randn_like(genes[member]))
             genes[member] = genes[parents].mean(0) + noise
         # Adam's moments belong to the old gene
         for name, value in optimizer.state.get(genes, {}).items():

@@ -28,9 +28,11 @@ from pitune.ranges import (
     PositiveInt,
     Share,
 )
+from pitune.rl import ranks
 from pitune.rl.algorithm import AlgorithmConfig
 from pitune.rl.algorithms.ppo import PPOConfig
 from pitune.rl.policy_gradient.value import ValueCritic
+from pitune.rl.value_distribution import DistributionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +103,16 @@ class Population(nn.Module):
     def members(self, num_rows: int) -> Tensor:
         """Return the member of each environment (N,), with equal shares of neighbors.
 
+        The environments of several ranks are one list, in the order of the ranks.
+
         Raises:
-            ValueError: N is not a multiple of the number of members.
+            ValueError: their number is not a multiple of the number of members.
         """
-        if num_rows % len(self):
-            raise ValueError(f"num_envs={num_rows} must be a multiple of num_members={len(self)}")
-        rows = torch.arange(num_rows, device=self.genes.device)
-        return rows * len(self) // num_rows
+        num_envs = num_rows * ranks.world()
+        if num_envs % len(self):
+            raise ValueError(f"num_envs={num_envs} must be a multiple of num_members={len(self)}")
+        rows = torch.arange(num_rows, device=self.genes.device) + ranks.rank() * num_rows
+        return rows * len(self) // num_envs
 
     def spread(self) -> float:
         """Return the mean distance between two members' genes [-]."""
@@ -199,6 +204,7 @@ class PopulationCritic(ValueCritic):
         population: The shared genes, which are no parameters of this module.
         feature_dim: Width of the policy's features, or 0 for none.
         remainder: Steps of the old chunk and robot action dim, see `ValueCritic`.
+        distribution: Bins of a categorical critic. By default it has one number.
 
     Example:
         >>> critic = PopulationCritic(4, Population(2, gene_dim=3, width=8))
@@ -212,17 +218,18 @@ class PopulationCritic(ValueCritic):
         population: Population,
         feature_dim: int = 0,
         remainder: tuple[int, int] = (0, 0),
+        distribution: DistributionConfig | None = None,
     ) -> None:
-        super().__init__(state_dim, feature_dim, remainder=remainder)
+        super().__init__(state_dim, feature_dim, remainder=remainder, distribution=distribution)
         self.in_keys.append("member")
         self._population = [population]  # a list, so that it is no submodule
         first: nn.Linear = self.net[0]  # type: ignore[assignment]
         self.to_critic = nn.Parameter(torch.zeros(population.genes.shape[1], first.out_features))
 
-    def value(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
-        """Return the values (N, 1) of observations (N) for their members [reward]."""
+    def output(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
+        """Return the outputs of observations (N) for their members. See `ValueCritic.output`."""
         population = self._population[0]
         if len(population) > 1:
             genes = population.genes.detach()[td["member"].to(population.genes.device)]
             offset = genes @ self.to_critic  # (N, D)
-        return super().value(td, offset)
+        return super().output(td, offset)

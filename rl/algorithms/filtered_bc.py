@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig, ModelInput
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.bc import BCConfig, CloningStep, clone
 from pitune.rl.config import PrefixConfig
@@ -74,7 +75,8 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
         return plan_prefixes(self.actor, num_decisions, self.config.prefix_gib)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
-        chunks = self.successes(rollout.to(self.actor.policy.device))
+        # the same number on every rank, so that all or none of them clone
+        chunks = ranks.balanced(self.successes(rollout.to(self.actor.policy.device)))
         self.num_updates += 1
         metrics = {"cloned_chunks": float(len(chunks))}
         if len(chunks):
@@ -82,7 +84,7 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
             metrics["flow_loss"] = loss
         return metrics
 
-    def successes(self, rollout: TensorDictBase) -> TensorDict:
+    def successes(self, rollout: TensorDictBase) -> TensorDictBase:
         """Return the decisions (B) of successful episodes that ended in the rollout (E, T).
 
         The target of cloning is the whole sampled chunk of H actions.

@@ -28,19 +28,12 @@ from pitune.policies import FlowMatchingConfig, FlowPolicy, LikelihoodActor
 from pitune.ranges import PositiveFloat
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.ppo import critic_loss
-from pitune.rl.gradient_step import (
-    Loss,
-    Metrics,
-    gradient_step,
-    loss_metrics,
-    minibatches,
-    run_epochs,
-    to_floats,
-)
+from pitune.rl.gradient_step import gradient_step, minibatches, run_epochs, to_floats
 from pitune.rl.policy_gradient.batch import advantage_batch
 from pitune.rl.policy_gradient.config import ClipConfig, CriticBasedConfig
 from pitune.rl.policy_gradient.information import Information
-from pitune.rl.policy_gradient.loss import PolicyLoss, policy_metrics
+from pitune.rl.policy_gradient.loss import PolicyLoss
+from pitune.rl.policy_gradient.policy_step import has_advantage, learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import asymmetric_surrogate, clipped_surrogate
@@ -102,7 +95,12 @@ class FPO(Algorithm[FPOConfig]):
     def __init__(self, config: FPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
-        critic = ValueCritic(state_dim, policy.feature_dim, remainder=remainder)
+        critic = ValueCritic(
+            state_dim,
+            policy.feature_dim,
+            remainder=remainder,
+            distribution=config.critic_distribution,
+        )
         self.critic = critic.to(policy.device)
         self.networks["critic"] = self.critic
         self.loss = PolicyLoss(self.actor, self._surrogate)
@@ -115,8 +113,12 @@ class FPO(Algorithm[FPOConfig]):
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         batch, metrics = self.prepare(rollout)
         update = self.config.update
-        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs)
-        metrics |= run_epochs(batch, rows, self.minibatch_step, update.target_kl)
+        device = self.actor.policy.device
+        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs, device)
+        learns = iter(learns_from(batch["advantage"], rows))
+        metrics |= run_epochs(
+            batch, rows, lambda part: self.minibatch_step(part, next(learns)), update.target_kl
+        )
         self.num_updates += 1
         return metrics
 
@@ -139,24 +141,39 @@ class FPO(Algorithm[FPOConfig]):
     def notes(self) -> list[str]:
         return rescore_notes(self.actor.policy, self.config.rescore)
 
-    def minibatch_step(self, batch: TensorDictBase) -> dict[str, float]:
+    def minibatch_step(self, batch: TensorDictBase, learns: bool | None = None) -> dict[str, float]:
         """Take one gradient step on the critic and, after its warm-up, on the policy.
 
         The policy has none if all advantages are 0, because Adam would go on with its last ones.
+
+        Args:
+            batch: Decisions (B).
+            learns: Whether an advantage differs from 0. By default it is read from the batch.
         """
         # critic
-        value_loss = partial(critic_loss, self.critic, clip=math.inf)
-        value_metrics, _ = self._gradient_step("critic", value_loss, batch)
+        update, step = self.config.update, f"update {self.num_updates}"
+        value_metrics, _ = gradient_step(
+            self.optimizers["critic"],
+            partial(critic_loss, self.critic, clip=math.inf),
+            batch,
+            name="critic",
+            step=step,
+            max_grad_norm=update.max_grad_norm,
+            num_parts=update.num_parts,
+        )
         metrics = to_floats(value_metrics)
 
         # policy
         if self.num_updates >= self.config.critic_warmup:
-            if batch["advantage"].any():
-                policy, norm = self._gradient_step("actor", self.loss, batch)
-            else:
-                num_parts = self.config.update.num_parts
-                policy, norm = loss_metrics(self.loss, batch, num_parts), 0.0
-            metrics |= {**policy_metrics(policy, self.config.clip), "grad_norm": norm}
+            metrics |= policy_step(
+                self.optimizers["actor"],
+                self.loss,
+                batch,
+                learns=has_advantage(batch) if learns is None else learns,
+                clip=self.config.clip,
+                update=update,
+                step=step,
+            )
         return metrics
 
     def extra_state(self) -> dict[str, Any]:
@@ -171,14 +188,3 @@ class FPO(Algorithm[FPOConfig]):
         chosen = asymmetric_surrogate if config.surrogate == "asymmetric" else clipped_surrogate
         clamped = log_ratio.clamp(-config.log_ratio_clamp, config.log_ratio_clamp)
         return chosen(clamped, advantage, config.clip.low, config.clip.high)
-
-    def _gradient_step(self, name: str, loss: Loss, batch: TensorDictBase) -> tuple[Metrics, float]:
-        return gradient_step(
-            self.optimizers[name],
-            loss,
-            batch,
-            name=name,
-            step=f"update {self.num_updates}",
-            max_grad_norm=self.config.update.max_grad_norm,
-            num_parts=self.config.update.num_parts,
-        )

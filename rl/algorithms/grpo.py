@@ -26,10 +26,11 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig
 from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveFloat, Range
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
-from pitune.rl.gradient_step import Metrics, gradient_step, minibatches, run_epochs
+from pitune.rl.gradient_step import Metrics, minibatches, run_epochs
 from pitune.rl.policy_gradient.advantage import GroupScale, group_relative
 from pitune.rl.policy_gradient.config import ClipConfig, UpdateConfig
 from pitune.rl.policy_gradient.episodes import Episodes, episodes, grouped, ungrouped
@@ -38,8 +39,8 @@ from pitune.rl.policy_gradient.loss import (
     check_trainable,
     clip_notes,
     log_ratios,
-    policy_metrics,
 )
+from pitune.rl.policy_gradient.policy_step import policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
@@ -134,10 +135,10 @@ class GRPO(Algorithm[GRPOConfig]):
         # decisions of the rollout
         batch, num_kept, metrics = self.prepare(rollout)
         self.pending.append(batch)
-        self.num_pending_groups += num_kept
+        self.num_pending_groups += ranks.total(num_kept)
         self.num_updates += 1
         metrics["pending_groups"] = float(self.num_pending_groups)
-        num_groups = metrics["groups"]
+        num_groups = ranks.total(metrics["groups"])
         if self.num_pending_groups < max(1, math.ceil(self.config.min_kept * num_groups)):
             return {**metrics, "gradient_steps": 0.0}
 
@@ -223,7 +224,10 @@ class GRPO(Algorithm[GRPOConfig]):
         return batch
 
     def _whole_batch(self) -> TensorDictBase:
-        """Return and clear the pending decisions as one batch, with a mean weight of 1."""
+        """Return and clear the pending decisions as one batch, with a mean weight of 1.
+
+        Ranks kept different numbers of decisions, so they exchange some to have equal ones.
+        """
         # episode numbers that are unique over the rollouts
         offset, parts = 0, []
         for part in self.pending:
@@ -233,37 +237,38 @@ class GRPO(Algorithm[GRPOConfig]):
 
         # one batch
         batch: TensorDictBase = TensorDict.cat(parts)
+        whole_episodes = self.config.level == "trajectory"
+        batch = ranks.balanced(batch, group="episode" if whole_episodes else None)
         batch["episode"] = batch["episode"].unique(return_inverse=True)[1]
-        batch["weight"] = batch["weight"] / batch["weight"].mean()
+        batch["weight"] = batch["weight"] / ranks.mean(batch["weight"])
         return batch
 
     def _minibatches(self, batch: TensorDictBase) -> list[Tensor]:
         """Return the rows of each gradient step, in whole episodes with `level="trajectory"`."""
         size, num_epochs = self.config.update.minibatch_size, self.config.update.num_epochs
-        if self.config.level == "chunk":
-            return minibatches(len(batch), size, num_epochs)
+        if self.config.level == "chunk" or not len(batch):
+            return minibatches(len(batch), size, num_epochs, self.actor.policy.device)
         episode = batch["episode"].cpu()
         num = int(episode.max()) + 1
-        per_step = max(1, round(size * num / len(batch)))
+        per_step = max(1, round(size * ranks.total(num) / ranks.total(len(batch))))
         return [
-            torch.isin(episode, chosen).nonzero().flatten()
+            torch.isin(episode, chosen).nonzero().flatten().to(batch["episode"].device)
             for chosen in minibatches(num, per_step, num_epochs)
         ]
 
     def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics."""
         whole_episodes = self.config.level == "trajectory"
-        metrics, grad_norm = gradient_step(
+        return policy_step(
             self.optimizers["actor"],
             self._trajectory_loss if whole_episodes else self.loss,
             batch,
-            name="actor",
+            learns=True,
+            clip=self.config.clip,
+            update=self.config.update,
             step=f"update {self.num_updates}",
-            max_grad_norm=self.config.update.max_grad_norm,
-            num_parts=self.config.update.num_parts,
             group="episode" if whole_episodes else None,
         )
-        return {**policy_metrics(metrics, self.config.clip), "grad_norm": grad_norm}
 
     def _trajectory_loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the loss of whole episodes whose decisions share one ratio."""

@@ -13,6 +13,7 @@ Sources: Schulman et al. 2017, Ren et al. 2024 (DPPO), Chen et al. 2025 (πRL).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -34,7 +35,6 @@ from pitune.rl.algorithm import Algorithm
 from pitune.rl.gradient_step import (
     Metrics,
     gradient_step,
-    loss_metrics,
     minibatches,
     run_epochs,
     to_floats,
@@ -46,9 +46,9 @@ from pitune.rl.policy_gradient.loss import (
     PolicyLoss,
     check_trainable,
     clip_notes,
-    policy_metrics,
     with_one_step,
 )
+from pitune.rl.policy_gradient.policy_step import has_advantage, learns_from, policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.rescoring import (
@@ -95,6 +95,12 @@ class PPOConfig(CriticBasedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_trainable(self.likelihood)
+        if self.critic_distribution.used and self.clip.value < math.inf:
+            raise ValueError(
+                f"clip.value={self.clip.value} does not apply to a categorical critic "
+                f"(critic_distribution.form={self.critic_distribution.form!r}), whose loss is a "
+                "cross-entropy; leave clip.value out, or set critic_distribution.form='none'"
+            )
         if self.scored_steps == "one":
             _check_one_step(self.likelihood)
 
@@ -130,7 +136,15 @@ def policy_loss(actor: LikelihoodActor, config: PPOConfig) -> PolicyLoss:
 
 
 def critic_loss(critic: ValueCritic, batch: TensorDictBase, clip: float) -> tuple[Tensor, Metrics]:
-    """Return a critic's loss on decisions (B), in its scaled units, and its metrics."""
+    """Return a critic's loss on decisions (B), in its scaled units, and its metrics.
+
+    That of a categorical critic is the cross-entropy [nats], without a clip.
+    """
+    bins = critic.distribution
+    if bins.used:
+        target = batch["value_target"]
+        loss = bins.cross_entropy(critic.output(batch), target).mean()
+        return loss, {"value_loss": loss, "value_clamped": bins.clamped(target)}
     values = (critic.value(batch), batch["state_value"], batch["value_target"])
     value, old, target = (critic.scaled(v) for v in values)  # each (B, 1)
     loss = value_loss(value, old, target, clip)
@@ -151,7 +165,12 @@ class PPO(Algorithm[PPOConfig]):
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
         state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
-        critic = ValueCritic(state_dim, policy.feature_dim, remainder=remainder)
+        critic = ValueCritic(
+            state_dim,
+            policy.feature_dim,
+            remainder=remainder,
+            distribution=config.critic_distribution,
+        )
         self.critic = critic.to(policy.device)
         self.networks["critic"] = self.critic
         self.loss = policy_loss(self.actor, config)
@@ -164,16 +183,20 @@ class PPO(Algorithm[PPOConfig]):
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         batch, metrics = self.prepare(rollout)
         update = self.config.update
-        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs)
-        metrics |= run_epochs(batch, rows, self.minibatch_step, update.target_kl)
+        device = self.actor.policy.device
+        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs, device)
+        learns = iter(learns_from(batch["advantage"], rows))
+        metrics |= run_epochs(
+            batch, rows, lambda part: self.minibatch_step(part, next(learns)), update.target_kl
+        )
         self.num_updates += 1
         return metrics
 
-    def minibatch_step(self, batch: TensorDictBase) -> dict[str, float]:
+    def minibatch_step(self, batch: TensorDictBase, learns: bool | None = None) -> dict[str, float]:
         """Take one gradient step on the critic and, after its warm-up, on the policy."""
         metrics = self.critic_step(batch)
         if self.num_updates >= self.config.critic_warmup:
-            metrics |= self.actor_step(batch)
+            metrics |= self.actor_step(batch, learns)
         return metrics
 
     def prepare(self, rollout: TensorDictBase) -> tuple[TensorDictBase, dict[str, float]]:
@@ -196,10 +219,14 @@ class PPO(Algorithm[PPOConfig]):
         notes = rescore_notes(self.actor.policy, self.config.rescore)
         return [*clip_notes(self.actor, self.config.clip), *notes]
 
-    def actor_step(self, batch: TensorDictBase) -> dict[str, float]:
+    def actor_step(self, batch: TensorDictBase, learns: bool | None = None) -> dict[str, float]:
         """Take one gradient step on the policy and return its metrics.
 
         There is no step if all advantages are 0, which is how advantages without information come.
+
+        Args:
+            batch: Decisions (B).
+            learns: Whether an advantage differs from 0. By default it is read from the batch.
         """
         config = self.config
         # random draws of the whole minibatch
@@ -207,21 +234,17 @@ class PPO(Algorithm[PPOConfig]):
             batch = with_one_step(batch, self.actor.policy.grid.flow_steps)
         batch = self.loss.with_draws(batch)
 
-        # no step, because Adam would go on with its last ones
-        if not batch["advantage"].any():
-            metrics = loss_metrics(self.loss, batch, config.update.num_parts)
-            return {**policy_metrics(metrics, config.clip), "grad_norm": 0.0}
-
-        metrics, grad_norm = gradient_step(
+        if learns is None:
+            learns = has_advantage(batch)
+        return policy_step(
             self.optimizers["actor"],
             self.loss,
             batch,
-            name="actor",
+            learns=learns,
+            clip=config.clip,
+            update=config.update,
             step=f"update {self.num_updates}",
-            max_grad_norm=config.update.max_grad_norm,
-            num_parts=config.update.num_parts,
         )
-        return {**policy_metrics(metrics, config.clip), "grad_norm": grad_norm}
 
     def critic_step(self, batch: TensorDictBase) -> dict[str, float]:
         """Take one gradient step on the critic and return its metrics."""

@@ -80,6 +80,7 @@ class WSRL(Algorithm[WSRLConfig]):
         super().__init__(config, self.exploring)
         self.networks |= self.learner.networks()
         self.optimizers = self.learner.optimizers()
+        self.memories = {"replay": self.learner.off_policy.replay}
         self._explore()
 
     @property

@@ -33,11 +33,13 @@ from pitune.envs import (
 from pitune.envs.success import check_rule
 from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingModule
+from pitune.rl import ranks
 from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
 from pitune.rl.evaluation.played_once import check_played_once
-from pitune.rl.experience.rollouts import check_fit, chunk_env_for
+from pitune.rl.experience.fit import check_fit
+from pitune.rl.experience.rollouts import chunk_env_for
 from pitune.rl.experience.sub_dict import sub_dict
 
 
@@ -95,7 +97,10 @@ def evaluate(
 
     # environment with starts of its own
     seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
-    if episodes is not None:
+    shared = episodes is None and ranks.world() > 1
+    if shared:
+        seeds = ChosenEpisodes(seeds, _places_of_rank(num_episodes, env.spec.num_envs))
+    elif episodes is not None:
         seeds = ChosenEpisodes(seeds, episodes)
     # it may turn out only in the last step that there is a success
     chunk_env = chunk_env_for(
@@ -110,12 +115,25 @@ def evaluate(
     # rows in the order of the list
     with _own_randomness(seed, stochastic):
         rows = _play(chunk_env, actor, seeds, on_step, on_episode)
+    if shared:
+        rows = [row for part in ranks.gathered(rows) for row in part]
     rows.sort(key=lambda row: row.index)
     check_played_once(rows, range(num_episodes) if episodes is None else episodes, seeds)
     has_success = env.spec.success_signal
+    if shared:
+        has_success = ranks.on_any(has_success)
     if not has_success:
         rows = [replace(row, success_once=None, success_at_end=None) for row in rows]
     return Evaluation(rows=tuple(rows), success_rule=rule if has_success else None)
+
+
+def _places_of_rank(num_episodes: int, num_envs: int) -> list[int]:
+    """Return the places in the list that this rank plays.
+
+    The ranks' environments are one list, and environment i modulo their number plays episode i.
+    """
+    total = num_envs * ranks.world()
+    return [i for i in range(num_episodes) if i % total // num_envs == ranks.rank()]
 
 
 @contextmanager
@@ -123,6 +141,9 @@ def _own_randomness(seed: int, stochastic: bool) -> Iterator[None]:
     """Use random numbers of an evaluation's own while the context is open, and its exploration."""
     mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
     devices = list(range(torch.cuda.device_count()))
+    if ranks.world() > 1:  # the other devices belong to other ranks
+        devices = [torch.cuda.current_device()] if devices else []
+        seed += ranks.rank() << 32
     with torch.random.fork_rng(devices), set_exploration_type(mode):
         torch.manual_seed(seed)
         yield
@@ -167,8 +188,11 @@ def _play(
     noise = EpisodeNoise(seeds, actor.policy.chunk_shape)
     length, total = [0] * num_envs, [0.0] * num_envs
     rows: list[EpisodeOutcome] = []
+    wanted = int(seeds.num_episodes.sum())
+    if not wanted:  # more ranks than episodes
+        return rows
     td: TensorDictBase = chunk_env.reset()
-    while len(rows) < int(seeds.num_episodes.sum()):
+    while len(rows) < wanted:
         task_id, index = td["task_id"].tolist(), seeds.index.tolist()
         td, next_td = chunk_env.step_and_maybe_reset(actor(td.set("noise", noise.draw())))
 

@@ -4,11 +4,12 @@ Strings are rejected, because TorchRL's storage silently returns the strings of 
 are stored as integers, and pictures as uint8. The buffer uses the global random numbers. A run that
 restores them and the memory's state continues bit for bit.
 
-Letters: B minibatch rows.
+Letters: B minibatch rows, N rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -28,7 +29,7 @@ class Replay:
         capacity: Greatest number of rows.
         device: Device of the rows and of the samples.
         folder: Folder for rows in files instead of in memory. Each memory makes a new folder in it,
-            also in a resumed run. Saving a checkpoint still copies the rows through memory.
+            also in a resumed run. Saving a checkpoint copies the new rows through memory.
 
     Raises:
         ValueError: the capacity is below 1.
@@ -65,6 +66,11 @@ class Replay:
     def num_pushed(self) -> int:
         """Number of pushed rows, with the overwritten ones."""
         return int(self._buffer.writer.state_dict()["_write_count"])
+
+    @property
+    def oldest(self) -> int:
+        """Number of the oldest stored row among all that were pushed."""
+        return self.num_pushed - len(self)
 
     def push(self, rows: TensorDictBase) -> None:
         """Add rows (B). Of more than `capacity` rows, only the last are stored.
@@ -110,6 +116,61 @@ class Replay:
         """Return all stored rows, in the order of the ring buffer."""
         return self._buffer[:].exclude("index")
 
+    def rows_from(self, first: int) -> dict[str, Tensor]:
+        """Return the stored rows (N) from number `first` on, in the order of their pushes.
+
+        Args:
+            first: Counted over all pushed rows, `oldest` to `num_pushed`.
+
+        Raises:
+            ValueError: that row is not stored any more, or was never pushed.
+        """
+        if not self.oldest <= first <= self.num_pushed:
+            raise ValueError(
+                f"first={first} must be a stored row, {self.oldest} to {self.num_pushed}"
+            )
+        num = self.num_pushed - first
+        if not num:
+            return {}
+        # rows (N) in the ring, of which the writer's cursor is the end
+        cursor = int(self._buffer.writer.state_dict()["_cursor"])
+        places = torch.arange(cursor - num, cursor) % self.capacity
+        rows = self._buffer[places].exclude("index").flatten_keys(".")
+        return {key: value.cpu().contiguous() for key, value in rows.items()}
+
+    def writer_state(self) -> dict[str, int]:
+        """Return the place of the next row, and the number of pushed ones."""
+        return {key: int(value) for key, value in self._buffer.writer.state_dict().items()}
+
+    def restore(self, writer: dict[str, int], num: int, parts: Iterable[dict[str, Tensor]]) -> None:
+        """Replace the memory by the rows of several `rows_from`, oldest first.
+
+        Args:
+            writer: Result of `writer_state` at the end of these rows.
+            num: Number of all rows.
+            parts: Some rows each, at least one. They end with the last pushed row.
+
+        Raises:
+            ValueError: there are more rows than the capacity.
+        """
+        self._empty_for(num)
+        # the ring as it was when the first of these rows was pushed
+        count = writer["_write_count"] - num
+        start = {"_cursor": (writer["_cursor"] - num) % self.capacity, "_write_count": count}
+        self._buffer.writer.load_state_dict({**writer, **start})
+        for part in parts:
+            rows = TensorDict(part, batch_size=[len(next(iter(part.values())))])
+            self._buffer.extend(rows.unflatten_keys("."))
+
+    def _empty_for(self, num: int) -> None:
+        """Remove all rows, to hold a number of saved ones. Raise ValueError if they do not fit."""
+        if num > self.capacity:
+            raise ValueError(
+                f"the saved replay memory has {num} rows, capacity={self.capacity}; resume with "
+                "the capacity that it was saved with"
+            )
+        self._buffer.empty()
+
     def state(self) -> dict[str, Any]:
         """Return the stored rows and the position of the next one, as tensors and numbers."""
         rows = self.all().flatten_keys(".") if len(self) else TensorDict(batch_size=[0])
@@ -126,12 +187,7 @@ class Replay:
         """
         rows = state["rows"]
         num = len(next(iter(rows.values()))) if rows else 0
-        if num > self.capacity:
-            raise ValueError(
-                f"the saved replay memory has {num} rows, capacity={self.capacity}; resume with "
-                "the capacity that it was saved with"
-            )
-        self._buffer.empty()
+        self._empty_for(num)
         if num:
             self._buffer.extend(TensorDict(rows, batch_size=[num]).unflatten_keys("."))
         self._buffer.writer.load_state_dict(state["writer"])

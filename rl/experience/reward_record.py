@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
 ROUNDING = 1e-6
@@ -22,7 +23,7 @@ ROUNDING = 1e-6
 
 @dataclass(kw_only=True)
 class RewardRecord:
-    """The range of the rewards so far, and of the times at which episodes ended.
+    """The range of the rewards of all ranks so far, and of the times at which episodes ended.
 
     Example:
         >>> record = RewardRecord()
@@ -81,6 +82,8 @@ class RewardRecord:
         if end.numel():
             self.end_low = min(self.end_low, float(end.min()))
             self.end_high = max(self.end_high, float(end.max()))
+        self.low, self.high = ranks.least(self.low), ranks.greatest(self.high)
+        self.end_low, self.end_high = ranks.least(self.end_low), ranks.greatest(self.end_high)
 
 
 def _differ(low: float, high: float) -> bool:

@@ -2,7 +2,7 @@
 
 A chunk is one step of a semi-Markov process. Its reward is the discounted sum of the rewards of its
 steps, and the next value is discounted by discount^duration.
-Letters: E envs, T chunk decisions, h executed actions.
+Letters: E envs, T chunk decisions, B minibatch rows, h executed actions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
+from pitune.rl import ranks
 from pitune.rl.config import TimeLimit
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -76,7 +77,7 @@ ROUNDING = 1e-5
 
 
 def standardize(advantage: Tensor, epsilon: float = 1e-5, size: float = 0.0) -> Tensor:
-    """Return advantages with mean 0 and standard deviation 1 over the whole batch.
+    """Return advantages with mean 0 and standard deviation 1 over the batch of all ranks.
 
     Equal advantages become 0, because their rounding errors must not be scaled up.
 
@@ -85,10 +86,16 @@ def standardize(advantage: Tensor, epsilon: float = 1e-5, size: float = 0.0) -> 
         epsilon: Added to the divisor. A smaller standard deviation counts as 0.
         size: Greatest absolute value and value target, whose rounding enters the advantages.
     """
-    centered = advantage - advantage.mean()
-    std = centered.square().mean().sqrt()
+    centered = advantage - ranks.mean(advantage)
+    std = ranks.mean(centered.square()).sqrt()
     differ = std > max(epsilon, ROUNDING * size)
     return centered / (std + epsilon) if differ else torch.zeros_like(advantage)
+
+
+def value_size(batch: TensorDictBase) -> float:
+    """Return the greatest absolute value and value target (B, 1) on any rank, 0 without rows."""
+    keys = ("state_value", "value_target") if len(batch) else ()
+    return ranks.greatest(max((float(batch[key].abs().max()) for key in keys), default=0.0))
 
 
 def group_relative(
@@ -119,5 +126,6 @@ def group_relative(
     if scale == "group":
         return centered / ((centered.square().sum(1, keepdim=True) / num).sqrt() + epsilon)
     if scale == "batch":
-        return centered / ((centered.square().sum() / weight.sum().clamp(min=1)).sqrt() + epsilon)
+        square, num = ranks.total(centered.square().sum()), ranks.total(weight.sum())
+        return centered / ((square / num.clamp(min=1)).sqrt() + epsilon)
     return centered

@@ -10,10 +10,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput
+from pitune.rl import ranks
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts
-from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize
+from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize, value_size
 from pitune.rl.policy_gradient.config import AdvantageConfig
 from pitune.rl.policy_gradient.information import Information
 from pitune.rl.policy_gradient.value import ValueCritic, explained_variance
@@ -50,11 +51,11 @@ def advantage_batch(
     valid: Tensor = ~rollout["next", "invalid"].squeeze(-1)  # (E, T)
     entries = (actor.in_keys, critic.in_keys, actor.out_keys, ADVANTAGE_KEYS)
     batch = sub_dict(select_decisions(rollout, *entries), valid)
-    if not len(batch):
-        return batch, {"informative": 0.0}
+    if not ranks.least(len(batch)):  # of all ranks, which must go on alike
+        return sub_dict(batch, slice(0)), {"informative": 0.0}
     informative = information.of(rollout, batch["advantage"])
-    size = max(float(batch[key].abs().max()) for key in ("state_value", "value_target"))
-    raw_std = float(batch["advantage"].std())
+    size = value_size(batch)
+    raw_std = float(ranks.std(batch["advantage"]))
     batch["advantage"] = standardize(batch["advantage"], size=size) * informative
 
     # metrics

@@ -17,6 +17,7 @@ from pitune.ranges import (
 )
 from pitune.rl.algorithm import AlgorithmConfig
 from pitune.rl.config import MinibatchConfig, PrefixConfig, ReturnConfig
+from pitune.rl.value_distribution import DistributionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,17 @@ class CriticBasedConfig(AlgorithmConfig):
     """Epochs, minibatches and the end of an update."""
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     """Discount, weight of long returns, and the time limit."""
+    critic_distribution: DistributionConfig = field(default_factory=DistributionConfig)
+    """Bins of a critic that predicts a distribution of values. By default it predicts a number."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic_distribution.used and self.advantage.normalize_returns:
+            raise ValueError(
+                "advantage.normalize_returns=True does not apply to a categorical critic "
+                f"(critic_distribution.form={self.critic_distribution.form!r}), whose bins have "
+                "fixed values; leave one of them out"
+            )
 
     @property
     def policy_minibatch(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from pitune.rl import ranks
 from pitune.rl.experience.reward_record import RewardRecord
 
 LEAST_SHARE = 0.1
@@ -42,9 +43,9 @@ class Information:
             rollout: Decisions (E, T).
             advantage: Advantages of the valid ones, before they are standardized [reward].
         """
-        if not advantage.numel():
+        if not ranks.least(advantage.numel()):
             return False
-        std = float(advantage.std(correction=0))
+        std = float(ranks.std(advantage, correction=0))
         record = RewardRecord()
         record.add_rollout(rollout)
         if record.informative():

@@ -20,7 +20,7 @@ from pitune.policies import (
     likelihoods,
 )
 from pitune.policies.likelihood.flow_steps import noise_mask
-from pitune.rl.gradient_step import Metrics, to_floats
+from pitune.rl.gradient_step import Metrics
 from pitune.rl.policy_gradient.config import ClipConfig
 from pitune.rl.policy_gradient.reference import KLSpace, Reference
 from pitune.rl.policy_gradient.surrogate import implied_clip, ratio_metrics
@@ -159,7 +159,6 @@ class PolicyLoss:
         return loss, {**metrics, "log_ratio": log_ratio}
 
 
-def policy_metrics(metrics: Metrics, clip: ClipConfig) -> dict[str, float]:
-    """Return the metrics of `PolicyLoss` as numbers, with those of its ratios."""
-    scalars = {key: value for key, value in metrics.items() if key != "log_ratio"}
-    return to_floats(scalars) | ratio_metrics(metrics["log_ratio"], clip.low, clip.high)
+def policy_metrics(metrics: Metrics, clip: ClipConfig) -> Metrics:
+    """Return the scalar metrics of the ratios of `PolicyLoss`, for `gradient_step`."""
+    return ratio_metrics(metrics["log_ratio"], clip.low, clip.high)

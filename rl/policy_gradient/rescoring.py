@@ -15,6 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor
+from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
 Score = Callable[[TensorDictBase], Tensor]
@@ -80,12 +81,12 @@ def rescore(
     Args:
         batch: Decisions of the current policy, with `chain` and `action_log_prob`.
         score: Scores decisions as a gradient step does.
-        size: Decisions of a forward in training. Rounding depends on it, so every pass has as
-            many, and the last one repeats some of the others.
+        size: Decisions of a forward in training, on all ranks. Rounding depends on it, so every
+            pass has as many, and the last one repeats some of the others.
     """
     if not len(batch):
         return batch, {}
-    num = len(batch)
+    num, size = len(batch), ranks.share(size)
     starts = range(0, num, size)
     parts = []
     for start in starts:

@@ -35,9 +35,9 @@ def clipped_surrogate(
             the current one's predecessor. The default is 0.
     """
     # range of the ratio
-    low, high = torch.tensor(-clip_low).log1p(), torch.tensor(clip_high).log1p()
+    low, high = _log_range(log_ratio, clip_low, clip_high)
     if center is None:
-        clipped = log_ratio.clamp(low.to(log_ratio), high.to(log_ratio))
+        clipped = log_ratio.clamp(low, high)
     else:
         clipped = torch.minimum(torch.maximum(log_ratio, center + low), center + high)
 
@@ -95,20 +95,29 @@ def implied_clip(
     )
 
 
-def ratio_metrics(log_ratio: Tensor, clip_low: float, clip_high: float) -> dict[str, float]:
-    """Return metrics of the deviation of ratios (B, M) from 1.
+def ratio_metrics(log_ratio: Tensor, clip_low: float, clip_high: float) -> dict[str, Tensor]:
+    """Return metrics of the deviation of ratios (B, M) from 1, as tensors ().
 
     `approx_kl` is the k3 estimate, the mean of (ratio - 1 - log ratio), which is never negative.
     """
     log_ratio = log_ratio.detach()
     ratio = log_ratio.exp()
-    low, high = torch.tensor(-clip_low).log1p(), torch.tensor(clip_high).log1p()
-    clipped = log_ratio.clamp(low.to(log_ratio), high.to(log_ratio)) != log_ratio
+    low, high = _log_range(log_ratio, clip_low, clip_high)
+    clipped = log_ratio.clamp(low, high) != log_ratio
     return {
-        "approx_kl": float(ratio.mean() - 1 + (-log_ratio).mean()),
-        "clip_fraction": float(clipped.float().mean()),
-        "ratio_deviation": float((ratio - 1).abs().max()),
+        "approx_kl": ratio.mean() - 1 + (-log_ratio).mean(),
+        "clip_fraction": clipped.float().mean(),
+        "ratio_deviation": (ratio - 1).abs().max(),
     }
+
+
+def _log_range(log_ratio: Tensor, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of 1 - clip_low and 1 + clip_high, made on the log-ratios' device."""
+    low, high = (
+        torch.full((), bound, device=log_ratio.device).log1p().to(log_ratio.dtype)
+        for bound in (-clip_low, clip_high)
+    )
+    return low, high
 
 
 def value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: float) -> Tensor:

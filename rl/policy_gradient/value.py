@@ -14,7 +14,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
+from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
+from pitune.rl.value_distribution import DistributionConfig
 
 RETURN_RATE = 0.05
 """Weight of a new batch in the running scale of returns, after the first 20 batches [-]."""
@@ -37,6 +39,7 @@ class ValueCritic(TensorDictModuleBase):
         hidden: Widths of the hidden layers.
         remainder: (R, d), steps of the old chunk that are an input under a decision delay, and the
             robot action dim, `FlowPolicy.remainder_shape`.
+        distribution: Bins of a categorical critic. By default it has one number.
 
     Example:
         >>> from tensordict import TensorDict
@@ -54,8 +57,10 @@ class ValueCritic(TensorDictModuleBase):
         feature_dim: int = 0,
         hidden: tuple[int, ...] = (256, 256),
         remainder: tuple[int, int] = (0, 0),
+        distribution: DistributionConfig | None = None,
     ) -> None:
         super().__init__()
+        self.distribution = distribution or DistributionConfig()
         self.in_keys, self.out_keys = ["model_input", "elapsed"], ["state_value"]
         self.feature_dim, self.remainder = feature_dim, remainder
         if feature_dim:
@@ -66,7 +71,7 @@ class ValueCritic(TensorDictModuleBase):
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.SiLU()]
-        head = nn.Linear(widths[-1], 1)
+        head = nn.Linear(widths[-1], self.distribution.num_outputs)
         nn.init.normal_(head.weight, std=0.02)  # small, so that rewards dominate first advantages
         nn.init.zeros_(head.bias)
         self.net = nn.Sequential(*layers, head)
@@ -82,8 +87,12 @@ class ValueCritic(TensorDictModuleBase):
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         return td.set("state_value", self.value(td))
 
-    def value(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
-        """Return the values (N, 1) of observations (N) [reward].
+    def value(self, td: TensorDictBase) -> Tensor:
+        """Return the values (N, 1) of observations (N) [reward]. See `output`."""
+        return self.distribution.value(self.output(td)) * self.return_std + self.return_mean
+
+    def output(self, td: TensorDictBase, offset: Tensor | None = None) -> Tensor:
+        """Return the network's outputs (N, 1), or the logits of the bins (N, num_bins).
 
         Args:
             td: Observations with `model_input`, `elapsed` and, if the policy has any, `features`.
@@ -98,8 +107,8 @@ class ValueCritic(TensorDictModuleBase):
             self.remainder,
         )
         x = self.net[0](critic_input(inputs["state"], features, td["elapsed"], old))
-        scaled: Tensor = self.net[1:](x if offset is None else x + offset)
-        return scaled * self.return_std + self.return_mean
+        outputs: Tensor = self.net[1:](x if offset is None else x + offset)
+        return outputs
 
     def scaled(self, value: Tensor) -> Tensor:
         """Return values in the network's scaled units, which `rescale` changes."""
@@ -107,7 +116,7 @@ class ValueCritic(TensorDictModuleBase):
 
     @torch.no_grad()
     def rescale(self, target: Tensor) -> None:
-        """Update the scale to the mean and deviation of value targets (B, 1).
+        """Update the scale to the mean and deviation of value targets (B, 1), of all ranks.
 
         The last layer changes with the scale, so that no value changes.
         Source: van Hasselt et al. 2016 (PopArt).
@@ -116,8 +125,9 @@ class ValueCritic(TensorDictModuleBase):
         self.num_rescaled += 1
         rate = max(RETURN_RATE, 1 / float(self.num_rescaled))
         old_mean, old_std = self.return_mean.clone(), self.return_std.clone()
-        square = (1 - rate) * (old_std.square() + old_mean.square()) + rate * target.square().mean()
-        self.return_mean.lerp_(target.mean(), rate)
+        new_square = ranks.mean(target.square())
+        square = (1 - rate) * (old_std.square() + old_mean.square()) + rate * new_square
+        self.return_mean.lerp_(ranks.mean(target), rate)
         variance = (square - self.return_mean.square()).clamp(min=LEAST_RETURN_STD**2)
         self.return_std.copy_(variance.sqrt())
 
@@ -132,7 +142,7 @@ def explained_variance(value: Tensor, target: Tensor) -> float:
 
     Below 0 the values are worse than the mean of the targets.
     """
-    variance = target.var(correction=0)
+    variance = ranks.variance(target)
     if variance < 1e-12:
         return float("nan")
-    return float(1 - (target - value).var(correction=0) / variance)
+    return float(1 - ranks.variance(target - value) / variance)

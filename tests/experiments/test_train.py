@@ -108,7 +108,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
     """Return metrics.csv without what a clock measured."""
     with (folder / "metrics.csv").open(newline="") as lines:
         return [
-            {k: v for k, v in row.items() if "seconds" not in k and "per_second" not in k}
+            {k: v for k, v in row.items() if "second" not in k and "memory/" not in k}
             for row in csv.DictReader(lines)
         ]
 

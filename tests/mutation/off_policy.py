@@ -29,7 +29,9 @@ OFF_POLICY = [
         CRITICS,
         [
             Change(
-                "targets follow by the rest", "slow.lerp_(fast, rate)", "slow.lerp_(fast, 1 - rate)"
+                "targets follow by the rest",
+                "lerp_(slow, fast, rate)",
+                "lerp_(slow, fast, 1 - rate)",
             ),
             Change(
                 "greatest critic",
@@ -377,8 +379,8 @@ OFF_POLICY = [
             ),
             Change(
                 "entropy per entry",
-                "-float(log_prob.mean()) / latent_dim",
-                "-float(log_prob.mean())",
+                'metrics.pop("log_prob_mean")) / latent_dim',
+                'metrics.pop("log_prob_mean"))',
             ),
         ],
     ),

@@ -288,8 +288,8 @@ POLICY_GRADIENT = [
             Change("optimistic surrogate", "gains.min(dim=-1)", "gains.max(dim=-1)"),
             Change(
                 "clip on one side",
-                "        clipped = log_ratio.clamp(low.to(log_ratio), high.to(log_ratio))",
-                "        clipped = log_ratio.clamp(max=high.to(log_ratio))",
+                "        clipped = log_ratio.clamp(low, high)",
+                "        clipped = log_ratio.clamp(max=high)",
             ),
             Change(
                 "center of the clip",
@@ -368,7 +368,7 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "metrics of unequal parts",
-                "(torch.stack(values) * first.new_tensor(shares)).sum()",
+                "torch.stack(weighed).sum()",
                 "torch.stack(values).mean()",
             ),
             Change(
@@ -379,13 +379,23 @@ POLICY_GRADIENT = [
             ),
             Change("gradients of other networks", ".backward(inputs=parameters)", ".backward()"),
             Change("target of the divergence", "> target_kl:", "< target_kl:", EPOCHS),
-            Change("ragged minibatches", "if len(part) == size]", "if len(part)]", MINIBATCHES),
+            Change(
+                "ragged minibatches", "steps = num // size", "steps = -(-num // size)", MINIBATCHES
+            ),
             Change(
                 "minibatches in order",
-                "torch.randperm(num).split(size)",
-                "torch.arange(num).split(size)",
+                "torch.randperm(num)[",
+                "torch.arange(num)[",
                 MINIBATCHES,
             ),
+        ],
+    ),
+    Mutants(
+        "rl/policy_gradient/policy_step.py",
+        INFORMATION,
+        [
+            Change("steps without information", "if not learns:", "if not len(batch):"),
+            Change("information of single rows", "[part].any()", "[part].all()", PPO),
         ],
     ),
     Mutants(
@@ -419,8 +429,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "steps without information",
-                'if not batch["advantage"].any():',
-                "if not len(batch):",
+                'learns = bool(batch["advantage"].any())',
+                "learns = True",
                 INFORMATION,
             ),
             Change("dual clip ignored", ", dual_clip=clip.dual", ""),
@@ -526,8 +536,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "steps without information",
-                'if batch["advantage"].any():',
-                "if len(batch):",
+                'learns_from(batch["advantage"], rows)',
+                "[True for _ in rows]",
                 INFORMATION,
             ),
             Change(
@@ -594,8 +604,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "steps without information",
-                'if batch["advantage"].any():',
-                "if len(batch):",
+                'learns_from(batch["advantage"], rows)',
+                "[True for _ in rows]",
                 INFORMATION,
             ),
             Change(

@@ -10,25 +10,27 @@ import json
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pitune.experiments.runs.folder.checksums import CHECKSUMS, checksum_fault, write_checksums
+from pitune.experiments.runs.folder.checksums import checksum as checksum
+from pitune.experiments.runs.folder.disk import as_disk_error
+from pitune.experiments.runs.folder.segments import fault as segment_fault
 from pitune.experiments.runs.progress import screen
 
-PROGRESS, TRAINING, CHECKSUMS = "progress.json", "training.pt", "checksums.json"
+PROGRESS, TRAINING = "progress.json", "training.pt"
 PARTS = ("policy.safetensors", "policy.json", TRAINING, PROGRESS)
 """Files without which a checkpoint cannot be resumed from."""
 _NAME = re.compile(r"checkpoint_([0-9]{6,})")
 _LEFTOVERS = re.compile(
-    r"tmp_(checkpoint_[0-9]+|initial_policy)_[0-9]+|\.removed_.+_[0-9]+|"
+    r"tmp_(checkpoint_[0-9]+|nonfinite_[0-9]+|initial_policy)_[0-9]+|\.removed_.+_[0-9]+|"
     r"tmp_(metrics\.csv|config\.json|summary\.json|before_after\.gif|learning_curve\.png|"
     r"before\.mp4|after\.mp4)"
 )
 """Temporary names of the run's own files, which only a kill leaves behind."""
-_BYTES_AT_ONCE = 2**24
 
 
 class DamagedCheckpointError(ValueError):
@@ -103,6 +105,8 @@ def damage_of(checkpoint: Path, deep: bool = False) -> str | None:
         fault = checksum_fault(checkpoint, deep)
         if fault is not None:
             return fault
+    if fault := segment_fault(checkpoint, deep):
+        return fault
     try:
         read_progress(checkpoint)
     except DamagedCheckpointError as error:
@@ -110,58 +114,14 @@ def damage_of(checkpoint: Path, deep: bool = False) -> str | None:
     return None
 
 
-def write_checksums(folder: Path) -> None:
-    """Write the size and the checksum of every file in a folder into checksums.json, the last."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    sums = {str(file.relative_to(folder)): [file.stat().st_size, checksum(file)] for file in files}
-    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
-
-
-def checksum_fault(folder: Path, deep: bool) -> str | None:
-    """Return the first difference of a folder from its checksums.json, or None."""
-    try:
-        expected = _read_checksums(folder)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        return f"{CHECKSUMS} is damaged ({error!r})"
-    for name, (size, code) in expected.items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size:,} of {size:,} bytes"
-        if deep and checksum(file) != code:
-            return f"{name} has changed since it was written"
-    return None
-
-
-def known_checksum(folder: Path, name: str) -> int | None:
-    """Return the checksum that a file of a folder had, or None if that is not known."""
-    try:
-        return _read_checksums(folder)[name][1]
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return None
-
-
-def _read_checksums(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and checksum of each file, by its path in the folder."""
-    sums = json.loads((folder / CHECKSUMS).read_text())
-    return {str(name): (int(size), int(code)) for name, (size, code) in sums.items()}
-
-
-def checksum(file: Path) -> int:
-    """Return the CRC-32 of a file."""
-    code = 0
-    with file.open("rb") as opened:
-        while block := opened.read(_BYTES_AT_ONCE):
-            code = zlib.crc32(block, code)
-    return code
-
-
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target`, which replaces it if the block succeeds.
 
     A kill at any moment leaves the old folder, or a complete temporary one that `clean` adopts.
+
+    Raises:
+        OSError: the disk is full, or cannot be written. The old folder stays.
     """
     temporary = target.with_name(f"tmp_{target.name}_{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
@@ -169,10 +129,13 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         write_checksums(temporary)
-    except BaseException:
+    except BaseException as error:
+        of_disk = as_disk_error(error, temporary)
         # also after Ctrl-C, so that no incomplete folder stays
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        if of_disk is None or of_disk is error:
+            raise
+        raise of_disk from error
     replaced = _hidden(target) if target.exists() or target.is_symlink() else None
     if replaced is not None:
         if not target.is_symlink() and target.is_dir():

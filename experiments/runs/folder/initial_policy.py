@@ -8,13 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pitune import policies
-from pitune.experiments.runs.folder.checkpoints import (
-    checksum,
-    checksum_fault,
-    known_checksum,
-    new_folder,
-    set_aside,
-)
+from pitune.experiments.runs.folder.checkpoints import new_folder, set_aside
+from pitune.experiments.runs.folder.checksums import checksum, checksum_fault, known_checksum
 from pitune.experiments.runs.folder.start import BASE
 from pitune.experiments.runs.progress import screen
 from pitune.policies import FlowPolicy, LoadConfig

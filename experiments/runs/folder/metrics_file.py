@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,10 +125,38 @@ def write_rows(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     temporary.rename(file)
 
 
-def append_row(file: Path, columns: Sequence[str], row: Row) -> None:
-    """Add a row at the end of a metrics.csv, in a single write."""
-    with file.open("a", newline="") as opened:
-        csv.DictWriter(opened, columns).writerow(row)
+def line_of(columns: Sequence[str], row: Row) -> bytes:
+    """Return the line of a row, with its end."""
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns).writerow(row)
+    return text.getvalue().encode()
+
+
+def widened(file: Path, columns: Sequence[str], num_new: int, end: int) -> tuple[int, int]:
+    """Write a metrics.csv again with further columns at its end, and return size and CRC-32.
+
+    Args:
+        file: As `write_rows` and `line_of` have written it, or missing.
+        columns: All columns.
+        num_new: How many of them the file lacks.
+        end: Size of the part of the file that is kept [bytes].
+    """
+    temporary = file.with_name(f"tmp_{file.name}")
+    header = line_of(columns, dict(zip(columns, columns, strict=True)))
+    size, code = len(header), zlib.crc32(header)
+    with temporary.open("wb") as target:
+        target.write(header)
+        if end:
+            with file.open("rb") as source:
+                old = columns[: len(columns) - num_new]
+                source.seek(len(line_of(old, dict(zip(old, old, strict=True)))))
+                while source.tell() < end:
+                    line = source.readline()
+                    line = line.removesuffix(b"\r\n") + b"," * num_new + b"\r\n"
+                    target.write(line)
+                    size, code = size + len(line), zlib.crc32(line, code)
+    temporary.rename(file)
+    return size, code
 
 
 class _Line(NamedTuple):

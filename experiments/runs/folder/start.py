@@ -14,7 +14,7 @@ from pitune.experiments.runs.progress import screen
 BASE = "initial_policy"
 """Folder with the policy as it was loaded, so that a resumed run needs no other folder."""
 _RESULTS = ("metrics.csv", "summary.json")
-_OF_A_START = ("config.json", "before.mp4", BASE)
+_OF_A_START = ("config.json", "before.mp4", BASE, "replay")
 """Files of a run that exist before its first checkpoint."""
 
 

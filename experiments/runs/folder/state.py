@@ -19,8 +19,36 @@ from pitune.experiments.runs.folder.checkpoints import (
     remove,
     set_aside,
 )
+from pitune.experiments.runs.folder.segments import Segments, write_index
 from pitune.policies import FlowPolicy
 from pitune.policies.checkpoints.native import load_policy
+from pitune.rl import Algorithm
+
+
+def write_state(
+    folder: Path,
+    algorithm: Algorithm[Any],
+    segments: Segments,
+    episodes: dict[str, Any] | None,
+) -> None:
+    """Write the training state, the random numbers and the state of the episodes into a folder.
+
+    The memories' new rows become files of their own.
+    """
+    if algorithm.memories:
+        write_index(folder, segments.write(algorithm.memories))
+    training = algorithm.training_state(with_memories=False)
+    state = {"training": training, "random": torch.get_rng_state(), "episodes": episodes}
+    if torch.cuda.is_available():
+        state["random_cuda"] = torch.cuda.get_rng_state_all()
+    torch.save(state, folder / TRAINING)
+
+
+def restore_random(state: dict[str, Any]) -> None:
+    """Restore the random numbers of `write_state`, on the devices that this machine has."""
+    torch.set_rng_state(state["random"])
+    if torch.cuda.is_available() and "random_cuda" in state:
+        torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])
 
 
 def best_of(checkpoints: Sequence[Path]) -> Path:

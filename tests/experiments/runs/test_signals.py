@@ -23,6 +23,8 @@ from pitune.experiments.quickstart import main as quickstart_main
 from pitune.experiments.runs.folder.checkpoints import own_checkpoints
 from pitune.experiments.runs.signals import StoppedBySignal, exit_on_signal, stop_request
 from pitune.experiments.train import TrainConfig, Trainer, train
+from pitune.rl.experience.repeated import PlayedActions
+from pitune.rl.experience.rollouts import Rollouts
 
 NUMBERS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
@@ -76,7 +78,7 @@ def child(function: str, call: int, number: int, config: TrainConfig, **kwargs: 
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as lines:
         return [
-            {k: v for k, v in row.items() if "seconds" not in k and "per_second" not in k}
+            {k: v for k, v in row.items() if "second" not in k and "memory/" not in k}
             for row in csv.DictReader(lines)
         ]
 
@@ -95,12 +97,42 @@ def test_a_signal_saves_the_iteration_and_exits_with_its_number(
     shown = " ".join(stopped.output().split())
     assert f"{name}: the run saves a checkpoint after this iteration and ends; a second" in shown
     assert f"stopped at the checkpoint of iteration 2 in {config.out}; `pitune train --re" in shown
-    assert "with new episodes, so that later numbers differ" in shown
+    assert "there, with the numbers of an uninterrupted run" in shown
     assert "Traceback" not in shown
     assert [path.name for path in own_checkpoints(config.out)][-1] == "checkpoint_000002"
     assert not (config.out / "summary.json").exists()
+    torch.manual_seed(99)
+    summary = train(replace(config, resume=True))
+    assert (summary["iterations"], summary["restarts"]) == (6, [])
+    whole = replace(config, out=config.out.with_name("whole"))
+    train(whole)
+    assert rows(config.out) == rows(whole.out)
+    assert weights(config.out) == weights(whole.out)
+
+
+def test_a_simulator_that_does_not_repeat_its_episodes_begins_new_ones(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert child("_iterate", 2, signal.SIGTERM, config).wait() == 143
+    monkeypatch.setattr(PlayedActions, "equals_last", lambda *_: False)
     summary = train(replace(config, resume=True))
     assert (summary["iterations"], summary["restarts"]) == (6, [2])
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "at iteration 2, with new episodes, because the simulator did not repeat" in shown
+
+
+def test_a_checkpoint_without_its_episodes_begins_new_ones(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def forgetful() -> None:
+        setattr(Rollouts, "state", lambda _: None)  # noqa: B010
+        stop_in("_iterate", 2, signal.SIGTERM, config)
+
+    stopped = Child(forgetful, config.out.with_name("log"))
+    assert stopped.wait() == 143
+    assert "with new episodes, so that later numbers differ" in " ".join(stopped.output().split())
+    assert train(replace(config, resume=True))["restarts"] == [2]
+    assert "at iteration 2, with new episodes: later" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,11 @@ def test_a_folded_member_is_the_conditioned_one(tiny_policy: Callable) -> None:
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             acted = algorithm.actor(td.clone().set("noise", noise))["action"]
         folded = algorithm.deployed_policy()
+        algorithm.actor.best = 1  # a member is folded whichever is the best
+        of_member = algorithm.actor.member_policy(member)
+        assert torch.equal(
+            of_member.sample_actions(inputs, noise), folded.sample_actions(inputs, noise)
+        )
         assert torch.allclose(folded.sample_actions(inputs, noise), acted, atol=1e-5)
         assert not torch.allclose(algorithm.actor.policy.sample_actions(inputs, noise), acted)
         assert folded.state_dict().keys() == tiny_policy().state_dict().keys()

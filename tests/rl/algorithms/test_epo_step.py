@@ -50,7 +50,7 @@ def batches(algorithm: rl.EPO) -> tuple[TensorDictBase, TensorDictBase]:
     """Return a minibatch (8) of all members, and the others' decisions for the master."""
     seen: list[tuple[TensorDictBase, TensorDictBase]] = []
 
-    def step(batch: TensorDictBase, others: TensorDictBase | None) -> dict[str, float]:
+    def step(batch: TensorDictBase, others: TensorDictBase | None, _: bool) -> dict[str, float]:
         assert others is not None
         seen.append((batch, others))
         return {}
@@ -143,8 +143,9 @@ def test_a_gradient_step_takes_a_members_share_of_the_others(
     batch, others = batches(algorithm)
     sizes: list[tuple[int, int]] = []
 
-    def losses(part: TensorDictBase, sample: TensorDictBase) -> Any:
+    def losses(part: TensorDictBase, sample: TensorDictBase, weight: float) -> Any:
         sizes.append((len(part), len(sample)))
+        assert weight == 1.0
         return critic_loss(algorithm.critic, part, float("inf"))
 
     monkeypatch.setattr(algorithm, "_critic_loss", losses)

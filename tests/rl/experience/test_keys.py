@@ -27,6 +27,7 @@ from pitune.rl.algorithms import bc, epo, grpo, ppo
 from pitune.rl.experience.keys import KEYS, Place, declared, select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient import batch as decisions
+from pitune.rl.policy_gradient import policy_step
 from settings import changed
 from vision_policies import ENV, vision_policy
 
@@ -72,7 +73,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Tables:
 
         monkeypatch.setattr(owner, name, recording)
 
-    for module in (ppo, grpo, epo):
+    for module in (ppo, policy_step, epo):
         record(module, "gradient_step", "batch", 2)
     for module in (decisions, grpo, epo):
         record(module, "select_decisions", "rollout", 0)

@@ -132,6 +132,44 @@ def test_a_forgotten_place_in_the_ring_is_found_out() -> None:
     assert not (first.all() == second.all()).all()
 
 
+@pytest.mark.parametrize("pushes", [[3], [4, 4, 4], [10], [7, 7, 7], [3, 25, 4]])
+def test_rows_saved_in_parts_make_the_same_memory(pushes: list[int]) -> None:
+    first, parts, start = Replay(10), {}, 0
+    for num in pushes:
+        before = first.num_pushed
+        first.push(rows(start, num))
+        start += num
+        part = first.rows_from(max(before, first.oldest))
+        parts[first.num_pushed] = through_a_file({"rows": part})["rows"]
+    # those that are stored still, the oldest of them cut
+    stored = [
+        {key: value[-(end - first.oldest) :] for key, value in part.items()}
+        for end, part in parts.items()
+        if end > first.oldest
+    ]
+    second = filled(5)
+    second.restore(through_a_file(first.writer_state()), len(first), stored)
+    assert len(second) == len(first)
+    for step in range(3):
+        assert first.num_pushed == second.num_pushed
+        assert (first.all() == second.all()).all()
+        samples = []
+        for replay in (first, second):
+            torch.manual_seed(step)
+            samples.append(replay.sample(4))
+            replay.push(rows(1000 * (step + 1), 4))
+        assert (samples[0] == samples[1]).all()
+
+
+def test_a_row_that_is_not_stored_is_refused() -> None:
+    replay = filled(14)
+    with pytest.raises(ValueError, match="first=3 must be a stored row, 4 to 14"):
+        replay.rows_from(3)
+    assert replay.rows_from(14) == {}
+    with pytest.raises(ValueError, match="saved replay memory has 10 rows, capacity=5; resume"):
+        Replay(5).restore(replay.writer_state(), 10, [replay.rows_from(4)])
+
+
 def test_a_state_is_a_copy() -> None:
     replay = filled(10)
     state = replay.state()

@@ -19,7 +19,7 @@ from pitune.envs.suite.env import SuiteEnv
 from pitune.policies import Actor, SamplerConfig, small_policy
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
 from pitune.rl.actor_critic.critic_input import critic_input
-from pitune.rl.experience.rollouts import _warn_of_tasks
+from pitune.rl.experience.fit import _warn_of_tasks
 from pitune.rl.experience.task_success import task_success
 from pitune.rl.policy_gradient.value import ValueCritic
 

@@ -1,0 +1,102 @@
+"""Rollouts that are played again, action by action, so that a run goes on in the midst of episodes.
+
+A simulator's state cannot be saved in general, but a seed fixes its starts. So a checkpoint stores
+the actions since the episodes began. A resumed run executes them again, and has the same simulator
+as the run that it continues. A fingerprint of the last decision shows whether that is so.
+
+Letters: E envs, T chunk decisions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+
+MOST_BYTES = 2**28
+"""Size of the stored actions beyond which they are dropped [bytes]."""
+FINGERPRINT = ("state", "reward", "done")
+"""Entries of a rollout's outcome that are compared after its repetition."""
+
+
+class PlayedActions:
+    """The actions of the rollouts since all episodes began anew.
+
+    Example:
+        >>> played = PlayedActions()
+        >>> played.state() == {"actions": [], "fingerprint": {}}
+        True
+    """
+
+    def __init__(self) -> None:
+        self.actions: list[Tensor] = []
+        """Of each rollout (E, T, ...)."""
+        self.fingerprint: dict[str, Tensor] = {}
+        """Outcome of the last rollout."""
+        self.complete = True
+        """Whether no rollout is missing."""
+
+    def add(self, rollout: TensorDictBase) -> None:
+        """Remember a rollout (E, T), unless that would take too much memory."""
+        if not self.complete:
+            return
+        outcome = rollout["next"]
+        self.actions.append(rollout["action"].detach().cpu().clone())
+        self.fingerprint = {
+            key: outcome[key].detach().cpu().clone() for key in FINGERPRINT if key in outcome.keys()
+        }
+        if sum(actions.nbytes for actions in self.actions) > MOST_BYTES:
+            self.actions, self.fingerprint, self.complete = [], {}, False
+
+    def equals_last(self, rollout: TensorDictBase) -> bool:
+        """Return whether a repeated rollout has the outcome of the last one here, bit for bit."""
+        outcome = rollout["next"]
+        return all(
+            torch.equal(outcome[key].cpu(), value) for key, value in self.fingerprint.items()
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the state for resuming, as tensors."""
+        return {"actions": list(self.actions), "fingerprint": dict(self.fingerprint)}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> PlayedActions:
+        """Return the result of `state` as an object."""
+        played = cls()
+        played.actions, played.fingerprint = list(state["actions"]), dict(state["fingerprint"])
+        return played
+
+
+class RepeatingActor(TensorDictModuleBase):
+    """An actor that takes stored actions first, and acts by itself after them.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from tensordict.nn import TensorDictModule
+        >>> acting = TensorDictModule(lambda x: x + 1, in_keys=["x"], out_keys=["action"])
+        >>> actor = RepeatingActor(acting, [torch.zeros(1, 2)])
+        >>> td = TensorDict({"x": torch.ones(1)}, batch_size=[1])
+        >>> [float(actor(td)["action"]) for _ in range(3)]
+        [0.0, 0.0, 2.0]
+
+    Args:
+        actor: Acts after the stored actions.
+        actions: Of one rollout each (E, T, ...).
+    """
+
+    def __init__(self, actor: nn.Module, actions: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = actor.in_keys, actor.out_keys
+        self.actor = actor
+        self.pending = deque(action for rollout in actions for action in rollout.unbind(1))
+
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        if self.pending:
+            return td.set("action", self.pending.popleft().to(td.device))
+        acted: TensorDictBase = self.actor(td)
+        return acted

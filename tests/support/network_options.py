@@ -1,0 +1,145 @@
+"""The options of the network, one row each, for the contract that all of them and all pairs keep.
+
+A new option adds its row to `CASES`. tests/policies/network/options/test_contract.py holds it to
+the contract, alone and with every other option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import nn
+
+from pitune.policies import NetworkOptions, Pi0
+from pitune.policies.network.config import Family
+from pitune.policies.network.extensions import new_parameters
+from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.linear_norms import LinearNormsConfig
+from pitune.policies.network.options.prediction import PredictionConfig
+from pitune.policies.network.options.registers import RegistersConfig
+from pitune.policies.network.options.state_tokens import StateTokensConfig
+from pitune.policies.network.options.value_residual import ValueResidualConfig
+
+BOTH: tuple[Family, ...] = ("pi0", "pi05")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionCase:
+    """An option, or several at once."""
+
+    name: str
+    options: NetworkOptions
+    families: tuple[Family, ...] = BOTH
+    """Families that can have it."""
+    identity: bool = True
+    """Whether pretrained weights compute the same numbers with it. Otherwise it is refused."""
+    has_parameters: bool = True
+    unused_at_start: tuple[str, ...] = ()
+    """Ends of the names of parameters whose gradient is 0 until the option is trained."""
+    unused: tuple[str, ...] = ()
+    """Ends of the names of parameters that the velocity does not read."""
+    refused_likelihoods: tuple[str, ...] = ()
+    """Likelihoods that cannot score with it, and name it."""
+
+    def __and__(self, other: OptionCase) -> OptionCase:
+        return OptionCase(
+            name=f"{self.name}+{other.name}",
+            options=self.options.merged(other.options),
+            families=tuple(name for name in self.families if name in other.families),
+            identity=self.identity and other.identity,
+            has_parameters=self.has_parameters or other.has_parameters,
+            unused_at_start=(*self.unused_at_start, *other.unused_at_start),
+            unused=(*self.unused, *other.unused),
+            refused_likelihoods=(*self.refused_likelihoods, *other.refused_likelihoods),
+        )
+
+    @property
+    def on(self) -> list[str]:
+        """Names of the options that are on."""
+        return self.options.names
+
+
+CASES: tuple[OptionCase, ...] = (
+    OptionCase(
+        name="value_residual",
+        options=NetworkOptions(value_residual=ValueResidualConfig(mode="dynamic")),
+    ),
+    OptionCase(
+        name="registers",
+        options=NetworkOptions(registers=RegistersConfig(num=2)),
+        unused_at_start=(".tokens",),
+    ),
+    OptionCase(
+        name="hyper_connections",
+        options=NetworkOptions(hyper_connections=HyperConnectionsConfig(streams=3)),
+        unused_at_start=(".scale",),
+    ),
+    OptionCase(
+        name="linear_norms",
+        options=NetworkOptions(linear_norms=LinearNormsConfig(mode="gated")),
+        unused_at_start=(".weight",),
+    ),
+    OptionCase(
+        name="full_linear_norms",
+        options=NetworkOptions(linear_norms=LinearNormsConfig(mode="full")),
+        identity=False,
+    ),
+    OptionCase(
+        name="state_tokens",
+        options=NetworkOptions(state_tokens=StateTokensConfig(parts=(3, 1), encoders=("mlp",))),
+        unused_at_start=(
+            "parts.0.weight",
+            "parts.0.bias",
+            "parts.1.weight",
+            "parts.1.bias",
+            "net.0.weight",
+            "net.0.bias",
+            "net.2.weight",
+            "net.2.bias",
+            "norm_condition",
+        ),
+    ),
+    OptionCase(
+        name="predicted_action",
+        options=NetworkOptions(prediction=PredictionConfig(output="action", loss="action")),
+        identity=False,
+        has_parameters=False,
+        refused_likelihoods=("ode",),
+    ),
+)
+"""One row for each option."""
+
+
+def pairs() -> list[OptionCase]:
+    """Return every pair of rows that can be on at once."""
+    both = (a & b for a, b in combinations(CASES, 2) if not set(a.on) & set(b.on))
+    return [case for case in both if case.families]
+
+
+def cases_and_families(
+    cases: list[OptionCase] | tuple[OptionCase, ...],
+) -> Iterator[tuple[OptionCase, Family]]:
+    """Yield each case with each of its families."""
+    return ((case, family) for case in cases for family in case.families)
+
+
+def perturb(network: Pi0, std: float = 0.3) -> None:
+    """Add noise to all parameters of the options, as if they had been trained."""
+    generator = torch.Generator().manual_seed(1)
+    new = new_parameters(network)
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if name in new:
+                value.add_(std * torch.randn(value.shape, generator=generator))
+
+
+def gradients(network: nn.Module, names: set[str]) -> dict[str, float]:
+    """Return the greatest absolute gradient of named parameters, 0 where there is none."""
+    return {
+        name: 0.0 if value.grad is None else float(value.grad.abs().max())
+        for name, value in network.named_parameters()
+        if name in names
+    }
