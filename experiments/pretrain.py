@@ -94,6 +94,9 @@ class PretrainConfig(Settings):
     """Draws of noise and flow time for each chunk, which share the encoding of the observation."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture while cloning [pixels], a fresh one in each step."""
+    compile: bool = False
+    """Whether to compile the policy with `torch.compile`, for long cloning of large networks. It
+    needs a C++ compiler."""
     torch_threads: Threads = 1
     """Threads of PyTorch on the CPU, which change the last bits of the results."""
     seed: Seed = 0
@@ -251,6 +254,8 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         sampler=replace(config.sampler, real_time=real_time),
         info=replace(policy.info, real_time_delay=config.real_time_delay),
     )
+    if config.compile:
+        policy.compile_functions()
     floored = policy.preprocessor.floored()
     if any(floored.values()):
         screen.note(f"dimensions that hardly moved, scaled as if they had: {floored}")

@@ -16,7 +16,7 @@ from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import cut_notes, evaluate_both, rank_of, validate
 from pitune.experiments.runs.learning_curve import learning_curve
-from pitune.experiments.runs.loop.clock import PHASES, SaveTimer, memory_in_use
+from pitune.experiments.runs.loop.clock import PHASES, SaveTimer, WorkClock, memory_in_use
 from pitune.experiments.runs.loop.outcome import outcome_of
 from pitune.experiments.runs.loop.update import learn
 from pitune.experiments.runs.progress import screen
@@ -72,8 +72,8 @@ class Trainer:
         # state of the run
         self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
         self.iteration, self.ended_by = 0, ""
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._saving = SaveTimer(config.save_minutes)
+        self._clock, self._saving = WorkClock(config.compile), SaveTimer(config.save_minutes)
+        self.seconds = dict.fromkeys((*PHASES, *self._clock.phases), 0.0)
         self.before: dict[str, Any] = {}
         self.restarts: list[int] = []
         self._pending_evaluation = False
@@ -173,17 +173,16 @@ class Trainer:
     def _iterate(self) -> dict[str, float]:
         """Collect a rollout, learn from it, and return the metrics of both."""
         seconds, steps = dict(self.seconds), self.rollouts.num_env_steps
-        # rollout and update
-        start = time.perf_counter()
+        start = self._clock()
         rollout = self.rollouts.collect()
-        collected = time.perf_counter()
+        collected = self._clock()
         metrics = learn(self.run, self.iteration + 1, self.algorithm, rollout)
 
         # time of each phase
         simulator = self.rollouts.simulator_seconds
         self.seconds["simulator"] += simulator
         self.seconds["policy"] += collected - start - simulator
-        self.seconds["update"] += time.perf_counter() - collected
+        self.seconds["update"] += self._clock() - collected
         self.iteration += 1
         phases = {f"seconds/{key}": self.seconds[key] - seconds[key] for key in self.seconds}
         num_steps = self.rollouts.num_env_steps
@@ -192,6 +191,7 @@ class Trainer:
             **rl.rollout_metrics(rollout),
             **phases,
             "seconds/save": self._saving.spent_since_last_row(),
+            **self._clock.compile_row(self.seconds),
             **memory_in_use(),
             "env_steps": float(num_steps),
             "env_steps_per_second": (num_steps - steps) / (collected - start),
@@ -200,17 +200,17 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate on the validation starts and return the metrics."""
-        start, config = time.perf_counter(), self.config
+        start, config = self._clock(), self.config
         metrics = validate(self.env, self.algorithm.actor, config.eval_episodes, config.seed)
-        seconds = time.perf_counter() - start
+        seconds = self._clock() - start
         self.seconds["evaluation"] += seconds
         return {**metrics, "seconds/evaluation": seconds}
 
     def _final_evaluation(self) -> dict[str, Any]:
         """Evaluate on the test starts, deployed and exploring."""
-        start, config = time.perf_counter(), self.config
+        start, config = self._clock(), self.config
         result = evaluate_both(self.env, self.algorithm.actor, config.eval_episodes, config.seed)
-        self.seconds["evaluation"] += time.perf_counter() - start
+        self.seconds["evaluation"] += self._clock() - start
         return result
 
     def _checkpoint(self, evaluation: Mapping[str, Any], pending: bool = False) -> None:

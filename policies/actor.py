@@ -15,6 +15,7 @@ width of the action expert.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -251,9 +252,8 @@ class LikelihoodActor(Actor):
         with torch.no_grad():
             prefix = self.policy.encode_prefix(ModelInput.of(td)) if self.keep_prefix else None
             context = self.encode(td, prefix)
-            sample = self.policy.compiled(
-                LikelihoodActor.sample_chain, self.policy.loop_layers(context)
-            )
+            num_layers = self.policy.loop_layers if self.config.compiled else math.inf
+            sample = self.policy.compiled(LikelihoodActor.sample_chain, num_layers)
             chain, log_prob = sample(self, context, noise, draws)  # (N, K + 1, H, A)
 
         # entries of the rollout

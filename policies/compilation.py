@@ -16,6 +16,7 @@ import shutil
 import sysconfig
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,9 +70,7 @@ class Compilation:
         return self._forms[key]  # type: ignore[return-value]
 
 
-def _compiled(
-    function: Callable[..., Any], cuda_graphs: bool, backend: str
-) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], cuda_graphs: bool, backend: str) -> Callable[..., Any]:
     """Return the compiled form of a function, which marks the rows of its arguments."""
     options: dict[str, Any] | None = None
     if backend == "inductor":  # with the random numbers of the eager function
@@ -93,7 +92,8 @@ def mark_rows(value: Any) -> None:
     """Mark the first dimension of all tensors as one whose length varies, unless it is 1.
 
     Args:
-        value: A tensor, or tuples, lists and mappings of tensors. Other values are passed over.
+        value: A tensor, or tuples, lists, mappings and dataclasses of tensors. Other values are
+            passed over.
     """
     if isinstance(value, Tensor):
         if value.ndim and value.shape[0] > 1:
@@ -104,6 +104,8 @@ def mark_rows(value: Any) -> None:
     elif isinstance(value, Mapping):
         for part in value.values():
             mark_rows(part)
+    elif is_dataclass(value):
+        mark_rows(vars(value))
 
 
 def check_compiler() -> None:

@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
-    FlowOutput,
     VelocityField,
     interpolate,
     sample_flow_time,
@@ -165,10 +163,6 @@ class FlowPolicy(PolicyParts):
         old = old_chunk(inputs.remainder, inputs.delay, state, shape)
         return critic_input(state, features, old_chunk=old)
 
-    def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:
-        """Return the network's output at points (N, M, H, A) and flow times (N, M) or (N, M, H)."""
-        return self.compiled(Pi0.velocity)(self.network, context, x, flow_time)
-
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
         return continued_field(
@@ -176,10 +170,6 @@ class FlowPolicy(PolicyParts):
             context,
             self.sampler,
         )
-
-    def draw_noise(self, num: int) -> Tensor:
-        """Return starting points from the standard normal (N, H, A)."""
-        return torch.randn(num, *self.chunk_shape, device=self.device)
 
     def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
         """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
@@ -196,7 +186,7 @@ class FlowPolicy(PolicyParts):
 
         The actions of an old chunk that are executed first are at their beginning.
         """
-        return self.compiled(FlowPolicy._solve, self.loop_layers(context))(self, context, noise)
+        return self.compiled(FlowPolicy._solve, self.loop_layers)(self, context, noise)
 
     def _solve(self, context: Context, noise: Tensor) -> Tensor:
         remainder = remainder_of(context)
@@ -265,20 +255,33 @@ class FlowPolicy(PolicyParts):
             prefix: The result of `encode_prefix`. By default the observations are encoded here.
             state_offset: See `encode`.
         """
-        # target and random draws
-        state = inputs.robot_state.to(self.device)
-        action = self.preprocessor.normalize_action(action.to(self.device), state)
+        # random draws
         noise = self.draw_noise(len(action)) if noise is None else noise
         is_single = noise.ndim == 3
         noise = noise[:, None] if is_single else noise  # (N, M, H, A)
         check_noise(noise[:, 0], (len(action), *self.chunk_shape))
         if flow_time is None:
-            flow_time = sample_flow_time(noise.shape[:2].numel(), action.device)
+            flow_time = sample_flow_time(noise.shape[:2].numel(), self.device)
             flow_time = flow_time.reshape(noise.shape[:2])  # (N, M)
         elif is_single:
             flow_time = flow_time[:, None]  # (N, 1), or (N, 1, H) for those of single steps
 
-        # velocity at the points of flow time
+        compute = self.compiled(FlowPolicy._loss) if self.is_traceable else FlowPolicy._loss
+        loss = compute(self, inputs, action, noise, flow_time, prefix, state_offset)
+        return loss[:, 0] if is_single else loss
+
+    def _loss(
+        self,
+        inputs: ModelInput,
+        action: Tensor,
+        noise: Tensor,
+        flow_time: Tensor,
+        prefix: Context | None,
+        state_offset: Tensor | None,
+    ) -> Tensor:
+        # target, and velocity at the points of flow time
+        state = inputs.robot_state.to(self.device)
+        action = self.preprocessor.normalize_action(action.to(self.device), state)
         per_step = flow_time if flow_time.ndim == 3 else flow_time[..., None]  # (N, M, H or 1)
         x = interpolate(action[:, None], noise, per_step[..., None])  # (N, M, H, A)
         context = self.encode(inputs, prefix, state_offset=state_offset)
@@ -290,4 +293,4 @@ class FlowPolicy(PolicyParts):
         loss = prediction.weighted(loss, per_step[..., None])
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
-        return loss[:, 0] if is_single else loss
+        return loss

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pitune.policies.compilation import LOOP_LAYERS, Compilation
-from pitune.policies.flow.path import TimeGrid
+from pitune.policies.flow.path import FlowOutput, TimeGrid
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
 from pitune.policies.network.pi0 import Pi0
@@ -149,14 +149,16 @@ class PolicyParts(nn.Module):
             return function
         return compilation(function)
 
-    def loop_layers(self, context: Context) -> float:
-        """Return the layers that a sampling loop runs through, infinite if it depends on values.
+    @property
+    def is_traceable(self) -> bool:
+        """Whether the flow depends on no values. One that continues an old chunk asks for rows."""
+        return self.remainder_steps == 0
 
-        A loop that continues an old chunk asks which rows have one.
-        """
-        if remainder_of(context) is not None:
-            return math.inf
-        return self.grid.flow_steps * self.network.config.expert.depth
+    @property
+    def loop_layers(self) -> float:
+        """Layers that a sampling loop runs through, infinite if it cannot be compiled."""
+        num_layers = self.grid.flow_steps * self.network.config.expert.depth
+        return num_layers if self.is_traceable else math.inf
 
     def compile_functions(self, backend: str = "inductor") -> None:
         """Compile the policy's functions from now on, each at its first call.
@@ -170,6 +172,14 @@ class PolicyParts(nn.Module):
             RuntimeError: the machine has no C++ compiler.
         """
         self.network.compilation = Compilation(self.device, backend)
+
+    def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:
+        """Return the network's output at points (N, M, H, A) and flow times (N, M) or (N, M, H)."""
+        return self.compiled(Pi0.velocity)(self.network, context, x, flow_time)
+
+    def draw_noise(self, num: int) -> Tensor:
+        """Return starting points from the standard normal (N, H, A)."""
+        return torch.randn(num, *self.chunk_shape, device=self.device)
 
     @property
     def prefix_is_frozen(self) -> bool:

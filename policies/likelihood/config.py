@@ -39,6 +39,8 @@ class LikelihoodConfig(Settings):
     """Whether flow steps are Gaussian, so that each step has a ratio and a divergence."""
     trainable: ClassVar[bool] = True
     """Whether the log-probability has a gradient."""
+    compiled: ClassVar[bool] = True
+    """Whether acting may be compiled whole. Otherwise the functions inside it are."""
 
     reduction: Reduction = "sum"
     """Reduction over a step's entries: their sum is the log-density, their mean tempers the ratio.
@@ -146,6 +148,7 @@ class ExactFlowConfig(LikelihoodConfig):
     """
 
     trainable: ClassVar[bool] = False
+    compiled: ClassVar[bool] = False
 
     num_probes: NonNegativeInt = 0
     """Probes of Hutchinson's divergence estimate. 0 is exact and takes H * A backward passes."""
