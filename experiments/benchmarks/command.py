@@ -1,4 +1,4 @@
-"""`pitune bench`: a word picks the benchmark."""
+"""`pitune bench`: the table of all parts, or the benchmark that a word picks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pitune.experiments.command_line.parsing import arguments
 
 BENCHMARKS: Mapping[str, str] = {
     "delay": "success and smoothness under decision delays, for four kinds of seams",
+    "parts": "time of every part, as a multiple of the bare network's",
     "pi0": "time and memory of a π0 network: prefix, flow steps, a training step",
     "rollout": "speed of chunked collection against the bare simulator",
     "serving": "throughput and latency of a policy server for one client and for many",
@@ -19,14 +20,19 @@ BENCHMARKS: Mapping[str, str] = {
 }
 """Module of each benchmark, with one line for the overview."""
 
+DEFAULT = "parts"
+"""The benchmark without a word."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
         args = arguments(argv)
-        if not args or args[0] in ("-h", "--help", HELP_ALL):
+        if args and args[0] in ("-h", "--help", HELP_ALL):
             print(overview())
             return
+        if not args or args[0].startswith("-"):
+            args = [DEFAULT, *args]
         if args[0] not in BENCHMARKS:
             nearest = get_close_matches(args[0], BENCHMARKS, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
@@ -37,7 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def overview() -> str:
     """Return the benchmarks, one per line."""
     lines = [f"  {name:<8} {summary}" for name, summary in BENCHMARKS.items()]
-    return "\n".join(["usage: pitune bench BENCHMARK [OPTIONS]", "", "benchmarks:", *lines])
+    return "\n".join(
+        [
+            "usage: pitune bench [BENCHMARK] [OPTIONS]",
+            "",
+            f"benchmarks ({DEFAULT} by default):",
+            *lines,
+        ]
+    )
 
 
 if __name__ == "__main__":
