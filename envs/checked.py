@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pitune.envs.deferred_checks import DeferredChecks
 from pitune.envs.success import SuccessRule, check_rule
 from pitune.envs.vector_env import (
     EnvSpec,
@@ -44,8 +45,8 @@ class CheckedEnv:
 
     Raises:
         ValueError: the definition of success is unknown.
-        ValueError: (from `reset` and `step`) an argument has the wrong shape, or a number is not
-            finite.
+        ValueError: (from `reset`, `step` and `confirm`) an argument has the wrong shape, or a
+            number is not finite.
     """
 
     def __init__(self, env: VectorEnv, success: SuccessRule = "once", reward: str = "") -> None:
@@ -59,12 +60,29 @@ class CheckedEnv:
         self.num_calls = 0
         """Calls of `reset` and `step` so far. An owner of running episodes compares it with its
         own count, because the calls of others change these episodes."""
-        self.num_entries = 0
-        """Action entries of active environments so far."""
-        self.num_clipped = 0
-        """Those among them that were outside the bounds."""
+        self._checks = DeferredChecks(env.spec.device)
+        # action entries of active environments, and those among them that were clipped
+        self._entries = torch.zeros(2, dtype=torch.int64, device=env.spec.device)
         self.draws_on_request = draws_on_request(env)
         """Whether the adapter draws only the pictures that are read."""
+
+    @property
+    def num_entries(self) -> int:
+        """Action entries of active environments so far."""
+        return int(self._entries[0])
+
+    @num_entries.setter
+    def num_entries(self, value: int) -> None:
+        self._entries[0] = value
+
+    @property
+    def num_clipped(self) -> int:
+        """Those among them that were outside the bounds."""
+        return int(self._entries[1])
+
+    @num_clipped.setter
+    def num_clipped(self, value: int) -> None:
+        self._entries[1] = value
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         num_rows = self.spec.num_envs if env_idx is None else len(env_idx)
@@ -90,18 +108,19 @@ class CheckedEnv:
                 f"action of shape {tuple(action.shape)} must be {expected} for {self.spec.id}: "
                 f"{expected[0]} environments, {expected[1]} action dimensions"
             )
-        if not torch.isfinite(action[active]).all():
-            rows = (~torch.isfinite(action).all(-1) & active).nonzero().flatten().tolist()
-            raise ValueError(
+        self._checks.require(
+            torch.isfinite(action).all(-1) | ~active,
+            lambda rows: (
                 f"action is not finite in environments {rows} of {self.spec.id}; "
                 "check the policy's output"
-            )
+            ),
+        )
 
         # actions inside the bounds
         self.num_calls += 1
         clipped = torch.maximum(torch.minimum(action, self.high), self.low)
-        self.num_entries += int(active.sum()) * self.spec.action_dim
-        self.num_clipped += int((clipped != action)[active].sum())
+        outside = (clipped != action) & active[:, None]
+        self._entries += torch.stack([active.sum() * self.spec.action_dim, outside.sum()])
         requested: dict[str, Any] = {}
         if pictures is not None and self.draws_on_request:
             requested = {"pictures": pictures}
@@ -109,12 +128,13 @@ class CheckedEnv:
         if self.env.spec.success_signal and not self.spec.success_signal:
             # some environments report success only where there is one
             self.spec = replace(self.spec, success_signal=True)
-        if not torch.isfinite(reward).all():
-            rows = (~torch.isfinite(reward)).nonzero().flatten().tolist()
-            raise ValueError(
+        self._checks.require(
+            torch.isfinite(reward),
+            lambda rows: (
                 f"reward is not finite in environments {rows} of {self.spec.id}; an adapter must "
                 "report such a row as truncated and invalid, with reward 0"
-            )
+            ),
+        )
         # copies, because an adapter may write the next step into the same memory
         return StepResult(
             self._check_obs(obs, "step"),
@@ -123,6 +143,17 @@ class CheckedEnv:
             truncated.clone(),
             {key: value.clone() for key, value in info.items()},
         )
+
+    def confirm(self, *numbers: Tensor) -> list[int]:
+        """Read the checks of the steps so far and further integers () in one read.
+
+        On the host every step was checked at once. On an accelerator an error is raised here, after
+        a chunk of steps and before its results are used.
+
+        Raises:
+            ValueError: a number is not finite.
+        """
+        return self._checks.confirm(*numbers)
 
     def abandon(self) -> None:
         """Give up all running episodes, so that those that are not reset next can wait.
@@ -155,11 +186,11 @@ class CheckedEnv:
 
     def _check_obs(self, obs: Observation, method: str) -> Observation:
         """Return copies of the observation after a check of the state."""
-        state = obs["state"]
-        if not torch.isfinite(state).all():
-            rows = (~torch.isfinite(state).all(-1)).nonzero().flatten().tolist()
-            raise ValueError(
+        self._checks.require(
+            torch.isfinite(obs["state"]).all(-1),
+            lambda rows: (
                 f"state is not finite in environments {rows} of {self.spec.id} after {method}; an "
                 "adapter must keep the last finite state and report the row as invalid"
-            )
+            ),
+        )
         return {key: value.clone() for key, value in obs.items()}

@@ -21,6 +21,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import make_composite_from_td
 
 from pitune.envs.checked import CheckedEnv
+from pitune.envs.last_action import LastAction
 from pitune.envs.seeding import EpisodeSeeds
 from pitune.envs.success import EpisodeSuccess
 from pitune.envs.vector_env import Observation
@@ -43,15 +44,13 @@ class ChunkEnv(EnvBase):
     Args:
         env: The checked simulator.
         execution_horizon: h.
-        seeds: Seeds of the episodes: `EpisodeSeeds`, or `EvaluationSeeds` with their
-            `num_episodes`.
+        seeds: `EpisodeSeeds`, or `EvaluationSeeds` with their `num_episodes`.
         num_episodes: Episodes of every environment, or of each (E,), or None for no limit. After
-            them the environment waits until all are reset. It executes no step, and `duration` is
-            0.
+            them the environment waits for a reset of all: no step is executed, `duration` is 0.
         preprocess: Adds entries to observations (N), such as a policy's `model_input`. It is called
             once per observation, and the results replace the pictures.
-        record_success: Whether to write the flags of success. By default that depends on whether
-            the environment is known to report it.
+        record_success: Whether to write the flags of success, by default if they are known.
+        last_action: Whether `preprocess` also gets the entries of `LastAction`.
 
     Raises:
         ValueError: when stepped, an action chunk has the wrong shape.
@@ -76,6 +75,7 @@ class ChunkEnv(EnvBase):
         num_episodes: int | Tensor | None = None,
         preprocess: Callable[[TensorDictBase], TensorDictBase] | None = None,
         record_success: bool | None = None,
+        last_action: bool = False,
     ) -> None:
         spec = env.spec
         super().__init__(device=spec.device, batch_size=torch.Size([spec.num_envs]))
@@ -90,10 +90,10 @@ class ChunkEnv(EnvBase):
         self._played = torch.zeros_like(self._steps)
         recorded = spec.success_signal if record_success is None else record_success
         self._success = EpisodeSuccess(spec.num_envs, spec.device) if recorded else None
+        self._last = LastAction(spec.num_envs, spec.action_dim, spec.device, last_action)
         self._obs: Observation = {}
         self._num_calls = 0
-        # bound in a tuple, because a module as an attribute would become a part of this one
-        self._preprocess = (preprocess,)
+        self._preprocess = (preprocess,)  # a module as an attribute would become a part of this
         self._preprocessed: TensorDict | None = None
         self._make_specs()
 
@@ -129,7 +129,6 @@ class ChunkEnv(EnvBase):
             added = make_composite_from_td(row.expand(n))
             observation |= {str(key): added[key] for key in added.keys()}
 
-        # specs, where a chunk of actions is (E, h, d)
         self.observation_spec = Composite(observation, shape=(n,))
         low, high = self.env.low.expand(n, h, -1), self.env.high.expand(n, h, -1)
         self.action_spec = Bounded(low, high, shape=low.shape, device=device)
@@ -144,59 +143,59 @@ class ChunkEnv(EnvBase):
         if mask is None:
             self._played[:] = 0
             self.env.abandon()
-            env_idx = self._playing().nonzero().flatten()
+            begins = self._playing()
         else:
             self._check_unchanged()
-            env_idx = (mask.flatten() & self._playing()).nonzero().flatten()
+            begins = mask.flatten() & self._playing()
 
-        # new episodes
-        if len(env_idx):
-            seeds = self.seeds.next(env_idx).to(env_idx.device)
+        # new episodes, whose seeds are made on the host
+        rows = begins.cpu().nonzero().flatten()
+        if len(rows):
+            seeds, env_idx = self.seeds.next(rows).to(self.device), rows.to(self.device)
             start = time.perf_counter()
             self._obs = self.env.reset(seeds, env_idx)
             self._num_calls = self.env.num_calls
             self.simulator_seconds += time.perf_counter() - start
             self._steps[env_idx] = 0
+            self._last.start(env_idx)
             if self._success is not None:
                 self._success.start(env_idx)
             self._preprocess_rows(env_idx)
 
-        # entries of a decision, before the first one is taken
-        n, h = self.batch_size[0], self.execution_horizon
+        n, h, device = self.batch_size[0], self.execution_horizon, self.device
         steps = {
-            "reward_steps": torch.zeros(n, h, device=self.device),
-            "live": torch.zeros(n, h, dtype=torch.bool, device=self.device),
-            "duration": torch.zeros(n, 1, dtype=torch.int64, device=self.device),
+            "reward_steps": torch.zeros(n, h, device=device),
+            "live": torch.zeros(n, h, dtype=torch.bool, device=device),
+            "duration": torch.zeros(n, 1, dtype=torch.int64, device=device),
         }
         names = (*self._success_flags(), "invalid", "terminated", "truncated", "done")
-        flags = {key: torch.zeros(n, 1, dtype=torch.bool, device=self.device) for key in names}
+        flags = {key: torch.zeros(n, 1, dtype=torch.bool, device=device) for key in names}
         return self._tensordict({**self._observation(), **steps, **flags})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        chunk = tensordict["action"]
-        n, h = self.batch_size[0], self.execution_horizon
-        if tuple(chunk.shape) != (n, h, self.env.spec.action_dim):
+        chunk, n, h = tensordict["action"], self.batch_size[0], self.execution_horizon
+        expected = (n, h, self.env.spec.action_dim)
+        if tuple(chunk.shape) != expected:
             raise ValueError(
-                f"action chunk of shape {tuple(chunk.shape)} must be "
-                f"{(n, h, self.env.spec.action_dim)}: environments, execution_horizon, action dim"
+                f"action chunk of shape {tuple(chunk.shape)} must be {expected}: environments, "
+                "execution_horizon, action dim"
             )
 
-        # running episodes, and their outcome so far (E,)
-        self._check_unchanged()
+        self._check_unchanged()  # running episodes, and their outcome so far (E,)
         active = executed = self._playing()
         flags = {key: torch.zeros_like(active) for key in ("terminated", "truncated", "invalid")}
-        rewards, live = [], []
-
+        rewards, live, on_host = [], [], self.env.spec.device.type == "cpu"
         # steps of the chunk (E, d), without the episodes that have ended
         for j in range(h):
             live.append(active)
-            if active.any():
+            if not on_host or active.any():  # to ask an accelerator would wait for it
                 start = time.perf_counter()
                 read = active & (j == h - 1)  # only these pictures, and those of ended episodes
                 obs, reward, terminated, truncated, info = self.env.step(chunk[:, j], active, read)
                 self.simulator_seconds += time.perf_counter() - start
                 self._obs, self._num_calls = obs, self.env.num_calls
                 self._steps += active
+                self._last.add(chunk[:, j], active)
                 rewards.append(torch.where(active, reward, torch.zeros_like(reward)))
                 now = {"terminated": terminated, "truncated": truncated, **info}
                 flags = {key: flag | (now[key] & active) for key, flag in flags.items()}
@@ -207,7 +206,8 @@ class ChunkEnv(EnvBase):
                 rewards.append(torch.zeros(n, device=self.device))
 
         # observations after the chunk, preprocessed once
-        self._preprocess_rows(executed.nonzero().flatten())
+        every = torch.arange(n, device=self.device) if self._num_episodes is None else None
+        self._preprocess_rows(executed.nonzero().flatten() if every is None else every)
         # h x (E,) -> (E, h)
         return self._outcome(torch.stack(rewards, 1), torch.stack(live, 1), flags)
 
@@ -228,15 +228,13 @@ class ChunkEnv(EnvBase):
     def _added(self, obs: Observation, rows: slice | Tensor) -> TensorDict:
         """Return the entries that preprocessing adds to some rows (N) of observations (E)."""
         (preprocess,) = self._preprocess
-        values = {key: value[rows] for key, value in obs.items()}
+        values = {key: value[rows] for key, value in {**obs, **self._last.entries()}.items()}
         td = TensorDict(values, batch_size=[len(values["state"])], device=self.device)
-        if preprocess is None:
-            return td.select()
-        return preprocess(td).exclude(*values)
+        return td.select() if preprocess is None else preprocess(td).exclude(*values)
 
     def _outcome(self, reward_steps: Tensor, live: Tensor, flags: dict[str, Tensor]) -> TensorDict:
         """Return the entries of a step from rewards and live mask (E, h) and flags (E,)."""
-        self.num_env_steps += int(live.sum())
+        self.num_env_steps += self.env.confirm(live.sum())[0]
         done = flags["terminated"] | flags["truncated"]
         self._played += done
         flags |= {key: flag & live[:, 0] for key, flag in self._success_flags().items()}
@@ -261,6 +259,9 @@ class ChunkEnv(EnvBase):
                 "`Rollouts.restart(iteration)` or reset the whole ChunkEnv afterwards, or use "
                 "another environment there"
             )
+
+    def _reset_check_done(self, *_: object) -> None:
+        """Read nothing. TorchRL asks thrice per reset whether `_reset` left a flag up."""
 
     @property
     def stale(self) -> bool:

@@ -25,6 +25,7 @@ from tensordict.nn import InteractionType, TensorDictModuleBase
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
+from pitune.policies.conditions import check_stateless
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
 from pitune.policies.likelihood.registry import make_likelihood
@@ -167,6 +168,7 @@ class LikelihoodActor(Actor):
 
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
         super().__init__(policy)
+        check_stateless(policy.sampler.guidance)
         self.config = config
         self.likelihood = make_likelihood(config, policy)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]

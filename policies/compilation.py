@@ -17,6 +17,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,6 +71,20 @@ class Compilation:
         return self._forms[key]  # type: ignore[return-value]
 
 
+def compilable(method: Function) -> Function:
+    """Let the `compilation` of an object, if it has one, compile the decorated method."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any, **named: Any) -> Any:
+        compilation: Compilation | None = self.compilation
+        # a function inside a compiled one becomes part of it
+        if compilation is None or torch.compiler.is_compiling():
+            return method(self, *args, **named)
+        return compilation(method)(self, *args, **named)
+
+    return run  # type: ignore[return-value]
+
+
 def _compiled(function: Callable[..., Any], cuda_graphs: bool, backend: str) -> Callable[..., Any]:
     """Return the compiled form of a function, which marks the rows of its arguments."""
     options: dict[str, Any] | None = None
@@ -77,13 +92,13 @@ def _compiled(function: Callable[..., Any], cuda_graphs: bool, backend: str) -> 
         options = {"fallback_random": True, "triton.cudagraphs": cuda_graphs}
     compiled = torch.compile(function, backend=backend, options=options)
 
-    def run(*args: Any) -> Any:
-        mark_rows(args)
+    def run(*args: Any, **named: Any) -> Any:
+        mark_rows((args, named))
         if not cuda_graphs:
-            return compiled(*args)
+            return compiled(*args, **named)
         # the next replay of a graph overwrites its outputs
         torch.compiler.cudagraph_mark_step_begin()
-        return torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, compiled(*args))
+        return torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, compiled(*args, **named))
 
     return run
 

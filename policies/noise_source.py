@@ -142,6 +142,16 @@ class NoiseSource(nn.Module):
         self.actor = NoiseActor(input_dim, latent_dim, config.magnitude, config.hidden)
         self.steered: Tensor
         self.register_buffer("steered", torch.zeros((), dtype=torch.bool))
+        self._last_read: tuple[Tensor | None, int, bool] = (None, 0, False)
+
+    @property
+    def is_steered(self) -> bool:
+        """`steered` on the host, read from its device once after each change."""
+        flag, (read, version, value) = self.steered, self._last_read
+        if read is not flag or version != flag._version:
+            value = bool(flag)
+            self._last_read = (flag, flag._version, value)
+        return value
 
     def noise_of(self, latent: Tensor) -> Tensor:
         """Return the starting points (N, H, A) of latents (N, W)."""

@@ -13,6 +13,7 @@ from typing import Any
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.conditions import encode_state, encode_words, guided, with_dropped
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
@@ -23,11 +24,15 @@ from pitune.policies.flow.path import (
 )
 from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.context import Context
-from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
 from pitune.policies.policy_config import check_noise
 from pitune.policies.policy_parts import PolicyParts
-from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
+from pitune.policies.preprocessing.critic_input import (
+    critic_input,
+    critic_state,
+    old_chunk,
+    old_chunk_dim,
+)
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput
 from pitune.policies.under_delay import continued_field, remainder_of, starting_points
@@ -79,11 +84,16 @@ class FlowPolicy(PolicyParts):
         has no pictures and no prompt has features too, those of its state token.
 
         Raises:
-            ValueError: the policy has a noise source already.
+            ValueError: the policy has a noise source already, or its critics read the last action.
         """
         if self.noise_source is not None:
             raise ValueError(
                 "the policy is steered already; steer the checkpoint that it was made from"
+            )
+        if self.reads_last_action:
+            raise ValueError(
+                "a noise actor reads the critics' input, and a robot's observation has no last "
+                "action; steer a policy without options.critic_input.last_action"
             )
         self.requires_grad_(False)
         width = self.preprocessor.model_state_dim + self.network.config.feature_dim
@@ -126,10 +136,11 @@ class FlowPolicy(PolicyParts):
             prefix: The result of `encode_prefix` for them. By default they are encoded here.
             state_offset: Offset (N, D) or (1, D) that is added to the state token.
         """
-        state = inputs.state.to(self.device)
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
-        context = self.compiled(Pi0.with_state)(self.network, prefix, state, state_offset)
+        else:
+            prefix = with_dropped(self.network, prefix, inputs.condition)
+        context = encode_state(self.network, self.sampler.guidance, inputs, prefix, state_offset)
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -138,12 +149,12 @@ class FlowPolicy(PolicyParts):
     def encode_prefix(self, inputs: ModelInput) -> Context:
         """Return the context of pictures and prompt, without the state.
 
-        While `prefix_is_frozen` it does not change during training and may be stored.
+        While `prefix_is_frozen` it does not change during training and may be stored. With guidance
+        away from the dropped instruction it has that prefix too, as `null`.
         """
         inputs = inputs.to(self.device)
         images = None if inputs.images is None else scaled_pictures(inputs.images)
-        encode = self.compiled(Pi0.encode_prefix)
-        return encode(self.network, images, None, inputs.tokens, inputs.token_mask)
+        return encode_words(self.network, self.sampler.guidance, inputs, images)
 
     def critic_input(
         self, inputs: ModelInput, context: Context | None, steps: int | None = None
@@ -161,25 +172,14 @@ class FlowPolicy(PolicyParts):
         steps = self.remainder_steps if steps is None else steps
         state, shape = state.to(self.device), (steps, self.preprocessor.action_dim)
         old = old_chunk(inputs.remainder, inputs.delay, state, shape)
+        state = critic_state(state, inputs.last_action, self.reads_last_action)
         return critic_input(state, features, old_chunk=old)
 
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
         return continued_field(
-            lambda x, flow_time: self.velocity(context, x, flow_time),
-            context,
-            self.sampler,
+            guided(self.network, context, self.sampler.guidance), context, self.sampler
         )
-
-    def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
-        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
-
-        Under a decision delay they are h + R, of which the first are those of the old chunk.
-        """
-        remainder = remainder_of(inputs)
-        point = point if remainder is None else with_prefix(point, remainder)
-        state = inputs.robot_state.to(self.device)
-        return self.preprocessor.unnormalize_action(point[:, : self.num_planned], state)
 
     def solve(self, context: Context, noise: Tensor) -> Tensor:
         """Return the chunks (N, H, A) at the end of the ODE from noise (N, H, A), normalized.
@@ -224,7 +224,7 @@ class FlowPolicy(PolicyParts):
         """
         context = self.encode(inputs, state_offset=state_offset)
         source = self.noise_source
-        if source is not None and source.steered:
+        if source is not None and source.is_steered:
             steps = source.config.remainder_steps
             noise = source(self.critic_input(inputs, context, steps))
         elif noise is None:
@@ -285,7 +285,7 @@ class FlowPolicy(PolicyParts):
         per_step = flow_time if flow_time.ndim == 3 else flow_time[..., None]  # (N, M, H or 1)
         x = interpolate(action[:, None], noise, per_step[..., None])  # (N, M, H, A)
         context = self.encode(inputs, prefix, state_offset=state_offset)
-        output = self.velocity(context, x, flow_time)
+        output = self.network.velocity(context, x, flow_time)
 
         # squared error
         loss = (output.velocity.float() - target_velocity(action[:, None], noise)).square()

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pitune.policies.flow.delay import DelayConfig
+from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.flow.ode import Solver
 from pitune.policies.flow.real_time import RealTimeConfig, check_delay
 from pitune.policies.network.config import Pi0Config
@@ -43,6 +44,8 @@ class SamplerConfig(Settings):
 
     delay: DelayConfig = field(default_factory=DelayConfig)
     """Decision delay that the policy is fine-tuned under."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Conditions that the policy acts with, and guidance towards them."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SamplerConfig:
@@ -51,6 +54,7 @@ class SamplerConfig(Settings):
         if real_time is not None:  # pitune 0.3 had the delay of the cloning here
             real_time = {key: value for key, value in real_time.items() if key != "max_delay"}
         parts: dict[str, Any] = {"delay": DelayConfig(**values.get("delay", {}))}
+        parts["guidance"] = GuidanceConfig(**values.get("guidance", {}))
         parts["real_time"] = None if real_time is None else RealTimeConfig(**real_time)
         return cls(**{**values, **parts})
 

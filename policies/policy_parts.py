@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from pitune.policies.compilation import LOOP_LAYERS, Compilation
-from pitune.policies.flow.path import FlowOutput, TimeGrid
+from pitune.policies.conditions import check_guidance
+from pitune.policies.flow.path import TimeGrid
+from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
+from pitune.policies.network.options.conditioning import INSTRUCTION_NULL
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource
 from pitune.policies.policy_config import (
@@ -27,7 +30,7 @@ from pitune.policies.policy_config import (
     make_preprocessor,
 )
 from pitune.policies.preprocessing.critic_input import old_chunk_dim
-from pitune.policies.preprocessing.model_input import ObservationPreprocessor
+from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.under_delay import (
     executed_steps,
@@ -68,6 +71,7 @@ class PolicyParts(nn.Module):
         self.noise_source, self.info = noise_source, info or PolicyInfo()
         check_parts(self.network.config, self.preprocessor.config, sampler)
         check_real_time(sampler, self.info)
+        check_guidance(self.network.config, sampler)
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +111,33 @@ class PolicyParts(nn.Module):
     @property
     def critic_state_dim(self) -> int:
         """Width of a critic's input without features and time."""
-        return self.preprocessor.model_state_dim + old_chunk_dim(*self.remainder_shape)
+        return self.critic_obs_dim + old_chunk_dim(*self.remainder_shape)
+
+    @property
+    def critic_obs_dim(self) -> int:
+        """Width of the state in a critic's input, with the last action if critics read it."""
+        last = self.preprocessor.action_dim if self.reads_last_action else 0
+        return self.preprocessor.model_state_dim + last
+
+    @property
+    def reads_last_action(self) -> bool:
+        """Whether critics read the last executed action."""
+        return self.network.config.options.critic_input.last_action
+
+    def last_action_entries(self, action: Tensor, episode: Tensor) -> dict[str, Tensor]:
+        """Return the observations' entries of the last action, for consecutive steps (N).
+
+        They are empty if critics do not read it.
+
+        Args:
+            action: Executed actions (N, d) [robot units].
+            episode: Episode of each step (N,).
+        """
+        if not self.reads_last_action:
+            return {}
+        has_acted = episode == episode.roll(1)
+        has_acted[:1] = False
+        return {"last_action": action.roll(1, 0), "has_acted": has_acted}
 
     @property
     def remainder_shape(self) -> tuple[int, int]:
@@ -141,9 +171,8 @@ class PolicyParts(nn.Module):
         Args:
             function: Its arguments are modules, settings and tensors with rows (N, ...).
             num_layers: Layers that a loop in it runs through. A long loop stays as it is, and the
-                functions inside it are compiled.
+                network's methods inside it are compiled.
         """
-        # a function inside a compiled one becomes part of it
         compilation = self.network.compilation
         if compilation is None or torch.compiler.is_compiling() or num_layers > LOOP_LAYERS:
             return function
@@ -173,19 +202,28 @@ class PolicyParts(nn.Module):
         """
         self.network.compilation = Compilation(self.device, backend)
 
-    def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:
-        """Return the network's output at points (N, M, H, A) and flow times (N, M) or (N, M, H)."""
-        return self.compiled(Pi0.velocity)(self.network, context, x, flow_time)
-
     def draw_noise(self, num: int) -> Tensor:
         """Return starting points from the standard normal (N, H, A)."""
         return torch.randn(num, *self.chunk_shape, device=self.device)
+
+    def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
+        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
+
+        Under a decision delay they are h + R, of which the first are those of the old chunk.
+        """
+        remainder = remainder_of(inputs)
+        point = point if remainder is None else with_prefix(point, remainder)
+        state = inputs.robot_state.to(self.device)
+        return self.preprocessor.unnormalize_action(point[:, : self.num_planned], state)
 
     @property
     def prefix_is_frozen(self) -> bool:
         """Whether there are pictures or a prompt, and no module that encodes them is trained."""
         vlm = self.network.vlm
-        return vlm is not None and not any(p.requires_grad for p in vlm.parameters())
+        if vlm is None or any(p.requires_grad for p in vlm.parameters()):
+            return False
+        nulls = (p for name, p in self.network.named_parameters() if name == INSTRUCTION_NULL)
+        return not any(null.requires_grad for null in nulls)
 
     def observation_preprocessor(self, tasks: Sequence[str]) -> ObservationPreprocessor:
         """Return the module that adds `model_input` to an environment's observations.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.fpo import FPO, FPOConfig
     from pitune.rl.algorithms.grpo import GRPO, GRPOConfig
     from pitune.rl.algorithms.ppo import PPO, PPOConfig
+    from pitune.rl.algorithms.recap.config import RecapConfig
+    from pitune.rl.algorithms.recap.learner import Recap
     from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
     from pitune.rl.evaluation.evaluate import evaluate
     from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
@@ -71,6 +73,8 @@ __all__ = [
     "PPOClipConfig",
     "PPOConfig",
     "PairedTest",
+    "Recap",
+    "RecapConfig",
     "Rollouts",
     "UpdateConfig",
     "WSRLConfig",
@@ -100,6 +104,8 @@ _MODULES = {
     "algorithms.fpo": ("FPO", "FPOConfig"),
     "algorithms.grpo": ("GRPO", "GRPOConfig"),
     "algorithms.ppo": ("PPO", "PPOConfig"),
+    "algorithms.recap.config": ("RecapConfig",),
+    "algorithms.recap.learner": ("Recap",),
     "algorithms.wsrl": ("WSRL", "WSRLConfig"),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.outcome": ("EpisodeOutcome", "Evaluation"),

@@ -63,6 +63,7 @@ def small_preset(demonstrations_file: Path) -> Callable[[str], rl.AlgorithmConfi
         "critic_warmup": 1,
         "group_size": 2,
         "hidden": (16, 16),
+        "value_steps": 2,
         "warmup_decisions": 16,
         "warmup_rounds": 2,
         "initial_fit_steps": 2,

@@ -19,6 +19,8 @@ from pitune.experiments.runs.next_steps import Step, files_of, next_steps
 from pitune.experiments.runs.progress import Screen, Task, screen
 from pitune.policies import FlowPolicy
 from pitune.policies.finetuning.memory import available_bytes, check_memory, parameter_report
+from pitune.policies.finetuning.shard import is_sharded
+from pitune.rl import ranks
 from pitune.rl.algorithm import no_progress
 from pitune.rl.evaluation.outcome import text_of
 
@@ -191,7 +193,8 @@ def print_steps(console: Console, files: list[Step], commands: list[Step]) -> No
 
 def report_memory(policy: FlowPolicy, minibatch: int) -> None:
     """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
-    report = parameter_report(policy, minibatch)
+    report = parameter_report(policy, ranks.share(minibatch))
     if policy.network.vlm is not None:
         screen.print(report.table())
-    check_memory(report, available_bytes(policy.device))
+    num_ranks = ranks.world() if is_sharded(policy) else 1
+    check_memory(report, available_bytes(policy.device), num_ranks=num_ranks)

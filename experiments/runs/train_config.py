@@ -84,6 +84,9 @@ class TrainConfig(Settings):
     """Whether to film the policy before and after training, if the machine can render."""
     device: DeviceName = "cuda" if torch.cuda.is_available() else "cpu"
     """Device of the policy."""
+    shard: bool = False
+    """Whether the ranks of torchrun split the weights, gradients and optimizer of the policy
+    (FSDP), for full fine-tuning of a π0 that does not fit one device. Needs several ranks."""
     torch_threads: Threads = 1
     """Threads of PyTorch on the CPU. A fixed number makes results independent of the number of
     cores, and a small policy gains nothing from more. Raise it for large networks."""

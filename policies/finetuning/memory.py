@@ -79,6 +79,20 @@ class MemoryReport:
         """All groups and the activations [bytes]."""
         return sum(row.total_bytes for row in self.rows) + self.activation_bytes
 
+    def rank_bytes(self, num_ranks: int) -> int:
+        """Return the memory of each of some ranks that split the policy (`--shard`) [bytes].
+
+        A rank holds its part of weights, gradients and moments, and gathers all weights.
+
+        Args:
+            num_ranks: Number of ranks. One rank holds everything once.
+        """
+        if num_ranks == 1:
+            return self.total_bytes
+        parts = sum(row.total_bytes for row in self.rows)
+        gathered = sum(row.weight_bytes for row in self.rows)
+        return -(-parts // num_ranks) + gathered + self.activation_bytes
+
     def table(self) -> Table:
         """Return a table for `rich`."""
         from rich.table import Table
@@ -98,6 +112,8 @@ class MemoryReport:
         parameters = sum(row.parameters for row in self.rows)
         total = readable(self.total_bytes)
         table.add_row("all", f"{parameters:,}", f"{self.trained:,}", "", "", total)
+        sizes_of_ranks = (f"{n} ranks {readable(self.rank_bytes(n))}" for n in (2, 4, 8))
+        table.caption = f"each rank with --shard: {', '.join(sizes_of_ranks)}"
         return table
 
     def text(self) -> str:
@@ -166,6 +182,9 @@ def example_input(policy: FlowPolicy) -> ModelInput:
         token_mask=mask,
         remainder=remainder,
         delay=delay,
+        last_action=torch.zeros(1, preprocessor.action_dim, device=device)
+        if policy.reads_last_action
+        else None,
     )
 
 
@@ -177,7 +196,7 @@ def available_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def check_memory(report: MemoryReport, available: int, other: int = 0) -> None:
+def check_memory(report: MemoryReport, available: int, other: int = 0, num_ranks: int = 1) -> None:
     """Fail if training cannot fit into memory.
 
     The weights are allocated already, so only gradients, moments and activations have to fit.
@@ -186,12 +205,14 @@ def check_memory(report: MemoryReport, available: int, other: int = 0) -> None:
         report: From `parameter_report`.
         available: Free memory, `available_bytes` [bytes].
         other: Further allocations, for example copies of the policy [bytes].
+        num_ranks: Number of ranks that split the policy.
 
     Raises:
         ValueError: training needs more than the free memory.
     """
     # the weights are in memory already
-    needed = report.total_bytes - sum(row.weight_bytes for row in report.rows) + other
+    allocated = sum(row.weight_bytes for row in report.rows) // num_ranks
+    needed = report.rank_bytes(num_ranks) - allocated + other
     if needed > available:
         raise ValueError(
             f"training needs {readable(needed)} more ({report.trained:,} trained parameters: "

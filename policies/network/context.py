@@ -40,24 +40,32 @@ class Context(NamedTuple):
     """Keys and values of additional tokens by kind, which are read through gates."""
     condition_offset: Tensor | None = None
     """Added to the flow-time condition of π0.5 (B, D) or (1, D), e.g. a gene of a population."""
+    condition: Tensor | None = None
+    """Conditions of the velocity (B, kinds) int64, -1 where one is dropped. None without any."""
+    null: Context | None = None
+    """The same observation without its instruction, for guidance."""
 
 
 def pack(context: Context) -> TensorDict:
     """Return the tensors of a context (N); the keys and values of the layers side by side."""
-    rest = {k: v for k, v in context._asdict().items() if k not in ("cache", "side")}
+    rest = {k: v for k, v in context._asdict().items() if k not in ("cache", "side", "null")}
     tensors = {name: value for name, value in rest.items() if value is not None}
     td = TensorDict(_stacked(context.cache) | tensors, batch_size=[len(context.features)])
     for kind, cache in (context.side or {}).items():
         td["side", kind] = TensorDict(_stacked(cache), batch_size=td.batch_size)
+    if context.null is not None:
+        td["null"] = pack(context.null)
     return td
 
 
 def unpack(packed: TensorDictBase) -> Context:
     """Return the context that `pack` took apart."""
-    rest = dict(packed.exclude("keys", "values", "side").items())
+    rest = dict(packed.exclude("keys", "values", "side", "null").items())
     side = packed.get("side", None)
     if side is not None:
         rest["side"] = {kind: _unstacked(part) for kind, part in side.items()}
+    if "null" in packed.keys():
+        rest["null"] = unpack(packed["null"])
     return Context(cache=_unstacked(packed), **rest)
 
 

@@ -6,8 +6,8 @@ after the other. Each block attends to itself and to the cached keys and values 
 it, and the flow steps share the cache of the observation. The result equals the joint pass.
 
 Parameter names are openpi's, which are Hugging Face's, so that its checkpoints load unchanged.
-The dtype of the activations sets the precision. Each layer casts its weights to it, which is all
-that bfloat16 computation with float32 master weights needs.
+The dtype of the activations sets the precision. Each layer computes with its weights in it, which
+is all that bfloat16 computation with float32 master weights needs.
 In shapes, `prefix` is the number of tokens of the blocks before.
 Letters: B rows, L tokens of this block, D width, M scored flow steps.
 Source: Gemma Team 2024; Black et al. 2024; Physical Intelligence 2025 (π0.5, adaptive norms).
@@ -18,9 +18,10 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
+from pitune.policies.network.attention import additive, attend
 from pitune.policies.network.layers import AdaptiveRMSNorm, Linear, RMSNorm, rotary_angles, rotate
 from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.options.gated_tokens import Extra, gated_reads
@@ -98,9 +99,7 @@ class Attention(nn.Module):
         if extra is not None and extra.registers:
             own, registers = extra.split(key, value)
             keys, values = joined(before, own)
-        # with fewer key heads than query heads, several queries share a key
-        grouped = self.config.num_heads != self.config.num_kv_heads
-        y = scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
+        y = attend(query, keys, values, mask)
         if self.gates is not None and extra is not None:
             for addition in gated_reads(self.gates, query, extra, registers):
                 y = y + addition
@@ -261,6 +260,7 @@ class Gemma(nn.Module):
             condition: Of adaptive norms (B, M, D), each for L / M neighboring tokens.
             extra: Additional tokens, which are read through gates.
         """
+        mask = additive(mask, x.dtype)
         rotation = rotary_angles(positions, self.config.head_dim)
         after: Cache = []
         first = None  # values of the first layer

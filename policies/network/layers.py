@@ -1,6 +1,7 @@
 """Parts that the towers share: linear layers, norms and rotary positions.
 
-The dtype of the activations sets the precision. Each layer casts its weights to it.
+The dtype of the activations sets the precision. A layer casts its weights to it once after each
+change, see `pitune.policies.network.held_casts`.
 Letters: B rows, L tokens, D width, M scored flow steps.
 Source: Gemma Team 2024; Physical Intelligence 2025 (π0.5, adaptive norms).
 """
@@ -11,6 +12,8 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from pitune.policies.network.held_casts import HeldCasts
 
 
 class Linear(nn.Linear):
@@ -33,13 +36,15 @@ class Linear(nn.Linear):
         self.register_parameter("lora_a", None)
         self.register_parameter("lora_b", None)
         self.lora_scale = 1.0  # alpha / rank
+        self.casts = HeldCasts()
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = linear(x, self.weight.to(x.dtype), bias)
+        cast, dtype = self.casts.of, x.dtype
+        bias = None if self.bias is None else cast("bias", self.bias, dtype)
+        y = linear(x, cast("weight", self.weight, dtype), bias)
         if self.lora_a is not None and self.lora_b is not None:
-            low = linear(x, self.lora_a.to(x.dtype))
-            y = y + self.lora_scale * linear(low, self.lora_b.to(x.dtype))
+            low = linear(x, cast("lora_a", self.lora_a, dtype))
+            y = y + self.lora_scale * linear(low, cast("lora_b", self.lora_b, dtype))
         return y
 
 

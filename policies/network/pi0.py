@@ -18,29 +18,24 @@ Source: Black et al. 2024; Physical Intelligence 2025; openpi `models_pytorch/pi
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import silu
 
-from pitune.policies.compilation import Compilation
+from pitune.policies.compilation import compilable
 from pitune.policies.flow.path import FlowOutput
-from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
-from pitune.policies.network.extensions import make_extension
 from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mask
-from pitune.policies.network.gemma import Cache, Gemma
-from pitune.policies.network.layers import Linear
-from pitune.policies.network.options.add import option_modules
-from pitune.policies.network.options.blocks import with_registers, with_state_tokens
+from pitune.policies.network.gemma import Cache
+from pitune.policies.network.options.blocks import drop_words, with_registers, with_state_tokens
+from pitune.policies.network.parts import Pi0Parts
 from pitune.policies.network.siglip import Siglip
-from pitune.policies.network.towers import Experts, VisionLanguageModel, check_prefix_inputs
+from pitune.policies.network.towers import check_prefix_inputs
 
 
-class Pi0(nn.Module):
+class Pi0(Pi0Parts):
     """Velocity field of action chunks, conditioned on an observation.
 
     Args:
@@ -49,8 +44,7 @@ class Pi0(nn.Module):
     Attributes:
         compute_dtype: Precision of the towers. The projections around them, the flow and the
             densities stay float32.
-        compilation: Compiles the functions of a policy with this network. None leaves them as they
-            are. See `FlowPolicy.compiled`.
+        compilation: Compiles the encoders and the velocity. None leaves them as they are.
         extensions: Modules that pretrained weights lack, by name. Each maps the action tokens
             (B, M, H, D) to action tokens, see `pitune.policies.network.extensions`.
         options: Modules of options that act around the towers, by name.
@@ -64,56 +58,6 @@ class Pi0(nn.Module):
         >>> network.velocity(context, x, flow_time).velocity.shape
         torch.Size([3, 1, 8, 2])
     """
-
-    def __init__(self, config: Pi0Config) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype = torch.float32
-        self.compilation: Compilation | None = None
-        width = config.expert.width
-        self.paligemma_with_expert = Experts(config)
-        self.action_in_proj = Linear(config.action_dim, width)
-        self.action_out_proj = Linear(width, config.action_dim)
-        if config.family == "pi0":
-            self.state_proj = Linear(config.state_dim, width)
-            self.action_time_mlp_in = Linear(2 * width, width)
-            self.action_time_mlp_out = Linear(width, width)
-        else:
-            self.time_mlp_in = Linear(width, width)
-            self.time_mlp_out = Linear(width, width)
-        self.extensions = nn.ModuleDict(
-            {name: make_extension(name, config, opts) for name, opts in config.extensions.items()}
-        )
-        self.options = nn.ModuleDict(option_modules(config))
-
-    def add_extension(self, name: str, **options: Any) -> None:
-        """Attach a registered extension with its initial values, and name it in the config.
-
-        Raises:
-            ValueError: the name is not registered, or the network has this extension already.
-        """
-        if name in self.extensions:
-            raise ValueError(
-                f"the network has the extension {name!r} already; its extensions are "
-                f"{list(self.extensions)}, leave it out"
-            )
-        extension = make_extension(name, self.config, options)
-        self.extensions[name] = extension.to(self.action_out_proj.weight.device)
-        self.config = replace(self.config, extensions={**self.config.extensions, name: options})
-
-    @property
-    def expert(self) -> Gemma:
-        """The action expert's tower."""
-        expert: Gemma = self.paligemma_with_expert.gemma_expert["model"]  # type: ignore[assignment]
-        return expert
-
-    @property
-    def vlm(self) -> VisionLanguageModel | None:
-        """The vision-language model. None if the policy reads its state alone."""
-        model: VisionLanguageModel | None = None
-        if self.config.vlm is not None:
-            model = self.paligemma_with_expert.paligemma["model"]  # type: ignore[assignment]
-        return model
 
     def encode(
         self,
@@ -140,16 +84,18 @@ class Pi0(nn.Module):
             prefix = self.encode_prefix(images, image_mask, tokens, token_mask)
         return self.with_state(prefix, state, state_offset)
 
+    @compilable
     def encode_prefix(
         self,
         images: Tensor | None = None,
         image_mask: Tensor | None = None,
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> Context:
         """Return the context of pictures and prompt. It does not depend on the action expert.
 
-        See `encode` for the arguments.
+        See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped.
 
         Raises:
             ValueError: the network has no vision-language model.
@@ -159,13 +105,16 @@ class Pi0(nn.Module):
                 "this network has vlm=None, so it reads its state alone and has no prefix to "
                 "encode; use `encode`"
             )
-        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
+        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask, dropped)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
-        hidden, cache = self.vlm.language_model(embedded, positions, valid[:, None, None])
+        is_padded = image_mask is not None or token_mask is not None
+        mask = valid[:, None, None] if is_padded else None
+        hidden, cache = self.vlm.language_model(embedded, positions, mask)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
-        return Context(cache, features, valid)
+        return Context(cache, features, valid if is_padded else None)
 
+    @compilable
     def with_state(
         self, prefix: Context | None, state: Tensor, state_offset: Tensor | None = None
     ) -> Context:
@@ -198,10 +147,11 @@ class Pi0(nn.Module):
         image_mask: Tensor | None,
         tokens: Tensor | None,
         token_mask: Tensor | None,
+        dropped: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the prefix's tokens (B, prefix, D) and False for their padding (B, prefix).
 
-        See `encode` for the arguments.
+        See `encode_prefix` for the arguments.
 
         Raises:
             ValueError: pictures or a prompt are missing, or the network does not read them.
@@ -221,6 +171,7 @@ class Pi0(nn.Module):
             masks.append(repeat(image_mask.bool(), "b v -> b (v p)", p=patches))
         if tokens is not None and vlm is not None:
             words = vlm.language_model.embed_tokens(tokens).to(self.compute_dtype)
+            words = drop_words(self, words, dropped)
             parts.append(words * math.sqrt(words.shape[-1]))
             masks.append(
                 torch.ones_like(tokens).bool() if token_mask is None else token_mask.bool()
@@ -239,12 +190,14 @@ class Pi0(nn.Module):
             token = token + offset
         tokens = token[:, None].to(self.compute_dtype)  # (B, 1, D)
         if valid is None:
-            positions = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=state.device)
-            return *self.expert(tokens, positions), None
+            before = 0 if cache is None else cache[0][0].shape[2]
+            positions = torch.full(tokens.shape[:2], before, device=state.device)
+            return *self.expert(tokens, positions, None, cache), None
         positions = valid.sum(1, keepdim=True)
         valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
         return *self.expert(tokens, positions, valid[:, None, None], cache), valid
 
+    @compilable
     def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:
         """Return the velocity and the expert's features at M flow times per row, in one pass.
 

@@ -39,6 +39,29 @@ def critic_input(
     return torch.cat(parts, dim=-1)
 
 
+def critic_state(
+    state: Tensor, last_action: Tensor | None, reads_last_action: bool = False
+) -> Tensor:
+    """Return the states (N, S) of a critic's input, or (N, S + d) with the last action.
+
+    Args:
+        state: Normalized states (N, S).
+        last_action: The last executed actions (N, d), `ModelInput.last_action`.
+        reads_last_action: Whether the critics read it.
+
+    Raises:
+        ValueError: they read it, and the rows do not have it.
+    """
+    if not reads_last_action:
+        return state
+    if last_action is None:
+        raise ValueError(
+            "options.critic_input.last_action=True, but the rows have no last_action; take rows of "
+            "an environment or demonstrations, or leave the option out"
+        )
+    return torch.cat([state, last_action.to(state)], dim=-1)
+
+
 def old_chunk_dim(num_steps: int, action_dim: int) -> int:
     """Return the width of `old_chunk`.
 

@@ -49,6 +49,12 @@ class ModelInput:
     """Rest of the chunk that is being executed (N, R, A) [normalized action], under a delay."""
     delay: Tensor | None = None
     """Actions of it that are executed before the new chunk arrives (N,) int64. -1 without one."""
+    last_action: Tensor | None = None
+    """The last executed action (N, d) [normalized action], 0 at the start of an episode. For
+    critics that read it."""
+    condition: Tensor | None = None
+    """Conditions of the velocity (N, kinds) int64, -1 where one is dropped. None acts as the
+    sampler's `guidance` sets."""
 
     def __len__(self) -> int:
         return len(self.state)
@@ -162,7 +168,16 @@ class ObservationPreprocessor(TensorDictModuleBase):
                 remainder, inputs["robot_state"]
             )
             inputs["delay"] = td["delay"].to(remainder.device)
+        if "last_action" in td.keys():  # for critics that read it
+            inputs["last_action"] = self._last_action(td, inputs["robot_state"])
         return td.set(MODEL_INPUT, ModelInput(**inputs).tensordict())
+
+    def _last_action(self, td: TensorDictBase, robot_state: Tensor) -> Tensor:
+        """Return the last executed actions (N, d) [normalized action], 0 where there is none."""
+        action = td["last_action"].to(robot_state.device)[:, None]  # (N, 1, d)
+        normalized = self._preprocessor.normalize_action(action, robot_state)[:, 0]
+        normalized = normalized[:, : action.shape[-1]]
+        return torch.where(td["has_acted"].to(normalized.device)[:, None], normalized, 0.0)
 
     def _prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the tokens of observations (N, L) and their mask (N, L)."""
@@ -187,11 +202,13 @@ class ObservationPreprocessor(TensorDictModuleBase):
                 f"the observations have no task_id, but there are {len(self._tasks)} tasks, "
                 f"{self._tasks}; add the index of each row's task, or pass one task"
             )
-        task_id = torch.zeros(len(obs), dtype=torch.int64) if task_id is None else task_id
-        for extreme in task_id.aminmax() if len(obs) else ():
-            if not 0 <= int(extreme) < len(self._tasks):
+        if task_id is None:
+            return torch.zeros(len(obs), dtype=torch.int64, device=obs["state"].device)
+        # the least and the greatest, in one read
+        for extreme in torch.stack(task_id.aminmax()).tolist() if len(obs) else ():
+            if not 0 <= extreme < len(self._tasks):
                 raise ValueError(
-                    f"an observation has task_id={int(extreme)}, but the tasks are {self._tasks}; "
+                    f"an observation has task_id={extreme}, but the tasks are {self._tasks}; "
                     "pass the environment's table of tasks, or give the policy a default prompt"
                 )
         return task_id

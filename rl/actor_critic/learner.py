@@ -45,6 +45,7 @@ from pitune.rl.experience.demonstrations import (
 )
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, split_rows, to_floats
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.reference import frozen_copy
 
 
@@ -72,7 +73,7 @@ class FlowActorCritic:
         self.chunk_dim = policy.num_planned * policy.preprocessor.action_dim
         self.input_dim = policy.critic_state_dim + policy.feature_dim
         trained = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.actor_learning_rate)
+        self.optimizer = adam(trained, lr=config.actor_learning_rate)
         self.num_rounds = 0
         self.anchor = frozen_copy(policy) if config.anchor_coefficient else None
         needed = config.off_policy.offline_share or config.cloning_coefficient

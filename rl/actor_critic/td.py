@@ -30,6 +30,7 @@ from pitune.rl.experience.replay import Replay
 from pitune.rl.experience.reward_record import RewardRecord
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, gradient_step, to_floats
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.advantage import chunk_reward
 
 
@@ -91,7 +92,7 @@ class OffPolicy:
         shape = in_dim + 1, config.num_critics, config.hidden
         self.critic = QEnsemble(*shape, config.critic_distribution).to(device)
         self.target = make_target(self.critic)
-        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate)
+        self.optimizer = adam(self.critic.parameters(), lr=config.critic_learning_rate)
         self.demonstrations: Replay | None = None
         """Memory of the demonstrations, the source of `offline_share` of each minibatch."""
         self.rewards = RewardRecord()

@@ -21,6 +21,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
+from pitune.policies.conditions import check_dropout, with_drops
 from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.flow.real_time import clean_prefix
@@ -43,6 +44,7 @@ from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
 from pitune.rl.experience.demonstrations import without_padding
 from pitune.rl.gradient_step import Metrics, gradient_step
+from pitune.rl.optimizers import adamw
 from pitune.rl.registry import register
 
 
@@ -84,6 +86,8 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     draws_per_chunk: PositiveInt = 1
     """Draws of noise and flow time for each chunk of a minibatch. They share the encoding of the
     observation, which takes most of the time where there are pictures."""
+    condition_dropout: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.0
+    """Share of each kind of condition (`options.conditioning`) that is dropped [-]."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
 
@@ -155,9 +159,10 @@ class CloningStep:
             given = f"draws_per_chunk={draws} cannot be combined with real_time_delay={delay}"
             raise ValueError(f"{given}; leave one of them out")
         check_shift(policy.preprocessor.config.pictures, config.picture_shift)
+        check_dropout(policy.network, config.condition_dropout)
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
         betas = (0.9, 0.999) if policy.network.vlm is None else (0.9, 0.95)
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = adamw(
             self.parameters, betas=betas, weight_decay=self.config.weight_decay or 0.0
         )
         self.ema = EMA(policy, self.config.ema_decay) if self.config.ema_decay else None
@@ -169,8 +174,7 @@ class CloningStep:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        # step size
-        config, num = self.config, len(chunks)
+        config, num, policy = self.config, len(chunks), self.policy
         for group in self.optimizer.param_groups:
             group["lr"] = config.step_size(self.num_steps)
 
@@ -182,6 +186,7 @@ class CloningStep:
         if draws > 1:  # (B, M, H, A) and (B, M)
             noise, flow_time = noise.unflatten(0, (num, draws)), flow_time.view(num, draws)
         batch["noise"], batch["flow_time"] = noise, flow_time
+        batch = with_drops(policy.network, policy.sampler.guidance, batch, config.condition_dropout)
         if config.real_time_delay:
             delay = torch.randint(config.real_time_delay + 1, (num,), device=self.policy.device)
             batch.update(clean_prefix(batch["flow_time"], delay, self.policy.chunk_shape[0]))

@@ -42,6 +42,7 @@ from pitune.rl.datasets.demonstrations import demonstrations_for
 from pitune.rl.experience.demonstrations import check_no_delay
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import in_parts, normalize_chunk
+from pitune.rl.optimizers import adamw
 from pitune.rl.registry import register
 
 LEAST_SCALE = 1e-12
@@ -150,7 +151,7 @@ class DGN(Algorithm[DGNConfig]):
             config.dropout,
         ).to(policy.device)
         self.networks |= {**self.learner.networks(), "noise_model": self.noise_model}
-        self.noise_optimizer = torch.optim.AdamW(
+        self.noise_optimizer = adamw(
             self.noise_model.parameters(),
             lr=config.noise_learning_rate,
             weight_decay=config.noise_weight_decay,

@@ -35,6 +35,7 @@ from pitune.rl.datasets.demonstrations import demonstrations_for
 from pitune.rl.experience.demonstrations import WITHOUT_DELAY, Demonstrations, check_no_delay
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Loss, Metrics, Summary, gradient_step, to_floats
+from pitune.rl.optimizers import adam
 from pitune.rl.registry import register
 
 
@@ -88,7 +89,6 @@ class DSRL(Algorithm[DSRLConfig]):
         self.memories = {"replay": self.off_policy.replay}
 
         # optimizers
-        adam = torch.optim.Adam
         self.optimizers = {
             "critic": self.off_policy.optimizer,
             "actor": adam(self.source.actor.parameters(), lr=config.actor_learning_rate),
@@ -135,7 +135,7 @@ class DSRL(Algorithm[DSRLConfig]):
             self.source.steered.fill_(True)
         metrics = {"replay_size": float(len(self.off_policy.replay)), "rounds": float(rounds)}
         metrics["informative"] = float(self.off_policy.informative)
-        return {**metrics, "steered": float(self.source.steered), **means(history)}
+        return {**metrics, "steered": float(self.source.is_steered), **means(history)}
 
     def round(self) -> dict[str, float]:
         """Take a step of the critics and, every `actor_every` rounds, of the other networks."""

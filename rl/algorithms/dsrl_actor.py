@@ -61,7 +61,7 @@ class NoiseSourceActor(Actor):
         stored = self._stored_entries(inputs, context)
 
         # latent and its action
-        if self.source.steered:
+        if self.source.is_steered:
             latent, _ = self.source.actor.sample(stored["critic_input"])
         else:
             latent = torch.randn(len(td), self.source.actor.latent_dim, device=policy.device)

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from pitune.ranges import PositiveFloat
 from pitune.rl.algorithm import Algorithm
 from pitune.rl.algorithms.ppo import critic_loss
 from pitune.rl.gradient_step import gradient_step, minibatches, run_epochs, to_floats
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.batch import advantage_batch
 from pitune.rl.policy_gradient.config import ClipConfig, CriticBasedConfig
 from pitune.rl.policy_gradient.information import Information
@@ -94,7 +94,7 @@ class FPO(Algorithm[FPOConfig]):
 
     def __init__(self, config: FPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
-        state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
+        state_dim, remainder = policy.critic_obs_dim, policy.remainder_shape
         critic = ValueCritic(
             state_dim,
             policy.feature_dim,
@@ -106,8 +106,8 @@ class FPO(Algorithm[FPOConfig]):
         self.loss = PolicyLoss(self.actor, self._surrogate)
         self.information = Information()
         self.optimizers = {
-            "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
-            "critic": torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate),
+            "actor": adam(self.actor.parameters(), lr=config.actor_learning_rate),
+            "critic": adam(self.critic.parameters(), lr=config.critic_learning_rate),
         }
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:

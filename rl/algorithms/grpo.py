@@ -31,6 +31,7 @@ from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, minibatches, run_epochs
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.advantage import GroupScale, group_relative
 from pitune.rl.policy_gradient.config import ClipConfig, UpdateConfig
 from pitune.rl.policy_gradient.episodes import Episodes, episodes, grouped, ungrouped
@@ -117,9 +118,7 @@ class GRPO(Algorithm[GRPOConfig]):
             kl_coefficient=config.kl_coefficient,
             kl_space=config.kl_space,
         )
-        self.optimizers["actor"] = torch.optim.Adam(
-            self.actor.parameters(), lr=config.learning_rate
-        )
+        self.optimizers["actor"] = adam(self.actor.parameters(), lr=config.learning_rate)
         self.pending: list[TensorDictBase] = []
         """Decisions of earlier rollouts for the next update."""
         self.num_pending_groups = 0

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -39,6 +38,7 @@ from pitune.rl.gradient_step import (
     run_epochs,
     to_floats,
 )
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.batch import advantage_batch
 from pitune.rl.policy_gradient.config import CriticBasedConfig, PPOClipConfig
 from pitune.rl.policy_gradient.information import Information
@@ -164,7 +164,7 @@ class PPO(Algorithm[PPOConfig]):
 
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
-        state_dim, remainder = policy.preprocessor.model_state_dim, policy.remainder_shape
+        state_dim, remainder = policy.critic_obs_dim, policy.remainder_shape
         critic = ValueCritic(
             state_dim,
             policy.feature_dim,
@@ -176,8 +176,8 @@ class PPO(Algorithm[PPOConfig]):
         self.loss = policy_loss(self.actor, config)
         self.information = Information()
         self.optimizers = {
-            "actor": torch.optim.Adam(self.actor.parameters(), lr=config.actor_learning_rate),
-            "critic": torch.optim.Adam(self.critic.parameters(), lr=config.critic_learning_rate),
+            "actor": adam(self.actor.parameters(), lr=config.actor_learning_rate),
+            "critic": adam(self.critic.parameters(), lr=config.critic_learning_rate),
         }
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:

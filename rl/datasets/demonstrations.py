@@ -206,6 +206,8 @@ def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
     # recorded by all episodes, or by none
     rewards = [part.reward for part in parts if part.reward is not None]
     ended = [part.terminated for part in parts if part.terminated is not None]
+    corrected = [part.intervention for part in parts if part.intervention is not None]
+    solved = torch.tensor([dataset.succeeded(episode) for episode in dataset.episodes])
     return Demonstrations(
         obs={key: torch.cat([part.obs[key] for part in parts]) for key in parts[0].obs},
         action=torch.cat([part.action for part in parts]),
@@ -213,6 +215,8 @@ def _joined(dataset: EpisodeDataset, parts: list[Frames]) -> Demonstrations:
         tasks=dataset.tasks,
         reward=torch.cat(rewards) if rewards else None,
         terminated=torch.cat(ended) if ended else None,
+        success=solved.repeat_interleave(lengths),
+        intervention=torch.cat(corrected) if corrected else None,
         reward_definition=dataset.reward_definition if rewards else files.SPARSE_REWARD,
         fps=dataset.required_fps,
         mask_padding=dataset.config.padding == "mask",

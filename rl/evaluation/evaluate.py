@@ -33,6 +33,7 @@ from pitune.envs import (
 from pitune.envs.success import check_rule
 from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingModule
+from pitune.policies.finetuning.shard import gather
 from pitune.rl import ranks
 from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
@@ -93,6 +94,7 @@ def evaluate(
     check_rule(rule)
     if isinstance(actor.policy, FlowPolicy):  # a server's policy has checked itself
         check_fit(actor.policy, env.spec)
+        gather(actor.policy)
     actor = actor.evaluated()
 
     # environment with starts of its own
@@ -140,11 +142,8 @@ def _places_of_rank(num_episodes: int, num_envs: int) -> list[int]:
 def _own_randomness(seed: int, stochastic: bool) -> Iterator[None]:
     """Use random numbers of an evaluation's own while the context is open, and its exploration."""
     mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
-    devices = list(range(torch.cuda.device_count()))
-    if ranks.world() > 1:  # the other devices belong to other ranks
-        devices = [torch.cuda.current_device()] if devices else []
-        seed += ranks.rank() << 32
-    with torch.random.fork_rng(devices), set_exploration_type(mode):
+    seed += ranks.rank() << 32
+    with torch.random.fork_rng(ranks.devices()), set_exploration_type(mode):
         torch.manual_seed(seed)
         yield
 

@@ -140,6 +140,7 @@ KEYS: dict[str, Key] = {
     "model_input.delay": _key(
         "steps of it that are executed", "scalar", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT, "steps"
     ),
+    "model_input.last_action": _key("executed action", "d", _INPUTS, _VALUE, _INPUT, "normalized"),
     # actors
     "noise": _key(
         "starting points",

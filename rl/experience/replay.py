@@ -85,15 +85,24 @@ class Replay:
                     f"replay key {key!r} holds a {type(value).__name__}, only tensors are kept; "
                     "store an index into a table instead"
                 )
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise ValueError(
-                    f"replay key {key!r} is not finite; check the observations and rewards of the "
-                    "environment"
-                )
+        self._check_finite(rows)
         if len(rows):
             if not len(self):
                 self._check_size(rows)
             self._buffer.extend(rows[-self.capacity :])
+
+    def _check_finite(self, rows: TensorDictBase) -> None:
+        """Raise ValueError if a number is not finite. All entries are read together."""
+        floats = {
+            key: value for key, value in rows.flatten_keys(".").items() if value.is_floating_point()
+        }
+        finite = [torch.isfinite(value).all() for value in floats.values()]
+        if finite and not torch.stack(finite).all():
+            key = next(key for key, value in floats.items() if not torch.isfinite(value).all())
+            raise ValueError(
+                f"replay key {key!r} is not finite; check the observations and rewards of the "
+                "environment"
+            )
 
     def _check_size(self, rows: TensorDictBase) -> None:
         """Raise ValueError if the full memory would not fit."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -47,12 +48,13 @@ class RewardRecord:
         valid = ~outcome["invalid"].squeeze(-1)  # (E, T)
         ended = outcome["done"].squeeze(-1) & valid
         live = outcome["live"] & valid[..., None]  # (E, T, h)
-        self._add(outcome["reward_steps"][live], outcome["elapsed"][ended])
+        self._add((outcome["reward_steps"], live), (outcome["elapsed"], ended[..., None]))
 
     def add_rows(self, rows: TensorDictBase) -> None:
         """Record the rows (B) of a replay memory."""
         ended = (rows["terminated"] | rows["truncated"]).squeeze(-1)  # (B,)
-        self._add(rows["reward_steps"][rows["live"]], rows["next", "elapsed"][ended])
+        elapsed = rows["next", "elapsed"]
+        self._add((rows["reward_steps"], rows["live"]), (elapsed, ended[..., None]))
 
     def informative(self, scale: float = 1.0, offset: float = 0.0) -> bool:
         """Return whether the rewards, scaled and shifted, can tell actions apart.
@@ -74,16 +76,24 @@ class RewardRecord:
         for name, value in state.items():
             setattr(self, name, value)
 
-    def _add(self, reward: Tensor, end: Tensor) -> None:
-        """Record rewards of steps and times of ends, of any shapes."""
-        if reward.numel():
-            self.low = min(self.low, float(reward.min()))
-            self.high = max(self.high, float(reward.max()))
-        if end.numel():
-            self.end_low = min(self.end_low, float(end.min()))
-            self.end_high = max(self.end_high, float(end.max()))
+    def _add(self, reward: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> None:
+        """Record rewards of steps and times of ends, each with a mask of those that count."""
+        # infinite where nothing counts
+        bounds = [bound for value in (reward, end) for bound in _bounds(*value)]
+        low, high, end_low, end_high = torch.stack(bounds).tolist()
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.end_low, self.end_high = min(self.end_low, end_low), max(self.end_high, end_high)
         self.low, self.high = ranks.least(self.low), ranks.greatest(self.high)
         self.end_low, self.end_high = ranks.least(self.end_low), ranks.greatest(self.end_high)
+
+
+def _bounds(value: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest of the values that count, of equal shapes, in double."""
+    infinite = torch.full((), math.inf, dtype=torch.float64, device=value.device)
+    value = value.double()
+    low = torch.where(counts, value, infinite).amin() if value.numel() else infinite
+    high = torch.where(counts, value, -infinite).amax() if value.numel() else -infinite
+    return low, high
 
 
 def _differ(low: float, high: float) -> bool:

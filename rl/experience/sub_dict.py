@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -29,12 +30,13 @@ def sub_dict(td: TensorDictBase, index: Index) -> TensorDictBase:
         TypeError: the entry is a tensor.
 
     Example:
-        >>> import torch
         >>> from tensordict import TensorDict
         >>> td = TensorDict({"next": {"reward": torch.zeros(3, 1)}}, batch_size=[3])
         >>> sub_dict(td, "next")["reward"].shape, len(sub_dict(td, slice(2)))
         (torch.Size([3, 1]), 2)
     """
+    if isinstance(index, Tensor) and index.dtype == torch.bool:
+        index = index.nonzero(as_tuple=True)  # once, and not for each entry
     value = td[index]
     if not isinstance(value, TensorDictBase):
         raise TypeError(

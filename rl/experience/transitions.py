@@ -88,6 +88,7 @@ def encode_next(
     # last decisions of episodes and of the rollout
     last = rollout["next", "done"].squeeze(-1).clone()
     last[:, -1] = True
+    rows = last.nonzero(as_tuple=True)
 
     # the next decision's encoding, replaced where there is none
     later = torch.arange(last.shape[1], device=last.device).roll(-1)
@@ -96,5 +97,5 @@ def encode_next(
         following = sub_dict(encoded, (slice(None), later))
     else:
         following = encoded[:, later]
-    following[last] = encode(sub_dict(sub_dict(rollout, "next"), last))
+    following[rows] = encode(sub_dict(sub_dict(rollout, "next"), rows))
     return following

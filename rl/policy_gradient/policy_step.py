@@ -1,6 +1,6 @@
 """The gradient step of a policy, which is left out where the advantages have no information.
 
-Letters: B minibatch rows.
+Letters: B minibatch rows, M scored flow steps.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def plan_prefixes(actor: LikelihoodActor, num_decisions: int, budget_gib: float)
     if not budget_gib or not actor.policy.prefix_is_frozen:
         return []
     prefix = pack(actor.policy.encode_prefix(example_input(actor.policy)))
-    row = prefix.bytes()
+    row = sum(value.nbytes for value in prefix.values())
     needed = NUM_COPIES * num_decisions * row
     if needed <= budget_gib * GIB:
         actor.keep_prefixes()

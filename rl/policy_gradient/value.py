@@ -13,7 +13,12 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
+from pitune.policies.preprocessing.critic_input import (
+    critic_input,
+    critic_state,
+    old_chunk,
+    old_chunk_dim,
+)
 from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.value_distribution import DistributionConfig
@@ -34,7 +39,7 @@ class ValueCritic(TensorDictModuleBase):
     so that its gradients do not change the pretrained weights.
 
     Args:
-        state_dim: S.
+        state_dim: S, or S + d with the last action, `FlowPolicy.critic_obs_dim`.
         feature_dim: Width of the policy's features, `FlowPolicy.feature_dim`, or 0 for none.
         hidden: Widths of the hidden layers.
         remainder: (R, d), steps of the old chunk that are an input under a decision delay, and the
@@ -62,7 +67,7 @@ class ValueCritic(TensorDictModuleBase):
         super().__init__()
         self.distribution = distribution or DistributionConfig()
         self.in_keys, self.out_keys = ["model_input", "elapsed"], ["state_value"]
-        self.feature_dim, self.remainder = feature_dim, remainder
+        self.state_dim, self.feature_dim, self.remainder = state_dim, feature_dim, remainder
         if feature_dim:
             self.in_keys.append("features")
 
@@ -100,13 +105,15 @@ class ValueCritic(TensorDictModuleBase):
         """
         features = td["features"] if self.feature_dim else None
         inputs = sub_dict(td, "model_input")
+        state, last_action = inputs["state"], inputs.get("last_action", None)
+        state = critic_state(state, last_action, state.shape[-1] < self.state_dim)
         old = old_chunk(
             inputs.get("remainder", None),
             inputs.get("delay", None),
             inputs["state"],
             self.remainder,
         )
-        x = self.net[0](critic_input(inputs["state"], features, td["elapsed"], old))
+        x = self.net[0](critic_input(state, features, td["elapsed"], old))
         outputs: Tensor = self.net[1:](x if offset is None else x + offset)
         return outputs
 

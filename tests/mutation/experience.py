@@ -212,7 +212,7 @@ EXPERIENCE = [
                 "torch.minimum(torch.arange(len(self.action)) + num_steps, self._last())",
                 "(torch.arange(len(self.action)) + num_steps).clamp(max=len(self.action) - 1)",
             ),
-            Change("first episodes", "kept = ~torch.isin", "kept = torch.isin"),
+            Change("first episodes", "self.chosen(~torch.isin", "self.chosen(torch.isin"),
             Change(
                 "live after the end",
                 "live = step < left[:, None]",

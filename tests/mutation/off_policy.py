@@ -403,7 +403,9 @@ OFF_POLICY = [
                 'after["model_input"] = rollout["next", "model_input"]',
                 'after["model_input"] = rollout["model_input"]',
             ),
-            Change("steered inverted", "if self.source.steered:", "if not self.source.steered:"),
+            Change(
+                "steered inverted", "if self.source.is_steered:", "if not self.source.is_steered:"
+            ),
         ],
     ),
     Mutants(

@@ -341,8 +341,8 @@ POLICY_GRADIENT = [
         [
             Change(
                 "mean of returns",
-                "scaled * self.return_std + self.return_mean",
-                "scaled * self.return_std",
+                "(self.output(td)) * self.return_std + self.return_mean",
+                "(self.output(td)) * self.return_std",
             ),
             Change(
                 "second moment of returns",

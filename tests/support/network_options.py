@@ -16,6 +16,8 @@ from torch import nn
 from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
+from pitune.policies.network.options.conditioning import ConditioningConfig
+from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.prediction import PredictionConfig
@@ -37,6 +39,8 @@ class OptionCase:
     identity: bool = True
     """Whether pretrained weights compute the same numbers with it. Otherwise it is refused."""
     has_parameters: bool = True
+    silent: bool = False
+    """Whether the velocity of the network alone does not read its parameters."""
     unused_at_start: tuple[str, ...] = ()
     """Ends of the names of parameters whose gradient is 0 until the option is trained."""
     unused: tuple[str, ...] = ()
@@ -51,6 +55,7 @@ class OptionCase:
             families=tuple(name for name in self.families if name in other.families),
             identity=self.identity and other.identity,
             has_parameters=self.has_parameters or other.has_parameters,
+            silent=self.silent and other.silent,
             unused_at_start=(*self.unused_at_start, *other.unused_at_start),
             unused=(*self.unused, *other.unused),
             refused_likelihoods=(*self.refused_likelihoods, *other.refused_likelihoods),
@@ -108,6 +113,23 @@ CASES: tuple[OptionCase, ...] = (
         identity=False,
         has_parameters=False,
         refused_likelihoods=("ode",),
+    ),
+    OptionCase(
+        name="critic_input",
+        options=NetworkOptions(critic_input=CriticInputConfig(last_action=True)),
+        has_parameters=False,
+    ),
+    OptionCase(
+        name="advantage",
+        options=NetworkOptions(conditioning=ConditioningConfig(advantage=True, return_bins=5)),
+        unused=("nulls.advantage", "nulls.return"),  # nothing is dropped
+    ),
+    OptionCase(
+        name="instruction",
+        options=NetworkOptions(conditioning=ConditioningConfig(instruction=True)),
+        families=("pi0",),
+        silent=True,  # nothing is dropped
+        unused=("nulls.instruction",),
     ),
 )
 """One row for each option."""

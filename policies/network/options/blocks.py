@@ -1,6 +1,6 @@
 """Blocks of additional tokens around those of the published network.
 
-Letters: B rows, M scored flow steps, H action horizon, T state tokens, D width.
+Letters: B rows, M scored flow steps, H action horizon, L prompt tokens, T state tokens, D width.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pitune.policies.network.context import Context
+from pitune.policies.network.options.conditioning import Conditioning
 from pitune.policies.network.options.gated_tokens import Extra
 from pitune.policies.network.options.registers import Registers
 from pitune.policies.network.options.state_tokens import StateTokens
@@ -64,18 +65,35 @@ def encoded_block(
     return [(keys[:, :, before:], values[:, :, before:]) for keys, values in cache]
 
 
+def drop_words(network: Pi0, words: Tensor, dropped: Tensor | None) -> Tensor:
+    """Return words (B, L, D) with the option's null in the place of some rows' words.
+
+    Args:
+        network: Has the null.
+        words: Embedded prompts.
+        dropped: These rows (B,) bool, None for no row.
+    """
+    if dropped is None:
+        return words
+    return cast(Conditioning, network.options["conditioning"]).drop_words(words, dropped)
+
+
 def with_registers(
     network: Pi0, context: Context, tokens: Tensor, condition: Tensor | None, m: int
 ) -> tuple[Extra, Tensor, Tensor | None]:
     """Return the additional tokens, and tokens and condition of the block with its registers.
 
+    The vectors of conditions are added to the action tokens, if that option is on.
+
     Args:
-        network: Has the registers, if the option is on.
-        context: Has the other additional tokens.
+        network: Has the registers and the vectors, if the options are on.
+        context: Has the other additional tokens and the conditions.
         tokens: Action tokens (B, M * H, D).
         condition: Of adaptive norms (B, M, D) or (B, M * H, D).
         m: M.
     """
+    if "conditioning" in network.options:
+        tokens = network.options["conditioning"](tokens, context.condition)
     extra = Extra(side=context.side or {}, groups=m)
     if "registers" not in network.options:
         return extra, tokens, condition

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from pitune.policies.network.options.conditioning import ConditioningConfig
+from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.option import OptionConfig, built
@@ -44,6 +46,10 @@ class NetworkOptions(Settings):
     """Quantity that the network predicts, and the space of its loss."""
     state_tokens: StateTokensConfig = field(default_factory=StateTokensConfig)
     """Further tokens of the state."""
+    critic_input: CriticInputConfig = field(default_factory=CriticInputConfig)
+    """Further inputs of critics."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    """Conditions that training drops at times, for guidance: advantage, return, instruction."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkOptions:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from pitune.policies.network.attention import additive, attend
 from pitune.policies.network.extensions import Extension
 
 KeysValues = tuple[Tensor, Tensor]
@@ -101,8 +101,7 @@ class TokenGate(Extension):
 
     def forward(self, query: Tensor, keys: KeysValues, mask: Tensor | None) -> Tensor:
         """Return the addition to the attention's output (B, heads, L, head dim)."""
-        grouped = query.shape[1] != keys[0].shape[1]
-        y = scaled_dot_product_attention(query, *keys, attn_mask=mask, enable_gqa=grouped)
+        y = attend(query, *keys, additive(mask, query.dtype))
         return torch.tanh(self.gate).to(y.dtype)[:, None, None] * y
 
 

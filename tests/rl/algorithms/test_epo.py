@@ -446,13 +446,6 @@ def test_epo_improves_a_half_trained_policy(half_trained: Path) -> None:
     assert before.interval[1] < 0.8 < after.interval[0]  # the intervals do not overlap
 
 
-def test_a_network_without_a_state_token_is_refused(tiny_policy: Callable) -> None:
-    policy = tiny_policy()
-    del policy.network.state_proj
-    with pytest.raises(ValueError, match="epo conditions π0's state token, and this network has n"):
-        rl.EPO(rl.EPOConfig(), policy)
-
-
 def test_cloning_the_reference_reads_the_genes_with_which_members_act(
     tiny_policy: Callable,
 ) -> None:

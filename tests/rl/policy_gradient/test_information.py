@@ -161,7 +161,7 @@ def test_the_record_of_information_is_resumed(name: str, tiny_policy: Callable) 
 
 def record(reward: Tensor, end: Tensor) -> RewardRecord:
     found = RewardRecord()
-    found._add(reward, end)
+    found._add(*((value, torch.ones_like(value, dtype=torch.bool)) for value in (reward, end)))
     return found
 
 

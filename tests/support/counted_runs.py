@@ -1,0 +1,211 @@
+"""One rollout and one update of an algorithm on the pretend device, with their events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pretend_device
+import torch
+from pretend_device import Events, PretendTensor
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from pitune import envs, policies, rl
+from pitune.envs import CheckedEnv
+from pitune.envs.vector_env import Observation, StepResult
+from pitune.experiments.benchmarks.update import with_settings
+from pitune.policies import FlowPolicy, Pi0
+from settings import changed
+from vision_policies import ENV, vision_policy
+
+STATE_ENV = envs.EnvConfig(id="mock/Reach", num_envs=8, num_workers=0, max_episode_steps=6)
+NUM_CHUNKS = 4
+SETTINGS: dict[str, Any] = {
+    "minibatch_size": 8,
+    "gradient_steps": 3,
+    "num_epochs": 2,
+    "critic_warmup": 0,
+    "group_size": 2,
+    "num_members": 2,
+    "min_kept": 0.0,
+    "hidden": (16, 16),
+    "warmup_decisions": 8,
+    "warmup_rounds": 4,
+    "initial_fit_steps": 3,
+    "fit_steps": 3,
+    "fit_every": 8,
+}
+"""Small settings with several gradient steps in each update."""
+
+
+class DeviceSimulator:
+    """A simulator of the host that gives and takes tensors of the device, without a transfer.
+
+    Example:
+        >>> DeviceSimulator(Reach(2)).spec.device.type  # doctest: +SKIP
+        'pretend'
+    """
+
+    def __init__(self, env: Any) -> None:
+        from dataclasses import replace
+
+        self.env = env
+        self.spec = replace(env.spec, device=pretend_device.device())
+
+    def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
+        rows = None if env_idx is None else _host(env_idx)
+        return _on_device(self.env.reset(_host(seed), rows))
+
+    def step(self, action: Tensor, active: Tensor) -> StepResult:
+        result = self.env.step(_host(action), _host(active))
+        obs, reward, terminated, truncated, info = result
+        flags = [PretendTensor(value) for value in (reward, terminated, truncated)]
+        return StepResult(_on_device(obs), *flags, _on_device(info))
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def _host(value: Tensor) -> Tensor:
+    return value.host if isinstance(value, PretendTensor) else value
+
+
+def _on_device(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: PretendTensor(value.clone()) for key, value in values.items()}
+
+
+@dataclass
+class Counts:
+    """Events of a rollout and of an update, and what they are divided by.
+
+    Example:
+        >>> counted("ppo").update.waits  # doctest: +SKIP
+        9
+    """
+
+    rollout: Events
+    update: Events
+    gradient_steps: int
+    control_steps: int
+    """Calls of the simulator's `step` by the rollout."""
+    decisions: int
+    """Calls of the actor."""
+    encoded: int
+    """Observations that the update encoded."""
+    rows: int
+    """Rows of all gradient steps."""
+    metrics: dict[str, float]
+
+
+@contextmanager
+def gradient_steps() -> Iterator[list[int]]:
+    """Give a list that each step of an optimizer is added to."""
+    found: list[int] = []
+    handle = register_optimizer_step_post_hook(lambda *_: found.append(1))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def encodings() -> Iterator[list[int]]:
+    """Give a list of the rows of each encoding of pictures and prompts."""
+    found: list[int] = []
+    original = Pi0.embed_prefix
+
+    def counted_prefix(self: Pi0, *inputs: Any) -> Any:
+        result = original(self, *inputs)
+        found.append(len(result[0]))
+        return result
+
+    Pi0.embed_prefix = counted_prefix  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        Pi0.embed_prefix = original  # type: ignore[method-assign]
+
+
+def policy_of(kind: str, state_policy: FlowPolicy) -> FlowPolicy:
+    """Return a policy on the pretend device.
+
+    Args:
+        kind: "state", or "pi0" and "pi05" with cameras and words, followed by "frozen", "lora",
+            "bf16" or nothing.
+        state_policy: The small policy for "state".
+    """
+    family, *options = kind.split()
+    policy = state_policy if family == "state" else vision_policy(family)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {}
+    if "frozen" in options:
+        settings["trainable"] = ("action_expert", "projections")
+    if "lora" in options:
+        lora = policies.LoRAConfig(rank=2, targets=("gemma_expert.*_proj",))
+        settings |= {"lora": lora, "trainable": ("projections",)}
+    if "bf16" in options:
+        settings["dtype"] = "bfloat16"
+    policy = policies.apply_finetuning(policy, policies.FinetuneConfig(**settings))
+    return policy.to(pretend_device.device())
+
+
+def algorithm_config(name: str, demonstrations: Path, **settings: Any) -> rl.AlgorithmConfig:
+    """Return the preset of an algorithm with small settings."""
+    values = SETTINGS | {"demonstrations": demonstrations} | settings
+    name, _, variant = name.partition(":")
+    config = with_settings(rl.preset(name), values)
+    return changed(config, variant=variant) if variant else config
+
+
+def make_env(on_device: bool, cameras: bool) -> CheckedEnv:
+    """Return `mock/Reach`, on the host or on the device."""
+    env = envs.make(ENV if cameras else STATE_ENV)
+    if not on_device:
+        return env
+    return CheckedEnv(DeviceSimulator(env.env))  # type: ignore[arg-type]
+
+
+def counted(
+    name: str,
+    kind: str,
+    state_policy: FlowPolicy,
+    demonstrations: Path,
+    on_device: bool = False,
+    **settings: Any,
+) -> Counts:
+    """Return the events of the third rollout and update of an algorithm.
+
+    Args:
+        name: Algorithm, with its variant after a colon.
+        kind: Of the policy, see `policy_of`.
+        state_policy: The small policy for "state".
+        demonstrations: File of demonstrations.
+        on_device: Whether the simulator is on the device too.
+        **settings: Further settings of the algorithm.
+    """
+    torch.manual_seed(0)
+    policy = policy_of(kind, state_policy)
+    algorithm = rl.make(algorithm_config(name, demonstrations, **settings), policy)
+    env = make_env(on_device, policy.feature_dim > 0)
+    rollouts = rl.Rollouts(env, algorithm, NUM_CHUNKS, seed=0)
+    for _ in range(2):
+        algorithm.update(rollouts.collect())
+    calls = env.num_calls
+    with pretend_device.count() as rollout_events:
+        rollout = rollouts.collect()
+    control_steps = env.num_calls - calls
+    with pretend_device.count() as events, gradient_steps() as steps, encodings() as rows:
+        metrics = algorithm.update(rollout)
+    return Counts(
+        rollout=rollout_events,
+        update=events,
+        gradient_steps=len(steps),
+        control_steps=control_steps,
+        decisions=rollout.batch_size[-1] if rollout.batch_size else 0,
+        encoded=sum(rows),
+        rows=len(steps) * SETTINGS["minibatch_size"],
+        metrics=metrics,
+    )
