@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pitune.policies.compilation import LOOP_LAYERS, Compilation
+from pitune.compilation import LOOP_LAYERS, Compilation
 from pitune.policies.conditions import check_guidance
 from pitune.policies.flow.path import TimeGrid
 from pitune.policies.flow.real_time import with_prefix

@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pitune import rl
+from pitune.compilation import CompileClock
 from pitune.experiments.benchmarks.work import GROWTH, Work, WorkConfig, seconds, temporary_folder
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
-from pitune.policies.compilation import CompileClock
 from pitune.ranges import PositiveFloat, PositiveInt, Settings
 
 Times = Mapping[str, float]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pitune.policies.compilation import Compilation
+from pitune.compilation import Compilation
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.extensions import make_extension
 from pitune.policies.network.gemma import Gemma

@@ -24,7 +24,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn.functional import silu
 
-from pitune.policies.compilation import compilable
+from pitune.compilation import compilable
 from pitune.policies.flow.path import FlowOutput
 from pitune.policies.network.context import Context
 from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mask

@@ -73,7 +73,7 @@ def inputs_of(size: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def parts_of_pitune(size: dict[str, Any], compiles: bool) -> Parts:
     """Return the three computations of pitune's network."""
-    from pitune.policies.compilation import Compilation
+    from pitune.compilation import Compilation
     from pitune.policies.flow.ode import integrate
     from pitune.policies.flow.path import TimeGrid
     from pitune.policies.network.config import Pi0Config

@@ -11,8 +11,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.compilation import Compilation, CompileClock, check_compiler
 from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput, likelihoods
-from pitune.policies.compilation import Compilation, CompileClock, check_compiler
 from pitune.policies.flow.delay import DelayConfig
 from pitune.rl.algorithms.ppo import PPOConfig, policy_loss
 from tests.support.vision_policies import vision_policy

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+from pitune.compilation import CompileClock
 from pitune.experiments.runs.progress import screen
-from pitune.policies.compilation import CompileClock
 
 PHASES = ("simulator", "policy", "update", "evaluation", "save")
 """Phases of a run whose time is measured."""
