@@ -63,7 +63,7 @@ class Trainer:
         config = self.config
         policy = policy_to_train(config)
         self.algorithm = rl.make(config.algorithm, policy)
-        report_memory(self.algorithm.actor.policy, config.algorithm.policy_minibatch)
+        report_memory(self.algorithm.actor.policy, config)
 
         self.env = envs.make(config.env)
         rl.check_fit(policy, self.env.spec)
