@@ -21,6 +21,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import make_composite_from_td
 
 from pitune.envs.checked import CheckedEnv
+from pitune.envs.last_action import LastAction
 from pitune.envs.seeding import EpisodeSeeds
 from pitune.envs.success import EpisodeSuccess
 from pitune.envs.vector_env import Observation
@@ -43,15 +44,13 @@ class ChunkEnv(EnvBase):
     Args:
         env: The checked simulator.
         execution_horizon: h.
-        seeds: Seeds of the episodes: `EpisodeSeeds`, or `EvaluationSeeds` with their
-            `num_episodes`.
+        seeds: `EpisodeSeeds`, or `EvaluationSeeds` with their `num_episodes`.
         num_episodes: Episodes of every environment, or of each (E,), or None for no limit. After
-            them the environment waits until all are reset. It executes no step, and `duration` is
-            0.
+            them the environment waits for a reset of all: no step is executed, `duration` is 0.
         preprocess: Adds entries to observations (N), such as a policy's `model_input`. It is called
             once per observation, and the results replace the pictures.
-        record_success: Whether to write the flags of success. By default that depends on whether
-            the environment is known to report it.
+        record_success: Whether to write the flags of success, by default if they are known.
+        last_action: Whether `preprocess` also gets the entries of `LastAction`.
 
     Raises:
         ValueError: when stepped, an action chunk has the wrong shape.
@@ -76,6 +75,7 @@ class ChunkEnv(EnvBase):
         num_episodes: int | Tensor | None = None,
         preprocess: Callable[[TensorDictBase], TensorDictBase] | None = None,
         record_success: bool | None = None,
+        last_action: bool = False,
     ) -> None:
         spec = env.spec
         super().__init__(device=spec.device, batch_size=torch.Size([spec.num_envs]))
@@ -90,6 +90,7 @@ class ChunkEnv(EnvBase):
         self._played = torch.zeros_like(self._steps)
         recorded = spec.success_signal if record_success is None else record_success
         self._success = EpisodeSuccess(spec.num_envs, spec.device) if recorded else None
+        self._last = LastAction(spec.num_envs, spec.action_dim, spec.device, last_action)
         self._obs: Observation = {}
         self._num_calls = 0
         self._preprocess = (preprocess,)  # a module as an attribute would become a part of this
@@ -156,6 +157,7 @@ class ChunkEnv(EnvBase):
             self._num_calls = self.env.num_calls
             self.simulator_seconds += time.perf_counter() - start
             self._steps[env_idx] = 0
+            self._last.start(env_idx)
             if self._success is not None:
                 self._success.start(env_idx)
             self._preprocess_rows(env_idx)
@@ -183,7 +185,7 @@ class ChunkEnv(EnvBase):
         active = executed = self._playing()
         flags = {key: torch.zeros_like(active) for key in ("terminated", "truncated", "invalid")}
         rewards, live, on_host = [], [], self.env.spec.device.type == "cpu"
-
+        self.env.announce(chunk, active)
         # steps of the chunk (E, d), without the episodes that have ended
         for j in range(h):
             live.append(active)
@@ -194,6 +196,7 @@ class ChunkEnv(EnvBase):
                 self.simulator_seconds += time.perf_counter() - start
                 self._obs, self._num_calls = obs, self.env.num_calls
                 self._steps += active
+                self._last.add(chunk[:, j], active)
                 rewards.append(torch.where(active, reward, torch.zeros_like(reward)))
                 now = {"terminated": terminated, "truncated": truncated, **info}
                 flags = {key: flag | (now[key] & active) for key, flag in flags.items()}
@@ -226,11 +229,9 @@ class ChunkEnv(EnvBase):
     def _added(self, obs: Observation, rows: slice | Tensor) -> TensorDict:
         """Return the entries that preprocessing adds to some rows (N) of observations (E)."""
         (preprocess,) = self._preprocess
-        values = {key: value[rows] for key, value in obs.items()}
+        values = {key: value[rows] for key, value in {**obs, **self._last.entries()}.items()}
         td = TensorDict(values, batch_size=[len(values["state"])], device=self.device)
-        if preprocess is None:
-            return td.select()
-        return preprocess(td).exclude(*values)
+        return td.select() if preprocess is None else preprocess(td).exclude(*values)
 
     def _outcome(self, reward_steps: Tensor, live: Tensor, flags: dict[str, Tensor]) -> TensorDict:
         """Return the entries of a step from rewards and live mask (E, h) and flags (E,)."""

@@ -68,6 +68,7 @@ class DelayedChunkEnv(ChunkEnv):
         num_episodes: int | Tensor | None = None,
         preprocess: Callable[[TensorDictBase], TensorDictBase] | None = None,
         record_success: bool | None = None,
+        last_action: bool = False,
         *,
         remainder_steps: int,
         draw_delay: Callable[[int, torch.Generator], Tensor],
@@ -80,7 +81,8 @@ class DelayedChunkEnv(ChunkEnv):
         self._delay = torch.full((spec.num_envs,), -1, device=spec.device)
         self._draw_delay = draw_delay
         self._generator = torch.Generator().manual_seed(_delay_seed(seeds))
-        super().__init__(env, execution_horizon, seeds, num_episodes, preprocess, record_success)
+        args = (env, execution_horizon, seeds, num_episodes, preprocess, record_success)
+        super().__init__(*args, last_action)
 
     def _make_specs(self) -> None:
         super()._make_specs()

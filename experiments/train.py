@@ -3,83 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from pitune import envs, rl
+from pitune import rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments
+from pitune.experiments.distributed.metrics import of_all_ranks
+from pitune.experiments.distributed.state import check_drift
 from pitune.experiments.films.training import before_after, record_video
 from pitune.experiments.health.monitor import HealthMonitor
 from pitune.experiments.runs import signals
-from pitune.experiments.runs.evaluations import cut_notes, evaluate_both, rank_of, validate
+from pitune.experiments.runs.evaluations import cut_notes, evaluate_both, validate
 from pitune.experiments.runs.learning_curve import learning_curve
-from pitune.experiments.runs.loop.clock import PHASES, SaveTimer, memory_in_use
+from pitune.experiments.runs.loop.clock import memory_in_use
 from pitune.experiments.runs.loop.outcome import outcome_of
 from pitune.experiments.runs.loop.update import learn
 from pitune.experiments.runs.progress import screen
-from pitune.experiments.runs.report import TrainingProgress, closing_table, report_memory
-from pitune.experiments.runs.run import Run
+from pitune.experiments.runs.report import TrainingProgress, closing_table
 from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
-from pitune.experiments.train_arguments import parse as parse
-from pitune.experiments.train_policy import policy_to_train
-
-NEEDED = ("success_rate", "env_steps", "seconds", "before", "clipped")
-"""Entries of a checkpoint's progress without which it cannot be resumed from."""
+from pitune.experiments.training.arguments import parse as parse
+from pitune.experiments.training.state import TrainState
+from pitune.rl import ranks
 
 
-class Trainer:
-    """One run: the loop of collecting and learning, and the state that resuming needs.
+class Trainer(TrainState):
+    """One run: the loop of collecting and learning.
 
     Example:
         >>> config = TrainConfig(algorithm=rl.PPOConfig())
         >>> summary = Trainer(config).train()  # doctest: +SKIP
     """
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        torch.manual_seed(config.seed)
-        torch.set_num_threads(config.torch_threads)
-        self.run = self._open_run()
-        try:
-            self._prepare()
-        except BaseException:
-            self.run.abandon()  # so that the same command can be given again
-            raise
-
-    def _open_run(self) -> Run:
-        """Return the run, whose folder this process then holds."""
-        config, name = self.config, self.config.logger
-        settings = config.identity(), config.wandb, {**config.limits(), **config.reports()}
-        if config.resume:
-            return Run.resume(config.out, *settings, config.defaults(), logger=name)
-        return Run.create(config.out, *settings, logger=name)
-
-    def _prepare(self) -> None:
-        """Make policy, algorithm and environment, and check that they fit."""
-        config = self.config
-        policy = policy_to_train(config)
-        self.algorithm = rl.make(config.algorithm, policy)
-        report_memory(self.algorithm.actor.policy, config)
-
-        self.env = envs.make(config.env)
-        rl.check_fit(policy, self.env.spec)
-        rl.check_needs(self.algorithm, self.env.spec)
-
-        # state of the run
-        self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
-        self.iteration, self.ended_by = 0, ""
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._saving = SaveTimer(config.save_minutes)
-        self.before: dict[str, Any] = {}
-        self.restarts: list[int] = []
-        self._pending_evaluation = False
-        if config.resume:
-            self._restore()
-        self.run.connect()
 
     def train(self) -> dict[str, Any]:
         """Run to the end and return the summary, which is also in summary.json.
@@ -118,15 +73,17 @@ class Trainer:
             self.ended_by = config.limit_reached(self.iteration, self.run.recent)
             while not self.ended_by:
                 metrics = self._iterate_or_stop(request)
-                out_of_time = time.monotonic() - start > 60 * config.max_minutes
+                request.agree()
+                out_of_time = ranks.on_any(time.monotonic() - start > 60 * config.max_minutes)
                 last = self.iteration >= config.num_iterations or out_of_time
                 due = last or self.iteration % config.eval_every == 0
                 evaluation = self._evaluate_unless_stopped(request) if due else {}
                 self.run.log(self.iteration, metrics | evaluation)
                 # after its row: a kill in between writes both again
-                if evaluation or request.stopped is not None or self._saving.is_due():
+                stops, saves = request.stopped is not None, ranks.on_any(self._saving.is_due())
+                if evaluation or stops or saves:
                     self._checkpoint(evaluation, pending=due and not evaluation)
-                progress.update(self.iteration, metrics | evaluation, self.rollouts.num_env_steps)
+                progress.update(self.iteration, metrics | evaluation, int(metrics["env_steps"]))
                 for warning in monitor.warnings(self.run.recent):
                     screen.note(f"warning: {warning}")
                 if request.stopped is not None:
@@ -187,7 +144,8 @@ class Trainer:
         self.iteration += 1
         phases = {f"seconds/{key}": self.seconds[key] - seconds[key] for key in self.seconds}
         num_steps = self.rollouts.num_env_steps
-        return {
+        check_drift(self.algorithm, self.iteration)
+        row = {
             **metrics,
             **rl.rollout_metrics(rollout),
             **phases,
@@ -197,6 +155,7 @@ class Trainer:
             "env_steps_per_second": (num_steps - steps) / (collected - start),
             "action_clip_fraction": self.env.num_clipped / max(1, self.env.num_entries),
         }
+        return of_all_ranks(row)
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate on the validation starts and return the metrics."""
@@ -213,53 +172,9 @@ class Trainer:
         self.seconds["evaluation"] += time.perf_counter() - start
         return result
 
-    def _checkpoint(self, evaluation: Mapping[str, Any], pending: bool = False) -> None:
-        """Save, and after an evaluation begin new episodes as a resumed run would.
-
-        Args:
-            evaluation: At this iteration, empty without one.
-            pending: Whether a signal has postponed that evaluation.
-        """
-        progress = {
-            "success_rate": evaluation.get("success_rate"),
-            "rank": rank_of(evaluation) if evaluation else None,
-            "env_steps": self.rollouts.num_env_steps,
-            "seconds": self.seconds,
-            "before": self.before,
-            "clipped": [self.env.num_clipped, self.env.num_entries],
-            "restarts": self.restarts,
-            "pending_evaluation": pending,
-        }
-        goes_on = not evaluation and not pending
-        episodes = self.rollouts.state() if goes_on else None
-        with self._saving.measured():
-            self.run.save(self.iteration, self.algorithm, progress, episodes)
-        self.seconds["save"] += self._saving.last
-        if not goes_on:
-            self.rollouts.restart(self.iteration)
-
-    def _restore(self) -> None:
-        progress = self.run.load_latest(self.algorithm, NEEDED)
-        self.iteration, self.before = progress["iteration"], progress["before"]
-        self.seconds |= progress["seconds"]
-        self.restarts = progress.get("restarts", [])  # absent from runs of pitune 0.2 and before
-        self._pending_evaluation = progress.get("pending_evaluation", False)
-
-        episodes = self.run.episodes  # those of before, or new ones
-        if episodes is None or not self.rollouts.repeat(episodes):
-            evaluated = self.iteration % self.config.eval_every == 0
-            if not evaluated and self.iteration < self.config.num_iterations:
-                self.restarts = [*self.restarts, self.iteration]
-                screen.note(signals.restart_note(self.iteration, repeated=episodes is not None))
-            self.rollouts.restart(self.iteration)
-
-        # after the repetition, which counts too
-        self.env.num_clipped, self.env.num_entries = progress["clipped"]
-        self.rollouts.num_env_steps = progress["env_steps"]
-
     def _film(self, name: str) -> None:
         config, file = self.config, self.config.out / f"{name}.mp4"
-        if config.video:
+        if config.video and not ranks.rank():
             record_video(config.env, self.algorithm.actor, file, config.seed, config.eval_episodes)
             if name == "after":
                 before_after(config.out)
@@ -275,11 +190,12 @@ class Trainer:
             "iterations": self.iteration,
             "ended_by": self.ended_by,
             "restarts": self.restarts,
-            "env_steps": self.rollouts.num_env_steps,
+            "env_steps": ranks.total(self.rollouts.num_env_steps),
             "before": self.before,
             "after": after,
         }
-        learning_curve(self.run.rows, summary, config.out / "learning_curve.png")
+        if not ranks.rank():
+            learning_curve(self.run.rows, summary, config.out / "learning_curve.png")
         self.run.finish(summary)
         self.env.close()
         return summary
@@ -293,7 +209,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message(), signals.exit_on_signal():
-        closing_table(train(parse(arguments(argv))))
+        summary = train(parse(arguments(argv)))
+        if not ranks.rank():
+            closing_table(summary)
+        ranks.stop()
 
 
 if __name__ == "__main__":

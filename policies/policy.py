@@ -6,14 +6,15 @@ action dim, d robot action dim, s robot state dim, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import replace
 from typing import Any
 
-import torch
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.by_tokens import decide_by_tokens
+from pitune.policies.conditions import encode_state, encode_words, guided, with_dropped
+from pitune.policies.decision import Decision, memory_marks
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
@@ -24,12 +25,19 @@ from pitune.policies.flow.path import (
 )
 from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.context import Context
+from pitune.policies.network.options.tokens.memory import with_written_memory
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
 from pitune.policies.policy_config import check_noise
 from pitune.policies.policy_parts import PolicyParts
-from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
+from pitune.policies.preprocessing.critic_input import (
+    critic_input,
+    critic_state,
+    old_chunk,
+    old_chunk_dim,
+)
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput
+from pitune.policies.status import with_status
 from pitune.policies.under_delay import continued_field, remainder_of, starting_points
 
 
@@ -79,15 +87,21 @@ class FlowPolicy(PolicyParts):
         has no pictures and no prompt has features too, those of its state token.
 
         Raises:
-            ValueError: the policy has a noise source already.
+            ValueError: the policy has a noise source already, or its critics read the last action.
         """
         if self.noise_source is not None:
             raise ValueError(
                 "the policy is steered already; steer the checkpoint that it was made from"
             )
+        if self.reads_last_action:
+            raise ValueError(
+                "a noise actor reads the critics' input, and a robot's observation has no last "
+                "action; steer a policy without options.critic_input.last_action"
+            )
         self.requires_grad_(False)
         width = self.preprocessor.model_state_dim + self.network.config.feature_dim
         width += old_chunk_dim(config.remainder_steps, self.preprocessor.action_dim)
+        width += math.prod(self.memory_shape)
         horizon = self.sampler.execution_horizon
         source = NoiseSource(config, self.chunk_shape, horizon, width).to(self.device)
         return self.replace(noise_source=source)
@@ -99,19 +113,6 @@ class FlowPolicy(PolicyParts):
             ValueError: it cannot act under this delay.
         """
         return self.replace(sampler=replace(self.sampler, delay=delay))
-
-    def model_input(
-        self, obs: TensorDictBase | Mapping[str, Tensor], tasks: Sequence[str] = ()
-    ) -> ModelInput:
-        """Return the network's input for observations (N).
-
-        Args:
-            obs: `state` (N, s), and `image/<camera>` and `task_id` if the policy uses them.
-            tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
-        """
-        rows = {key: obs[key] for key in self.obs_keys if key in obs.keys()}
-        td = TensorDict(rows, batch_size=[len(obs["state"])])
-        return ModelInput.of(self.observation_preprocessor(tasks)(td))
 
     def encode(
         self,
@@ -126,10 +127,13 @@ class FlowPolicy(PolicyParts):
             prefix: The result of `encode_prefix` for them. By default they are encoded here.
             state_offset: Offset (N, D) or (1, D) that is added to the state token.
         """
-        state = inputs.state.to(self.device)
         if prefix is None and self.network.vlm is not None:
             prefix = self.encode_prefix(inputs)
-        context = self.network.with_state(prefix, state, state_offset)
+        else:
+            prefix = with_dropped(self.network, prefix, inputs.condition)
+        context = encode_state(self.network, self.sampler.guidance, inputs, prefix, state_offset)
+        if self.has_memory:
+            context = with_written_memory(self.network, context, self.memory_of(inputs))
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -138,11 +142,12 @@ class FlowPolicy(PolicyParts):
     def encode_prefix(self, inputs: ModelInput) -> Context:
         """Return the context of pictures and prompt, without the state.
 
-        While `prefix_is_frozen` it does not change during training and may be stored.
+        While `prefix_is_frozen` it does not change during training and may be stored. With guidance
+        away from the dropped instruction it has that prefix too, as `null`.
         """
         inputs = inputs.to(self.device)
         images = None if inputs.images is None else scaled_pictures(inputs.images)
-        return self.network.encode_prefix(images, None, inputs.tokens, inputs.token_mask)
+        return encode_words(self.network, self.sampler.guidance, inputs, images)
 
     def critic_input(
         self, inputs: ModelInput, context: Context | None, steps: int | None = None
@@ -160,19 +165,15 @@ class FlowPolicy(PolicyParts):
         steps = self.remainder_steps if steps is None else steps
         state, shape = state.to(self.device), (steps, self.preprocessor.action_dim)
         old = old_chunk(inputs.remainder, inputs.delay, state, shape)
-        return critic_input(state, features, old_chunk=old)
+        state = critic_state(state, inputs.last_action, self.reads_last_action)
+        memory = self.memory_of(inputs) if self.has_memory else None
+        return critic_input(state, features, old_chunk=old, memory=memory)
 
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
         return continued_field(
-            lambda x, flow_time: self.network.velocity(context, x, flow_time),
-            context,
-            self.sampler,
+            guided(self.network, context, self.sampler.guidance), context, self.sampler
         )
-
-    def draw_noise(self, num: int) -> Tensor:
-        """Return starting points from the standard normal (N, H, A)."""
-        return torch.randn(num, *self.chunk_shape, device=self.device)
 
     def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
         """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
@@ -194,13 +195,22 @@ class FlowPolicy(PolicyParts):
         chunk = integrate(self.field(context), noise, self.grid, self.sampler.solver)
         return chunk if remainder is None else with_prefix(chunk, remainder)
 
-    def sample_actions(
+    def sample_actions(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
+        """Return the deployed policy's executed actions (N, h, d) [robot units]. See `decide`."""
+        return self.executed(self.decide(inputs, noise).chunk, inputs)
+
+    def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
+        """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
+        chunk = self.decide(inputs, noise).chunk
+        return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
+
+    def decide(
         self,
         inputs: ModelInput,
         noise: Tensor | None = None,
         state_offset: Tensor | None = None,
-    ) -> Tensor:
-        """Return the deployed policy's executed actions (N, h, d) [robot units].
+    ) -> Decision:
+        """Return the deployed policy's decisions: normalized chunks (N, H, A), with their marks.
 
         Args:
             inputs: Observations (N).
@@ -208,21 +218,11 @@ class FlowPolicy(PolicyParts):
                 them, given or not.
             state_offset: See `encode`.
         """
-        return self.executed(self._integrate(inputs, noise, state_offset), inputs)
-
-    def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
-        """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
-        chunk = self._integrate(inputs, noise)
-        return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
-
-    def _integrate(
-        self, inputs: ModelInput, noise: Tensor | None, state_offset: Tensor | None = None
-    ) -> Tensor:
-        """Return normalized chunks (N, H, A) at the end of the ODE.
-
-        A trained noise source replaces a given noise.
-        """
         context = self.encode(inputs, state_offset=state_offset)
+        if self.sampler.decoder == "fast":
+            start = self.draw_noise(len(inputs)) if noise is None else noise
+            by_tokens = decide_by_tokens(self, context, lambda: self.solve(context, start))
+            return with_status(self, context, by_tokens)
         source = self.noise_source
         if source is not None and source.is_steered:
             steps = source.config.remainder_steps
@@ -230,7 +230,8 @@ class FlowPolicy(PolicyParts):
         elif noise is None:
             noise = self.draw_noise(len(inputs))
         check_noise(noise, (len(inputs), *self.chunk_shape))
-        return self.solve(context, noise)
+        chunk = self.solve(context, noise)
+        return with_status(self, context, Decision(chunk, memory_marks(context.written)))
 
     def loss(
         self,
@@ -255,6 +256,18 @@ class FlowPolicy(PolicyParts):
             prefix: The result of `encode_prefix`. By default the observations are encoded here.
             state_offset: See `encode`.
         """
+        return self.loss_and_hidden(inputs, action, noise, flow_time, prefix, state_offset)[0]
+
+    def loss_and_hidden(
+        self,
+        inputs: ModelInput,
+        action: Tensor,
+        noise: Tensor | None = None,
+        flow_time: Tensor | None = None,
+        prefix: Context | None = None,
+        state_offset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the result of `loss` and the hidden states of the action tokens (N, M, H, D)."""
         # target and random draws
         state = inputs.robot_state.to(self.device)
         action = self.preprocessor.normalize_action(action.to(self.device), state)
@@ -280,4 +293,4 @@ class FlowPolicy(PolicyParts):
         loss = prediction.weighted(loss, per_step[..., None])
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
-        return loss[:, 0] if is_single else loss
+        return (loss[:, 0] if is_single else loss), output.hidden

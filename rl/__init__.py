@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.dgn import DGN, DGNConfig
     from pitune.rl.algorithms.dsrl import DSRL, DSRLConfig
     from pitune.rl.algorithms.epo import EPO, EPOConfig
+    from pitune.rl.algorithms.es import ES, ESConfig
     from pitune.rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
     from pitune.rl.algorithms.fpo import FPO, FPOConfig
     from pitune.rl.algorithms.grpo import GRPO, GRPOConfig
     from pitune.rl.algorithms.ppo import PPO, PPOConfig
+    from pitune.rl.algorithms.recap.config import RecapConfig
+    from pitune.rl.algorithms.recap.learner import Recap
     from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
+    from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
     from pitune.rl.evaluation.evaluate import evaluate
     from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
     from pitune.rl.evaluation.paired import PairedTest, paired_test
@@ -45,6 +49,7 @@ __all__ = [
     "DGN",
     "DSRL",
     "EPO",
+    "ES",
     "FPO",
     "GRPO",
     "PPO",
@@ -60,18 +65,23 @@ __all__ = [
     "DSRLConfig",
     "Demonstrations",
     "EPOConfig",
+    "ESConfig",
     "EpisodeOutcome",
     "Evaluation",
     "FPOConfig",
     "FilteredBC",
     "FilteredBCConfig",
     "GRPOConfig",
+    "LanguageLossConfig",
     "Needs",
     "OffPolicyConfig",
     "PPOClipConfig",
     "PPOConfig",
     "PairedTest",
+    "Recap",
+    "RecapConfig",
     "Rollouts",
+    "StatusLossConfig",
     "UpdateConfig",
     "WSRLConfig",
     "check_fit",
@@ -96,11 +106,15 @@ _MODULES = {
     "algorithms.dgn": ("DGN", "DGNConfig"),
     "algorithms.dsrl": ("DSRL", "DSRLConfig"),
     "algorithms.epo": ("EPO", "EPOConfig"),
+    "algorithms.es": ("ES", "ESConfig"),
     "algorithms.filtered_bc": ("FilteredBC", "FilteredBCConfig"),
     "algorithms.fpo": ("FPO", "FPOConfig"),
     "algorithms.grpo": ("GRPO", "GRPOConfig"),
     "algorithms.ppo": ("PPO", "PPOConfig"),
+    "algorithms.recap.config": ("RecapConfig",),
+    "algorithms.recap.learner": ("Recap",),
     "algorithms.wsrl": ("WSRL", "WSRLConfig"),
+    "cloning.config": ("LanguageLossConfig", "StatusLossConfig"),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.outcome": ("EpisodeOutcome", "Evaluation"),
     "evaluation.paired": ("PairedTest", "paired_test"),

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.rl import ranks
+from pitune.rl import gradients, ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
 Metrics = dict[str, Tensor]
@@ -142,18 +142,18 @@ def gradient_step(
     optimizer.zero_grad(set_to_none=True)
     parts = split_rows(batch, num_parts, group)
     shares = [len(part) / len(batch) for part in parts]
-    weight = ranks.row_weight(len(batch))
+    weight = gradients.row_weight(len(batch))
 
     # gradient, accumulated over the parts
     history: list[Metrics] = []
     losses: list[Tensor] = []
     for part, share in zip(parts, shares, strict=True):
         part_loss, metrics = loss(part)
-        (part_loss * (share * weight)).backward(inputs=ranks.leaves(parameters))
+        (part_loss * (share * weight)).backward(inputs=gradients.leaves(parameters))
         losses.append(part_loss.detach())
         history.append({key: value.detach() for key, value in metrics.items()})
-    ranks.average_gradients(parameters)
-    norm = ranks.gradient_norm(parameters)
+    gradients.average_gradients(parameters)
+    norm = gradients.gradient_norm(parameters)
 
     # numbers for the host
     merged = _summarized(merge_metrics(history, shares), summarize)
@@ -162,7 +162,7 @@ def gradient_step(
 
     # step
     if not math.isinf(max_grad_norm):
-        ranks.clip_gradients(parameters, max_grad_norm, norm)
+        gradients.clip_gradients(parameters, max_grad_norm, norm)
     optimizer.step()
     return merged, norm_read
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.autograd.graph import increment_version
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
 FUSED_DEVICES = ("cpu", "cuda")
@@ -32,7 +33,7 @@ def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
         True
     """
     trained = list(parameters)
-    return _tracked(torch.optim.Adam(trained, lr=lr, fused=has_fused_kernel(trained)))
+    return _tracked(torch.optim.Adam(_by_kind(trained), lr=lr, fused=has_fused_kernel(trained)))
 
 
 def adamw(
@@ -57,8 +58,19 @@ def adamw(
     trained = list(parameters)
     fused = has_fused_kernel(trained)
     return _tracked(
-        torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+        torch.optim.AdamW(
+            _by_kind(trained), lr=lr, betas=betas, weight_decay=weight_decay, fused=fused
+        )
     )
+
+
+def _by_kind(parameters: list[nn.Parameter]) -> list[Any]:
+    """Return parameters, or groups of sharded and of other ones, which no kernel takes together."""
+    sharded = [value for value in parameters if isinstance(value, DTensor)]
+    if len(sharded) in (0, len(parameters)):
+        return parameters
+    others = [value for value in parameters if not isinstance(value, DTensor)]
+    return [{"params": sharded}, {"params": others}]
 
 
 def has_fused_kernel(parameters: Iterable[nn.Parameter]) -> bool | None:

@@ -12,9 +12,11 @@ from pitune.experiments.command_line.parsing import arguments
 
 BENCHMARKS: Mapping[str, str] = {
     "delay": "success and smoothness under decision delays, for four kinds of seams",
+    "network_options": "loss and success of cloned policies with options of the network",
     "pi0": "time and memory of a π0 network: prefix, flow steps, a training step",
     "rollout": "speed of chunked collection against the bare simulator",
     "serving": "throughput and latency of a policy server for one client and for many",
+    "soak": "memory, iteration and checkpoint time of a long training, quarter by quarter",
     "update": "time that off-policy learning adds to an environment step",
 }
 """Module of each benchmark, with one line for the overview."""
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def overview() -> str:
     """Return the benchmarks, one per line."""
-    lines = [f"  {name:<8} {summary}" for name, summary in BENCHMARKS.items()]
+    lines = [f"  {name:<15} {summary}" for name, summary in BENCHMARKS.items()]
     return "\n".join(["usage: pitune bench BENCHMARK [OPTIONS]", "", "benchmarks:", *lines])
 
 

@@ -88,6 +88,7 @@ ALL_BASIC = (
     "QuickstartConfig",
     "QuickstartEnv",
     "ServingConfig",
+    "SoakConfig",
     "VerifyConfig",
 )
 """Configs whose fields are all basic. So are all fields of a config from outside pitune."""

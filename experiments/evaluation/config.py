@@ -61,7 +61,7 @@ class EvaluateConfig(Settings):
     vary: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """Evaluate deployed settings side by side on the same starts: a name and its values, such as
     `--vary execution_horizon 1 4 10 --vary flow_steps 4 10`. Every combination is played. Names:
-    the sampler's fields, delay.* and real_time.*."""
+    the sampler's fields, delay.*, guidance.* and real_time.*."""
     stochastic: bool = False
     """Explore as in training, with the likelihood below, instead of acting as deployed."""
     likelihood: policies.LikelihoodConfig = field(default_factory=policies.FlowSDEConfig)

@@ -11,12 +11,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pitune.policies import SamplerConfig
 from pitune.policies.flow.delay import DelayConfig
+from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.ranges import declared_types
 
 Cell = Mapping[str, Any]
 """Name of a setting -> its value. Empty where nothing is varied."""
-BLOCKS: Mapping[str, type] = {"delay": DelayConfig, "real_time": RealTimeConfig}
+BLOCKS: Mapping[str, type] = {
+    "delay": DelayConfig,
+    "guidance": GuidanceConfig,
+    "real_time": RealTimeConfig,
+}
 """Blocks of settings, whose fields have names such as `delay.steps`."""
 
 
@@ -84,8 +89,9 @@ def with_cell(
         block, _, setting = name.rpartition(".")
         changes[block][setting] = value
     try:
+        guidance = replace(sampler.guidance, **changes["guidance"])
         return (
-            replace(sampler, **changes[""]),
+            replace(sampler, **changes[""], guidance=guidance),
             replace(delay, **changes["delay"]),
             replace(real_time, **changes["real_time"]),
         )

@@ -19,6 +19,8 @@ from pitune.experiments.runs.next_steps import Step, files_of, next_steps
 from pitune.experiments.runs.progress import Screen, Task, screen
 from pitune.policies import FlowPolicy
 from pitune.policies.finetuning.memory import available_bytes, check_memory, parameter_report
+from pitune.policies.finetuning.shard import is_sharded
+from pitune.rl import ranks
 from pitune.rl.algorithm import no_progress
 from pitune.rl.evaluation.outcome import text_of
 from pitune.rl.policy_gradient.prefixes import kept_prefix_bytes, prefix_budget
@@ -197,7 +199,8 @@ def report_memory(policy: FlowPolicy, config: TrainConfig) -> None:
     """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
     budget = prefix_budget(config.algorithm)
     kept = kept_prefix_bytes(policy, config.env.num_envs * config.num_chunks, budget)
-    report = parameter_report(policy, config.algorithm.policy_minibatch, kept)
+    report = parameter_report(policy, ranks.share(config.algorithm.policy_minibatch), kept)
     if policy.network.vlm is not None:
         screen.print(report.table())
-    check_memory(report, available_bytes(policy.device))
+    num_ranks = ranks.world() if is_sharded(policy) else 1
+    check_memory(report, available_bytes(policy.device), num_ranks=num_ranks)

@@ -29,6 +29,7 @@ from pitune.experiments.runs.folder import state, wandb_run
 from pitune.experiments.runs.folder.lock import lock, unlock
 from pitune.experiments.runs.folder.metrics_file import METRICS, Row
 from pitune.experiments.runs.folder.metrics_log import MetricsLog
+from pitune.experiments.runs.folder.rank_state import restore, write_rank_state
 from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.folder.segments import Segments
 from pitune.experiments.runs.folder.start import abandon, claim
@@ -36,7 +37,8 @@ from pitune.experiments.runs.folder.state import best_of, latest_whole, prune
 from pitune.experiments.runs.folder.wandb_run import WandbMode as WandbMode
 from pitune.experiments.runs.loggers.logger import Logger, LoggerName
 from pitune.policies.checkpoints.native import write_policy
-from pitune.rl import Algorithm
+from pitune.policies.finetuning.shard import unsharded
+from pitune.rl import Algorithm, ranks
 
 OLD_NAMES = {"ode": "deployed", "stochastic": "exploring"}
 """Names of the two evaluations in summaries of pitune 0.1, and their names now."""
@@ -204,7 +206,7 @@ class Run:
         """
         target = self.folder / folders.checkpoint_name(iteration)
         with folders.new_folder(target) as folder:
-            write_policy(algorithm.deployed_policy(), folder)
+            write_policy(unsharded(algorithm.deployed_policy()), folder)
             weights = folders.checksum(folder / "policy.safetensors")
             if self._first_weights is None:
                 self._first_weights = weights
@@ -214,6 +216,7 @@ class Run:
                 "changed": weights != self._first_weights,
             }
             self.write_state(folder, iteration, algorithm, record, episodes)
+            write_rank_state(folder, algorithm, self.segments, episodes)
         self._prune()
 
     def _prune(self) -> None:
@@ -272,13 +275,11 @@ class Run:
                 f"{self.folder} has no checkpoint to resume from; pass another --out, or remove "
                 "the folder and start without --resume"
             )
-        folder, (policy, saved, progress), faults = latest_whole(checkpoints, needed)
+        folder, parts, faults = latest_whole(checkpoints, needed)
+        progress = parts[2]
 
         # policy, training state and random numbers
-        algorithm.actor.policy.load_state_dict(policy.state_dict())
-        algorithm.load_training_state(saved["training"])
-        self.segments.load(folder, algorithm.memories)
-        state.restore_random(saved)
+        self.episodes = restore(algorithm, ranks.of_first(folder), parts, self.segments)
 
         # progress, and the rows up to here: those after the checkpoint are written again
         for damaged, fault in faults.items():
@@ -288,7 +289,7 @@ class Run:
         self._first_weights = progress.pop("first_weights", None)
         progress.pop("changed", None)
         self.metrics.restore(progress["iteration"], folder / METRICS)
-        self.episodes = saved.get("episodes")
+        ranks.of_first(self.recent)
         return progress
 
     def finish(self, summary: dict[str, Any]) -> None:

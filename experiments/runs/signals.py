@@ -17,6 +17,7 @@ from typing import Any
 from pitune.experiments.runs.folder.checkpoints import own_checkpoints
 from pitune.experiments.runs.folder.disk import as_disk_error
 from pitune.experiments.runs.progress import screen
+from pitune.rl import ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -45,7 +46,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.stopped: StoppedBySignal | None = None
-        """The signal, or None so far."""
+        """The signal, or None so far. Of several ranks, that which all know of."""
+        self._arrived: StoppedBySignal | None = None
         self.at_once = False
         """Whether a signal raises where it arrives, because nothing would be lost."""
 
@@ -58,7 +60,7 @@ class StopRequest:
         """
         if self.stopped is not None:
             raise self.stopped
-        self.at_once = True
+        self.at_once = ranks.world() == 1  # or the other ranks would wait for this one
         try:
             yield
         finally:
@@ -69,13 +71,20 @@ class StopRequest:
         for name in SIGNALS:
             if signal.getsignal(name) != signal.SIG_IGN:
                 signal.signal(name, signal.SIG_DFL)
-        self.stopped = StoppedBySignal(number)
+        self._arrived = StoppedBySignal(number)
+        if ranks.world() == 1:
+            self.stopped = self._arrived
         if self.at_once:
-            raise self.stopped
+            raise self._arrived
         screen.note(
-            f"{self.stopped.name}: the run saves a checkpoint after this iteration and ends; a "
+            f"{self._arrived.name}: the run saves a checkpoint after this iteration and ends; a "
             "second signal ends it at once, without one"
         )
+
+    def agree(self) -> None:
+        """Let all ranks stop here if a signal has reached one of them."""
+        if self.stopped is None and ranks.on_any(self._arrived is not None):
+            self.stopped = self._arrived or StoppedBySignal(signal.SIGTERM)
 
 
 @contextmanager

@@ -63,6 +63,9 @@ class TrainConfig(Settings):
     resumed beyond it equals an uninterrupted run only from a multiple of `eval_every`."""
     num_chunks: PositiveInt = 41
     """Chunk decisions per environment in one rollout."""
+    act_while_learning: bool = False
+    """Whether a second process collects the next rollout during each update (`dsrl`, `wsrl`,
+    `dgn`). Its actions are one update old. Not reproducible: a resumed run begins new episodes."""
     eval_every: PositiveInt = 20
     """Iterations between evaluations, each of which also saves a checkpoint. New episodes begin
     after it."""
@@ -84,6 +87,9 @@ class TrainConfig(Settings):
     """Whether to film the policy before and after training, if the machine can render."""
     device: DeviceName = "cuda" if torch.cuda.is_available() else "cpu"
     """Device of the policy."""
+    shard: bool = False
+    """Whether the ranks of torchrun split the weights, gradients and optimizer of the policy
+    (FSDP), for full fine-tuning of a π0 that does not fit one device. Needs several ranks."""
     torch_threads: Threads = 1
     """Threads of PyTorch on the CPU. A fixed number makes results independent of the number of
     cores, and a small policy gains nothing from more. Raise it for large networks."""

@@ -16,7 +16,6 @@ import torch
 from pitune.policies.finetuning.activations import activation_bytes
 from pitune.policies.finetuning.trainable import parameter_groups
 from pitune.policies.network.extensions import PRETRAINED_GROUPS
-from pitune.policies.network.held_casts import held_bytes
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.preprocessing.model_input import ModelInput
 
@@ -68,9 +67,8 @@ class MemoryReport:
     batch_size: int
     """Observations in one gradient step."""
     activation_bytes: int
-    """Activations that one batch keeps for its gradient, estimated [bytes]."""
-    held_bytes: int = 0
-    """Weights that the towers hold in their own precision too [bytes]."""
+    """Activations that one batch keeps for its gradient, and trained weights in the precision of
+    the towers, estimated [bytes]."""
     prefix_bytes: int = 0
     """Encoded observations of a rollout, in all their copies [bytes]."""
 
@@ -81,9 +79,23 @@ class MemoryReport:
 
     @property
     def total_bytes(self) -> int:
-        """All groups, the activations, held weights and encoded observations [bytes]."""
-        others = self.activation_bytes + self.held_bytes + self.prefix_bytes
+        """All groups, the activations and the encoded observations [bytes]."""
+        others = self.activation_bytes + self.prefix_bytes
         return sum(row.total_bytes for row in self.rows) + others
+
+    def rank_bytes(self, num_ranks: int) -> int:
+        """Return the memory of each of some ranks that split the policy (`--shard`) [bytes].
+
+        A rank holds its part of weights, gradients and moments, and gathers all weights.
+
+        Args:
+            num_ranks: Number of ranks. One rank holds everything once.
+        """
+        if num_ranks == 1:
+            return self.total_bytes
+        parts = sum(row.total_bytes for row in self.rows)
+        gathered = sum(row.weight_bytes for row in self.rows)
+        return -(-parts // num_ranks) + gathered + self.activation_bytes
 
     def table(self) -> Table:
         """Return a table for `rich`."""
@@ -101,13 +113,13 @@ class MemoryReport:
         # activations, and the sum
         table.add_section()
         table.add_row("activations (estimate)", "", "", "", "", readable(self.activation_bytes))
-        if self.held_bytes:
-            table.add_row("converted weights", "", "", "", "", readable(self.held_bytes))
         if self.prefix_bytes:
             table.add_row("encoded observations", "", "", "", "", readable(self.prefix_bytes))
         parameters = sum(row.parameters for row in self.rows)
         total = readable(self.total_bytes)
         table.add_row("all", f"{parameters:,}", f"{self.trained:,}", "", "", total)
+        sizes_of_ranks = (f"{n} ranks {readable(self.rank_bytes(n))}" for n in (2, 4, 8))
+        table.caption = f"each rank with --shard: {', '.join(sizes_of_ranks)}"
         return table
 
     def text(self) -> str:
@@ -151,7 +163,6 @@ def parameter_report(
         rows=tuple(rows),
         batch_size=batch_size,
         activation_bytes=activation_bytes(policy, batch_size),
-        held_bytes=held_bytes(network.paligemma_with_expert, network.compute_dtype),
         prefix_bytes=prefix_bytes,
     )
 
@@ -181,6 +192,10 @@ def example_input(policy: FlowPolicy) -> ModelInput:
         token_mask=mask,
         remainder=remainder,
         delay=delay,
+        memory=policy.empty_memory(1),
+        last_action=torch.zeros(1, preprocessor.action_dim, device=device)
+        if policy.reads_last_action
+        else None,
     )
 
 
@@ -192,7 +207,7 @@ def available_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def check_memory(report: MemoryReport, available: int, other: int = 0) -> None:
+def check_memory(report: MemoryReport, available: int, other: int = 0, num_ranks: int = 1) -> None:
     """Fail if training cannot fit into memory.
 
     The weights are allocated already, so only gradients, moments and activations have to fit.
@@ -201,12 +216,14 @@ def check_memory(report: MemoryReport, available: int, other: int = 0) -> None:
         report: From `parameter_report`.
         available: Free memory, `available_bytes` [bytes].
         other: Further allocations, for example copies of the policy [bytes].
+        num_ranks: Number of ranks that split the policy.
 
     Raises:
         ValueError: training needs more than the free memory.
     """
     # the weights are in memory already
-    needed = report.total_bytes - sum(row.weight_bytes for row in report.rows) + other
+    allocated = sum(row.weight_bytes for row in report.rows) // num_ranks
+    needed = report.rank_bytes(num_ranks) - allocated + other
     if needed > available:
         raise ValueError(
             f"training needs {readable(needed)} more ({report.trained:,} trained parameters: "

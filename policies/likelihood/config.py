@@ -39,6 +39,8 @@ class LikelihoodConfig(Settings):
     """Whether flow steps are Gaussian, so that each step has a ratio and a divergence."""
     trainable: ClassVar[bool] = True
     """Whether the log-probability has a gradient."""
+    decoder: ClassVar[Literal["flow", "fast"]] = "flow"
+    """The part of the policy that makes the chunks: its flow, or its FAST tokens."""
 
     reduction: Reduction = "sum"
     """Reduction over a step's entries: their sum is the log-density, their mean tempers the ratio.
@@ -149,3 +151,21 @@ class ExactFlowConfig(LikelihoodConfig):
 
     num_probes: NonNegativeInt = 0
     """Probes of Hutchinson's divergence estimate. 0 is exact and takes H * A backward passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastLikelihoodConfig(LikelihoodConfig):
+    """The FAST tokens of a chunk, one after another. Their probability is exact.
+
+    A policy with a language head and a FAST tokenizer acts by its tokens, and the flow has no part
+    in it. With `ratio="step"` each token has a ratio, and with "joint" a decision has one.
+
+    Example:
+        >>> FastLikelihoodConfig(temperature=1.0).random_steps
+        False
+    """
+
+    decoder: ClassVar[Literal["flow", "fast"]] = "fast"
+
+    temperature: PositiveFloat = 1.0
+    """Temperature of the sampled tokens [-]."""

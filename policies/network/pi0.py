@@ -18,28 +18,26 @@ Source: Black et al. 2024; Physical Intelligence 2025; openpi `models_pytorch/pi
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import silu
 
 from pitune.policies.flow.path import FlowOutput
-from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
-from pitune.policies.network.extensions import make_extension
 from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mask
-from pitune.policies.network.gemma import Cache, Gemma
-from pitune.policies.network.layers import Linear
-from pitune.policies.network.options.add import option_modules
-from pitune.policies.network.options.blocks import with_registers, with_state_tokens
+from pitune.policies.network.gemma import Cache
+from pitune.policies.network.options.blocks import drop_words, with_registers, with_state_tokens
+from pitune.policies.network.options.insulation import for_expert
+from pitune.policies.network.options.language_head import prompt_end
+from pitune.policies.network.options.tokens.memory import with_read_memory
+from pitune.policies.network.parts import Pi0Parts
 from pitune.policies.network.siglip import Siglip
-from pitune.policies.network.towers import Experts, VisionLanguageModel, check_prefix_inputs
+from pitune.policies.network.towers import check_prefix_inputs
 
 
-class Pi0(nn.Module):
+class Pi0(Pi0Parts):
     """Velocity field of action chunks, conditioned on an observation.
 
     Args:
@@ -61,55 +59,6 @@ class Pi0(nn.Module):
         >>> network.velocity(context, x, flow_time).velocity.shape
         torch.Size([3, 1, 8, 2])
     """
-
-    def __init__(self, config: Pi0Config) -> None:
-        super().__init__()
-        self.config = config
-        self.compute_dtype = torch.float32
-        width = config.expert.width
-        self.paligemma_with_expert = Experts(config)
-        self.action_in_proj = Linear(config.action_dim, width)
-        self.action_out_proj = Linear(width, config.action_dim)
-        if config.family == "pi0":
-            self.state_proj = Linear(config.state_dim, width)
-            self.action_time_mlp_in = Linear(2 * width, width)
-            self.action_time_mlp_out = Linear(width, width)
-        else:
-            self.time_mlp_in = Linear(width, width)
-            self.time_mlp_out = Linear(width, width)
-        self.extensions = nn.ModuleDict(
-            {name: make_extension(name, config, opts) for name, opts in config.extensions.items()}
-        )
-        self.options = nn.ModuleDict(option_modules(config))
-
-    def add_extension(self, name: str, **options: Any) -> None:
-        """Attach a registered extension with its initial values, and name it in the config.
-
-        Raises:
-            ValueError: the name is not registered, or the network has this extension already.
-        """
-        if name in self.extensions:
-            raise ValueError(
-                f"the network has the extension {name!r} already; its extensions are "
-                f"{list(self.extensions)}, leave it out"
-            )
-        extension = make_extension(name, self.config, options)
-        self.extensions[name] = extension.to(self.action_out_proj.weight.device)
-        self.config = replace(self.config, extensions={**self.config.extensions, name: options})
-
-    @property
-    def expert(self) -> Gemma:
-        """The action expert's tower."""
-        expert: Gemma = self.paligemma_with_expert.gemma_expert["model"]  # type: ignore[assignment]
-        return expert
-
-    @property
-    def vlm(self) -> VisionLanguageModel | None:
-        """The vision-language model. None if the policy reads its state alone."""
-        model: VisionLanguageModel | None = None
-        if self.config.vlm is not None:
-            model = self.paligemma_with_expert.paligemma["model"]  # type: ignore[assignment]
-        return model
 
     def encode(
         self,
@@ -142,10 +91,11 @@ class Pi0(nn.Module):
         image_mask: Tensor | None = None,
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> Context:
         """Return the context of pictures and prompt. It does not depend on the action expert.
 
-        See `encode` for the arguments.
+        See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped.
 
         Raises:
             ValueError: the network has no vision-language model.
@@ -155,14 +105,15 @@ class Pi0(nn.Module):
                 "this network has vlm=None, so it reads its state alone and has no prefix to "
                 "encode; use `encode`"
             )
-        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask)
+        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask, dropped)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         is_padded = image_mask is not None or token_mask is not None
         mask = valid[:, None, None] if is_padded else None
         hidden, cache = self.vlm.language_model(embedded, positions, mask)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
-        return Context(cache, features, valid if is_padded else None)
+        last = prompt_end(hidden, valid, self.config.options)
+        return Context(cache, features, valid if is_padded else None, last=last)
 
     def with_state(
         self, prefix: Context | None, state: Tensor, state_offset: Tensor | None = None
@@ -175,6 +126,7 @@ class Pi0(nn.Module):
         Raises:
             ValueError: π0.5 is called without a prefix.
         """
+        prefix = for_expert(prefix, self.config.options)
         if self.config.family == "pi05":
             if prefix is None:
                 raise ValueError(
@@ -187,7 +139,7 @@ class Pi0(nn.Module):
             context = Context(cache, hidden[:, -1].float(), valid)
         else:
             _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
-            context = Context(cache, prefix.features, valid)
+            context = prefix._replace(cache=cache, valid=valid)
         return with_state_tokens(self, context, state)
 
     def embed_prefix(
@@ -196,10 +148,11 @@ class Pi0(nn.Module):
         image_mask: Tensor | None,
         tokens: Tensor | None,
         token_mask: Tensor | None,
+        dropped: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the prefix's tokens (B, prefix, D) and False for their padding (B, prefix).
 
-        See `encode` for the arguments.
+        See `encode_prefix` for the arguments.
 
         Raises:
             ValueError: pictures or a prompt are missing, or the network does not read them.
@@ -219,6 +172,7 @@ class Pi0(nn.Module):
             masks.append(repeat(image_mask.bool(), "b v -> b (v p)", p=patches))
         if tokens is not None and vlm is not None:
             words = vlm.language_model.embed_tokens(tokens).to(self.compute_dtype)
+            words = drop_words(self, words, dropped)
             parts.append(words * math.sqrt(words.shape[-1]))
             masks.append(
                 torch.ones_like(tokens).bool() if token_mask is None else token_mask.bool()
@@ -257,6 +211,7 @@ class Pi0(nn.Module):
         """
         b, m, horizon, _ = x.shape
         tokens, condition = self.embed_suffix(x, flow_time, context.condition_offset)
+        tokens = with_read_memory(self, context, tokens)
         extra, tokens, condition = with_registers(self, context, tokens, condition, m)
         before, valid = context.cache[0][0].shape[2], context.valid
         own = torch.arange(horizon + extra.registers, device=x.device)

@@ -19,6 +19,7 @@ def critic_input(
     features: Tensor | None = None,
     elapsed: Tensor | None = None,
     old_chunk: Tensor | None = None,
+    memory: Tensor | None = None,
 ) -> Tensor:
     """Return the input of a critic (N, D). No gradient reaches the encoder.
 
@@ -28,15 +29,41 @@ def critic_input(
         elapsed: Used share of the episode's time (N, 1), for a critic whose task includes the time
             limit.
         old_chunk: Rest of the old chunk under a delay (N, R * d + 1), see `old_chunk`.
+        memory: Memory that the decision reads (N, memory, D), of a policy with one.
     """
     parts = [state.clamp(-LARGEST_STATE, LARGEST_STATE)]
     if old_chunk is not None:
         parts.append(old_chunk.clamp(-LARGEST_STATE, LARGEST_STATE))
     if elapsed is not None:
         parts.append(elapsed)
+    if memory is not None:
+        parts.append(memory.detach().flatten(-2).to(state))
     if features is not None:
         parts.append(features.detach().float())
     return torch.cat(parts, dim=-1)
+
+
+def critic_state(
+    state: Tensor, last_action: Tensor | None, reads_last_action: bool = False
+) -> Tensor:
+    """Return the states (N, S) of a critic's input, or (N, S + d) with the last action.
+
+    Args:
+        state: Normalized states (N, S).
+        last_action: The last executed actions (N, d), `ModelInput.last_action`.
+        reads_last_action: Whether the critics read it.
+
+    Raises:
+        ValueError: they read it, and the rows do not have it.
+    """
+    if not reads_last_action:
+        return state
+    if last_action is None:
+        raise ValueError(
+            "options.critic_input.last_action=True, but the rows have no last_action; take rows of "
+            "an environment or demonstrations, or leave the option out"
+        )
+    return torch.cat([state, last_action.to(state)], dim=-1)
 
 
 def old_chunk_dim(num_steps: int, action_dim: int) -> int:

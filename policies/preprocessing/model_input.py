@@ -5,7 +5,7 @@
 Resizing and tokenizing happen here and nowhere else. The instructions belong to the environment or
 to the demonstrations. They are an argument, and the policy does not store them.
 Letters: N rows, S model state dim, s robot state dim, V cameras, Y, X image pixels, L prompt
-tokens, R steps of a remainder, A model action dim.
+tokens, R steps of a remainder, A model action dim, d robot action dim.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pitune.policies.preprocessing.prompt import Encoder
 
 MODEL_INPUT = "model_input"
 """Key of the network's input in rollouts, batches and replay rows."""
+MEMORY, WRITTEN = "memory", "written_memory"
+"""Keys of the memory that a decision reads, and of the one that it writes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,6 +51,14 @@ class ModelInput:
     """Rest of the chunk that is being executed (N, R, A) [normalized action], under a delay."""
     delay: Tensor | None = None
     """Actions of it that are executed before the new chunk arrives (N,) int64. -1 without one."""
+    last_action: Tensor | None = None
+    """The last executed action (N, d) [normalized action], 0 at the start of an episode. For
+    critics that read it."""
+    condition: Tensor | None = None
+    """Conditions of the velocity (N, kinds) int64, -1 where one is dropped. None acts as the
+    sampler's `guidance` sets."""
+    memory: Tensor | None = None
+    """Memory that the decision reads (N, memory, D), of a policy with one."""
 
     def __len__(self) -> int:
         return len(self.state)
@@ -154,7 +164,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         inputs = self._preprocessor.images_and_state(td)
         if self._preprocessor.config.prompt is not None:
-            tokens, mask = self._prompts(td)
+            tokens, mask = self.prompts(td)
             inputs |= {"tokens": tokens, "token_mask": mask}
         if "remainder" in td.keys():  # under a decision delay
             remainder = td["remainder"].to(inputs["state"].device)
@@ -162,9 +172,20 @@ class ObservationPreprocessor(TensorDictModuleBase):
                 remainder, inputs["robot_state"]
             )
             inputs["delay"] = td["delay"].to(remainder.device)
+        if "last_action" in td.keys():  # for critics that read it
+            inputs["last_action"] = self._last_action(td, inputs["robot_state"])
+        if MEMORY in td.keys():
+            inputs["memory"] = td[MEMORY].to(inputs["state"].device)
         return td.set(MODEL_INPUT, ModelInput(**inputs).tensordict())
 
-    def _prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def _last_action(self, td: TensorDictBase, robot_state: Tensor) -> Tensor:
+        """Return the last executed actions (N, d) [normalized action], 0 where there is none."""
+        action = td["last_action"].to(robot_state.device)[:, None]  # (N, 1, d)
+        normalized = self._preprocessor.normalize_action(action, robot_state)[:, 0]
+        normalized = normalized[:, : action.shape[-1]]
+        return torch.where(td["has_acted"].to(normalized.device)[:, None], normalized, 0.0)
+
+    def prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the tokens of observations (N, L) and their mask (N, L)."""
         device = self._preprocessor.state_offset.device
         task_id = self._task_ids(obs)

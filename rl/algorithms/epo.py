@@ -23,8 +23,8 @@ from torch import Tensor
 from pitune.policies import FlowPolicy
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, Needs
-from pitune.rl.algorithms.epo_evolution import Fitness, evolve
-from pitune.rl.algorithms.epo_population import (
+from pitune.rl.algorithms.evolution.epo_evolution import Fitness, evolve
+from pitune.rl.algorithms.evolution.epo_population import (
     EPOConfig,
     Population,
     PopulationActor,
@@ -40,6 +40,7 @@ from pitune.rl.gradient_step import (
     run_epochs,
     to_floats,
 )
+from pitune.rl.gradients import row_weight
 from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.advantage import generalized_advantage, standardize, value_size
 from pitune.rl.policy_gradient.batch import ADVANTAGE_KEYS, add_next_features, advantage_batch
@@ -64,11 +65,6 @@ class EPO(Algorithm[EPOConfig]):
     actor: PopulationActor
 
     def __init__(self, config: EPOConfig, policy: FlowPolicy) -> None:
-        if getattr(policy.network, "state_proj", None) is None:
-            raise ValueError(
-                "epo conditions π0's state token, and this network has none (π0.5 has the state in "
-                "its prompt); take ppo or grpo"
-            )
         # population and actor
         width = policy.network.config.expert.width
         population = Population(config.num_members, config.gene_dim, width).to(policy.device)
@@ -77,7 +73,7 @@ class EPO(Algorithm[EPOConfig]):
 
         # critic, loss and optimizers
         rest = policy.feature_dim, policy.remainder_shape, config.ppo.critic_distribution
-        critic = PopulationCritic(policy.preprocessor.model_state_dim, population, *rest)
+        critic = PopulationCritic(policy.critic_obs_dim, population, *rest)
         self.critic = critic.to(policy.device)
         self.networks |= {"population": population, "critic": self.critic}
         self.loss = policy_loss(self.actor, config.ppo)
@@ -145,7 +141,7 @@ class EPO(Algorithm[EPOConfig]):
             learns: Whether an advantage differs from 0. By default it is read from the batch.
         """
         # sample of the others' decisions, of which ranks have different numbers
-        weight = 1.0 if others is None else ranks.row_weight(len(others))
+        weight = 1.0 if others is None else row_weight(len(others))
         if others is not None:
             num = max(1, len(batch) // self.config.num_members)
             rows = torch.randint(len(others), (num,), device=batch.device) if len(others) else None
@@ -287,14 +283,14 @@ class EPO(Algorithm[EPOConfig]):
 
     def extra_state(self) -> dict[str, Any]:
         # the saved policy is the best member, so the shared bias is saved here
-        bias = self.actor.policy.network.state_proj.bias.detach().clone()
+        bias = self.actor.policy.network.offset_bias.detach().clone()
         record = {"successes": self.fitness.successes, "episodes": self.fitness.episodes}
         numbers = {"best": self.actor.best, "replaced": self.num_replaced}
         return {**record, **numbers, "bias": bias, "informative_std": self.information.std}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            self.actor.policy.network.state_proj.bias.copy_(state["bias"])
+            self.actor.policy.network.offset_bias.copy_(state["bias"])
         self.fitness.successes, self.fitness.episodes = state["successes"], state["episodes"]
         self.actor.best, self.num_replaced = state["best"], state["replaced"]
         self.information.std = state.get("informative_std", 0.0)

@@ -20,6 +20,7 @@ from pitune.rl.datasets.tables import Rows
 from pitune.rl.datasets.video import decode
 
 REWARD, SUCCESS, TERMINATED = "next.reward", "next.success", "next.terminated"
+INTERVENTION = "complementary_info.is_intervention"
 """Features of a frame that recorded datasets have besides state and action."""
 
 
@@ -41,6 +42,8 @@ class Frames:
     """(N,), where it is recorded."""
     terminated: Tensor | None = None
     """(N,) bool, where it is recorded."""
+    intervention: Tensor | None = None
+    """Whether a human corrected the robot (N,) bool, where it is recorded."""
 
     def __len__(self) -> int:
         return len(self.action)
@@ -133,12 +136,13 @@ class EpisodeDataset:
             obs[f"image/{camera}"] = self._pictures(episode, feature, rows)
         # rewards and ends, which only some datasets have
         extras = {name: rows.vectors(name, 1)[:, 0] for name in self._extras()}
-        ended = extras.get(TERMINATED)
+        flags = {name: value > 0.5 for name, value in extras.items() if name != REWARD}
         return Frames(
             obs=obs,
             action=self._action(rows),
             reward=extras.get(REWARD),
-            terminated=None if ended is None else ended > 0.5,
+            terminated=flags.get(TERMINATED),
+            intervention=flags.get(INTERVENTION),
         )
 
     def actions(self, number: int, start: int, stop: int) -> Tensor:
@@ -190,13 +194,14 @@ class EpisodeDataset:
         return [name for name in self.cameras.values() if features[name]["dtype"] == "image"]
 
     def _extras(self) -> list[str]:
-        return [name for name in (REWARD, TERMINATED) if name in self.metadata.features]
+        names = (REWARD, TERMINATED, INTERVENTION)
+        return [name for name in names if name in self.metadata.features]
 
     def _chosen(self) -> list[Episode]:
         """Return the episodes to read."""
         episodes = list(self.metadata.episodes)
         if self.config.episodes == "successful":
-            episodes = [episode for episode in episodes if self._succeeded(episode)]
+            episodes = [episode for episode in episodes if self.succeeded(episode)]
         if not episodes:
             raise ValueError(
                 f"{self.name} has {len(self.metadata.episodes)} episodes and no successful one; "
@@ -204,7 +209,7 @@ class EpisodeDataset:
             )
         return episodes[: self.config.max_episodes]
 
-    def _succeeded(self, episode: Episode) -> bool:
+    def succeeded(self, episode: Episode) -> bool:
         """Return whether an episode succeeded. A dataset without this feature has successes."""
         if episode.success is not None:
             return episode.success

@@ -33,9 +33,11 @@ from pitune.envs import (
 from pitune.envs.success import check_rule
 from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingModule
+from pitune.policies.finetuning.shard import gather
 from pitune.rl import ranks
 from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
+from pitune.rl.evaluation.marks import Marks
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
 from pitune.rl.evaluation.played_once import check_played_once
 from pitune.rl.experience.fit import check_fit
@@ -93,6 +95,7 @@ def evaluate(
     check_rule(rule)
     if isinstance(actor.policy, FlowPolicy):  # a server's policy has checked itself
         check_fit(actor.policy, env.spec)
+        gather(actor.policy)
     actor = actor.evaluated()
 
     # environment with starts of its own
@@ -140,11 +143,8 @@ def _places_of_rank(num_episodes: int, num_envs: int) -> list[int]:
 def _own_randomness(seed: int, stochastic: bool) -> Iterator[None]:
     """Use random numbers of an evaluation's own while the context is open, and its exploration."""
     mode = ExplorationType.RANDOM if stochastic else ExplorationType.DETERMINISTIC
-    devices = list(range(torch.cuda.device_count()))
-    if ranks.world() > 1:  # the other devices belong to other ranks
-        devices = [torch.cuda.current_device()] if devices else []
-        seed += ranks.rank() << 32
-    with torch.random.fork_rng(devices), set_exploration_type(mode):
+    seed += ranks.rank() << 32
+    with torch.random.fork_rng(ranks.devices()), set_exploration_type(mode):
         torch.manual_seed(seed)
         yield
 
@@ -187,6 +187,7 @@ def _play(
     num_envs = chunk_env.batch_size[0]
     noise = EpisodeNoise(seeds, actor.policy.chunk_shape)
     length, total = [0] * num_envs, [0.0] * num_envs
+    marks = Marks(num_envs)
     rows: list[EpisodeOutcome] = []
     wanted = int(seeds.num_episodes.sum())
     if not wanted:  # more ranks than episodes
@@ -196,6 +197,7 @@ def _play(
         task_id, index = td["task_id"].tolist(), seeds.index.tolist()
         td, next_td = chunk_env.step_and_maybe_reset(actor(td.set("noise", noise.draw())))
 
+        marks.add(td)
         # outcomes of the decisions
         outcome = sub_dict(td, "next")
         columns = (outcome[key].flatten().tolist() for key in _COLUMNS)
@@ -215,6 +217,7 @@ def _play(
                 length=length[i],
                 episode_return=total[i],
                 invalid=invalid,
+                **marks.taken(i),
             )
             rows.append(row)
             if on_episode is not None:

@@ -27,13 +27,15 @@ WITHOUT_DELAY = "set off_policy.offline_share=0, or leave delay at its default"
 """Advice to learners that store demonstrations beside decisions."""
 IS_PAD = "action_is_pad"
 """Key of the mask of a chunk's steps past its episode's end, under lerobot's name."""
+RECORDED = ("reward", "terminated", "success", "intervention")
+"""Columns that only some files have."""
 METADATA = "demonstrations"
 """Key of the file's metadata, a JSON object."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrations:
-    """Steps (N) of successful episodes, in order.
+    """Steps (N) of recorded episodes, in order. They are successful ones unless `success` is given.
 
     Example:
         >>> demonstrations = Demonstrations(
@@ -61,6 +63,10 @@ class Demonstrations:
     terminated: Tensor | None = None
     """Whether the task ended at each step (N,) bool. By default it ends at the last step of an
     episode. False there stands for a time limit."""
+    success: Tensor | None = None
+    """Whether the episode of each step succeeded (N,) bool. By default those that `terminated`."""
+    intervention: Tensor | None = None
+    """Whether a human corrected the robot at each step (N,) bool. By default nobody did."""
     reward_definition: str = SPARSE_REWARD
     """The environment's definition of the reward, `EnvSpec.reward`."""
     expert_success: tuple[tuple[int, int], ...] = ()
@@ -79,26 +85,26 @@ class Demonstrations:
 
     def after(self, num_episodes: int) -> Demonstrations:
         """Return the episodes after the first `num_episodes`."""
-        first = self.episode.unique()[:num_episodes]
-        kept = ~torch.isin(self.episode, first)
-        obs = {key: value[kept] for key, value in self.obs.items()}
-        return replace(
-            self,
-            obs=obs,
-            action=self.action[kept],
-            episode=self.episode[kept],
-            reward=None if self.reward is None else self.reward[kept],
-            terminated=None if self.terminated is None else self.terminated[kept],
-        )
+        return self.chosen(~torch.isin(self.episode, self.episode.unique()[:num_episodes]))
+
+    def chosen(self, kept: Tensor) -> Demonstrations:
+        """Return the steps that a mask (N,) bool chooses. It chooses whole episodes."""
+        columns = {name: getattr(self, name) for name in ("action", "episode", *RECORDED)}
+        changes = {name: value[kept] for name, value in columns.items() if value is not None}
+        return replace(self, obs={key: value[kept] for key, value in self.obs.items()}, **changes)
+
+    def solved(self) -> Tensor:
+        """Return whether the episode of each step succeeded (N,) bool."""
+        ended = torch.ones(len(self.action), dtype=torch.bool)
+        ended = ended if self.terminated is None else self.terminated[self._last()]
+        return ended if self.success is None else self.success
 
     @torch.no_grad()
     def preprocess(self, policy: FlowPolicy) -> Demonstrations:
-        """Return the same steps with a policy's `model_input` as observations.
-
-        Pictures are resized and prompts tokenized once here, and not in the gradient steps.
-        """
+        """Return the same steps with a policy's `model_input`, resized and tokenized once, here."""
         preprocessor = policy.observation_preprocessor(self.tasks)
         obs = TensorDict({key: self.obs[key] for key in policy.obs_keys}, [len(self.action)])
+        obs.update(policy.last_action_entries(self.action, self.episode))
         # each part leaves the policy's device at once, because all pictures may not fit there
         rows = in_parts(obs, lambda part: preprocessor(part).select(MODEL_INPUT).cpu())
         return replace(self, obs={MODEL_INPUT: rows[MODEL_INPUT]})
@@ -168,12 +174,11 @@ class Demonstrations:
     def save(self, path: Path) -> None:
         """Write one safetensors file atomically, with the same bytes for the same steps."""
         tensors = {f"obs.{key}": value.contiguous() for key, value in self.obs.items()}
-        recorded = {"reward": self.reward, "terminated": self.terminated}
+        recorded = {name: getattr(self, name) for name in RECORDED}
         tensors |= {key: value for key, value in recorded.items() if value is not None}
         # a single key, because safetensors writes several ones in a random order
         known: dict[str, Any] = {"tasks": self.tasks, "reward": self.reward_definition}
-        if self.expert_success:
-            known["expert_success"] = self.expert_success
+        known |= {"expert_success": self.expert_success} if self.expert_success else {}
         metadata = {METADATA: json.dumps(known)}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"tmp_{path.name}")
@@ -195,15 +200,14 @@ class Demonstrations:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                tensors: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}
                 metadata = _metadata(file.metadata() or {})
             return cls(
                 obs={k.removeprefix("obs."): v for k, v in tensors.items() if k.startswith("obs.")},
                 action=tensors["action"],
                 episode=tensors["episode"],
                 tasks=tuple(metadata.get("tasks", ())),
-                reward=tensors.get("reward"),
-                terminated=tensors.get("terminated"),
+                **{name: tensors[name] for name in RECORDED if name in tensors},
                 # files of older versions hold successes and no rewards
                 reward_definition=metadata.get("reward", SPARSE_REWARD),
                 expert_success=tuple((s, n) for s, n in metadata.get("expert_success", ())),

@@ -15,8 +15,17 @@ from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import ExplorationType
 
-from pitune.envs import CheckedEnv, ChunkEnv, DelayedChunkEnv, EpisodeSeeds, Starts
+from pitune.envs import (
+    CheckedEnv,
+    ChunkEnv,
+    DelayedChunkEnv,
+    EpisodeSeeds,
+    MemoryChunkEnv,
+    Starts,
+)
+from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingPolicy
+from pitune.policies.finetuning.shard import gather
 from pitune.policies.under_delay import remainder_steps
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm
@@ -48,9 +57,13 @@ def chunk_env_for(
     preprocess = policy.observation_preprocessor(env.spec.tasks if tasks is None else tasks)
     args = (env, sampler.execution_horizon, seeds, num_episodes, preprocess, record_success)
     steps = remainder_steps(sampler, policy.chunk_shape[0])
+    last = bool(getattr(policy, "reads_last_action", False))  # not of a policy behind a server
+    if isinstance(policy, FlowPolicy) and policy.has_memory:  # and no delay, see `check_parts`
+        return MemoryChunkEnv(*args, memory_shape=policy.memory_shape, last_action=last)
     if not steps:
-        return ChunkEnv(*args)
-    return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=sampler.delay.draw)
+        return ChunkEnv(*args, last_action=last)
+    draw = sampler.delay.draw
+    return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=draw, last_action=last)
 
 
 class Rollouts:
@@ -169,8 +182,9 @@ class Rollouts:
         number. If they went differently, call `restart`.
         """
         played, same = PlayedActions.of_state(state), True
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            self._begin(state["iteration"], RepeatingActor(self.algorithm.actor, played.actions))
+        actor = RepeatingActor(self.algorithm.actor, played.actions, played.written)
+        with torch.random.fork_rng(devices=ranks.devices()):
+            self._begin(state["iteration"], actor)
             for number in range(len(played.actions)):
                 rollout = next(self._collector)
                 same = number + 1 < len(played.actions) or played.equals_last(rollout)
@@ -186,6 +200,7 @@ class Rollouts:
         elif self._chunk_env.stale:  # used by another owner before the first rollout
             self.restart(self._iteration)
         self._begun = True
+        gather(self.algorithm.actor.policy)
         steps, seconds = self._chunk_env.num_env_steps, self._chunk_env.simulator_seconds
         rollout: TensorDictBase = next(self._collector)
         self.num_env_steps += self._chunk_env.num_env_steps - steps

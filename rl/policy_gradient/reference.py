@@ -7,7 +7,7 @@ Source: Liu et al. 2025 (Flow-GRPO) for the divergence per flow step.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from tensordict import TensorDictBase
@@ -20,6 +20,7 @@ from pitune.policies import (
     ModelInput,
     likelihood_name,
 )
+from pitune.policies.finetuning.shard import copied_networks
 from pitune.policies.flow.kernels import kl_divergence
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.network.context import stored_prefix
@@ -29,8 +30,13 @@ ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
 def frozen_copy(module: ModuleType) -> ModuleType:
-    """Return a copy without gradients that shares the frozen parameters."""
-    shared = {id(p): p for p in module.parameters() if not p.requires_grad}
+    """Return a copy without gradients that shares the frozen parameters.
+
+    The copy of a sharded network is sharded too, and shares nothing.
+    """
+    shared: dict[int, Any] = dict(copied_networks(module))
+    if not shared:
+        shared |= {id(p): p for p in module.parameters() if not p.requires_grad}
     return deepcopy(module, memo=shared).requires_grad_(False)
 
 

@@ -6,6 +6,7 @@ width of a hidden layer.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -13,7 +14,12 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from pitune.policies.preprocessing.critic_input import critic_input, old_chunk, old_chunk_dim
+from pitune.policies.preprocessing.critic_input import (
+    critic_input,
+    critic_state,
+    old_chunk,
+    old_chunk_dim,
+)
 from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.value_distribution import DistributionConfig
@@ -34,11 +40,12 @@ class ValueCritic(TensorDictModuleBase):
     so that its gradients do not change the pretrained weights.
 
     Args:
-        state_dim: S.
+        state_dim: S, or S + d with the last action, `FlowPolicy.critic_obs_dim`.
         feature_dim: Width of the policy's features, `FlowPolicy.feature_dim`, or 0 for none.
         hidden: Widths of the hidden layers.
         remainder: (R, d), steps of the old chunk that are an input under a decision delay, and the
             robot action dim, `FlowPolicy.remainder_shape`.
+        memory: (memory, D) of the policy's memory that is an input, `FlowPolicy.memory_shape`.
         distribution: Bins of a categorical critic. By default it has one number.
 
     Example:
@@ -57,17 +64,20 @@ class ValueCritic(TensorDictModuleBase):
         feature_dim: int = 0,
         hidden: tuple[int, ...] = (256, 256),
         remainder: tuple[int, int] = (0, 0),
+        memory: tuple[int, int] = (0, 0),
         distribution: DistributionConfig | None = None,
     ) -> None:
         super().__init__()
         self.distribution = distribution or DistributionConfig()
         self.in_keys, self.out_keys = ["model_input", "elapsed"], ["state_value"]
-        self.feature_dim, self.remainder = feature_dim, remainder
+        self.state_dim, self.feature_dim, self.remainder = state_dim, feature_dim, remainder
+        self.memory = memory
         if feature_dim:
             self.in_keys.append("features")
 
         # network
-        widths = (state_dim + old_chunk_dim(*remainder) + 1 + feature_dim, *hidden)
+        extra = old_chunk_dim(*remainder) + math.prod(memory)
+        widths = (state_dim + extra + 1 + feature_dim, *hidden)
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.SiLU()]
@@ -100,13 +110,16 @@ class ValueCritic(TensorDictModuleBase):
         """
         features = td["features"] if self.feature_dim else None
         inputs = sub_dict(td, "model_input")
+        state, last_action = inputs["state"], inputs.get("last_action", None)
+        state = critic_state(state, last_action, state.shape[-1] < self.state_dim)
         old = old_chunk(
             inputs.get("remainder", None),
             inputs.get("delay", None),
             inputs["state"],
             self.remainder,
         )
-        x = self.net[0](critic_input(inputs["state"], features, td["elapsed"], old))
+        memory = inputs["memory"] if math.prod(self.memory) else None
+        x = self.net[0](critic_input(state, features, td["elapsed"], old, memory))
         outputs: Tensor = self.net[1:](x if offset is None else x + offset)
         return outputs
 

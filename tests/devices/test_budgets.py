@@ -45,7 +45,7 @@ COVERING = {
 }
 """A policy with cameras and words for each algorithm, so that every option is met."""
 
-WAITS_PER_UPDATE = 20
+WAITS_PER_UPDATE = 28
 """Reads of an update besides those of its gradient steps: its batch, its advantages, its memory."""
 WAITS_PER_DECISION = 10
 """Reads of a decision with a simulator of the host: of the chunk, and of the rollout's entries."""

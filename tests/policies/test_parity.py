@@ -202,8 +202,8 @@ MUTANTS = {
     "no last SiLU": (
         pi0,
         "Pi0.embed_suffix",
-        "silu(self.time_mlp_out(silu(self.time_mlp_in(time))))",
-        "self.time_mlp_out(silu(self.time_mlp_in(time)))",
+        "silu(condition).to(self.compute_dtype)",
+        "condition.to(self.compute_dtype)",
     ),
     "max_period 10": (flow_time, "flow_time_embedding", "MAX_PERIOD", "10.0"),
     "interleaved rotation": (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from pitune import envs, policies, rl
-from pitune.experiments.benchmarks import pi0, rollout, update
+from pitune.experiments.benchmarks import pi0, rollout, soak, update
 from pitune.experiments.compare import CompareConfig
 from pitune.experiments.evaluate import EvaluateConfig
 from pitune.experiments.inspect_run import InspectConfig
@@ -31,6 +31,7 @@ OF_COMMANDS: tuple[type, ...] = (
     VerifyConfig,
     pi0.BenchmarkConfig,
     rollout.BenchmarkConfig,
+    soak.SoakConfig,
     update.BenchmarkConfig,
 )
 OF_CHECKPOINTS: tuple[type, ...] = (

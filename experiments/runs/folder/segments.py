@@ -22,7 +22,9 @@ from pitune.experiments.runs.folder.checksums import checksum
 from pitune.rl.algorithm import Memory
 
 FOLDER, INDEX = "replay", "replay.json"
-_NAME = re.compile(r"(tmp_)?[a-z_]+_[0-9]{12}_[0-9]{12}\.safetensors")
+OF_RANKS = "rank_[0-9]*"
+"""Folders in a checkpoint with the state of ranks other than 0."""
+_NAME = re.compile(r"(tmp_)?[a-z0-9_]+_[0-9]{12}_[0-9]{12}\.safetensors")
 
 
 class Segment(NamedTuple):
@@ -59,10 +61,11 @@ class Segments:
 
     Args:
         run: Folder of the run.
+        prefix: First part of the files' names, for ranks that write into the same folder.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, prefix: str = "") -> None:
+        self.run, self.prefix = run, prefix
         self._written: dict[str, list[Segment]] = {}
 
     def write(self, memories: Mapping[str, Memory]) -> dict[str, Any]:
@@ -82,7 +85,7 @@ class Segments:
     def _write(self, name: str, first: int, last: int, rows: dict[str, Tensor]) -> Segment:
         folder = self.run / FOLDER
         folder.mkdir(exist_ok=True)
-        file = folder / f"{name}_{first:012d}_{last:012d}.safetensors"
+        file = folder / f"{self.prefix}{name}_{first:012d}_{last:012d}.safetensors"
         temporary = file.with_name(f"tmp_{file.name}")
         try:
             save_file(rows, temporary)
@@ -108,6 +111,13 @@ class Segments:
             memories[name].restore(writer, num, rows)
             self._written[name] = segments
 
+    def rows(self, checkpoint: Path, name: str) -> Iterator[dict[str, Tensor]]:
+        """Yield the rows of a memory in a checkpoint, some at a time, the oldest first."""
+        saved = read_index(checkpoint).get(name, {"segments": [], "num": 0})
+        segments = [Segment(*values) for values in saved["segments"]]
+        if segments:
+            yield from self._rows(segments, oldest=segments[-1].last - saved["num"])
+
     def _rows(self, segments: list[Segment], oldest: int) -> Iterator[dict[str, Tensor]]:
         """Yield the rows of each file, without those that have been overwritten since."""
         for segment in segments:
@@ -120,10 +130,11 @@ class Segments:
         folder = self.run / FOLDER
         if not folder.is_dir():
             return
-        # also in folders that were set aside, and in those of failed updates
+        # also in folders that were set aside, in those of failed updates, and of other ranks
+        indices = [*self.run.glob(f"*/{INDEX}"), *self.run.glob(f"*/{OF_RANKS}/{INDEX}")]
         listed = {
             segment[0]
-            for file in self.run.glob(f"*/{INDEX}")
+            for file in indices
             for memory in read_index(file.parent).values()
             for segment in memory["segments"]
         }
@@ -152,7 +163,8 @@ def fault(checkpoint: Path, deep: bool) -> str | None:
         checkpoint: Folder inside the folder of its run.
         deep: Whether to compare checksums too, and not only sizes.
     """
-    for memory in read_index(checkpoint).values():
+    folders = [checkpoint, *sorted(checkpoint.glob(OF_RANKS))]
+    for memory in (memory for folder in folders for memory in read_index(folder).values()):
         for segment in (Segment(*values) for values in memory["segments"]):
             file, name = checkpoint.parent / FOLDER / segment.file, f"{FOLDER}/{segment.file}"
             if not file.is_file():

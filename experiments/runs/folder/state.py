@@ -20,9 +20,10 @@ from pitune.experiments.runs.folder.checkpoints import (
     set_aside,
 )
 from pitune.experiments.runs.folder.segments import Segments, write_index
+from pitune.experiments.runs.folder.sharded import write_sharded
 from pitune.policies import FlowPolicy
 from pitune.policies.checkpoints.native import load_policy
-from pitune.rl import Algorithm
+from pitune.rl import Algorithm, ranks
 
 
 def write_state(
@@ -37,18 +38,24 @@ def write_state(
     """
     if algorithm.memories:
         write_index(folder, segments.write(algorithm.memories))
-    training = algorithm.training_state(with_memories=False)
-    state = {"training": training, "random": torch.get_rng_state(), "episodes": episodes}
+    training = write_sharded(folder, algorithm.training_state(with_memories=False))
+    torch.save({"training": training, **random_state(), "episodes": episodes}, folder / TRAINING)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of PyTorch's random numbers on the devices of this process."""
+    state: dict[str, Any] = {"random": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["random_cuda"] = torch.cuda.get_rng_state_all()
-    torch.save(state, folder / TRAINING)
+        state["random_cuda"] = [torch.cuda.get_rng_state(device) for device in ranks.devices()]
+    return state
 
 
 def restore_random(state: dict[str, Any]) -> None:
-    """Restore the random numbers of `write_state`, on the devices that this machine has."""
+    """Restore the result of `random_state`, on the devices that this process has."""
     torch.set_rng_state(state["random"])
-    if torch.cuda.is_available() and "random_cuda" in state:
-        torch.cuda.set_rng_state_all(state["random_cuda"][: torch.cuda.device_count()])
+    if torch.cuda.is_available():
+        for device, value in zip(ranks.devices(), state.get("random_cuda", ()), strict=False):
+            torch.cuda.set_rng_state(value, device)
 
 
 def best_of(checkpoints: Sequence[Path]) -> Path:

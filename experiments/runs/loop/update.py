@@ -17,6 +17,8 @@ from pitune.experiments.runs.folder.checkpoints import new_folder
 from pitune.experiments.runs.report import update_progress
 from pitune.experiments.runs.run import Run
 from pitune.policies.checkpoints.native import write_policy
+from pitune.policies.finetuning.shard import is_sharded
+from pitune.rl import ranks
 
 
 def learn(
@@ -40,7 +42,13 @@ def learn(
         with update_progress(algorithm):
             return algorithm.update(rollout)
     except FloatingPointError as error:
-        failed = _keep_failed(run, iteration, algorithm, error, rollout)
+        if is_sharded(algorithm.actor.policy):  # its parts are on ranks that have no time to meet
+            raise
+        # on all ranks, of which one keeps its state
+        failed = None if ranks.rank() else _keep_failed(run, iteration, algorithm, error, rollout)
+        ranks.wait()
+        if failed is None:
+            raise
         note = signals.failed_note(run.folder, run.saved_iteration(), failed)
         raise FloatingPointError(f"{error}; {note}") from error
 

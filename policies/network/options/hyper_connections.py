@@ -70,6 +70,8 @@ class HyperConnection(Extension):
     """
 
     group = "hyper_connections"
+    weight: nn.Parameter | None
+    scale: nn.Parameter | None
 
     def __init__(self, config: HyperConnectionsConfig, width: int, index: int) -> None:
         super().__init__()

@@ -84,6 +84,7 @@ def test_a_value_out_of_its_range_names_its_cell() -> None:
     settings = SamplerConfig(), DelayConfig(), RealTimeConfig()
     sampler, delay, real_time = with_cell(*settings, {"flow_steps": 9, "delay.steps": 2})
     assert (sampler.flow_steps, delay.steps, real_time) == (9, 2, RealTimeConfig())
+    assert with_cell(*settings, {"guidance.scale": 1.5})[0].guidance.scale == 1.5
     with pytest.raises(ValueError, match=r"the cell flow_steps=0 cannot be played: flow_steps=0"):
         with_cell(*settings, {"flow_steps": 0})
     with pytest.raises(ValueError, match=r"max_steps=1 must be at least steps=2"):

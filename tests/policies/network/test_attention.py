@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from counted_runs import policy_of
-from pretend_device import count, device
+from pretend_device import device
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from pitune.policies import FlowPolicy
+from pitune.policies.network import attention as attention_module
+from pitune.policies.network import siglip
 from pitune.policies.network.attention import additive, attend, expanded
 
 
@@ -50,8 +53,8 @@ def test_a_single_key_head_is_expanded_without_a_copy() -> None:
 
 
 @pytest.mark.parametrize("kind", ["state", "pi0 frozen bf16", "pi05 frozen bf16"])
-def test_the_dispatcher_sees_a_form_that_a_fast_kernel_of_cuda_takes(
-    kind: str, tiny_policy: Callable[..., FlowPolicy]
+def test_every_attention_has_a_form_that_a_fast_kernel_of_cuda_takes(
+    kind: str, tiny_policy: Callable[..., FlowPolicy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of torch 2.14's rules, `sdp_utils.cpp`, see `fast_kernels`."""
     policy = policy_of(kind, tiny_policy())
@@ -62,24 +65,41 @@ def test_the_dispatcher_sees_a_form_that_a_fast_kernel_of_cuda_takes(
         tokens, mask = torch.ones(2, 6, dtype=torch.int64), torch.ones(2, 6, dtype=torch.bool)
         images, tokens, mask = (value.to(device()) for value in (images, tokens, mask))
     state = torch.zeros(2, config.state_dim, device=device())
-    with count() as events, torch.no_grad():
+    with recorded(monkeypatch) as forms, torch.no_grad():
         context = policy.network.encode(state, images, None, tokens, mask)
         for m in (1, 3):
             x = torch.randn(2, m, *policy.chunk_shape, device=device())
             policy.network.velocity(context, x, torch.ones(2, m, device=device()))
-    assert events.attention
-    for form in events.attention:
+    assert forms
+    for form in forms:
         assert fast_kernels(form), form
 
 
-def test_grouped_queries_with_a_mask_leave_the_plain_kernel_alone() -> None:
-    """Negative control: the form before."""
-    query, key, value = (part.to(device()) for part in tensors(8, 1))
-    with count() as events:
-        mask = mask_of().to(device())
-        scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
-    (form,) = events.attention
-    assert fast_kernels(form) == []
+def test_grouped_queries_with_a_mask_leave_the_plain_kernel_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Negative control: the form on the host."""
+    query, key, value = tensors(8, 1)
+    with recorded(monkeypatch) as forms:
+        attend(query, key, value, additive(mask_of(), query.dtype))
+    assert [fast_kernels(form) for form in forms] == [[]]
+
+
+@contextmanager
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """Give the arguments of each attention."""
+    forms: list[dict[str, Any]] = []
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        mask, grouped = options.get("attn_mask"), options.get("enable_gqa", False)
+        shapes = {"query": query.shape, "key": key.shape, "dtype": query.dtype}
+        forms.append({**shapes, "mask": mask, "grouped": grouped})
+        return scaled_dot_product_attention(query, key, value, **options)
+
+    with monkeypatch.context() as patch:
+        for module in (attention_module, siglip):
+            patch.setattr(module, "scaled_dot_product_attention", attention)
+        yield forms
 
 
 def fast_kernels(form: dict[str, Any]) -> list[str]:

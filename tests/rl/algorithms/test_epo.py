@@ -23,8 +23,8 @@ from pitune.policies import (
     ModelInput,
     likelihood_config,
 )
-from pitune.rl.algorithms.epo_evolution import Fitness, evolve
-from pitune.rl.algorithms.epo_population import Population
+from pitune.rl.algorithms.evolution.epo_evolution import Fitness, evolve
+from pitune.rl.algorithms.evolution.epo_population import Population
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.loss import log_ratios
 from settings import changed
@@ -444,13 +444,6 @@ def test_epo_improves_a_half_trained_policy(half_trained: Path) -> None:
     assert before.interval is not None
     assert after.interval is not None
     assert before.interval[1] < 0.8 < after.interval[0]  # the intervals do not overlap
-
-
-def test_a_network_without_a_state_token_is_refused(tiny_policy: Callable) -> None:
-    policy = tiny_policy()
-    del policy.network.state_proj
-    with pytest.raises(ValueError, match="epo conditions π0's state token, and this network has n"):
-        rl.EPO(rl.EPOConfig(), policy)
 
 
 def test_cloning_the_reference_reads_the_genes_with_which_members_act(

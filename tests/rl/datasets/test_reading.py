@@ -6,6 +6,8 @@ import builtins
 import json
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lerobot_datasets import LENGTHS, WORDS, episodes, recorded, version_2
 from pitune.rl.datasets.columns import RecordedEpisode
 from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.dataset import EpisodeDataset, Frames
+from pitune.rl.datasets.demonstrations import demonstrations_for
 from pitune.rl.datasets.layout import find_dataset
 
 DATA = "data/chunk-000/file-000.parquet"
@@ -383,3 +386,26 @@ def test_an_unknown_task_is_named(tmp_path: Path, table: list[RecordedEpisode]) 
     rewrite(folder / DATA, "task_index", spoil)
     with pytest.raises(ValueError, match=r"task_index=5, but the dataset has 2 tasks"):
         EpisodeDataset(folder).frames(0, 0, 7)
+
+
+def test_failures_and_corrections_keep_their_marks(
+    tmp_path: Path, table: list[RecordedEpisode], tiny_policy: Callable
+) -> None:
+    name = "complementary_info.is_intervention"
+    marked = [
+        replace(
+            episode,
+            success=number != 1,
+            signals={**episode.signals, name: torch.arange(len(episode.action)) < 2},
+        )
+        for number, episode in enumerate(table)
+    ]
+    folder = recorded(tmp_path / "d", marked)
+    policy = tiny_policy(3, 2)
+    every = demonstrations_for(policy, folder, DataConfig(episodes="all"))
+    lengths = torch.tensor(LENGTHS)
+    solved = torch.tensor([number != 1 for number in range(len(LENGTHS))])
+    assert every.solved().tolist() == solved.repeat_interleave(lengths).tolist()
+    assert every.intervention is not None
+    assert int(every.intervention.sum()) == 2 * len(LENGTHS)
+    assert demonstrations_for(policy, folder).solved().all()

@@ -14,8 +14,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from fast_policies import with_fast_tokens
+from lerobot_fixtures import actions_of, lerobot_folder
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -59,12 +62,28 @@ SAME = 1e-6
 SINGLES = list(cases_and_families(CASES))
 PAIRS = list(cases_and_families(pairs()))
 ALL = [*SINGLES, *PAIRS]
+FAST = {(case.name, case.families[i % len(case.families)]) for i, case in enumerate(pairs())}
+"""Every pair with one of its families. The tests with the other one are marked `slow`."""
+
+
+def marks(case: OptionCase, family: Family) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if len(case.on) > 1 and (case.name, family) not in FAST else []
 
 
 def named(rows: list[tuple[OptionCase, Family]]) -> Any:
     """Return the parametrization of a test by cases and families."""
-    ids = [f"{case.name}-{family}" for case, family in rows]
-    return pytest.mark.parametrize(("case", "family"), rows, ids=ids)
+    values = [
+        pytest.param(
+            case,
+            family,
+            id=f"{case.name}-{family}",
+            marks=[pytest.mark.slow]
+            if "+" in case.name and (case.name, family) not in FAST
+            else [],
+        )
+        for case, family in rows
+    ]
+    return pytest.mark.parametrize(("case", "family"), values)
 
 
 def identities(rows: list[tuple[OptionCase, Family]]) -> list[tuple[OptionCase, Family]]:
@@ -121,7 +140,7 @@ def test_a_published_checkpoint_computes_the_same_numbers(
         expected = velocity(before, before.with_state(prefix, state))
         found = velocity(network, network.with_state(prefix, state))
     assert float((found - expected).abs().max()) < SAME
-    if case.has_parameters:  # the control: the option is in the computation
+    if case.has_parameters and not case.silent:  # the control: it is in the computation
         perturb(network)
         with torch.no_grad():
             changed = velocity(network, network.with_state(prefix, state))
@@ -147,11 +166,20 @@ def test_loading_adds_an_option_to_a_checkpoint(case: OptionCase, family: Family
         assert torch.equal(policy.network.state_dict()[key], value), key
 
 
+@named(identities(SINGLES))
+def test_lerobots_checkpoints_act_the_same(
+    case: OptionCase, family: Family, tmp_path: Path
+) -> None:
+    folder = lerobot_folder(tmp_path, family)
+    with_option = actions_of(folder, options=case.options)
+    assert np.abs(with_option - actions_of(folder)).max() < SAME
+
+
 @named([row for row in ALL if not row[0].identity])
 def test_an_option_that_changes_the_numbers_is_refused_by_name(
     case: OptionCase, family: Family, plain: dict[str, FlowPolicy]
 ) -> None:
-    name = next(c.on[0] for c in CASES if not c.identity and c.on[0] in case.on)
+    name = next(name for name, option in case.options.active() if option.pretrained_fault())
     message = rf"options\.{name}\..*, so pretrained weights would compute other numbers; take it"
     with pytest.raises(ValueError, match=message):
         network_with_options(plain[family].network, case.options, None)
@@ -202,6 +230,8 @@ def observations(policy: FlowPolicy, num: int = 3) -> TensorDict:
         )
         for camera in ("front", "wrist")
     }
+    if policy.has_memory:  # of a decision in the middle of an episode
+        obs["memory"] = torch.randn(num, *policy.memory_shape, generator=generator)
     words = ("reach the goal", "go away from the goal and stop there")
     return policy.observation_preprocessor(words)(TensorDict(obs, [num]))
 
@@ -306,11 +336,16 @@ def test_the_ratio_of_every_likelihood_is_one(
     td = observations(policy)
     for name in likelihoods():
         torch.manual_seed(0)
+        if name == "fast" and "language_head" not in case.on:
+            with pytest.raises(ValueError, match="has no language head"):
+                with_fast_tokens(policy)
+            continue
         if name in case.refused_likelihoods:
             with pytest.raises(ValueError, match=rf"options\.({'|'.join(case.on)})"):
                 LikelihoodActor(policy, likelihood_config(name))
             continue
-        actor = LikelihoodActor(policy, likelihood_config(name))
+        acting = with_fast_tokens(policy) if name == "fast" else policy
+        actor = LikelihoodActor(acting, likelihood_config(name))
         acted = actor(td.clone())
         scores = []
         for _ in range(2):

@@ -127,6 +127,7 @@ class StateTokens(Extension):
     """
 
     group = "state_tokens"
+    norm_condition: nn.Parameter | None
 
     def __init__(self, config: StateTokensConfig, network: Pi0Config) -> None:
         super().__init__()
@@ -148,7 +149,7 @@ class StateTokens(Extension):
                 weight: Tensor = part.weight  # type: ignore[assignment]
                 noise = torch.randn(weight.shape, generator=generator, device="cpu")
                 weight.copy_(noise * weight.shape[1] ** -0.5)
-                part.bias.zero_()  # type: ignore[union-attr, operator]
+                part.bias.zero_()  # type: ignore[operator]
             if self.norm_condition is not None:
                 self.norm_condition.zero_()
         with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,6 @@
 """EPO's settings, and a population in one network.
 
-Genes shift the policy's state token and the critic's input.
+Genes shift π0's state token, or π0.5's condition of flow time, and the critic's input.
 
 A gene enters as an offset of the first layer's output, which is equivalent to concatenating it to
 the observation. The maps from genes to offsets start at 0, so every member starts as the pretrained
@@ -166,9 +166,10 @@ class PopulationActor(LikelihoodActor):
         actor.alone = True
         return actor
 
-    def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
+    def deployed_entries(self, inputs: ModelInput, noise: Tensor | None) -> dict[str, Tensor]:
         """Return the best member's actions (N, h, d) [robot units]."""
-        return self.policy.sample_actions(inputs, noise, self._member_offset(self.best))
+        decision = self.policy.decide(inputs, noise, self._member_offset(self.best))
+        return self.entries_of(decision, inputs)
 
     @torch.no_grad()
     def member_actions(self, td: TensorDictBase, member: int) -> Tensor:
@@ -186,11 +187,11 @@ class PopulationActor(LikelihoodActor):
         offset = self._member_offset(member)
         if offset is not None:
             with torch.no_grad():
-                policy.network.state_proj.bias.add_(offset[0])
+                policy.network.offset_bias.add_(offset[0])
         return policy
 
     def _member_offset(self, member: int) -> Tensor | None:
-        """Return a member's offset of the state token (1, D), or None for a population of one."""
+        """Return a member's offset of the policy (1, D), or None for a population of one."""
         if len(self.population) == 1:
             return None
         return (self.population.genes[member : member + 1] @ self.population.to_policy).detach()

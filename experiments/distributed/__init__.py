@@ -1,0 +1,1 @@
+"""Training on several ranks, one process for each accelerator, started by torchrun."""
