@@ -91,6 +91,8 @@ class PretrainConfig(Settings):
     """Options of the network, all off by default."""
     draws_per_chunk: PositiveInt = 1
     """Draws of noise and flow time for each chunk, which share the encoding of the observation."""
+    immiscible_noise: bool = False
+    """Whether the noise of a minibatch is assigned to its chunks, see `BCConfig`."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture while cloning [pixels], a fresh one in each step."""
     language: LanguageLossConfig = field(default_factory=LanguageLossConfig)
@@ -271,6 +273,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         minibatch_size=config.minibatch_size,
         real_time_delay=config.real_time_delay,
         draws_per_chunk=config.draws_per_chunk,
+        immiscible_noise=config.immiscible_noise,
         picture_shift=config.picture_shift,
         language=config.language,
         status=config.status,

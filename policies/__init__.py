@@ -15,7 +15,7 @@ from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetuning
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.inference import infer
+from pitune.policies.inference import InferenceSession, infer
 from pitune.policies.likelihood.config import (
     ExactFlowConfig,
     FastLikelihoodConfig,
@@ -69,6 +69,7 @@ __all__ = [
     "FlowSDEConfig",
     "FlowStepConfig",
     "GemmaConfig",
+    "InferenceSession",
     "Likelihood",
     "LikelihoodActor",
     "LikelihoodConfig",

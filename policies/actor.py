@@ -25,14 +25,15 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
 from pitune.policies.conditions import check_stateless
-from pitune.policies.decision import Decision
+from pitune.policies.decision import Decision, memory_marks
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
 from pitune.policies.likelihood.registry import likelihood_name, make_likelihood
 from pitune.policies.network.context import Context, pack, stored_prefix
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
-from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
+from pitune.policies.preprocessing.model_input import MODEL_INPUT, WRITTEN, ModelInput
+from pitune.policies.recurrence import with_recalled_memory
 from pitune.policies.under_delay import starting_points
 
 
@@ -109,6 +110,8 @@ class Actor(TensorDictModuleBase):
         super().__init__()
         self.policy = policy
         self.in_keys, self.out_keys = [MODEL_INPUT], ["action"]
+        if policy.has_memory:
+            self.out_keys.append(WRITTEN)
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         noise = td.get("noise", None)
@@ -117,6 +120,10 @@ class Actor(TensorDictModuleBase):
             with torch.no_grad():
                 return td.update(self.deployed_entries(ModelInput.of(td), noise))
         return self.explore(td, noise)
+
+    def write_memory(self, td: TensorDictBase, context: Context) -> None:
+        """Write the memory that decisions (N) hand on, if the policy has one."""
+        td.update(memory_marks(context.written))
 
     def evaluated(self) -> Actor:
         """Return the actor whose exploration is evaluated, this one by default.
@@ -186,7 +193,7 @@ class LikelihoodActor(Actor):
         self.config = config
         self.likelihood = make_likelihood(config, policy)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]
-        self.out_keys = ["action", "chain", "action_log_prob"]
+        self.out_keys = [*self.out_keys, "chain", "action_log_prob"]
         if policy.feature_dim:
             self.out_keys.append("features")
         self.out_keys += self.likelihood.draw_keys
@@ -218,10 +225,12 @@ class LikelihoodActor(Actor):
     def encode_decisions(self, td: TensorDictBase) -> Context:
         """Return the encoded observations of decisions (N), from their prefixes if they have any.
 
+        With a history of each, the memory that it read is written again, with a gradient.
+
         A collector carries the last decision's entries into the next input, so acting may not use
         this function.
         """
-        return self.encode(td, stored_prefix(td))
+        return self.encode(with_recalled_memory(self.policy, td), stored_prefix(td))
 
     def state_offset(self, td: TensorDictBase) -> Tensor | None:
         """Return an offset (N, D) of the state tokens, or None for no offset (the default)."""
@@ -261,6 +270,7 @@ class LikelihoodActor(Actor):
 
         # entries of the rollout
         td.update({**draws, **dist.chosen})
+        self.write_memory(td, context)
         if self.policy.feature_dim:  # cached for the critics, because encoding is expensive
             td.set("features", context.features)
         if prefix is not None:

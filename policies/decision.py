@@ -1,6 +1,7 @@
 """The decisions of a deployed policy, with marks.
 
-Letters: N rows, H action horizon, A model action dim.
+In shapes, `memory` is the number of memory tokens.
+Letters: N rows, H action horizon, A model action dim, D width.
 """
 
 from __future__ import annotations
@@ -25,4 +26,9 @@ class Decision(NamedTuple):
     chunk: Tensor
     """Chunks (N, H, A) [normalized action]."""
     marks: dict[str, Tensor] = {}  # noqa: RUF012 - never changed
-    """Entries of the decisions (N,), by name."""
+    """Entries of the decisions (N, ...), by name."""
+
+
+def memory_marks(written: Tensor | None) -> dict[str, Tensor]:
+    """Return the memory that decisions wrote (N, memory, D) as an entry, none without a memory."""
+    return {} if written is None else {"written_memory": written}

@@ -6,17 +6,15 @@ action dim, d robot action dim, s robot state dim, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import replace
 from typing import Any
 
-import torch
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies.by_tokens import decide_by_tokens
 from pitune.policies.conditions import encode_state, encode_words, guided, with_dropped
-from pitune.policies.decision import Decision
+from pitune.policies.decision import Decision, memory_marks
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
@@ -27,6 +25,7 @@ from pitune.policies.flow.path import (
 )
 from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.context import Context
+from pitune.policies.network.options.tokens.memory import with_written_memory
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
 from pitune.policies.policy_config import check_noise
 from pitune.policies.policy_parts import PolicyParts
@@ -102,6 +101,7 @@ class FlowPolicy(PolicyParts):
         self.requires_grad_(False)
         width = self.preprocessor.model_state_dim + self.network.config.feature_dim
         width += old_chunk_dim(config.remainder_steps, self.preprocessor.action_dim)
+        width += math.prod(self.memory_shape)
         horizon = self.sampler.execution_horizon
         source = NoiseSource(config, self.chunk_shape, horizon, width).to(self.device)
         return self.replace(noise_source=source)
@@ -113,19 +113,6 @@ class FlowPolicy(PolicyParts):
             ValueError: it cannot act under this delay.
         """
         return self.replace(sampler=replace(self.sampler, delay=delay))
-
-    def model_input(
-        self, obs: TensorDictBase | Mapping[str, Tensor], tasks: Sequence[str] = ()
-    ) -> ModelInput:
-        """Return the network's input for observations (N).
-
-        Args:
-            obs: `state` (N, s), and `image/<camera>` and `task_id` if the policy uses them.
-            tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
-        """
-        rows = {key: obs[key] for key in self.obs_keys if key in obs.keys()}
-        td = TensorDict(rows, batch_size=[len(obs["state"])])
-        return ModelInput.of(self.observation_preprocessor(tasks)(td))
 
     def encode(
         self,
@@ -145,6 +132,8 @@ class FlowPolicy(PolicyParts):
         else:
             prefix = with_dropped(self.network, prefix, inputs.condition)
         context = encode_state(self.network, self.sampler.guidance, inputs, prefix, state_offset)
+        if self.has_memory:
+            context = with_written_memory(self.network, context, self.memory_of(inputs))
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -177,17 +166,14 @@ class FlowPolicy(PolicyParts):
         state, shape = state.to(self.device), (steps, self.preprocessor.action_dim)
         old = old_chunk(inputs.remainder, inputs.delay, state, shape)
         state = critic_state(state, inputs.last_action, self.reads_last_action)
-        return critic_input(state, features, old_chunk=old)
+        memory = self.memory_of(inputs) if self.has_memory else None
+        return critic_input(state, features, old_chunk=old, memory=memory)
 
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
         return continued_field(
             guided(self.network, context, self.sampler.guidance), context, self.sampler
         )
-
-    def draw_noise(self, num: int) -> Tensor:
-        """Return starting points from the standard normal (N, H, A)."""
-        return torch.randn(num, *self.chunk_shape, device=self.device)
 
     def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
         """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
@@ -244,7 +230,8 @@ class FlowPolicy(PolicyParts):
         elif noise is None:
             noise = self.draw_noise(len(inputs))
         check_noise(noise, (len(inputs), *self.chunk_shape))
-        return with_status(self, context, Decision(self.solve(context, noise)))
+        chunk = self.solve(context, noise)
+        return with_status(self, context, Decision(chunk, memory_marks(context.written)))
 
     def loss(
         self,

@@ -1,21 +1,24 @@
 """The parts of a flow policy, and the sizes that follow from them.
 
 Letters: N rows, H action horizon, h executed actions, R steps of a remainder, A model action dim, d
-robot action dim, D width.
+robot action dim, s robot state dim, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies.conditions import check_guidance
 from pitune.policies.flow.path import TimeGrid
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
-from pitune.policies.network.options.conditioning import INSTRUCTION_NULL
+from pitune.policies.network.options.tokens.conditioning import INSTRUCTION_NULL
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource
 from pitune.policies.policy_config import (
@@ -27,7 +30,7 @@ from pitune.policies.policy_config import (
     make_preprocessor,
 )
 from pitune.policies.preprocessing.critic_input import old_chunk_dim
-from pitune.policies.preprocessing.model_input import ObservationPreprocessor
+from pitune.policies.preprocessing.model_input import ModelInput, ObservationPreprocessor
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.under_delay import (
     executed_steps,
@@ -107,7 +110,37 @@ class PolicyParts(nn.Module):
     @property
     def critic_state_dim(self) -> int:
         """Width of a critic's input without features and time."""
-        return self.critic_obs_dim + old_chunk_dim(*self.remainder_shape)
+        old = old_chunk_dim(*self.remainder_shape)
+        return self.critic_obs_dim + old + math.prod(self.memory_shape)
+
+    @property
+    def memory_shape(self) -> tuple[int, int]:
+        """(memory, D) of the memory that decisions hand on, (0, D) without one."""
+        config = self.network.config
+        return config.options.memory.num_tokens, config.expert.width
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a decision depends on the earlier ones of its episode."""
+        return self.memory_shape[0] > 0
+
+    def memory_of(self, inputs: ModelInput) -> Tensor:
+        """Return the memory (N, memory, D) that decisions read.
+
+        Raises:
+            ValueError: the observations have none.
+        """
+        if inputs.memory is None:
+            raise ValueError(
+                "the policy has a memory (options.memory), but the observations have none; add "
+                "the one that the last decision wrote, or `policy.empty_memory(num)` at the "
+                "beginning of an episode"
+            )
+        return inputs.memory.to(self.device)
+
+    def empty_memory(self, num: int) -> Tensor | None:
+        """Return the memory (N, memory, D) of episodes that begin, None without a memory."""
+        return torch.zeros(num, *self.memory_shape, device=self.device) if self.has_memory else None
 
     @property
     def critic_obs_dim(self) -> int:
@@ -169,6 +202,33 @@ class PolicyParts(nn.Module):
             return False
         nulls = (p for name, p in self.network.named_parameters() if name == INSTRUCTION_NULL)
         return not any(null.requires_grad for null in nulls)
+
+    def model_input(
+        self,
+        obs: TensorDictBase | Mapping[str, Tensor],
+        tasks: Sequence[str] = (),
+        memory: Tensor | None = None,
+    ) -> ModelInput:
+        """Return the network's input for observations (N).
+
+        Args:
+            obs: `state` (N, s), and `image/<camera>` and `task_id` if the policy uses them.
+            tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
+            memory: Memory that the decision reads (N, memory, D), of a policy with one.
+        """
+        rows = {key: obs[key] for key in self.obs_keys if key in obs.keys()}
+        td = TensorDict(rows, batch_size=[len(obs["state"])])
+        inputs = ModelInput.of(self.observation_preprocessor(tasks)(td))
+        return inputs if memory is None else replace(inputs, memory=memory)
+
+    def draw_noise(self, num: int) -> Tensor:
+        """Return starting points from the standard normal (N, H, A)."""
+        return torch.randn(num, *self.chunk_shape, device=self.device)
+
+    def normalized_chunk(self, rows: TensorDictBase) -> Tensor:
+        """Return the chunks to clone (N, H, A) [normalized action] of rows (N) with `action`."""
+        state = ModelInput.of(rows).robot_state.to(self.device)
+        return self.preprocessor.normalize_action(rows["action"].to(self.device), state)
 
     def observation_preprocessor(self, tasks: Sequence[str]) -> ObservationPreprocessor:
         """Return the module that adds `model_input` to an environment's observations.

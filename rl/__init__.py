@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.dgn import DGN, DGNConfig
     from pitune.rl.algorithms.dsrl import DSRL, DSRLConfig
     from pitune.rl.algorithms.epo import EPO, EPOConfig
+    from pitune.rl.algorithms.es import ES, ESConfig
     from pitune.rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
     from pitune.rl.algorithms.fpo import FPO, FPOConfig
     from pitune.rl.algorithms.grpo import GRPO, GRPOConfig
@@ -48,6 +49,7 @@ __all__ = [
     "DGN",
     "DSRL",
     "EPO",
+    "ES",
     "FPO",
     "GRPO",
     "PPO",
@@ -63,6 +65,7 @@ __all__ = [
     "DSRLConfig",
     "Demonstrations",
     "EPOConfig",
+    "ESConfig",
     "EpisodeOutcome",
     "Evaluation",
     "FPOConfig",
@@ -103,6 +106,7 @@ _MODULES = {
     "algorithms.dgn": ("DGN", "DGNConfig"),
     "algorithms.dsrl": ("DSRL", "DSRLConfig"),
     "algorithms.epo": ("EPO", "EPOConfig"),
+    "algorithms.es": ("ES", "ESConfig"),
     "algorithms.filtered_bc": ("FilteredBC", "FilteredBCConfig"),
     "algorithms.fpo": ("FPO", "FPOConfig"),
     "algorithms.grpo": ("GRPO", "GRPOConfig"),

@@ -14,9 +14,8 @@ from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 from pitune.rl.cloning.text_set import read_texts
 from pitune.rl.datasets.config import DataConfig, RecordConfig
-from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
+from pitune.rl.datasets.demonstrations import ChunkSource, chunk_source, random_chunks
 from pitune.rl.datasets.recorder import write_demonstrations
-from pitune.rl.experience.status_rows import with_status_rows
 
 
 def chunks_of(
@@ -32,8 +31,7 @@ def chunks_of(
     """
     if dataset is not None:
         return chunk_source(policy, dataset, data)
-    chunks = demonstrations.preprocess(policy).chunks(policy.chunk_shape[0])
-    return RandomChunks(with_status_rows(policy, demonstrations, chunks))
+    return random_chunks(policy, demonstrations.preprocess(policy), recorded=demonstrations)
 
 
 def check_record(record: Path | None, dataset: Path | None) -> None:

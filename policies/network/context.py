@@ -1,6 +1,6 @@
 """Encoded observations: for the flow steps, and as rows of a replay memory.
 
-In shapes, `prefix` is the number of tokens of pictures and prompt.
+In shapes, `prefix` is the number of tokens of pictures and prompt, `memory` that of a memory.
 Letters: B rows, R steps of a remainder, A model action dim, D width.
 """
 
@@ -36,6 +36,11 @@ class Context(NamedTuple):
     """Rest of the chunk that is being executed (B, R, A), under a decision delay."""
     delay: Tensor | None = None
     """Its actions that are executed before the new chunk arrives (B,), -1 without an old chunk."""
+    memory: Tensor | None = None
+    """Memory that the decision reads (B, memory, D), of a network with one. By default it is that
+    of an episode's beginning."""
+    written: Tensor | None = None
+    """Memory that it writes, for the next decision (B, memory, D)."""
     side: Mapping[str, Cache] | None = None
     """Keys and values of additional tokens by kind, which are read through gates."""
     condition_offset: Tensor | None = None
@@ -70,8 +75,9 @@ def unpack(packed: TensorDictBase) -> Context:
     side = packed.get("side", None)
     if side is not None:
         rest["side"] = {kind: _unstacked(part) for kind, part in side.items()}
-    if "null" in packed.keys():
-        rest["null"] = unpack(packed["null"])
+    null = packed.get("null", None)
+    if isinstance(null, TensorDictBase):
+        rest["null"] = unpack(null)
     return Context(cache=_unstacked(packed), **rest)
 
 

@@ -31,6 +31,7 @@ from pitune.policies.network.gemma import Cache
 from pitune.policies.network.options.blocks import drop_words, with_registers, with_state_tokens
 from pitune.policies.network.options.insulation import for_expert
 from pitune.policies.network.options.language_head import prompt_end
+from pitune.policies.network.options.tokens.memory import with_read_memory
 from pitune.policies.network.parts import Pi0Parts
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.network.towers import check_prefix_inputs
@@ -210,6 +211,7 @@ class Pi0(Pi0Parts):
         """
         b, m, horizon, _ = x.shape
         tokens, condition = self.embed_suffix(x, flow_time, context.condition_offset)
+        tokens = with_read_memory(self, context, tokens)
         extra, tokens, condition = with_registers(self, context, tokens, condition, m)
         before, valid = context.cache[0][0].shape[2], context.valid
         own = torch.arange(horizon + extra.registers, device=x.device)

@@ -22,11 +22,13 @@ from torch import Tensor
 from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput, likelihood_config
 from pitune.policies.conditions import check_dropout, with_drops
 from pitune.policies.finetuning.ema import EMA
+from pitune.policies.flow.immiscible import assigned_noise
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.flow.real_time import clean_prefix
 from pitune.policies.network.context import stored_prefix
 from pitune.policies.preprocessing.images import check_shift, shift_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.policies.recurrence import with_recalled_memory
 from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -40,7 +42,7 @@ from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.cloning.loop import clone
 from pitune.rl.cloning.losses import AuxiliaryLosses
-from pitune.rl.config import MinibatchConfig
+from pitune.rl.config import CloningDrawsConfig, MinibatchConfig
 from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.demonstrations import chunk_source
 from pitune.rl.experience.demonstrations import without_padding
@@ -50,7 +52,7 @@ from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCConfig(AlgorithmConfig, MinibatchConfig):
+class BCConfig(AlgorithmConfig, MinibatchConfig, CloningDrawsConfig):
     """Flow matching on demonstrations. The chunks of a minibatch are drawn with replacement.
 
     Example:
@@ -84,13 +86,6 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     real_time_delay: NonNegativeInt | None = None
     """Longest clean beginning of a chunk [control steps], for real-time chunking with
     method="trained". Each chunk's is drawn from 0 to this. The policy's own by default."""
-    draws_per_chunk: PositiveInt = 1
-    """Draws of noise and flow time for each chunk of a minibatch. They share the encoding of the
-    observation, which takes most of the time where there are pictures."""
-    condition_dropout: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.0
-    """Share of each kind of condition (`options.conditioning`) that is dropped [-]."""
-    picture_shift: NonNegativeInt = 0
-    """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
     language: LanguageLossConfig = field(default_factory=LanguageLossConfig)
     """Losses of the language head: FAST tokens and text."""
     status: StatusLossConfig = field(default_factory=StatusLossConfig)
@@ -187,15 +182,17 @@ class CloningStep:
         # random draws of the whole minibatch
         batch: TensorDictBase = chunks.to(self.policy.device).copy()
         draws = config.draws_per_chunk
-        noise = self.policy.draw_noise(num * draws)
-        flow_time = sample_flow_time(num * draws, self.policy.device)
+        noise = policy.draw_noise(num * draws)
+        flow_time = sample_flow_time(num * draws, policy.device)
         if draws > 1:  # (B, M, H, A) and (B, M)
             noise, flow_time = noise.unflatten(0, (num, draws)), flow_time.view(num, draws)
+        if config.immiscible_noise:
+            noise = assigned_noise(policy.normalized_chunk(batch), noise)
         batch["noise"], batch["flow_time"] = noise, flow_time
         batch = with_drops(policy.network, policy.sampler.guidance, batch, config.condition_dropout)
         if config.real_time_delay:
-            delay = torch.randint(config.real_time_delay + 1, (num,), device=self.policy.device)
-            batch.update(clean_prefix(batch["flow_time"], delay, self.policy.chunk_shape[0]))
+            delay = torch.randint(config.real_time_delay + 1, (num,), device=policy.device)
+            batch.update(clean_prefix(batch["flow_time"], delay, policy.chunk_shape[0]))
         if config.picture_shift:
             images = batch[MODEL_INPUT, "images"]
             batch[MODEL_INPUT, "images"] = shift_pictures(images, config.picture_shift)
@@ -225,6 +222,7 @@ class CloningStep:
                 draws for each chunk.
         """
         noise, flow_time = batch["noise"], batch["flow_time"]
+        batch = with_recalled_memory(self.policy, batch, self.config.memory_decisions - 1)
         inputs, prefix = ModelInput.of(batch), stored_prefix(batch)
         if prefix is None and self.auxiliary.language.is_on:  # shared by all losses
             prefix = self.policy.encode_prefix(inputs)
@@ -239,7 +237,7 @@ class CloningStep:
         return total, {"flow_loss": mean, **metrics}
 
 
-@register("bc", BCConfig, reads_demonstrations=True)
+@register("bc", BCConfig, reads_demonstrations=True, memory=True)
 class BehaviorCloning(Algorithm[BCConfig]):
     """Clones demonstrations, `gradient_steps` at a time.
 
@@ -257,7 +255,8 @@ class BehaviorCloning(Algorithm[BCConfig]):
             policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
         likelihood = {"flow": "flow_sde", "fast": "fast"}[policy.sampler.decoder]
         super().__init__(config, LikelihoodActor(policy, likelihood_config(likelihood)))
-        self.chunks = chunk_source(policy, config.demonstrations, config.data)
+        burn_in = config.memory_burn_in
+        self.chunks = chunk_source(policy, config.demonstrations, config.data, burn_in)
         self.step = CloningStep(policy, config)
         self.optimizers["policy"] = self.step.optimizer
 

@@ -230,6 +230,8 @@ def observations(policy: FlowPolicy, num: int = 3) -> TensorDict:
         )
         for camera in ("front", "wrist")
     }
+    if policy.has_memory:  # of a decision in the middle of an episode
+        obs["memory"] = torch.randn(num, *policy.memory_shape, generator=generator)
     words = ("reach the goal", "go away from the goal and stop there")
     return policy.observation_preprocessor(words)(TensorDict(obs, [num]))
 

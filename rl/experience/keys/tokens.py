@@ -5,7 +5,7 @@ Letters: M scored flow steps (or other ratios of a decision), L tokens of a chun
 
 from __future__ import annotations
 
-from pitune.rl.experience.key import Key, declare
+from pitune.rl.experience.keys.declaration import Key, declare
 
 _EVALUATE = "rl.evaluation.evaluate"
 TOKEN_KEYS: dict[str, Key] = {

@@ -17,8 +17,9 @@ from collections.abc import Iterable
 
 from tensordict import TensorDictBase
 
-from pitune.rl.experience.key import Key, Place, declare
-from pitune.rl.experience.token_keys import TOKEN_KEYS
+from pitune.rl.experience.keys.declaration import Key, Place, declare
+from pitune.rl.experience.keys.memory import MEMORY_KEYS
+from pitune.rl.experience.keys.tokens import TOKEN_KEYS
 
 _ENV, _ACTOR, _INPUTS = "envs.chunk_env", "policies.actor", "policies.preprocessing.model_input"
 _PREPROCESSOR, _LATE = "policies.preprocessing.preprocessor", "envs.delayed_env"
@@ -170,8 +171,8 @@ KEYS: dict[str, Key] = {
     "member": declare(
         "member of the population",
         "scalar",
-        "rl.algorithms.epo_population",
-        f"{_EPO} rl.algorithms.epo_evolution",
+        "rl.algorithms.evolution.epo_population",
+        f"{_EPO} rl.algorithms.evolution.epo_evolution",
         f"{_ROLLOUT} batch",
     ),
     "latent": declare("chosen starting noise", "W", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
@@ -226,7 +227,7 @@ KEYS: dict[str, Key] = {
     "step_weight": declare(
         "weight of each step, 0 in a clean beginning and 1 on average", "H", _BC, _BC, "cloning"
     ),
-} | TOKEN_KEYS
+} | {**TOKEN_KEYS, **MEMORY_KEYS}
 """All entries, by name."""
 
 
@@ -243,6 +244,8 @@ def declared(place: Place) -> set[str]:
 def select_decisions(rollout: TensorDictBase, *groups: Iterable[str]) -> TensorDictBase:
     """Return the entries of a rollout that a batch may hold, among groups of names.
 
+    A `history` is kept wherever a rollout has one.
+
     Args:
         rollout: Decisions (E, T).
         groups: Names such as an actor's `in_keys` and `out_keys`. Those that no batch holds, like
@@ -252,6 +255,7 @@ def select_decisions(rollout: TensorDictBase, *groups: Iterable[str]) -> TensorD
         KeyError: a name is not declared.
     """
     names = dict.fromkeys(name for group in groups for name in group)
+    names |= {name: None for name in ("history",) if name in rollout.keys()}
     undeclared = sorted(names.keys() - KEYS.keys())
     if undeclared:
         raise KeyError(f"{undeclared} are not declared in pitune.rl.experience.keys")
