@@ -22,6 +22,8 @@ BENCHMARKS: Mapping[str, str] = {
 }
 """Module of each benchmark, with one line for the overview."""
 
+MODULES = {"parts": "parts.table"}
+"""Modules that are not named like their benchmark."""
 DEFAULT = "parts"
 """The benchmark without a word."""
 
@@ -39,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             nearest = get_close_matches(args[0], BENCHMARKS, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
             raise ValueError(f"unknown benchmark {args[0]!r}{hint} valid: {', '.join(BENCHMARKS)}")
-        import_module(f"pitune.experiments.benchmarks.{args[0]}").main(args[1:])
+        module = MODULES.get(args[0], args[0])
+        import_module(f"pitune.experiments.benchmarks.{module}").main(args[1:])
 
 
 def overview() -> str:

@@ -22,7 +22,13 @@ from rich.table import Table
 
 from pitune import rl
 from pitune.compilation import CompileClock
-from pitune.experiments.benchmarks.work import GROWTH, Work, WorkConfig, seconds, temporary_folder
+from pitune.experiments.benchmarks.parts.work import (
+    GROWTH,
+    Work,
+    WorkConfig,
+    seconds,
+    temporary_folder,
+)
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
