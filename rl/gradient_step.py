@@ -143,15 +143,9 @@ def gradient_step(
     parts = split_rows(batch, num_parts, group)
     shares = [len(part) / len(batch) for part in parts]
     weight = gradients.row_weight(len(batch))
-
-    # gradient, accumulated over the parts
-    history: list[Metrics] = []
-    losses: list[Tensor] = []
-    for part, share in zip(parts, shares, strict=True):
-        part_loss, metrics = loss(part)
-        (part_loss * (share * weight)).backward(inputs=gradients.leaves(parameters))
-        losses.append(part_loss.detach())
-        history.append({key: value.detach() for key, value in metrics.items()})
+    losses, history = _accumulate(
+        loss, parts, [share * weight for share in shares], gradients.leaves(parameters)
+    )
     gradients.average_gradients(parameters)
     norm = gradients.gradient_norm(parameters)
 
@@ -165,6 +159,23 @@ def gradient_step(
         gradients.clip_gradients(parameters, max_grad_norm, norm)
     optimizer.step()
     return merged, norm_read
+
+
+def _accumulate(
+    loss: Loss,
+    parts: Sequence[TensorDictBase],
+    weights: Sequence[float],
+    leaves: list[torch.nn.Parameter] | None,
+) -> tuple[list[Tensor], list[Metrics]]:
+    """Add up the gradients of the parts of a batch, and return the loss and metrics of each."""
+    losses: list[Tensor] = []
+    history: list[Metrics] = []
+    for part, weight in zip(parts, weights, strict=True):
+        part_loss, metrics = loss(part)
+        (part_loss * weight).backward(inputs=leaves)
+        losses.append(part_loss.detach())
+        history.append({key: value.detach() for key, value in metrics.items()})
+    return losses, history
 
 
 def _check_finite(

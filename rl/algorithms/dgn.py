@@ -40,7 +40,7 @@ from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.dgn_noise import DifferenceModel, fit
 from pitune.rl.datasets.demonstrations import demonstrations_for
 from pitune.rl.experience.demonstrations import check_no_delay
-from pitune.rl.experience.sub_dict import sub_dict
+from pitune.rl.experience.task_success import ended_successes
 from pitune.rl.experience.transitions import in_parts, normalize_chunk
 from pitune.rl.optimizers import adamw
 from pitune.rl.registry import register
@@ -289,12 +289,8 @@ class DGN(Algorithm[DGNConfig]):
 
     def _count_successes(self, rollout: TensorDictBase) -> None:
         """Record the outcomes of the latest episodes of all ranks that ended in a rollout."""
-        outcome = sub_dict(rollout, "next")
-        if "success" not in outcome.keys():
-            return
-        counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)  # (R * E, T)
-        success = ranks.joined(outcome["success"]).squeeze(-1).T[counted.T]  # in order of time
-        self.outcomes = [*self.outcomes, *success.float().tolist()][-self.config.success_window :]
+        ended = ended_successes(rollout)
+        self.outcomes = [*self.outcomes, *ended][-self.config.success_window :]
 
     def _explore(self) -> None:
         """Add the noise to the actions, after its first fit."""

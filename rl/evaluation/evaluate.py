@@ -100,11 +100,10 @@ def evaluate(
 
     # environment with starts of its own
     seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
-    shared = episodes is None and ranks.world() > 1
-    if shared:
-        seeds = ChosenEpisodes(seeds, _places_of_rank(num_episodes, env.spec.num_envs))
-    elif episodes is not None:
-        seeds = ChosenEpisodes(seeds, episodes)
+    alone = episodes is not None or ranks.world() == 1
+    places = episodes if alone else _places_of_rank(num_episodes, env.spec.num_envs)
+    if places is not None:
+        seeds = ChosenEpisodes(seeds, places)
     # it may turn out only in the last step that there is a success
     chunk_env = chunk_env_for(
         actor.policy,
@@ -115,19 +114,23 @@ def evaluate(
         record_success=True,
     )
 
-    # rows in the order of the list
+    # rows in the order of the list, from all ranks that share it
     with _own_randomness(seed, stochastic):
         rows = _play(chunk_env, actor, seeds, on_step, on_episode)
-    if shared:
+    has_success = env.spec.success_signal
+    if not alone:
         rows = [row for part in ranks.gathered(rows) for row in part]
+        has_success = ranks.on_any(has_success)
     rows.sort(key=lambda row: row.index)
     check_played_once(rows, range(num_episodes) if episodes is None else episodes, seeds)
-    has_success = env.spec.success_signal
-    if shared:
-        has_success = ranks.on_any(has_success)
-    if not has_success:
+    return _as_reported(rows, rule if has_success else None)
+
+
+def _as_reported(rows: list[EpisodeOutcome], rule: SuccessRule | None) -> Evaluation:
+    """Return outcomes, which have no success in an environment that reports none."""
+    if rule is None:
         rows = [replace(row, success_once=None, success_at_end=None) for row in rows]
-    return Evaluation(rows=tuple(rows), success_rule=rule if has_success else None)
+    return Evaluation(rows=tuple(rows), success_rule=rule)
 
 
 def _places_of_rank(num_episodes: int, num_envs: int) -> list[int]:
