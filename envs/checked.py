@@ -1,6 +1,6 @@
 """The checks around every adapter: valid arguments, finite results, and copies of the results.
 
-Letters: E envs, N rows, d robot action dim.
+Letters: E envs, N rows, h executed actions, d robot action dim.
 """
 
 from __future__ import annotations

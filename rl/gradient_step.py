@@ -11,7 +11,7 @@ from statistics import fmean
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from pitune.rl import gradients, ranks
 from pitune.rl.experience.sub_dict import sub_dict
@@ -98,14 +98,10 @@ def gradient_step(
 
     Only the optimizer's parameters get a gradient. A batch in several parts needs less memory and
     gives the same gradient up to rounding, because each part is weighted by its share of the rows.
-    Scalar metrics are averaged with these weights, and metrics per row are concatenated. The
-    returned norm is that before scaling.
-
-    Several ranks apply the mean gradient of the rows of all ranks, to the same parameters. The
-    metrics are those of this rank's rows.
-
-    All numbers that the host needs are read together, before the step: whether the loss is finite,
-    the scalar metrics and the norm. A step on an accelerator waits for it once.
+    Scalar metrics are averaged with these weights, and metrics per row are concatenated. The norm
+    is that before scaling. Several ranks apply the mean gradient of the rows of all ranks, but the
+    metrics are those of this rank's rows. The host reads all its numbers together before the step,
+    so it waits for an accelerator once.
 
     Args:
         optimizer: Optimizer of the trained parameters.
@@ -113,7 +109,7 @@ def gradient_step(
         batch: The rows of this rank, with all random draws that the loss needs.
         name: Name of the trained network, for the error.
         step: Number of the update or round, for the error.
-        max_grad_norm: Gradients are scaled down to this norm, or left alone if it is infinite.
+        max_grad_norm: Gradients are scaled down to this norm if it is finite.
         num_parts: Number of parts of the batch.
         group: Key of an integer index (B,). Rows with the same index stay in one part.
         summarize: Returns further scalar metrics of those of the whole batch.
@@ -142,10 +138,9 @@ def gradient_step(
     optimizer.zero_grad(set_to_none=True)
     parts = split_rows(batch, num_parts, group)
     shares = [len(part) / len(batch) for part in parts]
-    weight = gradients.row_weight(len(batch))
-    losses, history = _accumulate(
-        loss, parts, [share * weight for share in shares], gradients.leaves(parameters)
-    )
+
+    # gradient of the rows of all ranks
+    losses, history = _accumulate(loss, parts, shares, parameters)
     gradients.average_gradients(parameters)
     norm = gradients.gradient_norm(parameters)
 
@@ -164,15 +159,15 @@ def gradient_step(
 def _accumulate(
     loss: Loss,
     parts: Sequence[TensorDictBase],
-    weights: Sequence[float],
-    leaves: list[torch.nn.Parameter] | None,
+    shares: Sequence[float],
+    parameters: Sequence[nn.Parameter],
 ) -> tuple[list[Tensor], list[Metrics]]:
-    """Add up the gradients of the parts of a batch, and return the loss and metrics of each."""
-    losses: list[Tensor] = []
-    history: list[Metrics] = []
-    for part, weight in zip(parts, weights, strict=True):
+    """Add up the gradients of the parts of a batch, and return their losses and metrics."""
+    weight = gradients.row_weight(sum(map(len, parts)))
+    losses, history = [], []
+    for part, share in zip(parts, shares, strict=True):
         part_loss, metrics = loss(part)
-        (part_loss * weight).backward(inputs=leaves)
+        (part_loss * (share * weight)).backward(inputs=gradients.leaves(parameters))
         losses.append(part_loss.detach())
         history.append({key: value.detach() for key, value in metrics.items()})
     return losses, history

@@ -202,7 +202,7 @@ def wait() -> None:
 def balanced(rows: TensorDictBase, group: str | None = None) -> TensorDictBase:
     """Return rows (N) of which each rank has the same number, by moving surplus ones.
 
-    Fewer rows (or groups) than there are ranks are left out.
+    At most (ranks - 1) rows (or groups) of all are left out.
 
     Args:
         rows: Rows of this rank.

@@ -5,7 +5,7 @@
 Resizing and tokenizing happen here and nowhere else. The instructions belong to the environment or
 to the demonstrations. They are an argument, and the policy does not store them.
 Letters: N rows, S model state dim, s robot state dim, V cameras, Y, X image pixels, L prompt
-tokens, R steps of a remainder, A model action dim.
+tokens, R steps of a remainder, A model action dim, d robot action dim.
 """
 
 from __future__ import annotations

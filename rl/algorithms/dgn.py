@@ -40,7 +40,7 @@ from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.dgn_noise import DifferenceModel, fit
 from pitune.rl.datasets.demonstrations import demonstrations_for
 from pitune.rl.experience.demonstrations import check_no_delay
-from pitune.rl.experience.task_success import ended_successes
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import in_parts, normalize_chunk
 from pitune.rl.optimizers import adamw
 from pitune.rl.registry import register
@@ -71,11 +71,9 @@ class DGNConfig(AlgorithmConfig):
     """The fitted Gaussian, white noise of its size at each observation, white noise of
     `exploration_std`, or the starting noise of the flow alone."""
     exploration_std: NonNegativeFloat = 0.1
-    """Standard deviation of the white noise, also after `schedule` switches to it [normalized
-    action]."""
+    """Deviation of the white noise, also after `schedule` switches to it [normalized action]."""
     learn_mean: bool = False
-    """Whether to learn the mean of the difference too (the paper's full residual), or fix it at 0.
-    """
+    """Whether to learn the mean of the difference too (the paper's residual), or fix it at 0."""
     shuffle_differences: bool = False
     """Control: whether to fit the differences to randomly permuted observations."""
     hidden: tuple[PositiveInt, ...] = (128, 128)
@@ -96,8 +94,7 @@ class DGNConfig(AlgorithmConfig):
     fit_steps: NonNegativeInt = 100
     """Steps of each later fit."""
     schedule: Literal["constant", "exponential", "success"] = "exponential"
-    """Schedule of the noise: constant, exponential decay, or white noise while enough episodes
-    succeed."""
+    """Constant, exponential decay, or white noise while enough episodes succeed."""
     decay_decisions: PositiveInt = 30_000
     """exponential: decisions until the noise has shrunk by a factor e."""
     success_threshold: Share = 0.5
@@ -289,8 +286,13 @@ class DGN(Algorithm[DGNConfig]):
 
     def _count_successes(self, rollout: TensorDictBase) -> None:
         """Record the outcomes of the latest episodes of all ranks that ended in a rollout."""
-        ended = ended_successes(rollout)
-        self.outcomes = [*self.outcomes, *ended][-self.config.success_window :]
+        outcome = sub_dict(rollout, "next")
+        if "success" not in outcome.keys():
+            return
+        # (ranks * E, T), then in order of time
+        counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)
+        success = ranks.joined(outcome["success"]).squeeze(-1).T[counted.T]
+        self.outcomes = [*self.outcomes, *success.float().tolist()][-self.config.success_window :]
 
     def _explore(self) -> None:
         """Add the noise to the actions, after its first fit."""

@@ -1,16 +1,11 @@
-"""The success of episodes: of each task of a suite, as a few metrics, and in order of time.
+"""The success of each task of a suite, as a few metrics.
 
-Letters: N rows, E envs, T chunk decisions.
+Letters: N rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from tensordict import TensorDictBase
-
-from pitune.rl import ranks
-from pitune.rl.experience.sub_dict import sub_dict
 
 MOST_TASKS = 10
 """Tasks that have a metric each. Of more tasks, the worst and the best rate are logged."""
@@ -37,18 +32,3 @@ def task_success(prefix: str, task_id: Sequence[int], success: Sequence[bool]) -
     if set(outcomes) <= {0}:
         return {}
     return {f"{prefix}/task_success/{name}": rate for name, rate in rates.items()}
-
-
-def ended_successes(rollout: TensorDictBase) -> list[float]:
-    """Return 1 or 0 for each episode that ended in a rollout (E, T), on all ranks, in time.
-
-    Episodes in a broken simulator do not count. Without a report of success there are none.
-    """
-    outcome = sub_dict(rollout, "next")
-    if "success" not in outcome.keys():
-        return []
-    # the environments of all ranks (..., T)
-    counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)
-    success = ranks.joined(outcome["success"]).squeeze(-1)
-    ended: list[float] = success.T[counted.T].float().tolist()
-    return ended

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from pretend_device import Kind, count, device
+from torch import Tensor, nn
 
 AWAY = device()
 

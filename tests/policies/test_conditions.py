@@ -28,7 +28,7 @@ from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetunin
 from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.network.context import pack, unpack
 from pitune.policies.network.options.add import network_with_options
-from pitune.policies.network.options.conditioning import (
+from pitune.policies.network.options.tokens.conditioning import (
     ConditioningConfig,
     condition_of,
     drop_conditions,

@@ -8,7 +8,7 @@ import torch
 
 from pitune import envs, rl
 from pitune.policies import FlowPolicy, NetworkOptions, SamplerConfig, small_policy
-from pitune.policies.network.options.memory import MemoryConfig
+from pitune.policies.network.options.tokens.memory import MemoryConfig
 from pitune.policies.network.sizes import GemmaConfig
 
 EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8)

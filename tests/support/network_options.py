@@ -16,17 +16,17 @@ from torch import nn
 from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
-from pitune.policies.network.options.conditioning import ConditioningConfig
 from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
-from pitune.policies.network.options.memory import MemoryConfig
 from pitune.policies.network.options.prediction import PredictionConfig
-from pitune.policies.network.options.registers import RegistersConfig
-from pitune.policies.network.options.state_tokens import StateTokensConfig
 from pitune.policies.network.options.status import StatusConfig
+from pitune.policies.network.options.tokens.conditioning import ConditioningConfig
+from pitune.policies.network.options.tokens.memory import MemoryConfig
+from pitune.policies.network.options.tokens.registers import RegistersConfig
+from pitune.policies.network.options.tokens.state_tokens import StateTokensConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 
 BOTH: tuple[Family, ...] = ("pi0", "pi05")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pitune.policies.network.options.config import NetworkOptions
-from pitune.policies.network.options.gated_tokens import TokenGate
 from pitune.policies.network.options.hyper_connections import HyperConnection
 from pitune.policies.network.options.linear_norms import LinearNorm
+from pitune.policies.network.options.tokens.gated_tokens import TokenGate
 from pitune.policies.network.options.value_residual import ValueResidual
 
 if TYPE_CHECKING:

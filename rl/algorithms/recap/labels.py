@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pitune.policies.network.options.conditioning import NEGATIVE, POSITIVE
+from pitune.policies.network.options.tokens.conditioning import NEGATIVE, POSITIVE
 
 
 def normalized_returns(

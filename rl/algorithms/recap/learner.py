@@ -23,8 +23,8 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor
 from pitune.policies.network.options.add import network_with_options
-from pitune.policies.network.options.conditioning import ConditioningConfig, condition_of
 from pitune.policies.network.options.config import NetworkOptions
+from pitune.policies.network.options.tokens.conditioning import ConditioningConfig, condition_of
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.algorithm import Algorithm, Needs
 from pitune.rl.algorithms.bc import CloningStep, clone

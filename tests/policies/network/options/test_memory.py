@@ -14,7 +14,7 @@ from torch import Tensor
 from pitune import policies
 from pitune.policies import DelayConfig, FlowPolicy, InferenceSession, ModelInput, infer
 from pitune.policies.network.context import Context
-from pitune.policies.network.options.memory import Memory, MemoryConfig
+from pitune.policies.network.options.tokens.memory import Memory, MemoryConfig
 from pitune.policies.serving.config import ServerConfig
 from pitune.policies.serving.server import PolicyServer
 

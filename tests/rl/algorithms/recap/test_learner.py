@@ -16,7 +16,7 @@ from pitune import envs, policies, rl
 from pitune.policies import Actor, FlowPolicy, NetworkOptions
 from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.network.options.add import network_with_options
-from pitune.policies.network.options.conditioning import ConditioningConfig
+from pitune.policies.network.options.tokens.conditioning import ConditioningConfig
 from pitune.rl import Recap, RecapConfig
 from pitune.rl.algorithms.recap.learner import with_indicator
 from pitune.rl.experience.attempts import collect_attempts

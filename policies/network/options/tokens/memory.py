@@ -31,8 +31,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pitune.policies.network.extensions import Extension
 from pitune.policies.network.layers import Linear, RMSNorm
-from pitune.policies.network.options.gated_tokens import Extra
 from pitune.policies.network.options.option import OptionConfig
+from pitune.policies.network.options.tokens.gated_tokens import Extra
 from pitune.ranges import NonNegativeInt
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from tensordict import TensorDict, TensorDictBase
 from pitune import envs, rl
 from pitune.envs.workers.launch import end_group, fork_server, kill_group, lead_group
 from pitune.experiments.runs.train_config import TrainConfig
-from pitune.experiments.train_policy import policy_to_train
+from pitune.experiments.training.policy import policy_to_train
 from pitune.rl import ranks
 from pitune.rl.experience.rollouts import Rollouts
 

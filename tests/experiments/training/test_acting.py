@@ -13,14 +13,14 @@ import torch
 
 from pitune import envs, experiments, rl
 from pitune.experiments.runs.loop import acting
-from pitune.experiments.runs.loop.acting import (
+from pitune.experiments.train import TrainConfig, Trainer, train
+from pitune.experiments.training.acting import (
     ActingRollouts,
     acting_state,
     as_bytes,
     load_acting_state,
     of_bytes,
 )
-from pitune.experiments.train import TrainConfig, Trainer, train
 from pitune.rl.experience.rollouts import Rollouts
 
 OFF_POLICY = [entry.name for entry in rl.registry.entries() if entry.off_policy]
