@@ -4,7 +4,8 @@ The tokens are a block after the published state token, computed once per observ
 to pictures, prompt and state, and the actions attend to them through gates that start at 0 (see
 `gated_tokens`). A registered encoder turns the state into tokens. An outside embedding is an
 ordinary part of the environment's state, and its encoder reads those entries.
-Letters: B rows, S model state dim, T state tokens, D width.
+In shapes, `tokens` is the number of state tokens.
+Letters: B rows, S model state dim, D width.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class StateEncoder(nn.Module, ABC):
         ...         self.linear.reset_parameters()
         ...
         ...     def forward(self, state):  # (B, S)
-        ...         return self.linear(state[:, [0, -1]])[:, None]  # (B, T, D)
+        ...         return self.linear(state[:, [0, -1]])[:, None]  # (B, tokens, D)
     """
 
     @abstractmethod
@@ -50,7 +51,7 @@ class StateEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, state: Tensor) -> Tensor:
-        """Return tokens (B, T, D) of normalized states (B, S), float32."""
+        """Return tokens (B, tokens, D) of normalized states (B, S), float32."""
 
 
 _ENCODERS: dict[str, Callable[[Pi0Config], StateEncoder]] = {}
@@ -158,7 +159,7 @@ class StateTokens(Extension):
                 encoder.reset_parameters()  # type: ignore[operator]
 
     def forward(self, state: Tensor) -> Tensor:
-        """Return the tokens (B, T, D) of normalized states (B, S)."""
+        """Return the tokens (B, tokens, D) of normalized states (B, S)."""
         parts = [
             part(state[:, rows])[:, None]
             for part, rows in zip(self.parts, self.slices, strict=True)
