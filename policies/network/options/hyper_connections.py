@@ -104,8 +104,8 @@ class HyperConnection(Extension):
             streams: (streams, B, L, D).
 
         Returns:
-            The input (B, L, D), the streams without the part's output (streams, B, L, D), and the weight
-            of the output in each stream (streams, 1 or B, 1 or L, 1).
+            The input (B, L, D), the streams without the part's output (streams, B, L, D), and the
+            weight of the output in each stream (streams, 1 or B, 1 or L, 1).
         """
         n, dtype = len(streams), streams.dtype
         read, mix, write = (value.to(dtype) for value in (self.read, self.mix, self.write))
@@ -129,5 +129,5 @@ def expand(x: Tensor, n: int) -> Tensor:
 
 
 def collapse(streams: Tensor) -> Tensor:
-    """Return the mean (B, L, D) of streams (streams, B, L, D), exactly their value if all are equal."""
+    """Return the mean (B, L, D) of (streams, B, L, D), exactly their value if all are equal."""
     return streams[0] + (streams - streams[0]).mean(0)
