@@ -99,6 +99,9 @@ class PretrainConfig(Settings):
     """Losses of the language head beside the flow's."""
     status: StatusLossConfig = field(default_factory=StatusLossConfig)
     """Loss of the task-status head."""
+    compile: bool = False
+    """Whether to compile the policy with `torch.compile`, for long cloning of large networks. It
+    needs a C++ compiler."""
     torch_threads: Threads = 1
     """Threads of PyTorch on the CPU, which change the last bits of the results."""
     seed: Seed = 0
@@ -259,6 +262,8 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         info=replace(policy.info, real_time_delay=config.real_time_delay),
     )
     policy = data.with_fast_tokenizer(policy, demonstrations, config.vlm)
+    if config.compile:
+        policy.compile_functions()
     floored = policy.preprocessor.floored()
     if any(floored.values()):
         screen.note(f"dimensions that hardly moved, scaled as if they had: {floored}")

@@ -77,6 +77,9 @@ class QuickstartConfig(Settings):
     """Longest time for fine-tuning [min]."""
     wandb: WandbMode = "offline"
     """Weights & Biases: `offline` writes its files into the run's folder."""
+    compile: bool = False
+    """Whether to compile the policy for fine-tuning with `torch.compile`. It takes a minute or
+    more, which only a long run saves, and needs a C++ compiler."""
 
     @property
     def folder(self) -> Path:
@@ -170,6 +173,7 @@ def training_config(config: QuickstartConfig, settings: Recipe) -> TrainConfig:
         max_minutes=config.max_minutes,
         stop_at=settings.stop_at,
         wandb=config.wandb,
+        compile=config.compile,
     )
 
 

@@ -131,16 +131,16 @@ class Trainer(TrainState):
         """Collect a rollout, learn from it, and return the metrics of both."""
         seconds, steps = dict(self.seconds), self.rollouts.num_env_steps
         # rollout and update
-        start = time.perf_counter()
+        start = self._clock()
         rollout = self.rollouts.collect()
-        collected = time.perf_counter()
+        collected = self._clock()
         metrics = learn(self.run, self.iteration + 1, self.algorithm, rollout)
 
         # time of each phase
         simulator = self.rollouts.simulator_seconds
         self.seconds["simulator"] += simulator
         self.seconds["policy"] += collected - start - simulator
-        self.seconds["update"] += time.perf_counter() - collected
+        self.seconds["update"] += self._clock() - collected
         self.iteration += 1
         phases = {f"seconds/{key}": self.seconds[key] - seconds[key] for key in self.seconds}
         num_steps = self.rollouts.num_env_steps
@@ -150,6 +150,7 @@ class Trainer(TrainState):
             **rl.rollout_metrics(rollout),
             **phases,
             "seconds/save": self._saving.spent_since_last_row(),
+            **self._clock.compile_row(self.seconds),
             **memory_in_use(),
             "env_steps": float(num_steps),
             "env_steps_per_second": (num_steps - steps) / (collected - start),
@@ -159,17 +160,17 @@ class Trainer(TrainState):
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate on the validation starts and return the metrics."""
-        start, config = time.perf_counter(), self.config
+        start, config = self._clock(), self.config
         metrics = validate(self.env, self.algorithm.actor, config.eval_episodes, config.seed)
-        seconds = time.perf_counter() - start
+        seconds = self._clock() - start
         self.seconds["evaluation"] += seconds
         return {**metrics, "seconds/evaluation": seconds}
 
     def _final_evaluation(self) -> dict[str, Any]:
         """Evaluate on the test starts, deployed and exploring."""
-        start, config = time.perf_counter(), self.config
+        start, config = self._clock(), self.config
         result = evaluate_both(self.env, self.algorithm.actor, config.eval_episodes, config.seed)
-        self.seconds["evaluation"] += time.perf_counter() - start
+        self.seconds["evaluation"] += self._clock() - start
         return result
 
     def _film(self, name: str) -> None:

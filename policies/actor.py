@@ -15,6 +15,7 @@ width of the action expert.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -245,6 +246,22 @@ class LikelihoodActor(Actor):
         """
         return self.likelihood.distribution(self.policy, self.encode_decisions(td), len(td), td)
 
+    def sample_chain(
+        self, context: Context, noise: Tensor, draws: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return chains (N, K + 1, H, A) of encoded observations, and their log-probabilities.
+
+        The last result has the rollout's further entries of the likelihood, such as its tokens.
+
+        Args:
+            context: Encoded observations (N).
+            noise: Starting points (N, H, A).
+            draws: Random choices of the likelihood.
+        """
+        dist = self.likelihood.distribution(self.policy, context, len(noise), draws)
+        noise = starting_points(noise, context, self.policy.sampler)
+        return *dist.sample_and_log_prob(noise), dist.chosen
+
     @torch.no_grad()
     def terminal_std(self, td: TensorDictBase) -> float:
         """Return the standard deviation that the last flow step gives executed entries.
@@ -264,12 +281,12 @@ class LikelihoodActor(Actor):
         with torch.no_grad():
             prefix = self.policy.encode_prefix(ModelInput.of(td)) if self.keep_prefix else None
             context = self.encode(td, prefix)
-            dist = self.likelihood.distribution(self.policy, context, len(td), draws)
-            noise = starting_points(noise, context, self.policy.sampler)
-            chain, log_prob = dist.sample_and_log_prob(noise)  # (N, K + 1, H, A)
+            num_layers = self.policy.loop_layers if self.config.compiled else math.inf
+            sample = self.policy.compiled(LikelihoodActor.sample_chain, num_layers)
+            chain, log_prob, chosen = sample(self, context, noise, draws)  # (N, K + 1, H, A)
 
         # entries of the rollout
-        td.update({**draws, **dist.chosen})
+        td.update({**draws, **chosen})
         self.write_memory(td, context)
         if self.policy.feature_dim:  # cached for the critics, because encoding is expensive
             td.set("features", context.features)

@@ -40,7 +40,7 @@ def check_guidance(network: Pi0Config, sampler: SamplerConfig) -> None:
     guidance = sampler.guidance
     if not guidance.scale:
         return
-    if not network.options.tokens.conditioning.kinds:
+    if not network.options.conditioning.kinds:
         raise ValueError(
             f"sampler.guidance.scale={guidance.scale} drops a condition, and this network has none "
             "that was dropped in training (options.conditioning); set guidance.scale=0"

@@ -131,12 +131,12 @@ def check_parts(
             f"execution_horizon={sampler.execution_horizon} must be between 1 and "
             f"action_horizon={network.action_horizon}"
         )
-    if network.options.tokens.memory.is_on and sampler.decoder == "fast":
+    if network.options.memory.is_on and sampler.decoder == "fast":
         raise ValueError(
             "sampler.decoder='fast' cannot be combined with a memory (options.memory), which the "
             "tokens of actions do not read; take decoder='flow'"
         )
-    if network.options.tokens.memory.is_on and sampler.delay.highest:
+    if network.options.memory.is_on and sampler.delay.highest:
         raise ValueError(
             f"delay={sampler.delay} cannot be combined with a memory (options.memory), because a "
             "late decision would read the memory of an earlier observation; leave one of them out"

@@ -7,15 +7,18 @@ robot action dim, s robot state dim, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from pitune.compilation import LOOP_LAYERS, Compilation
 from pitune.policies.conditions import check_guidance
 from pitune.policies.flow.path import TimeGrid
+from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
 from pitune.policies.network.options.tokens.conditioning import INSTRUCTION_NULL
@@ -38,6 +41,8 @@ from pitune.policies.under_delay import (
     remainder_of,
     remainder_steps,
 )
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class PolicyParts(nn.Module):
@@ -193,6 +198,53 @@ class PolicyParts(nn.Module):
         """Whether every entry of a chunk is executed, if no old chunk precedes it."""
         horizon, action_dim = self.chunk_shape
         return num_executed(self.sampler) >= horizon and action_dim == self.preprocessor.action_dim
+
+    def compiled(self, function: Function, num_layers: float = 0) -> Function:
+        """Return the compiled form of a function, or the function if none are compiled.
+
+        Args:
+            function: Its arguments are modules, settings and tensors with rows (N, ...).
+            num_layers: Layers that a loop in it runs through. A long loop stays as it is, and the
+                network's methods inside it are compiled.
+        """
+        compilation = self.network.compilation
+        if compilation is None or torch.compiler.is_compiling() or num_layers > LOOP_LAYERS:
+            return function
+        return compilation(function)
+
+    @property
+    def is_traceable(self) -> bool:
+        """Whether the flow depends on no values. One that continues an old chunk asks for rows."""
+        return self.remainder_steps == 0
+
+    @property
+    def loop_layers(self) -> float:
+        """Layers that a sampling loop runs through, infinite if it cannot be compiled."""
+        num_layers = self.grid.flow_steps * self.network.config.expert.depth
+        return num_layers if self.is_traceable else math.inf
+
+    def compile_functions(self, backend: str = "inductor") -> None:
+        """Compile the policy's functions from now on, each at its first call.
+
+        Policies that share the network, and later copies, are compiled too.
+
+        Args:
+            backend: Of `torch.compile`.
+
+        Raises:
+            RuntimeError: the machine has no C++ compiler.
+        """
+        self.network.compilation = Compilation(self.device, backend)
+
+    def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
+        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
+
+        Under a decision delay they are h + R, of which the first are those of the old chunk.
+        """
+        remainder = remainder_of(inputs)
+        point = point if remainder is None else with_prefix(point, remainder)
+        state = inputs.robot_state.to(self.device)
+        return self.preprocessor.unnormalize_action(point[:, : self.num_planned], state)
 
     @property
     def prefix_is_frozen(self) -> bool:

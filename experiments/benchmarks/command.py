@@ -1,4 +1,4 @@
-"""`pitune bench`: a word picks the benchmark."""
+"""`pitune bench`: the table of all parts, or the benchmark that a word picks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pitune.experiments.command_line.parsing import arguments
 BENCHMARKS: Mapping[str, str] = {
     "delay": "success and smoothness under decision delays, for four kinds of seams",
     "network_options": "loss and success of cloned policies with options of the network",
+    "parts": "time of every part, as a multiple of the bare network's",
     "pi0": "time and memory of a π0 network: prefix, flow steps, a training step",
     "rollout": "speed of chunked collection against the bare simulator",
     "serving": "throughput and latency of a policy server for one client and for many",
@@ -21,25 +22,34 @@ BENCHMARKS: Mapping[str, str] = {
 }
 """Module of each benchmark, with one line for the overview."""
 
+MODULES = {"parts": "parts.table"}
+"""Modules that are not named like their benchmark."""
+DEFAULT = "parts"
+"""The benchmark without a word."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     with exit_with_message():
         args = arguments(argv)
-        if not args or args[0] in ("-h", "--help", HELP_ALL):
+        if args and args[0] in ("-h", "--help", HELP_ALL):
             print(overview())
             return
+        if not args or args[0].startswith("-"):
+            args = [DEFAULT, *args]
         if args[0] not in BENCHMARKS:
             nearest = get_close_matches(args[0], BENCHMARKS, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
             raise ValueError(f"unknown benchmark {args[0]!r}{hint} valid: {', '.join(BENCHMARKS)}")
-        import_module(f"pitune.experiments.benchmarks.{args[0]}").main(args[1:])
+        module = MODULES.get(args[0], args[0])
+        import_module(f"pitune.experiments.benchmarks.{module}").main(args[1:])
 
 
 def overview() -> str:
     """Return the benchmarks, one per line."""
     lines = [f"  {name:<15} {summary}" for name, summary in BENCHMARKS.items()]
-    return "\n".join(["usage: pitune bench BENCHMARK [OPTIONS]", "", "benchmarks:", *lines])
+    head = f"benchmarks ({DEFAULT} by default):"
+    return "\n".join(["usage: pitune bench [BENCHMARK] [OPTIONS]", "", head, *lines])
 
 
 if __name__ == "__main__":

@@ -97,6 +97,9 @@ class EvaluateConfig(Settings):
     """Storage of the dataset's pictures."""
     device: DeviceName = "cuda" if torch.cuda.is_available() else "cpu"
     """Device of the policy."""
+    compile: bool = False
+    """Whether to compile the policy with `torch.compile`, for long evaluations. It needs a C++
+    compiler."""
     torch_threads: Threads | None = None
     """Threads of PyTorch on the CPU. Its own number by default, divided by the shards."""
 

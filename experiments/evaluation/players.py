@@ -100,6 +100,11 @@ def check_servers(config: EvaluateConfig) -> None:
         raise ValueError(
             f"stochastic and delay need the policy itself, not a server ({uri}); leave them"
         )
+    if config.compile:
+        raise ValueError(
+            f"compile=True needs the policy itself, not a server ({uri}), which has "
+            "settings of its own; leave it, or pass the folder of the checkpoint"
+        )
     if config.vary:
         raise ValueError(
             f"vary needs the policy itself, not a server ({uri}), which decides its own settings; "
@@ -127,6 +132,8 @@ def load_players(config: EvaluateConfig, grid: Sequence[Cell]) -> dict[str, Play
             players[name] = Player(name, path, None)
             continue
         policy = policies.load(path, config.load).to(config.device)
+        if config.compile:
+            policy.compile_functions()
         note = environment_note(policy, config.env)
         if note is not None:
             screen.note(note)

@@ -93,6 +93,9 @@ class TrainConfig(Settings):
     torch_threads: Threads = 1
     """Threads of PyTorch on the CPU. A fixed number makes results independent of the number of
     cores, and a small policy gains nothing from more. Raise it for large networks."""
+    compile: bool = False
+    """Whether to compile the policy with `torch.compile`. It takes a minute or more before the
+    first iterations, and needs a C++ compiler."""
     resume: bool = False
     """Continue the run in --out from its latest checkpoint. On the command line the run's own
     settings are the defaults, and its folder may follow: `--resume runs/pick/ppo`."""

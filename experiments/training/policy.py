@@ -30,4 +30,6 @@ def policy_to_train(config: TrainConfig) -> FlowPolicy:
     policy = with_environment(policy, config.env)
     policy = policy.with_delay(config.delay)
     policies.apply_finetuning(policy, config.finetune)
+    if config.compile:
+        policy.compile_functions()
     return shard(policy) if config.shard else policy

@@ -14,7 +14,7 @@ from pitune.experiments.distributed.start import join, own_random_numbers, rank_
 from pitune.experiments.distributed.state import Counts, check_drift
 from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import rank_of
-from pitune.experiments.runs.loop.clock import PHASES, SaveTimer
+from pitune.experiments.runs.loop.clock import PHASES, SaveTimer, WorkClock
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import report_memory
 from pitune.experiments.runs.run import Run
@@ -65,7 +65,7 @@ class TrainState:
         config = self.config
         policy = policy_to_train(config)
         self.algorithm = rl.make(config.algorithm, policy)
-        report_memory(self.algorithm.actor.policy, config.algorithm.policy_minibatch)
+        report_memory(self.algorithm.actor.policy, config)
 
         self.env = envs.make(rank_env(config.env))
         rl.check_fit(policy, self.env.spec)
@@ -75,7 +75,8 @@ class TrainState:
         own_random_numbers(config.seed)
         self.rollouts = rollouts_of(config, self.env, self.algorithm)
         self.iteration, self.ended_by = 0, ""
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._clock = WorkClock(config.compile)
+        self.seconds = dict.fromkeys((*PHASES, *self._clock.phases), 0.0)
         self._saving = SaveTimer(config.save_minutes)
         self.before: dict[str, Any] = {}
         self.restarts: list[int] = []

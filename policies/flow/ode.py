@@ -69,6 +69,14 @@ def ode_log_likelihood(
             actions. Otherwise the number of random sign vectors of Hutchinson's unbiased estimate,
             the same along the whole path.
     """
+    # the backward passes through one evaluation are many, which compiled code does not allow
+    with torch.compiler.set_stance("force_eager"):
+        return _log_likelihood(field, action, flow_steps, num_probes)
+
+
+def _log_likelihood(
+    field: VelocityField, action: Tensor, flow_steps: int, num_probes: int
+) -> tuple[Tensor, Tensor]:
     x = action[:, None]  # (B, 1, H, A)
     # random signs (probes, B, 1, H, A) for Hutchinson's estimate
     probes = None

@@ -41,6 +41,8 @@ class LikelihoodConfig(Settings):
     """Whether the log-probability has a gradient."""
     decoder: ClassVar[Literal["flow", "fast"]] = "flow"
     """The part of the policy that makes the chunks: its flow, or its FAST tokens."""
+    compiled: ClassVar[bool] = True
+    """Whether acting may be compiled whole. Otherwise the functions inside it are."""
 
     reduction: Reduction = "sum"
     """Reduction over a step's entries: their sum is the log-density, their mean tempers the ratio.
@@ -148,6 +150,7 @@ class ExactFlowConfig(LikelihoodConfig):
     """
 
     trainable: ClassVar[bool] = False
+    compiled: ClassVar[bool] = False
 
     num_probes: NonNegativeInt = 0
     """Probes of Hutchinson's divergence estimate. 0 is exact and takes H * A backward passes."""
@@ -166,6 +169,7 @@ class FastLikelihoodConfig(LikelihoodConfig):
     """
 
     decoder: ClassVar[Literal["flow", "fast"]] = "fast"
+    compiled: ClassVar[bool] = False
 
     temperature: PositiveFloat = 1.0
     """Temperature of the sampled tokens [-]."""

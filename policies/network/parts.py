@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pitune.compilation import Compilation
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.extensions import make_extension
 from pitune.policies.network.gemma import Gemma
@@ -32,6 +33,7 @@ class Pi0Parts(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
+        self.compilation: Compilation | None = None
         width = config.expert.width
         self.paligemma_with_expert = Experts(config)
         self.action_in_proj = Linear(config.action_dim, width)

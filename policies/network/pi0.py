@@ -24,6 +24,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn.functional import silu
 
+from pitune.compilation import compilable
 from pitune.policies.flow.path import FlowOutput
 from pitune.policies.network.context import Context
 from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mask
@@ -46,6 +47,7 @@ class Pi0(Pi0Parts):
     Attributes:
         compute_dtype: Precision of the towers. The projections around them, the flow and the
             densities stay float32.
+        compilation: Compiles the encoders and the velocity. None leaves them as they are.
         extensions: Modules that pretrained weights lack, by name. Each maps the action tokens
             (B, M, H, D) to action tokens, see `pitune.policies.network.extensions`.
         options: Modules of options that act around the towers, by name.
@@ -85,6 +87,7 @@ class Pi0(Pi0Parts):
             prefix = self.encode_prefix(images, image_mask, tokens, token_mask)
         return self.with_state(prefix, state, state_offset)
 
+    @compilable
     def encode_prefix(
         self,
         images: Tensor | None = None,
@@ -115,6 +118,7 @@ class Pi0(Pi0Parts):
         last = prompt_end(hidden, valid, self.config.options)
         return Context(cache, features, valid if is_padded else None, last=last)
 
+    @compilable
     def with_state(
         self, prefix: Context | None, state: Tensor, state_offset: Tensor | None = None
     ) -> Context:
@@ -198,6 +202,7 @@ class Pi0(Pi0Parts):
         valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
         return *self.expert(tokens, positions, valid[:, None, None], cache), valid
 
+    @compilable
     def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:
         """Return the velocity and the expert's features at M flow times per row, in one pass.
 

@@ -218,7 +218,7 @@ def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
     if rollout.batch_size.numel() == 0:  # TensorDict.numel() is never below 1
         return {}
     outcome = sub_dict(rollout, "next")
-    counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)  # (R * E, T)
+    counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)  # (ranks * E, T)
     num, invalid = int(counted.sum()), ranks.total(outcome["invalid"].sum())
     metrics = {"train/episodes": float(num), "train/invalid": float(invalid)}
     if num and "success" in outcome.keys():

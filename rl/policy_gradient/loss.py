@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import (
@@ -134,6 +134,18 @@ class PolicyLoss:
             batch: Decisions with `chain`, `action_log_prob`, `advantage` (B, 1) and the entries of
                 `with_draws`. They may have a `weight` (B, 1) with mean 1 over all decisions.
         """
+        policy = self.actor.policy
+        compiles = policy.network.compilation is not None and self.actor.config.decoder == "flow"
+        if not compiles or not policy.is_traceable:
+            return self._of_batch(batch)
+        # compiled code takes the number of rows from tensors, and not from a TensorDict
+        compute = policy.compiled(PolicyLoss._of_entries)
+        return compute(self, dict(batch.items(include_nested=True, leaves_only=True)))
+
+    def _of_entries(self, entries: dict[NestedKey, Tensor]) -> tuple[Tensor, Metrics]:
+        return self._of_batch(TensorDict(entries, batch_size=[len(entries["advantage"])]))
+
+    def _of_batch(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         log_ratio, dist = log_ratios(self.actor, batch)
         return self.of_ratios(log_ratio, dist, batch)
 

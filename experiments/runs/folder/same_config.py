@@ -14,6 +14,7 @@ from pitune.experiments.runs.progress import screen
 HARMLESS = (
     "device",
     "torch_threads",
+    "compile",
     "env.num_workers",
     "env.workers_on",
     "env.ray_address",
@@ -21,7 +22,8 @@ HARMLESS = (
 )
 """Settings of speed and place, which may differ when a run is resumed.
 
-Other devices, threads and sharding round differently, so the numbers are then equal up to rounding.
+Other devices, threads, compiled code and sharding round differently, so the numbers are then equal
+up to rounding.
 """
 
 

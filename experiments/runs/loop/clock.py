@@ -9,9 +9,52 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+from pitune.compilation import CompileClock
+from pitune.experiments.runs.progress import screen
+
 PHASES = ("simulator", "policy", "update", "evaluation", "save")
 """Phases of a run whose time is measured."""
 MIB = 2**20
+
+
+class WorkClock:
+    """A clock that stands still while functions are compiled.
+
+    Args:
+        compiles: Whether the policy is compiled.
+
+    Example:
+        >>> clock = WorkClock(compiles=False)
+        >>> clock() <= clock(), clock.phases, clock.compile_row({})
+        (True, (), {})
+    """
+
+    def __init__(self, compiles: bool) -> None:
+        self._compilations = CompileClock() if compiles else None
+        self._number, self._seconds = 0, 0.0
+        self.phases: tuple[str, ...] = ("compile",) if compiles else ()
+        """Phases of a run beyond `PHASES`."""
+
+    def __call__(self) -> float:
+        """Return the time without compilations [s]."""
+        compilations = self._compilations
+        return time.perf_counter() - (0.0 if compilations is None else compilations.seconds)
+
+    def compile_row(self, seconds: dict[str, float]) -> dict[str, float]:
+        """Return the time of the compilations since the last call, for a row of metrics [s].
+
+        Args:
+            seconds: Time of each phase so far, to which it is added.
+        """
+        clock = self._compilations
+        if clock is None:
+            return {}
+        number, spent = clock.number - self._number, clock.seconds - self._seconds
+        self._number, self._seconds = clock.number, clock.seconds
+        if number:
+            screen.note(f"compiled {number} functions in {spent:.0f} s, which no speed counts")
+        seconds["compile"] += spent
+        return {"seconds/compile": spent}
 
 
 class SaveTimer:

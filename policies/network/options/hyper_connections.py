@@ -10,7 +10,6 @@ The streams begin as copies of the tokens, and their mean enters the final norm.
 `write` is 1, so all streams stay equal to the single one of the published network. With
 `dynamic=True` each of the three also has a term that depends on the token, scale * tanh(W
 norm(h_i)), whose W starts at 0.
-In shapes, `streams` is their number.
 Letters: B rows, L tokens, D width.
 Source: Zhu et al. 2024 (hyper-connections). The paper sums the streams at the end; the mean is the
 same up to the scale, which the norm removes, and is exact for pretrained weights.
@@ -129,5 +128,5 @@ def expand(x: Tensor, n: int) -> Tensor:
 
 
 def collapse(streams: Tensor) -> Tensor:
-    """Return the mean (B, L, D) of (streams, B, L, D), exactly their value if all are equal."""
+    """Return the mean (B, L, D) of streams (streams, B, L, D), exact if all are equal."""
     return streams[0] + (streams - streams[0]).mean(0)

@@ -76,7 +76,7 @@ def test_it_learns_with_a_memory_and_the_ratio_is_one(name: str, new: Callable) 
     moved = {key for key, value in start.items() if not torch.equal(value, after[key])}
     assert moved
     if name in {"ppo", "fpo", "grpo", "filtered_bc", "bc"}:  # reading and writing learn
-        memory = "policy.network.options.tokens.memory."
+        memory = "policy.network.options.memory."
         assert {f"{memory}candidate.weight", f"{memory}q_proj.weight"} <= moved
 
 

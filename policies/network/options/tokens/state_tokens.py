@@ -4,7 +4,6 @@ The tokens are a block after the published state token, computed once per observ
 to pictures, prompt and state, and the actions attend to them through gates that start at 0 (see
 `gated_tokens`). A registered encoder turns the state into tokens. An outside embedding is an
 ordinary part of the environment's state, and its encoder reads those entries.
-In shapes, `tokens` is the number of state tokens.
 Letters: B rows, S model state dim, D width.
 """
 
@@ -42,7 +41,7 @@ class StateEncoder(nn.Module, ABC):
         ...         self.linear.reset_parameters()
         ...
         ...     def forward(self, state):  # (B, S)
-        ...         return self.linear(state[:, [0, -1]])[:, None]  # (B, tokens, D)
+        ...         return self.linear(state[:, [0, -1]])[:, None]  # (B, parts, D)
     """
 
     @abstractmethod
@@ -51,7 +50,7 @@ class StateEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, state: Tensor) -> Tensor:
-        """Return tokens (B, tokens, D) of normalized states (B, S), float32."""
+        """Return tokens (B, parts, D) of normalized states (B, S), float32."""
 
 
 _ENCODERS: dict[str, Callable[[Pi0Config], StateEncoder]] = {}
@@ -159,7 +158,7 @@ class StateTokens(Extension):
                 encoder.reset_parameters()  # type: ignore[operator]
 
     def forward(self, state: Tensor) -> Tensor:
-        """Return the tokens (B, tokens, D) of normalized states (B, S)."""
+        """Return the tokens (B, parts, D) of normalized states (B, S)."""
         parts = [
             part(state[:, rows])[:, None]
             for part, rows in zip(self.parts, self.slices, strict=True)
