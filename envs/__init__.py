@@ -23,6 +23,7 @@ from pitune.envs.delayed_env import DelayedChunkEnv
 from pitune.envs.gym.registration import GymOptions
 from pitune.envs.libero.registration import LiberoOptions
 from pitune.envs.maniskill.registration import ManiSkillOptions
+from pitune.envs.memory_env import MemoryChunkEnv
 from pitune.envs.metaworld.registration import MetaWorldOptions
 from pitune.envs.mock.registration import MockOptions
 from pitune.envs.registry import (
@@ -62,6 +63,7 @@ __all__ = [
     "GymOptions",
     "LiberoOptions",
     "ManiSkillOptions",
+    "MemoryChunkEnv",
     "MetaWorldOptions",
     "MockOptions",
     "Observation",

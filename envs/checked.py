@@ -1,6 +1,6 @@
 """The checks around every adapter: valid arguments, finite results, and copies of the results.
 
-Letters: E envs, N rows, d robot action dim.
+Letters: E envs, N rows, h executed actions, d robot action dim.
 """
 
 from __future__ import annotations
@@ -154,6 +154,17 @@ class CheckedEnv:
             ValueError: a number is not finite.
         """
         return self._checks.confirm(*numbers)
+
+    def announce(self, chunk: Tensor, active: Tensor) -> None:
+        """Hand a chunk (E, h, d) [robot units] to an adapter that takes its steps ahead.
+
+        The same actions must follow by `step`, for the environments of `active` (E,) whose episodes
+        go on. Only an adapter whose workers are on other machines has a method for it. A chunk that
+        is not finite is not announced, because `step` rejects it.
+        """
+        announce = getattr(self.env, "announce", None)
+        if announce is not None and torch.isfinite(chunk[active]).all():
+            announce(torch.maximum(torch.minimum(chunk, self.high), self.low), active)
 
     def abandon(self) -> None:
         """Give up all running episodes, so that those that are not reset next can wait.

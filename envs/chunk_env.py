@@ -185,6 +185,7 @@ class ChunkEnv(EnvBase):
         active = executed = self._playing()
         flags = {key: torch.zeros_like(active) for key in ("terminated", "truncated", "invalid")}
         rewards, live, on_host = [], [], self.env.spec.device.type == "cpu"
+        self.env.announce(chunk, active)
         # steps of the chunk (E, d), without the episodes that have ended
         for j in range(h):
             live.append(active)

@@ -9,6 +9,7 @@ from pitune.envs.success import SuccessRule
 from pitune.ranges import PositiveFloat, PositiveInt, Range, Settings
 
 Reward = Literal["sparse", "dense"]
+WorkersOn = Literal["processes", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,11 @@ class EnvConfig(Settings):
     """Processes (or MuJoCo threads) that share the environments. 0 runs them in this process.
     A simulator that steps all environments in one call (`mock/`, ManiSkill on a GPU, a vector
     environment of Gymnasium) has no use for workers."""
+    workers_on: WorkersOn = "processes"
+    """Where the workers run: `processes` of this machine, or actors of a `ray` cluster, for single
+    CPU simulators. Results are equal bit for bit."""
+    ray_address: str | None = None
+    """Address of the Ray cluster, for example `auto`. By default Ray is started on this machine."""
     reward: Reward = "sparse"
     """`sparse` is 1 on success and else 0, `dense` is the simulator's own reward."""
     success: SuccessRule = "once"

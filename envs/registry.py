@@ -238,6 +238,12 @@ def _with_settings(env: VectorEnv, config: EnvConfig) -> VectorEnv:
         ValueError: it cannot honor one of them.
     """
     spec = env.spec
+    if config.workers_on != "processes" and not hasattr(env, "announce"):
+        env.close()
+        raise ValueError(
+            f"workers_on={config.workers_on!r} is not supported by {config.id}, which is not made "
+            "of single CPU simulators in workers; leave it out"
+        )
     if config.control_hz is not None and not isclose(config.control_hz, spec.control_hz):
         env.close()
         raise ValueError(

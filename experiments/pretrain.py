@@ -24,7 +24,7 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.find_checkpoint import with_environment
 from pitune.experiments.pretraining import data
-from pitune.experiments.pretraining.state import restore_cloning, save_cloning
+from pitune.experiments.pretraining.state import clone_and_save, restore_cloning, save_cloning
 from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import plain, write_config
 from pitune.experiments.runs.folder.same_config import check_same
@@ -32,16 +32,15 @@ from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
 from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
-from pitune.rl.algorithms.bc import CloningStep, clone
+from pitune.rl.algorithms.bc import CloningStep
+from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.datasets.config import DataConfig, RecordConfig
-from pitune.rl.datasets.demonstrations import ChunkSource, load_demonstrations
+from pitune.rl.datasets.demonstrations import load_demonstrations
 
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
 """Files in --out: the settings, and the state of a cloning that is not finished."""
 TOKENIZER = Path("tokenizer/tokenizer.json")
 """File in --out of the tokenizer that is made from the instructions."""
-SAVE_EVERY = 250
-"""Gradient steps between two writes of that state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +91,14 @@ class PretrainConfig(Settings):
     """Options of the network, all off by default."""
     draws_per_chunk: PositiveInt = 1
     """Draws of noise and flow time for each chunk, which share the encoding of the observation."""
+    immiscible_noise: bool = False
+    """Whether the noise of a minibatch is assigned to its chunks, see `BCConfig`."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture while cloning [pixels], a fresh one in each step."""
+    language: LanguageLossConfig = field(default_factory=LanguageLossConfig)
+    """Losses of the language head beside the flow's."""
+    status: StatusLossConfig = field(default_factory=StatusLossConfig)
+    """Loss of the task-status head."""
     compile: bool = False
     """Whether to compile the policy with `torch.compile`, for long cloning of large networks. It
     needs a C++ compiler."""
@@ -176,7 +181,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         screen.note(f"cloning continues after {step.num_steps} of {config.gradient_steps} steps")
     else:
         save_cloning(step, chunks, config.out / PARTIAL)
-    loss = _clone(config, step, chunks)
+    loss = clone_and_save(step, chunks, config.gradient_steps, config.out / PARTIAL)
 
     # checkpoint, which replaces the partial one
     policies.save(with_environment(step.policy, config.env), folder)
@@ -204,7 +209,7 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
     env = envs.make(config.env)
     spec = env.spec
     if config.words:  # instructions that cannot be read are rejected here
-        data.tokenizer_for(spec.tasks, config.vlm, config.out / TOKENIZER)
+        data.tokenizer_for(spec.tasks, config.vlm, config.out / TOKENIZER, config.language.text)
     num_tasks = len(spec.tasks) if spec.seeded_tasks else 1
     total = num_tasks * config.num_demonstrations
     with screen.task("demonstrations", total) as task:
@@ -234,7 +239,9 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
     """Return a new policy with the optimizer that clones the demonstrations."""
     tokenizer = None
     if config.words:
-        tokenizer = data.tokenizer_for(demonstrations.tasks, config.vlm, config.out / TOKENIZER)
+        tokenizer = data.tokenizer_for(
+            demonstrations.tasks, config.vlm, config.out / TOKENIZER, config.language.text
+        )
     policy = policies.small_policy(
         demonstrations.obs["state"],
         demonstrations.action,
@@ -254,6 +261,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         sampler=replace(config.sampler, real_time=real_time),
         info=replace(policy.info, real_time_delay=config.real_time_delay),
     )
+    policy = data.with_fast_tokenizer(policy, demonstrations, config.vlm)
     if config.compile:
         policy.compile_functions()
     floored = policy.preprocessor.floored()
@@ -270,22 +278,12 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         minibatch_size=config.minibatch_size,
         real_time_delay=config.real_time_delay,
         draws_per_chunk=config.draws_per_chunk,
+        immiscible_noise=config.immiscible_noise,
         picture_shift=config.picture_shift,
+        language=config.language,
+        status=config.status,
     )
     return CloningStep(policy, cloning)
-
-
-def _clone(config: PretrainConfig, step: CloningStep, chunks: ChunkSource) -> float:
-    """Take the remaining gradient steps and return their mean loss."""
-    first, total = step.num_steps, config.gradient_steps
-    with screen.task("cloning", total, done=first) as task:
-
-        def on_step(number: int) -> None:
-            task.update(first + number)
-            if (first + number) % SAVE_EVERY == 0:
-                save_cloning(step, chunks, config.out / PARTIAL)
-
-        return clone(step, chunks, total - first, on_step)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,8 +23,8 @@ from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import TrainingProgress, closing_table
 from pitune.experiments.runs.signals import StoppedBySignal, StopRequest
 from pitune.experiments.runs.train_config import TrainConfig
-from pitune.experiments.train_arguments import parse as parse
-from pitune.experiments.train_state import TrainState
+from pitune.experiments.training.arguments import parse as parse
+from pitune.experiments.training.state import TrainState
 from pitune.rl import ranks
 
 

@@ -10,12 +10,15 @@ from pitune.policies.actor import Actor, LikelihoodActor
 from pitune.policies.checkpoints.config import LoadConfig
 from pitune.policies.checkpoints.formats import load, save
 from pitune.policies.checkpoints.pipelines import PIPELINES, Pipeline
+from pitune.policies.fast.config import FastDecodingConfig
+from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetuning
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.policies.inference import infer
+from pitune.policies.inference import InferenceSession, infer
 from pitune.policies.likelihood.config import (
     ExactFlowConfig,
+    FastLikelihoodConfig,
     FlowMatchingConfig,
     FlowNoiseConfig,
     FlowSDEConfig,
@@ -55,6 +58,9 @@ __all__ = [
     "DelayConfig",
     "DelayedActor",
     "ExactFlowConfig",
+    "FastDecodingConfig",
+    "FastLikelihoodConfig",
+    "FastTokenizer",
     "FinetuneConfig",
     "FlowChain",
     "FlowMatchingConfig",
@@ -63,6 +69,7 @@ __all__ = [
     "FlowSDEConfig",
     "FlowStepConfig",
     "GemmaConfig",
+    "InferenceSession",
     "Likelihood",
     "LikelihoodActor",
     "LikelihoodConfig",

@@ -16,7 +16,7 @@ width of the action expert.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -26,13 +26,15 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
 from pitune.policies.conditions import check_stateless
+from pitune.policies.decision import Decision, memory_marks
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
-from pitune.policies.likelihood.registry import make_likelihood
+from pitune.policies.likelihood.registry import likelihood_name, make_likelihood
 from pitune.policies.network.context import Context, pack, stored_prefix
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
-from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
+from pitune.policies.preprocessing.model_input import MODEL_INPUT, WRITTEN, ModelInput
+from pitune.policies.recurrence import with_recalled_memory
 from pitune.policies.under_delay import starting_points
 
 
@@ -109,14 +111,20 @@ class Actor(TensorDictModuleBase):
         super().__init__()
         self.policy = policy
         self.in_keys, self.out_keys = [MODEL_INPUT], ["action"]
+        if policy.has_memory:
+            self.out_keys.append(WRITTEN)
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         noise = td.get("noise", None)
         noise = None if noise is None else noise.to(self.policy.device)
         if interaction_type() == InteractionType.DETERMINISTIC:
             with torch.no_grad():
-                return td.set("action", self.deployed_actions(ModelInput.of(td), noise))
+                return td.update(self.deployed_entries(ModelInput.of(td), noise))
         return self.explore(td, noise)
+
+    def write_memory(self, td: TensorDictBase, context: Context) -> None:
+        """Write the memory that decisions (N) hand on, if the policy has one."""
+        td.update(memory_marks(context.written))
 
     def evaluated(self) -> Actor:
         """Return the actor whose exploration is evaluated, this one by default.
@@ -125,9 +133,16 @@ class Actor(TensorDictModuleBase):
         """
         return self
 
-    def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
-        """Return the actions (N, h, d) [robot units] of the deployed policy."""
-        return self.policy.sample_actions(inputs, noise)
+    def deployed_entries(self, inputs: ModelInput, noise: Tensor | None) -> dict[str, Tensor]:
+        """Return the entries that the deployed policy writes: `action`, and marks of its decisions.
+
+        The actions are (N, h, d) [robot units], and the marks (N,).
+        """
+        return self.entries_of(self.policy.decide(inputs, noise), inputs)
+
+    def entries_of(self, decision: Decision, inputs: ModelInput) -> dict[str, Tensor]:
+        """Return the entries of decisions for observations (N)."""
+        return {"action": self.policy.executed(decision.chunk, inputs), **decision.marks}
 
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:
         """Write `out_keys` for observations (N). The default does not explore.
@@ -137,7 +152,7 @@ class Actor(TensorDictModuleBase):
             noise: Starting points (N, H, A), or None for fresh ones.
         """
         with torch.no_grad():
-            return td.set("action", self.deployed_actions(ModelInput.of(td), noise))
+            return td.update(self.deployed_entries(ModelInput.of(td), noise))
 
 
 class LikelihoodActor(Actor):
@@ -169,10 +184,17 @@ class LikelihoodActor(Actor):
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
         super().__init__(policy)
         check_stateless(policy.sampler.guidance)
+        if policy.sampler.decoder != config.decoder:
+            raise ValueError(
+                f"the likelihood {likelihood_name(config)!r} explores with the policy's "
+                f"{config.decoder}, but the policy is deployed with "
+                f"sampler.decoder={policy.sampler.decoder!r}; take the decoder "
+                f"{config.decoder!r} (--load.decoder), or another likelihood"
+            )
         self.config = config
         self.likelihood = make_likelihood(config, policy)
         self.log_prob_keys, self.dist_sample_keys = ["action_log_prob"], ["chain"]
-        self.out_keys = ["action", "chain", "action_log_prob"]
+        self.out_keys = [*self.out_keys, "chain", "action_log_prob"]
         if policy.feature_dim:
             self.out_keys.append("features")
         self.out_keys += self.likelihood.draw_keys
@@ -204,10 +226,12 @@ class LikelihoodActor(Actor):
     def encode_decisions(self, td: TensorDictBase) -> Context:
         """Return the encoded observations of decisions (N), from their prefixes if they have any.
 
+        With a history of each, the memory that it read is written again, with a gradient.
+
         A collector carries the last decision's entries into the next input, so acting may not use
         this function.
         """
-        return self.encode(td, stored_prefix(td))
+        return self.encode(with_recalled_memory(self.policy, td), stored_prefix(td))
 
     def state_offset(self, td: TensorDictBase) -> Tensor | None:
         """Return an offset (N, D) of the state tokens, or None for no offset (the default)."""
@@ -224,8 +248,8 @@ class LikelihoodActor(Actor):
 
     def sample_chain(
         self, context: Context, noise: Tensor, draws: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return chains (N, K + 1, H, A) of encoded observations, and their log-probabilities.
+    ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+        """Return chains (N, K + 1, H, A), their log-probabilities, and the entries `chosen`.
 
         Args:
             context: Encoded observations (N).
@@ -233,7 +257,8 @@ class LikelihoodActor(Actor):
             draws: Random choices of the likelihood.
         """
         dist = self.likelihood.distribution(self.policy, context, len(noise), draws)
-        return dist.sample_and_log_prob(starting_points(noise, context, self.policy.sampler))
+        start = starting_points(noise, context, self.policy.sampler)
+        return *dist.sample_and_log_prob(start), dist.chosen
 
     @torch.no_grad()
     def terminal_std(self, td: TensorDictBase) -> float:
@@ -256,10 +281,11 @@ class LikelihoodActor(Actor):
             context = self.encode(td, prefix)
             num_layers = self.policy.loop_layers if self.config.compiled else math.inf
             sample = self.policy.compiled(LikelihoodActor.sample_chain, num_layers)
-            chain, log_prob = sample(self, context, noise, draws)  # (N, K + 1, H, A)
+            chain, log_prob, chosen = sample(self, context, noise, draws)  # (N, K + 1, H, A)
 
         # entries of the rollout
-        td.update(draws)
+        td.update({**draws, **chosen})
+        self.write_memory(td, context)
         if self.policy.feature_dim:  # cached for the critics, because encoding is expensive
             td.set("features", context.features)
         if prefix is not None:

@@ -17,7 +17,7 @@ from pitune.policies.flow.guidance import GuidanceConfig, GuidedField
 from pitune.policies.flow.path import VelocityField
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
-from pitune.policies.network.options.conditioning import (
+from pitune.policies.network.options.tokens.conditioning import (
     DROPPED,
     NEGATIVE,
     POSITIVE,

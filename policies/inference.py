@@ -34,7 +34,8 @@ def infer(
 
     Raises:
         ValueError: an entry is missing, stands there twice with different values, or has a wrong
-            shape, type or range; the noise has a wrong shape or is not finite.
+            shape, type or range; the noise has a wrong shape or is not finite; the policy has a
+            memory, which `InferenceSession` hands on.
 
     Example:
         >>> from pitune.policies import SamplerConfig, small_policy
@@ -43,16 +44,68 @@ def infer(
         >>> infer(policy, {"observation/state": [0.0, 0.0, 0.0, 0.0]}).shape
         (8, 2)
     """
-    start = None if noise is None else _start(policy, noise)
-    with torch.no_grad():
-        return policy.sample_chunk(robot_input(policy, raw), start)[0].cpu().numpy()
+    if policy.has_memory:
+        raise ValueError(
+            "the policy has a memory (options.memory), which each decision of an episode hands on "
+            "to the next one; take `InferenceSession(policy)` and its `infer` and `reset`"
+        )
+    return InferenceSession(policy).infer(raw, noise)
 
 
-def robot_input(policy: FlowPolicy, raw: Mapping[str, Any]) -> ModelInput:
-    """Return the network's input (1 row) for one robot's observation. See `infer`."""
+class InferenceSession:
+    """The decisions of one robot, one episode after the other, with the memory of the policy.
+
+    A policy without a memory decides as in `infer`. Sessions of one policy are independent.
+
+    Args:
+        policy: Acts as deployed, by the flow's ODE.
+
+    Example:
+        >>> from pitune.policies import SamplerConfig, small_policy
+        >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
+        >>> policy = small_policy(states, actions, action_horizon=8, sampler=SamplerConfig())
+        >>> session = InferenceSession(policy)
+        >>> session.infer({"observation/state": [0.0, 0.0, 0.0, 0.0]}).shape
+        (8, 2)
+        >>> session.reset()  # the next observation begins an episode
+    """
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        self.policy = policy
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an episode, with an empty memory."""
+        self.memory = self.policy.empty_memory(1)
+
+    @torch.no_grad()
+    def infer(self, raw: Mapping[str, Any], noise: np.ndarray | None = None) -> np.ndarray:
+        """Return the whole chunk (H, d) [robot units] for the next observation. See `infer`.
+
+        An observation that raises an error leaves the memory as it is.
+        """
+        policy = self.policy
+        start = None if noise is None else _start(policy, noise)
+        inputs = robot_input(policy, raw, self.memory)
+        decision = policy.decide(inputs, start)
+        self.memory = decision.marks.get("written_memory")
+        state = inputs.robot_state.to(policy.device)
+        return policy.preprocessor.unnormalize_action(decision.chunk, state)[0].cpu().numpy()
+
+
+def robot_input(
+    policy: FlowPolicy, raw: Mapping[str, Any], memory: Tensor | None = None
+) -> ModelInput:
+    """Return the network's input (1 row) for one robot's observation. See `infer`.
+
+    Args:
+        policy: Gives the preprocessing.
+        raw: The observation.
+        memory: Memory that the decision reads (1, memory, D), of a policy with one.
+    """
     prompt = policy.preprocessor.config.prompt
     instructions = () if prompt is None else (instruction_of(prompt, raw),)
-    return policy.model_input(observation(policy, raw), instructions)
+    return policy.model_input(observation(policy, raw), instructions, memory)
 
 
 def observation(policy: FlowPolicy, raw: Mapping[str, Any]) -> TensorDict:

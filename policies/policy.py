@@ -6,14 +6,15 @@ action dim, d robot action dim, s robot state dim, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import replace
 from typing import Any
 
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.by_tokens import decide_by_tokens
 from pitune.policies.conditions import encode_state, encode_words, guided, with_dropped
+from pitune.policies.decision import Decision, memory_marks
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.ode import integrate
 from pitune.policies.flow.path import (
@@ -24,6 +25,7 @@ from pitune.policies.flow.path import (
 )
 from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.context import Context
+from pitune.policies.network.options.tokens.memory import with_written_memory
 from pitune.policies.noise_source import NoiseSource, SteeringConfig
 from pitune.policies.policy_config import check_noise
 from pitune.policies.policy_parts import PolicyParts
@@ -35,6 +37,7 @@ from pitune.policies.preprocessing.critic_input import (
 )
 from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput
+from pitune.policies.status import with_status
 from pitune.policies.under_delay import continued_field, remainder_of, starting_points
 
 
@@ -98,6 +101,7 @@ class FlowPolicy(PolicyParts):
         self.requires_grad_(False)
         width = self.preprocessor.model_state_dim + self.network.config.feature_dim
         width += old_chunk_dim(config.remainder_steps, self.preprocessor.action_dim)
+        width += math.prod(self.memory_shape)
         horizon = self.sampler.execution_horizon
         source = NoiseSource(config, self.chunk_shape, horizon, width).to(self.device)
         return self.replace(noise_source=source)
@@ -109,19 +113,6 @@ class FlowPolicy(PolicyParts):
             ValueError: it cannot act under this delay.
         """
         return self.replace(sampler=replace(self.sampler, delay=delay))
-
-    def model_input(
-        self, obs: TensorDictBase | Mapping[str, Tensor], tasks: Sequence[str] = ()
-    ) -> ModelInput:
-        """Return the network's input for observations (N).
-
-        Args:
-            obs: `state` (N, s), and `image/<camera>` and `task_id` if the policy uses them.
-            tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
-        """
-        rows = {key: obs[key] for key in self.obs_keys if key in obs.keys()}
-        td = TensorDict(rows, batch_size=[len(obs["state"])])
-        return ModelInput.of(self.observation_preprocessor(tasks)(td))
 
     def encode(
         self,
@@ -141,6 +132,8 @@ class FlowPolicy(PolicyParts):
         else:
             prefix = with_dropped(self.network, prefix, inputs.condition)
         context = encode_state(self.network, self.sampler.guidance, inputs, prefix, state_offset)
+        if self.has_memory:
+            context = with_written_memory(self.network, context, self.memory_of(inputs))
         if inputs.remainder is None or inputs.delay is None:
             return context
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
@@ -173,13 +166,24 @@ class FlowPolicy(PolicyParts):
         state, shape = state.to(self.device), (steps, self.preprocessor.action_dim)
         old = old_chunk(inputs.remainder, inputs.delay, state, shape)
         state = critic_state(state, inputs.last_action, self.reads_last_action)
-        return critic_input(state, features, old_chunk=old)
+        memory = self.memory_of(inputs) if self.has_memory else None
+        return critic_input(state, features, old_chunk=old, memory=memory)
 
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
         return continued_field(
             guided(self.network, context, self.sampler.guidance), context, self.sampler
         )
+
+    def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
+        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
+
+        Under a decision delay they are h + R, of which the first are those of the old chunk.
+        """
+        remainder = remainder_of(inputs)
+        point = point if remainder is None else with_prefix(point, remainder)
+        state = inputs.robot_state.to(self.device)
+        return self.preprocessor.unnormalize_action(point[:, : self.num_planned], state)
 
     def solve(self, context: Context, noise: Tensor) -> Tensor:
         """Return the chunks (N, H, A) at the end of the ODE from noise (N, H, A), normalized.
@@ -194,13 +198,22 @@ class FlowPolicy(PolicyParts):
         chunk = integrate(self.field(context), noise, self.grid, self.sampler.solver)
         return chunk if remainder is None else with_prefix(chunk, remainder)
 
-    def sample_actions(
+    def sample_actions(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
+        """Return the deployed policy's executed actions (N, h, d) [robot units]. See `decide`."""
+        return self.executed(self.decide(inputs, noise).chunk, inputs)
+
+    def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
+        """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
+        chunk = self.decide(inputs, noise).chunk
+        return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
+
+    def decide(
         self,
         inputs: ModelInput,
         noise: Tensor | None = None,
         state_offset: Tensor | None = None,
-    ) -> Tensor:
-        """Return the deployed policy's executed actions (N, h, d) [robot units].
+    ) -> Decision:
+        """Return the deployed policy's decisions: normalized chunks (N, H, A), with their marks.
 
         Args:
             inputs: Observations (N).
@@ -208,21 +221,11 @@ class FlowPolicy(PolicyParts):
                 them, given or not.
             state_offset: See `encode`.
         """
-        return self.executed(self._integrate(inputs, noise, state_offset), inputs)
-
-    def sample_chunk(self, inputs: ModelInput, noise: Tensor | None = None) -> Tensor:
-        """Return all predicted actions (N, H, d) [robot units], for a robot that chooses h."""
-        chunk = self._integrate(inputs, noise)
-        return self.preprocessor.unnormalize_action(chunk, inputs.robot_state.to(self.device))
-
-    def _integrate(
-        self, inputs: ModelInput, noise: Tensor | None, state_offset: Tensor | None = None
-    ) -> Tensor:
-        """Return normalized chunks (N, H, A) at the end of the ODE.
-
-        A trained noise source replaces a given noise.
-        """
         context = self.encode(inputs, state_offset=state_offset)
+        if self.sampler.decoder == "fast":
+            start = self.draw_noise(len(inputs)) if noise is None else noise
+            by_tokens = decide_by_tokens(self, context, lambda: self.solve(context, start))
+            return with_status(self, context, by_tokens)
         source = self.noise_source
         if source is not None and source.is_steered:
             steps = source.config.remainder_steps
@@ -230,7 +233,8 @@ class FlowPolicy(PolicyParts):
         elif noise is None:
             noise = self.draw_noise(len(inputs))
         check_noise(noise, (len(inputs), *self.chunk_shape))
-        return self.solve(context, noise)
+        chunk = self.solve(context, noise)
+        return with_status(self, context, Decision(chunk, memory_marks(context.written)))
 
     def loss(
         self,
@@ -255,33 +259,32 @@ class FlowPolicy(PolicyParts):
             prefix: The result of `encode_prefix`. By default the observations are encoded here.
             state_offset: See `encode`.
         """
-        # random draws
+        return self.loss_and_hidden(inputs, action, noise, flow_time, prefix, state_offset)[0]
+
+    def loss_and_hidden(
+        self,
+        inputs: ModelInput,
+        action: Tensor,
+        noise: Tensor | None = None,
+        flow_time: Tensor | None = None,
+        prefix: Context | None = None,
+        state_offset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the result of `loss` and the hidden states of the action tokens (N, M, H, D)."""
+        # target and random draws
+        state = inputs.robot_state.to(self.device)
+        action = self.preprocessor.normalize_action(action.to(self.device), state)
         noise = self.draw_noise(len(action)) if noise is None else noise
         is_single = noise.ndim == 3
         noise = noise[:, None] if is_single else noise  # (N, M, H, A)
         check_noise(noise[:, 0], (len(action), *self.chunk_shape))
         if flow_time is None:
-            flow_time = sample_flow_time(noise.shape[:2].numel(), self.device)
+            flow_time = sample_flow_time(noise.shape[:2].numel(), action.device)
             flow_time = flow_time.reshape(noise.shape[:2])  # (N, M)
         elif is_single:
             flow_time = flow_time[:, None]  # (N, 1), or (N, 1, H) for those of single steps
 
-        compute = self.compiled(FlowPolicy._loss) if self.is_traceable else FlowPolicy._loss
-        loss = compute(self, inputs, action, noise, flow_time, prefix, state_offset)
-        return loss[:, 0] if is_single else loss
-
-    def _loss(
-        self,
-        inputs: ModelInput,
-        action: Tensor,
-        noise: Tensor,
-        flow_time: Tensor,
-        prefix: Context | None,
-        state_offset: Tensor | None,
-    ) -> Tensor:
-        # target, and velocity at the points of flow time
-        state = inputs.robot_state.to(self.device)
-        action = self.preprocessor.normalize_action(action.to(self.device), state)
+        # velocity at the points of flow time
         per_step = flow_time if flow_time.ndim == 3 else flow_time[..., None]  # (N, M, H or 1)
         x = interpolate(action[:, None], noise, per_step[..., None])  # (N, M, H, A)
         context = self.encode(inputs, prefix, state_offset=state_offset)
@@ -293,4 +296,4 @@ class FlowPolicy(PolicyParts):
         loss = prediction.weighted(loss, per_step[..., None])
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
-        return loss
+        return (loss[:, 0] if is_single else loss), output.hidden

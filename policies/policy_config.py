@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
+from pitune.policies.fast.config import FastDecodingConfig
+from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.flow.ode import Solver
@@ -20,6 +22,8 @@ from pitune.policies.network.lora import LoRAConfig
 from pitune.policies.preprocessing.preprocessor import Preprocessor, PreprocessorConfig
 from pitune.policies.preprocessing.prompt import Encoder
 from pitune.ranges import PositiveInt, Settings
+
+Decoder = Literal["flow", "fast"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,10 @@ class SamplerConfig(Settings):
 
     delay: DelayConfig = field(default_factory=DelayConfig)
     """Decision delay that the policy is fine-tuned under."""
+    decoder: Decoder = "flow"
+    """How the deployed policy makes a chunk: by its flow, or by its FAST tokens."""
+    fast: FastDecodingConfig = field(default_factory=FastDecodingConfig)
+    """Decoding of FAST tokens."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     """Conditions that the policy acts with, and guidance towards them."""
 
@@ -54,6 +62,7 @@ class SamplerConfig(Settings):
         if real_time is not None:  # pitune 0.3 had the delay of the cloning here
             real_time = {key: value for key, value in real_time.items() if key != "max_delay"}
         parts: dict[str, Any] = {"delay": DelayConfig(**values.get("delay", {}))}
+        parts["fast"] = FastDecodingConfig(**values.get("fast", {}))
         parts["guidance"] = GuidanceConfig(**values.get("guidance", {}))
         parts["real_time"] = None if real_time is None else RealTimeConfig(**real_time)
         return cls(**{**values, **parts})
@@ -72,6 +81,8 @@ class PolicyInfo:
     """Entries that an export in the checkpoint's own format needs."""
     tokenizer: Encoder | None = None
     """Tokenizer of a policy with a prompt."""
+    fast: FastTokenizer | None = None
+    """FAST tokenizer of a policy whose language model predicts actions."""
     lora: LoRAConfig | None = None
     """The network's low-rank updates."""
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -119,6 +130,16 @@ def check_parts(
         raise ValueError(
             f"execution_horizon={sampler.execution_horizon} must be between 1 and "
             f"action_horizon={network.action_horizon}"
+        )
+    if network.options.memory.is_on and sampler.decoder == "fast":
+        raise ValueError(
+            "sampler.decoder='fast' cannot be combined with a memory (options.memory), which the "
+            "tokens of actions do not read; take decoder='flow'"
+        )
+    if network.options.memory.is_on and sampler.delay.highest:
+        raise ValueError(
+            f"delay={sampler.delay} cannot be combined with a memory (options.memory), because a "
+            "late decision would read the memory of an earlier observation; leave one of them out"
         )
     if sampler.delay.highest:
         check_delay(sampler.delay.highest, sampler.execution_horizon, network.action_horizon)
@@ -177,4 +198,34 @@ def check_noise(noise: Tensor, shape: tuple[int, int, int]) -> None:
         raise ValueError(
             f"noise has shape {tuple(noise.shape)}; it must be (N, H, A) = {shape}, with the "
             "network's width A"
+        )
+
+
+def check_decoder(sampler: SamplerConfig, network: Pi0Config, is_steered: bool) -> None:
+    """Check that a policy can act by its FAST tokens, if its sampler sets that.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if sampler.decoder == "flow":
+        return
+    if not network.options.language_head.is_on:
+        raise ValueError(
+            "sampler.decoder='fast' acts by the tokens of a language head, and this network has "
+            "none; make one with network_options.language_head.enabled=True, or take 'flow'"
+        )
+    if is_steered:
+        raise ValueError(
+            "sampler.decoder='fast' reads no starting noise, so it cannot be steered; take "
+            "decoder='flow'"
+        )
+    if sampler.guidance.scale:
+        raise ValueError(
+            f"sampler.decoder='fast' takes no step of the flow that guidance.scale="
+            f"{sampler.guidance.scale} could change; set it to 0, or take decoder='flow'"
+        )
+    if sampler.delay.highest or sampler.delay.seam != "plain" or sampler.real_time is not None:
+        raise ValueError(
+            "sampler.decoder='fast' begins each chunk afresh; leave out real_time and a decision "
+            "delay, or take decoder='flow'"
         )

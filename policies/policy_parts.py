@@ -1,30 +1,32 @@
 """The parts of a flow policy, and the sizes that follow from them.
 
 Letters: N rows, H action horizon, h executed actions, R steps of a remainder, A model action dim, d
-robot action dim, D width.
+robot action dim, s robot state dim, D width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from pitune.compilation import LOOP_LAYERS, Compilation
 from pitune.policies.conditions import check_guidance
 from pitune.policies.flow.path import TimeGrid
-from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
-from pitune.policies.network.options.conditioning import INSTRUCTION_NULL
+from pitune.policies.network.options.tokens.conditioning import INSTRUCTION_NULL
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.noise_source import NoiseSource
 from pitune.policies.policy_config import (
     PolicyInfo,
     SamplerConfig,
+    check_decoder,
     check_parts,
     check_real_time,
     make_preprocessor,
@@ -71,6 +73,7 @@ class PolicyParts(nn.Module):
         self.noise_source, self.info = noise_source, info or PolicyInfo()
         check_parts(self.network.config, self.preprocessor.config, sampler)
         check_real_time(sampler, self.info)
+        check_decoder(sampler, self.network.config, noise_source is not None)
         check_guidance(self.network.config, sampler)
 
     @property
@@ -111,7 +114,37 @@ class PolicyParts(nn.Module):
     @property
     def critic_state_dim(self) -> int:
         """Width of a critic's input without features and time."""
-        return self.critic_obs_dim + old_chunk_dim(*self.remainder_shape)
+        old = old_chunk_dim(*self.remainder_shape)
+        return self.critic_obs_dim + old + math.prod(self.memory_shape)
+
+    @property
+    def memory_shape(self) -> tuple[int, int]:
+        """(memory, D) of the memory that decisions hand on, (0, D) without one."""
+        config = self.network.config
+        return config.options.memory.num_tokens, config.expert.width
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a decision depends on the earlier ones of its episode."""
+        return self.memory_shape[0] > 0
+
+    def memory_of(self, inputs: ModelInput) -> Tensor:
+        """Return the memory (N, memory, D) that decisions read.
+
+        Raises:
+            ValueError: the observations have none.
+        """
+        if inputs.memory is None:
+            raise ValueError(
+                "the policy has a memory (options.memory), but the observations have none; add "
+                "the one that the last decision wrote, or `policy.empty_memory(num)` at the "
+                "beginning of an episode"
+            )
+        return inputs.memory.to(self.device)
+
+    def empty_memory(self, num: int) -> Tensor | None:
+        """Return the memory (N, memory, D) of episodes that begin, None without a memory."""
+        return torch.zeros(num, *self.memory_shape, device=self.device) if self.has_memory else None
 
     @property
     def critic_obs_dim(self) -> int:
@@ -202,20 +235,6 @@ class PolicyParts(nn.Module):
         """
         self.network.compilation = Compilation(self.device, backend)
 
-    def draw_noise(self, num: int) -> Tensor:
-        """Return starting points from the standard normal (N, H, A)."""
-        return torch.randn(num, *self.chunk_shape, device=self.device)
-
-    def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
-        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
-
-        Under a decision delay they are h + R, of which the first are those of the old chunk.
-        """
-        remainder = remainder_of(inputs)
-        point = point if remainder is None else with_prefix(point, remainder)
-        state = inputs.robot_state.to(self.device)
-        return self.preprocessor.unnormalize_action(point[:, : self.num_planned], state)
-
     @property
     def prefix_is_frozen(self) -> bool:
         """Whether there are pictures or a prompt, and no module that encodes them is trained."""
@@ -224,6 +243,33 @@ class PolicyParts(nn.Module):
             return False
         nulls = (p for name, p in self.network.named_parameters() if name == INSTRUCTION_NULL)
         return not any(null.requires_grad for null in nulls)
+
+    def model_input(
+        self,
+        obs: TensorDictBase | Mapping[str, Tensor],
+        tasks: Sequence[str] = (),
+        memory: Tensor | None = None,
+    ) -> ModelInput:
+        """Return the network's input for observations (N).
+
+        Args:
+            obs: `state` (N, s), and `image/<camera>` and `task_id` if the policy uses them.
+            tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
+            memory: Memory that the decision reads (N, memory, D), of a policy with one.
+        """
+        rows = {key: obs[key] for key in self.obs_keys if key in obs.keys()}
+        td = TensorDict(rows, batch_size=[len(obs["state"])])
+        inputs = ModelInput.of(self.observation_preprocessor(tasks)(td))
+        return inputs if memory is None else replace(inputs, memory=memory)
+
+    def draw_noise(self, num: int) -> Tensor:
+        """Return starting points from the standard normal (N, H, A)."""
+        return torch.randn(num, *self.chunk_shape, device=self.device)
+
+    def normalized_chunk(self, rows: TensorDictBase) -> Tensor:
+        """Return the chunks to clone (N, H, A) [normalized action] of rows (N) with `action`."""
+        state = ModelInput.of(rows).robot_state.to(self.device)
+        return self.preprocessor.normalize_action(rows["action"].to(self.device), state)
 
     def observation_preprocessor(self, tasks: Sequence[str]) -> ObservationPreprocessor:
         """Return the module that adds `model_input` to an environment's observations.

@@ -21,7 +21,7 @@ from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.policies.preprocessing.prompt import PromptConfig
 from pitune.policies.preprocessing.tokenizer import Tokenizer
-from pitune.ranges import PositiveInt, Settings
+from pitune.ranges import NonNegativeInt, PositiveInt, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,10 @@ class SmallVLMConfig(Settings):
     """L, longest instruction [tokens]. Shorter ones are padded."""
     max_vocabulary: PositiveInt = 1024
     """Greatest number of tokens of the tokenizer that is made from the instructions."""
+    discrete_state: bool = False
+    """Whether the prompt contains the state as whole numbers too, which FAST tokens need."""
+    fast_tokens: NonNegativeInt = 0
+    """Embeddings for FAST tokens, after those of the tokenizer. 0 for none."""
 
     def language(self, expert: GemmaConfig) -> GemmaConfig:
         """Return the language model that an expert can attend to."""
@@ -130,16 +134,22 @@ def small_policy(
         expert=expert,
         vlm=vlm.language(expert) if reads_more else None,
         vision=vlm.vision(image_size) if cameras else None,
-        vocab_size=0 if tokenizer is None else tokenizer.vocab_size,
+        vocab_size=0 if tokenizer is None else tokenizer.vocab_size + vlm.fast_tokens,
         options=options or NetworkOptions(),
     )
     preprocessor = PreprocessorConfig(
         state=NormStats.of(state),
         action=NormStats.of(action),
+        # the whole numbers of a state are between its quantiles
+        normalization="quantile" if vlm.discrete_state else "zscore",
         pictures=_pictures(cameras, image_size),
-        prompt=None if tokenizer is None else PromptConfig(max_tokens=vlm.max_tokens),
+        prompt=None if tokenizer is None else _prompt(vlm),
     )
     return FlowPolicy(network, preprocessor, sampler, info=PolicyInfo(tokenizer=tokenizer))
+
+
+def _prompt(vlm: SmallVLMConfig) -> PromptConfig:
+    return PromptConfig(max_tokens=vlm.max_tokens, discrete_state=vlm.discrete_state)
 
 
 def _pictures(cameras: Sequence[str], image_size: int) -> PicturesConfig | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.dgn import DGN, DGNConfig
     from pitune.rl.algorithms.dsrl import DSRL, DSRLConfig
     from pitune.rl.algorithms.epo import EPO, EPOConfig
+    from pitune.rl.algorithms.es import ES, ESConfig
     from pitune.rl.algorithms.filtered_bc import FilteredBC, FilteredBCConfig
     from pitune.rl.algorithms.fpo import FPO, FPOConfig
     from pitune.rl.algorithms.grpo import GRPO, GRPOConfig
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.recap.config import RecapConfig
     from pitune.rl.algorithms.recap.learner import Recap
     from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
+    from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
     from pitune.rl.evaluation.evaluate import evaluate
     from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
     from pitune.rl.evaluation.paired import PairedTest, paired_test
@@ -47,6 +49,7 @@ __all__ = [
     "DGN",
     "DSRL",
     "EPO",
+    "ES",
     "FPO",
     "GRPO",
     "PPO",
@@ -62,12 +65,14 @@ __all__ = [
     "DSRLConfig",
     "Demonstrations",
     "EPOConfig",
+    "ESConfig",
     "EpisodeOutcome",
     "Evaluation",
     "FPOConfig",
     "FilteredBC",
     "FilteredBCConfig",
     "GRPOConfig",
+    "LanguageLossConfig",
     "Needs",
     "OffPolicyConfig",
     "PPOClipConfig",
@@ -76,6 +81,7 @@ __all__ = [
     "Recap",
     "RecapConfig",
     "Rollouts",
+    "StatusLossConfig",
     "UpdateConfig",
     "WSRLConfig",
     "check_fit",
@@ -100,6 +106,7 @@ _MODULES = {
     "algorithms.dgn": ("DGN", "DGNConfig"),
     "algorithms.dsrl": ("DSRL", "DSRLConfig"),
     "algorithms.epo": ("EPO", "EPOConfig"),
+    "algorithms.es": ("ES", "ESConfig"),
     "algorithms.filtered_bc": ("FilteredBC", "FilteredBCConfig"),
     "algorithms.fpo": ("FPO", "FPOConfig"),
     "algorithms.grpo": ("GRPO", "GRPOConfig"),
@@ -107,6 +114,7 @@ _MODULES = {
     "algorithms.recap.config": ("RecapConfig",),
     "algorithms.recap.learner": ("Recap",),
     "algorithms.wsrl": ("WSRL", "WSRLConfig"),
+    "cloning.config": ("LanguageLossConfig", "StatusLossConfig"),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.outcome": ("EpisodeOutcome", "Evaluation"),
     "evaluation.paired": ("PairedTest", "paired_test"),

@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import Actor, FlowPolicy, LikelihoodActor
+from pitune.policies.policy_config import Decoder
 from pitune.ranges import Settings
 
 Progress = Callable[[str, int, int], None]
@@ -125,6 +126,8 @@ class Algorithm(ABC, Generic[ConfigType]):
     """
 
     needs = Needs()
+    decoders: ClassVar[tuple[Decoder, ...]] = ("flow",)
+    """How the policies that it can train make their chunks, `SamplerConfig.decoder`."""
 
     def __init__(self, config: ConfigType, actor: Actor) -> None:
         self.config, self.actor = config, actor

@@ -11,7 +11,7 @@ from statistics import fmean
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from pitune.rl import gradients, ranks
 from pitune.rl.experience.sub_dict import sub_dict
@@ -98,14 +98,10 @@ def gradient_step(
 
     Only the optimizer's parameters get a gradient. A batch in several parts needs less memory and
     gives the same gradient up to rounding, because each part is weighted by its share of the rows.
-    Scalar metrics are averaged with these weights, and metrics per row are concatenated. The
-    returned norm is that before scaling.
-
-    Several ranks apply the mean gradient of the rows of all ranks, to the same parameters. The
-    metrics are those of this rank's rows.
-
-    All numbers that the host needs are read together, before the step: whether the loss is finite,
-    the scalar metrics and the norm. A step on an accelerator waits for it once.
+    Scalar metrics are averaged with these weights, and metrics per row are concatenated. The norm
+    is that before scaling. Several ranks apply the mean gradient of the rows of all ranks, but the
+    metrics are those of this rank's rows. The host reads all its numbers together before the step,
+    so it waits for an accelerator once.
 
     Args:
         optimizer: Optimizer of the trained parameters.
@@ -113,7 +109,7 @@ def gradient_step(
         batch: The rows of this rank, with all random draws that the loss needs.
         name: Name of the trained network, for the error.
         step: Number of the update or round, for the error.
-        max_grad_norm: Gradients are scaled down to this norm, or left alone if it is infinite.
+        max_grad_norm: Gradients are scaled down to this norm if it is finite.
         num_parts: Number of parts of the batch.
         group: Key of an integer index (B,). Rows with the same index stay in one part.
         summarize: Returns further scalar metrics of those of the whole batch.
@@ -142,16 +138,9 @@ def gradient_step(
     optimizer.zero_grad(set_to_none=True)
     parts = split_rows(batch, num_parts, group)
     shares = [len(part) / len(batch) for part in parts]
-    weight = gradients.row_weight(len(batch))
 
-    # gradient, accumulated over the parts
-    history: list[Metrics] = []
-    losses: list[Tensor] = []
-    for part, share in zip(parts, shares, strict=True):
-        part_loss, metrics = loss(part)
-        (part_loss * (share * weight)).backward(inputs=gradients.leaves(parameters))
-        losses.append(part_loss.detach())
-        history.append({key: value.detach() for key, value in metrics.items()})
+    # gradient of the rows of all ranks
+    losses, history = _accumulate(loss, parts, shares, parameters)
     gradients.average_gradients(parameters)
     norm = gradients.gradient_norm(parameters)
 
@@ -165,6 +154,23 @@ def gradient_step(
         gradients.clip_gradients(parameters, max_grad_norm, norm)
     optimizer.step()
     return merged, norm_read
+
+
+def _accumulate(
+    loss: Loss,
+    parts: Sequence[TensorDictBase],
+    shares: Sequence[float],
+    parameters: Sequence[nn.Parameter],
+) -> tuple[list[Tensor], list[Metrics]]:
+    """Add up the gradients of the parts of a batch, and return their losses and metrics."""
+    weight = gradients.row_weight(sum(map(len, parts)))
+    losses, history = [], []
+    for part, share in zip(parts, shares, strict=True):
+        part_loss, metrics = loss(part)
+        (part_loss * (share * weight)).backward(inputs=gradients.leaves(parameters))
+        losses.append(part_loss.detach())
+        history.append({key: value.detach() for key, value in metrics.items()})
+    return losses, history
 
 
 def _check_finite(

@@ -7,7 +7,7 @@ argument, or computes the same operations as without it, so that a run is the sa
 The ranks stay equal without copying weights: they start from the same weights, and each gradient
 step applies the same mean gradient. `pitune.rl.drift` compares them.
 
-Letters: R ranks, N rows.
+Letters: N rows.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def rank() -> int:
 
 
 def world() -> int:
-    """Return R."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -202,7 +202,7 @@ def wait() -> None:
 def balanced(rows: TensorDictBase, group: str | None = None) -> TensorDictBase:
     """Return rows (N) of which each rank has the same number, by moving surplus ones.
 
-    At most R - 1 rows (or groups) of all are left out.
+    At most (ranks - 1) rows (or groups) of all are left out.
 
     Args:
         rows: Rows of this rank.

@@ -52,6 +52,8 @@ class Entry:
     """Whether it requires a file of demonstrations."""
     unseen_demonstrations: bool = False
     """Whether the policy must not be cloned from these demonstrations."""
+    memory: bool = False
+    """Whether it fine-tunes policies with a memory."""
 
     @property
     def description(self) -> str:
@@ -95,6 +97,7 @@ def register(
     whole_episodes: bool = False,
     reads_demonstrations: bool = False,
     unseen_demonstrations: bool = False,
+    memory: bool = False,
 ) -> Callable[[AlgorithmType], AlgorithmType]:
     """Register the decorated class under `name`. A config of this type selects it.
 
@@ -106,6 +109,7 @@ def register(
         whole_episodes: See `Entry.whole_episodes`.
         reads_demonstrations: See `Entry.reads_demonstrations`.
         unseen_demonstrations: See `Entry.unseen_demonstrations`.
+        memory: See `Entry.memory`.
 
     Raises:
         ValueError: the name or the config is registered already.
@@ -135,6 +139,7 @@ def register(
             whole_episodes=whole_episodes,
             reads_demonstrations=reads_demonstrations,
             unseen_demonstrations=unseen_demonstrations,
+            memory=memory,
         )
         return algorithm
 
@@ -194,15 +199,29 @@ def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
     """Build a policy's algorithm, selected by the type of the config.
 
     Raises:
-        ValueError: no algorithm has this type of config, or the policy has a noise actor already.
-            Training would change the weights that its noise actor was trained for.
+        ValueError: no algorithm has this type of config, the algorithm trains another part than
+            the policy acts with or would not use its memory, or the policy has a noise actor
+            already. Training would change the weights that its noise actor was trained for.
     """
+    name = name_of(config)
+    if policy.has_memory and not entry(name).memory:
+        able = [entry.name for entry in entries() if entry.memory]
+        raise ValueError(
+            f"the policy has a memory (options.memory), and {name} would not store or train it; "
+            f"take one of {', '.join(able)}"
+        )
     if policy.noise_source is not None:
         raise ValueError(
             "the checkpoint is steered (it has a noise actor); fine-tune the checkpoint that it "
             "was made from, or go on with its run by --resume"
         )
-    build: Callable[..., Algorithm[Any]] = entry(name_of(config)).algorithm
+    build: type[Algorithm[Any]] = entry(name).algorithm
+    if policy.sampler.decoder not in build.decoders:
+        raise ValueError(
+            f"{name} trains a flow, but this policy acts with "
+            f"sampler.decoder={policy.sampler.decoder!r}; load it with decoder='flow' "
+            "(--load.decoder flow), or take ppo:fast or grpo:fast"
+        )
     return build(config, policy)
 
 

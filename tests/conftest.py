@@ -62,6 +62,7 @@ def small_preset(demonstrations_file: Path) -> Callable[[str], rl.AlgorithmConfi
         "num_epochs": 2,
         "critic_warmup": 1,
         "group_size": 2,
+        "num_pairs": 2,
         "hidden": (16, 16),
         "value_steps": 2,
         "warmup_decisions": 16,

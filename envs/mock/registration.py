@@ -11,7 +11,7 @@ from pitune.envs.registry import register
 from pitune.envs.vector_env import VectorEnv
 from pitune.ranges import Range
 
-TASKS = ("Reach", "Script", "TwoGoals")
+TASKS = ("Reach", "Recall", "Script", "TwoGoals")
 """All names after `mock/`."""
 
 
@@ -37,6 +37,7 @@ def make_mock(name: str, config: EnvConfig) -> VectorEnv:
         ValueError: the name is unknown, or the environment cannot honor a setting.
     """
     from pitune.envs.mock.reach import Reach, Script
+    from pitune.envs.mock.recall import Recall
     from pitune.envs.mock.two_goals import TwoGoals
 
     num_envs, options = config.num_envs, config.typed_options(MockOptions)
@@ -61,6 +62,8 @@ def make_mock(name: str, config: EnvConfig) -> VectorEnv:
     if name == "Script":
         lengths = (config.time_limit(5),) * num_envs
         return Script(num_envs, lengths=lengths, ends=("time",) * num_envs, pays_time=False)
+    if name == "Recall":
+        return Recall(num_envs, max_episode_steps=config.time_limit(16))
     return TwoGoals(num_envs, max_episode_steps=config.time_limit(4))
 
 

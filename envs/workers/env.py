@@ -31,7 +31,7 @@ from pitune.envs.vector_env import EnvSpec, Observation, StepResult
 from pitune.envs.workers.expert import WorkerExpert
 from pitune.envs.workers.pool import Timeouts, WorkerPool
 from pitune.envs.workers.sub_envs import Factory
-from pitune.envs.workers.tasks import TaskTable, check_reward
+from pitune.envs.workers.tasks import TaskTable, check_reward, time_limit
 
 MAX_FAILURES = 10
 """Episodes in a row that one environment may fail, by default."""
@@ -113,7 +113,7 @@ class WorkerEnv:
         self._pool = WorkerPool(factory, id, num_envs, num_workers, timeouts, probe=probe)
         sub_env = self._pool.spec
         try:
-            limit = self._time_limit(id, max_episode_steps)
+            limit = time_limit(id, max_episode_steps, sub_env.max_episode_steps)
             self._tasks = TaskTable(id, tasks, sub_env.instructions, sub_env.num_tasks)
             check_reward(id, reward, sub_env.success_signal)
         except ValueError:
@@ -242,6 +242,14 @@ class WorkerEnv:
             {"success": torch.from_numpy(result.success), "invalid": torch.from_numpy(invalid)},
         )
 
+    def announce(self, chunk: Tensor, active: Tensor) -> None:
+        """Let workers on other machines take the steps of a chunk. See `CheckedEnv.announce`."""
+        if self._pool.plans_ahead:
+            may_step = active.numpy() & self._running
+            may_step[list(self._pool.lost)] = False
+            left = self.spec.max_episode_steps - self._num_steps
+            self._pool.announce(np.flatnonzero(may_step), chunk.numpy(), left)
+
     def render(self) -> Tensor:
         """Return one picture of every environment (E, Y, X, 3) uint8, black before its reset.
 
@@ -282,16 +290,6 @@ class WorkerEnv:
                     f"{self.spec.id}: environment {row} broke down {self._max_failures} times in a "
                     f"row (max_failures), the last time because: {reason}"
                 )
-
-    def _time_limit(self, env_id: str, limit: int | None) -> int:
-        """Return the time limit, that of the sub-environment by default."""
-        chosen = self._pool.spec.max_episode_steps if limit is None else limit
-        if chosen is None or chosen < 1:
-            raise ValueError(
-                f"{env_id}: max_episode_steps={limit} must be at least 1, and may be None only for "
-                "an environment with a time limit of its own; pass max_episode_steps"
-            )
-        return chosen
 
     def _copy_obs(self) -> Observation:
         """Return the last observation of all E environments in tensors of its own."""

@@ -1,53 +1,27 @@
 """The worker processes of a `WorkerEnv`: which one holds which environment, and their replacement.
 
-Letters: E envs, N rows, s robot state dim.
+Letters: E envs, N rows, s robot state dim, h executed actions, d robot action dim.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pitune.envs.config import EnvConfig
 from pitune.envs.workers.observation import empty_obs
 from pitune.envs.workers.process import LocalWorker, Worker, WorkerDiedError
+from pitune.envs.workers.remote.ahead import AnyWorker, StepsAhead
+from pitune.envs.workers.remote.timeouts import Timeouts as Timeouts
 from pitune.envs.workers.rows import Rows
 from pitune.envs.workers.serve import Failure
 from pitune.envs.workers.spaces import SubEnvSpec
 from pitune.envs.workers.sub_envs import Factory
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timeouts:
-    """The longest times to wait for one worker [s].
-
-    Example:
-        >>> Timeouts(step=5.0).of("step")
-        5.0
-    """
-
-    start: float = 180.0
-    """For all its sub-environments to be made."""
-    reset: float = 120.0
-    """For all its sub-environments to begin an episode."""
-    step: float = 120.0
-    """For any other reply."""
-
-    @classmethod
-    def of_config(cls, config: EnvConfig) -> Timeouts:
-        """Return the times of a config."""
-        return cls(start=config.start_timeout, reset=config.reset_timeout, step=config.step_timeout)
-
-    def of(self, method: str) -> float:
-        """Return the longest time for a method of `SubEnvs`."""
-        return {"start": self.start, "describe": self.start, "reset": self.reset}.get(
-            method, self.step
-        )
 
 
 class WorkerPool:
@@ -91,9 +65,10 @@ class WorkerPool:
     ) -> None:
         self._env_id, self._num_envs = env_id, num_envs
         self.timeouts = timeouts or Timeouts()
-        self.workers: list[Worker | LocalWorker] = []
-        self._probe: Worker | LocalWorker | None = None
-        kind = Worker if num_workers else LocalWorker
+        self.workers: list[AnyWorker] = []
+        self._probe: AnyWorker | None = None
+        self._ahead: StepsAhead | None = None
+        kind = self._kind(num_workers)
         try:
             for rows in np.array_split(np.arange(num_envs), max(num_workers, 1)):
                 self.workers.append(kind(range(rows[0], rows[-1] + 1), factory, env_id))
@@ -115,6 +90,52 @@ class WorkerPool:
         self.lost: dict[int, str] = {}
         """Environment -> reason, where its worker was replaced while it handled other rows."""
 
+    def _kind(self, num_workers: int) -> Callable[[range, Factory, str], AnyWorker]:
+        """Return the class of the workers.
+
+        Raises:
+            ValueError: they would be in this process and on Ray.
+        """
+        if self.timeouts.on == "processes":
+            return Worker if num_workers else LocalWorker
+        if not num_workers:
+            raise ValueError(
+                "workers_on='ray' needs workers, but num_workers=0 runs the environments in this "
+                "process; pass --env.num-workers 1 or more"
+            )
+        from pitune.envs.workers.remote.ray import RayWorker
+
+        return partial(RayWorker, address=self.timeouts.ray_address)
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether a chunk of steps is one message."""
+        return self.timeouts.on == "ray"
+
+    def announce(self, rows: np.ndarray, chunk: np.ndarray, left: np.ndarray) -> None:
+        """Let the workers take the steps of a chunk, whose results the next exchanges return.
+
+        Args:
+            rows: (N,).
+            chunk: (E, h, d) [robot units].
+            left: Steps until the time limit (E,).
+        """
+        left, actions = left[rows], chunk[rows].swapaxes(0, 1)  # (N,), (h, N, d)
+        # pictures are read at the end of the chunk, and of an episode
+        number = np.arange(1, len(actions) + 1)[:, None]  # (h, 1)
+        read = (number == len(actions)) | (number == left)  # (h, N)
+        for worker, here in self._shares(rows):
+            arguments = (actions[:, here], read[:, here], left[here])
+            worker.send("take_steps", rows[here] - worker.rows.start, *arguments)
+        self._ahead = StepsAhead(actions, rows)
+
+    def _shares(self, rows: np.ndarray) -> Iterator[tuple[AnyWorker, np.ndarray]]:
+        """Yield the workers of some rows (N,), each with the mask of its rows (N,)."""
+        for worker in self._open_workers():
+            here = (rows >= worker.rows.start) & (rows < worker.rows.stop)
+            if here.any():
+                yield worker, here
+
     def exchange(self, method: str, rows: np.ndarray, *values: np.ndarray) -> Rows:
         """Call a method of `SubEnvs` for `rows` (N,), with one of each of `values` (N, ...).
 
@@ -130,19 +151,25 @@ class WorkerPool:
         """
         result = Rows.empty(self.spec.state_dim, self.spec.cameras, self._num_envs)
         result.obs = self.obs
+        # the workers are ahead only in the steps of an announced chunk
+        ahead = self._ahead = self._ahead if method == "step" else None
+        if ahead is not None:
+            ahead.begin(rows, values[0])
+
         # all requests before the first answer, so that the workers run in parallel
         pending = []
-        for worker in self._open_workers():
-            in_worker = (rows >= worker.rows.start) & (rows < worker.rows.stop)
-            if in_worker.any():
-                parts = [value[in_worker] for value in values]
-                worker.send(method, rows[in_worker] - worker.rows.start, *parts)
-                pending.append((worker, rows[in_worker]))
+        for worker, here in self._shares(rows):
+            if ahead is None:
+                parts = [value[here] for value in values]
+                worker.send(method, rows[here] - worker.rows.start, *parts)
+            pending.append((worker, rows[here]))
 
         # answers
+        timeout = self.timeouts.of(method)
         for worker, worker_rows in pending:
             try:
-                self._merge(result, worker_rows, worker.receive(self.timeouts.of(method)))
+                part = worker.receive(timeout) if ahead is None else ahead.result(worker, timeout)
+                self._merge(result, worker_rows, part)
             except WorkerDiedError as error:
                 reason = self._replace(worker, error)
                 result.failed |= dict.fromkeys(worker_rows.tolist(), reason)
@@ -155,6 +182,7 @@ class WorkerPool:
         Raises:
             RuntimeError: a worker failed.
         """
+        self._ahead = None
         for worker in self._open_workers():
             worker.send(method)
         try:
@@ -172,12 +200,12 @@ class WorkerPool:
         for worker in workers:
             worker.stop()
 
-    def _open_workers(self) -> list[Worker | LocalWorker]:
+    def _open_workers(self) -> list[AnyWorker]:
         if not self.workers:
             raise RuntimeError(f"{self._env_id} is closed; make a new one")
         return self.workers
 
-    def _wait_until_made(self, worker: Worker | LocalWorker) -> None:
+    def _wait_until_made(self, worker: AnyWorker) -> None:
         """Wait until a new worker has made its sub-environments."""
         self._receive(worker, "while it made its environments", "no sub-environment could be made")
 
@@ -193,16 +221,14 @@ class WorkerPool:
             return self._description(self.workers[0], verify=True)
         return self._description(self._probe, verify=True)
 
-    def _description(self, worker: Worker | LocalWorker, *, verify: bool) -> SubEnvSpec:
+    def _description(self, worker: AnyWorker, *, verify: bool) -> SubEnvSpec:
         worker.send("describe", verify=verify)
         spec: SubEnvSpec = self._receive(
             worker, "in its first episodes", "no episode could be begun", "describe"
         )
         return spec
 
-    def _receive(
-        self, worker: Worker | LocalWorker, when: str, problem: str, method: str = "start"
-    ) -> Any:
+    def _receive(self, worker: AnyWorker, when: str, problem: str, method: str = "start") -> Any:
         """Return a worker's reply to one of the first two requests.
 
         Raises:
@@ -249,7 +275,7 @@ class WorkerPool:
             )
             result.failed[int(rows[position])] = reason
 
-    def _replace(self, worker: Worker | LocalWorker, error: WorkerDiedError) -> str:
+    def _replace(self, worker: AnyWorker, error: WorkerDiedError) -> str:
         """Replace a dead worker and return the reason in words."""
         first, last = worker.rows.start, worker.rows.stop - 1
         reason = f"the worker of environments {first} to {last} {error}"

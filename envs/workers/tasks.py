@@ -71,6 +71,21 @@ class TaskTable:
         return self.tasks.index(words)
 
 
+def time_limit(env_id: str, limit: int | None, own: int | None) -> int:
+    """Return the time limit [steps], that of the sub-environment by default.
+
+    Raises:
+        ValueError: there is none.
+    """
+    chosen = own if limit is None else limit
+    if chosen is None or chosen < 1:
+        raise ValueError(
+            f"{env_id}: max_episode_steps={limit} must be at least 1, and may be None only for "
+            "an environment with a time limit of its own; pass max_episode_steps"
+        )
+    return chosen
+
+
 def check_reward(env_id: str, reward: Reward, success_signal: bool) -> None:
     """Reject a sparse reward where there is no success.
 

@@ -29,8 +29,8 @@ from pitune.policies import FlowPolicy, GemmaConfig, ModelInput, NetworkOptions
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.prediction import PredictionConfig
-from pitune.policies.network.options.registers import RegistersConfig
-from pitune.policies.network.options.state_tokens import StateTokensConfig
+from pitune.policies.network.options.tokens.registers import RegistersConfig
+from pitune.policies.network.options.tokens.state_tokens import StateTokensConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 from pitune.ranges import PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep

@@ -32,6 +32,7 @@ from pitune.experiments.command_line.basic_options import is_basic
 from pitune.experiments.command_line.mistakes import HELP_ALL, check_values, one_sentence
 from pitune.experiments.command_line.outside import import_outside_modules
 from pitune.ranges import range_text
+from pitune.rl import ranks
 
 Config = TypeVar("Config")
 StructSpecRule = Callable[[StructTypeInfo], StructConstructorSpec | None]
@@ -51,6 +52,19 @@ def arguments(argv: Sequence[str] | None) -> list[str]:
         ImportError: there is no such module.
     """
     return import_outside_modules(sys.argv[1:] if argv is None else argv)
+
+
+def _check_ranks(kind: type[Any], prog: str) -> None:
+    """Reject a command that torchrun started several times, unless it shares its work.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if ranks.launched() and kind.__name__ != "TrainConfig":
+        raise ValueError(
+            f"torchrun has started several processes, and `{prog}` would do the same work in each; "
+            "start it without torchrun, or train (python -m pitune.experiments.train)"
+        )
 
 
 def parse(
@@ -74,6 +88,7 @@ def parse(
     Raises:
         ValueError: an argument is unknown or has no valid value.
     """
+    _check_ranks(kind, prog)
     # defaults and description
     check_values(args)
     default = default_of(kind, args) if default is None else default

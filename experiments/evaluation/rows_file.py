@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +40,7 @@ class StoredRow(NamedTuple):
 
 def line_of(row: StoredRow) -> str:
     """Return a row as a line of JSON."""
-    values = {"part": row.part, **asdict(row.outcome), "success_reported": row.reported}
+    values = {"part": row.part, **row.outcome.values(), "success_reported": row.reported}
     return json.dumps(values) + "\n"
 
 
@@ -72,6 +71,8 @@ def _check_types(outcome: EpisodeOutcome) -> None:
         **dict.fromkeys(("success_once", "success_at_end", "invalid"), (bool,)),
         "seed": (int, type(None)),
         "episode_return": (float, int),
+        "status_done": (bool, type(None)),
+        "undecoded": (int, type(None)),
     }
     for name, kinds in types.items():
         value = getattr(outcome, name)

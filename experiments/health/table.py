@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pitune.experiments.health.cloning import CLONING
 from pitune.experiments.health.every_run import EVERY_RUN
+from pitune.experiments.health.evolution import EVOLUTION
 from pitune.experiments.health.metric import Metric
 from pitune.experiments.health.off_policy import GUIDANCE, LEARNING_FROM_MEMORY, STEERING
 from pitune.experiments.health.policy_gradient import GROUPS, POLICY_GRADIENT, POPULATION
@@ -19,6 +20,7 @@ METRICS: tuple[Metric, ...] = (
     *STEERING,
     *GUIDANCE,
     *CLONING,
+    *EVOLUTION,
     *EVERY_RUN,
 )
 """By subject. The metrics that every run logs come last."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pitune import envs, rl
 from pitune.policies import FlowPolicy, SmallVLMConfig
+from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
 from pitune.policies.preprocessing.tokenizer import Tokenizer
+from pitune.rl.cloning.text_set import read_texts
 from pitune.rl.datasets.config import DataConfig, RecordConfig
-from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
+from pitune.rl.datasets.demonstrations import ChunkSource, chunk_source, random_chunks
 from pitune.rl.datasets.recorder import write_demonstrations
 
 
@@ -28,7 +31,7 @@ def chunks_of(
     """
     if dataset is not None:
         return chunk_source(policy, dataset, data)
-    return RandomChunks(demonstrations.preprocess(policy).chunks(policy.chunk_shape[0]))
+    return random_chunks(policy, demonstrations.preprocess(policy), recorded=demonstrations)
 
 
 def check_record(record: Path | None, dataset: Path | None) -> None:
@@ -103,6 +106,43 @@ def expert_lines(spec: envs.EnvSpec, counts: Sequence[tuple[int, int]]) -> list[
     return lines
 
 
-def tokenizer_for(tasks: Sequence[str], vlm: SmallVLMConfig, file: Path) -> Tokenizer:
-    """Return a new tokenizer of instructions, which is written into a file."""
-    return make_tokenizer(tasks, file, max_vocabulary=vlm.max_vocabulary, max_tokens=vlm.max_tokens)
+def tokenizer_for(
+    tasks: Sequence[str], vlm: SmallVLMConfig, file: Path, text: Path | None = None
+) -> Tokenizer:
+    """Return a new tokenizer of instructions, which is written into a file.
+
+    Args:
+        tasks: The instructions.
+        vlm: Sizes, and whether the prompts hold the state.
+        file: The new file.
+        text: Set of texts whose words become tokens too.
+    """
+    questions = [] if text is None else read_texts(text)
+    return make_tokenizer(
+        tasks,
+        file,
+        max_vocabulary=vlm.max_vocabulary,
+        max_tokens=vlm.max_tokens,
+        texts=[f"{question.prompt}\n {question.answer}\n" for question in questions],
+        numbers=vlm.discrete_state,
+    )
+
+
+def with_fast_tokenizer(
+    policy: FlowPolicy, demonstrations: rl.Demonstrations, vlm: SmallVLMConfig
+) -> FlowPolicy:
+    """Return a policy with a FAST tokenizer that is made from its demonstrations.
+
+    Args:
+        policy: Normalizes the chunks.
+        demonstrations: The chunks, with the states that relative actions need.
+        vlm: Number of FAST tokens. With none the policy is returned as it is.
+    """
+    if not vlm.fast_tokens:
+        return policy
+    chunks = demonstrations.chunks(policy.chunk_shape[0])
+    action = policy.preprocessor.normalize_action(chunks["action"], chunks["state"])
+    fast = FastTokenizer.fit(
+        action[..., : policy.preprocessor.action_dim], vocab_size=vlm.fast_tokens, skip_tokens=0
+    )
+    return policy.replace(info=replace(policy.info, fast=fast))

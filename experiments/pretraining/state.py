@@ -6,8 +6,28 @@ from pathlib import Path
 
 import torch
 
-from pitune.rl.algorithms.bc import CloningStep
+from pitune.experiments.runs.progress import screen
+from pitune.rl.algorithms.bc import CloningStep, clone
 from pitune.rl.datasets.demonstrations import ChunkSource
+
+SAVE_EVERY = 250
+"""Gradient steps between two writes of the state."""
+
+
+def clone_and_save(step: CloningStep, chunks: ChunkSource, num_steps: int, file: Path) -> float:
+    """Take the remaining gradient steps of `num_steps`, and return their mean loss.
+
+    The state is written every `SAVE_EVERY` steps.
+    """
+    first = step.num_steps
+    with screen.task("cloning", num_steps, done=first) as task:
+
+        def on_step(number: int) -> None:
+            task.update(first + number)
+            if (first + number) % SAVE_EVERY == 0:
+                save_cloning(step, chunks, file)
+
+        return clone(step, chunks, num_steps - first, on_step)
 
 
 def save_cloning(step: CloningStep, chunks: ChunkSource, file: Path) -> None:

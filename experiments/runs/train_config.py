@@ -63,6 +63,9 @@ class TrainConfig(Settings):
     resumed beyond it equals an uninterrupted run only from a multiple of `eval_every`."""
     num_chunks: PositiveInt = 41
     """Chunk decisions per environment in one rollout."""
+    act_while_learning: bool = False
+    """Whether a second process collects the next rollout during each update (`dsrl`, `wsrl`,
+    `dgn`). Its actions are one update old. Not reproducible: a resumed run begins new episodes."""
     eval_every: PositiveInt = 20
     """Iterations between evaluations, each of which also saves a checkpoint. New episodes begin
     after it."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from pitune.policies.by_tokens import fast_vocabulary
+from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.network.options.add import network_with_options
 from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.policy import FlowPolicy
-from pitune.policies.policy_config import SamplerConfig
+from pitune.policies.policy_config import Decoder, SamplerConfig
 from pitune.policies.preprocessing.preprocessor import PreprocessorConfig
 from pitune.ranges import NonNegativeInt, PositiveInt, Settings
 
@@ -60,6 +62,12 @@ class LoadConfig(Settings):
     """Registered extensions to add to the network, with their initial values."""
     options: NetworkOptions = field(default_factory=NetworkOptions)
     """Options of the network to add, with which it computes the same numbers until trained."""
+    fast_tokenizer: Path | None = None
+    """Folder of a FAST tokenizer, such as a copy of the hub's physical-intelligence/fast, if the
+    checkpoint has none."""
+    decoder: Decoder | None = None
+    """How the policy makes a chunk, by its flow or by its FAST tokens, instead of the checkpoint's.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,6 +135,30 @@ def with_options(policy: FlowPolicy, options: NetworkOptions) -> FlowPolicy:
     _check_not_steered(policy)
     network = network_with_options(policy.network, options, policy.info.lora)
     return policy.replace(network=network)
+
+
+def with_fast(policy: FlowPolicy, config: LoadConfig) -> FlowPolicy:
+    """Return the policy with the caller's FAST tokenizer and decoder, if there are any.
+
+    Raises:
+        FileNotFoundError: there is no FAST tokenizer at the given path.
+        ValueError: the policy has one already, it does not fit, or the policy cannot decode.
+    """
+    if config.fast_tokenizer is not None:
+        _check_not_steered(policy)
+        if policy.info.fast is not None:
+            raise ValueError(
+                f"fast_tokenizer={config.fast_tokenizer} was passed, but the checkpoint has its "
+                "own, with which its language head was trained; leave it out"
+            )
+        fast = FastTokenizer.load(config.fast_tokenizer)
+        policy = policy.replace(info=replace(policy.info, fast=fast))
+    if config.decoder is not None and config.decoder != policy.sampler.decoder:
+        _check_not_steered(policy)
+        policy = policy.replace(sampler=replace(policy.sampler, decoder=config.decoder))
+    if config.fast_tokenizer is not None or config.decoder == "fast":
+        fast_vocabulary(policy)  # raises if something is missing
+    return policy
 
 
 def warn_of_small_scales(policy: FlowPolicy, folder: Path) -> None:

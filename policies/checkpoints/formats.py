@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pitune.policies.checkpoints import lerobot, lerobot_write, native, openpi, orbax
-from pitune.policies.checkpoints.config import LoadConfig, with_extensions, with_options
+from pitune.policies.checkpoints.config import LoadConfig, with_extensions, with_fast, with_options
 from pitune.policies.checkpoints.files import atomic_folder
 from pitune.policies.checkpoints.layouts.adapter_files import reject_adapter
 from pitune.policies.checkpoints.layouts.folders import find_folder, why_unreadable
@@ -191,7 +191,7 @@ def load(
     if policy.preprocessor.config.prompt is not None and info.tokenizer is None:
         tokenizer = _tokenizer(folder, config, policy.network.config.vocab_size)
         policy = policy.replace(info=replace(info, tokenizer=tokenizer))
-    policy = with_options(policy, config.options)
+    policy = with_fast(with_options(policy, config.options), config)
     return with_extensions(policy, config.extensions)
 
 

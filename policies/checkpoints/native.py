@@ -1,6 +1,7 @@
 """Our checkpoint folders: `policy.safetensors` (weights) and `policy.json` (how to build it).
 
-The tokenizer of a policy that reads a prompt is in `tokenizer/`. Loading is strict and never
+The tokenizer of a policy that reads a prompt is in `tokenizer/`, and its FAST tokenizer, if it has
+one, in `fast/`. Loading is strict and never
 unpickles. The network is built without memory and shares the mapped weights without a copy.
 """
 
@@ -23,6 +24,7 @@ from pitune.policies.checkpoints.external import TOKENIZER, write_tokenizer
 from pitune.policies.checkpoints.files import read_safetensors, write_json
 from pitune.policies.checkpoints.keys import check_keys
 from pitune.policies.checkpoints.pipelines import Pipeline
+from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.lora import LoRAConfig, add_lora
 from pitune.policies.network.pi0 import Pi0
@@ -39,7 +41,7 @@ READABLE = (1, 2, 3)
 names for the weights of the noise source."""
 RENAMED = {"noise_actor.": "noise_source.actor.", "steered": "noise_source.steered"}
 """Prefixes of weight names in version 2, and the present ones."""
-WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
+WEIGHTS, DESCRIPTION, FAST = "policy.safetensors", "policy.json", "fast"
 
 
 def is_native(folder: Path) -> bool:
@@ -79,6 +81,8 @@ def write_policy(policy: FlowPolicy, folder: Path) -> list[str]:
         "real_time_delay": info.real_time_delay,
     }
     write_tokenizer(policy, folder)
+    if info.fast is not None:
+        info.fast.save(folder / FAST)
     if policy.noise_source is not None:
         description["steering"] = asdict(policy.noise_source.config)
     write_json(folder / DESCRIPTION, description)
@@ -100,7 +104,9 @@ def load_policy(folder: Path) -> FlowPolicy:
     try:
         preprocessor = PreprocessorConfig.from_dict(description["preprocessor"])
         network, lora = _network_without_memory(description)
+        fast = FastTokenizer.load(folder / FAST) if (folder / FAST).is_dir() else None
         info = PolicyInfo(
+            fast=fast,
             origin=dict(description.get("origin", {})),
             lora=lora,
             environment=dict(description.get("environment", {})),  # absent before pitune 0.3

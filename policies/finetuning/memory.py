@@ -182,6 +182,7 @@ def example_input(policy: FlowPolicy) -> ModelInput:
         token_mask=mask,
         remainder=remainder,
         delay=delay,
+        memory=policy.empty_memory(1),
         last_action=torch.zeros(1, preprocessor.action_dim, device=device)
         if policy.reads_last_action
         else None,

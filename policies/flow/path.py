@@ -21,6 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FIRST_FLOW_TIME = 0.001
+"""Least flow time in training."""
+
 
 class FlowOutput(NamedTuple):
     """The network's output at M flow times per row.
@@ -84,7 +87,7 @@ def sample_flow_time(num: int, device: torch.device | None = None) -> Tensor:
     Beta(1.5, 1) has the distribution function t^1.5, so it is a power of a uniform variable.
     Source: openpi, `Pi0.compute_loss`.
     """
-    return torch.rand(num, device=device).pow(2 / 3) * 0.999 + 0.001
+    return torch.rand(num, device=device).pow(2 / 3) * 0.999 + FIRST_FLOW_TIME
 
 
 @dataclass(frozen=True)

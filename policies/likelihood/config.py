@@ -41,6 +41,8 @@ class LikelihoodConfig(Settings):
     """Whether the log-probability has a gradient."""
     compiled: ClassVar[bool] = True
     """Whether acting may be compiled whole. Otherwise the functions inside it are."""
+    decoder: ClassVar[Literal["flow", "fast"]] = "flow"
+    """The part of the policy that makes the chunks: its flow, or its FAST tokens."""
 
     reduction: Reduction = "sum"
     """Reduction over a step's entries: their sum is the log-density, their mean tempers the ratio.
@@ -152,3 +154,22 @@ class ExactFlowConfig(LikelihoodConfig):
 
     num_probes: NonNegativeInt = 0
     """Probes of Hutchinson's divergence estimate. 0 is exact and takes H * A backward passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastLikelihoodConfig(LikelihoodConfig):
+    """The FAST tokens of a chunk, one after another. Their probability is exact.
+
+    A policy with a language head and a FAST tokenizer acts by its tokens, and the flow has no part
+    in it. With `ratio="step"` each token has a ratio, and with "joint" a decision has one.
+
+    Example:
+        >>> FastLikelihoodConfig(temperature=1.0).random_steps
+        False
+    """
+
+    decoder: ClassVar[Literal["flow", "fast"]] = "fast"
+    compiled: ClassVar[bool] = False
+
+    temperature: PositiveFloat = 1.0
+    """Temperature of the sampled tokens [-]."""

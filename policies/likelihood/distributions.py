@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class ActionDistribution(Distribution, ABC):
 
     Attributes:
         velocity: The network's velocity (N, M, H, A) at the points that were scored last.
+        chosen: Entries (N, ...) of a decision besides its chain that scoring needs, by key. They
+            exist after sampling.
 
     Example:
         >>> dist = actor.get_dist(batch)  # doctest: +SKIP
@@ -42,6 +45,7 @@ class ActionDistribution(Distribution, ABC):
 
     arg_constraints = {}  # noqa: RUF012 - torch's own attribute
     velocity: Tensor
+    chosen: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init__(self, grid: TimeGrid, shape: tuple[int, int, int], device: torch.device) -> None:
         self.grid, self.shape, self.device = grid, shape, device

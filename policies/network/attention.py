@@ -11,6 +11,9 @@ those of torch 2.14, `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`:
 only the plain kernel. So away from the host the key heads are expanded, without a copy, and there
 is no mask where nothing is padded. A mask of bools is converted once for all layers, and not in
 each of them. The numbers are the same in every form.
+
+In shapes, `prefix` is the number of tokens of the blocks before.
+Letters: B rows, L tokens of this block.
 """
 
 from __future__ import annotations

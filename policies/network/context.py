@@ -1,6 +1,6 @@
 """Encoded observations: for the flow steps, and as rows of a replay memory.
 
-In shapes, `prefix` is the number of tokens of pictures and prompt.
+In shapes, `prefix` is the number of tokens of pictures and prompt, `memory` that of a memory.
 Letters: B rows, R steps of a remainder, A model action dim, D width.
 """
 
@@ -36,10 +36,19 @@ class Context(NamedTuple):
     """Rest of the chunk that is being executed (B, R, A), under a decision delay."""
     delay: Tensor | None = None
     """Its actions that are executed before the new chunk arrives (B,), -1 without an old chunk."""
+    memory: Tensor | None = None
+    """Memory that the decision reads (B, memory, D), of a network with one. By default it is that
+    of an episode's beginning."""
+    written: Tensor | None = None
+    """Memory that it writes, for the next decision (B, memory, D)."""
     side: Mapping[str, Cache] | None = None
     """Keys and values of additional tokens by kind, which are read through gates."""
     condition_offset: Tensor | None = None
     """Added to the flow-time condition of π0.5 (B, D) or (1, D), e.g. a gene of a population."""
+    last: Tensor | None = None
+    """Hidden state of the prompt's last token (B, D), with a language head."""
+    language: Cache | None = None
+    """Keys and values of the prefix for the language head, which insulation leaves a gradient."""
     condition: Tensor | None = None
     """Conditions of the velocity (B, kinds) int64, -1 where one is dropped. None without any."""
     null: Context | None = None
@@ -48,7 +57,9 @@ class Context(NamedTuple):
 
 def pack(context: Context) -> TensorDict:
     """Return the tensors of a context (N); the keys and values of the layers side by side."""
-    rest = {k: v for k, v in context._asdict().items() if k not in ("cache", "side", "null")}
+    # the cache of the language head is that of the prefix
+    left_out = ("cache", "side", "language", "null")
+    rest = {k: v for k, v in context._asdict().items() if k not in left_out}
     tensors = {name: value for name, value in rest.items() if value is not None}
     td = TensorDict(_stacked(context.cache) | tensors, batch_size=[len(context.features)])
     for kind, cache in (context.side or {}).items():
@@ -64,8 +75,9 @@ def unpack(packed: TensorDictBase) -> Context:
     side = packed.get("side", None)
     if side is not None:
         rest["side"] = {kind: _unstacked(part) for kind, part in side.items()}
-    if "null" in packed.keys():
-        rest["null"] = unpack(packed["null"])
+    null = packed.get("null", None)
+    if isinstance(null, TensorDictBase):
+        rest["null"] = unpack(null)
     return Context(cache=_unstacked(packed), **rest)
 
 

@@ -24,9 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from pitune.policies.network.attention import additive, attend
 from pitune.policies.network.layers import AdaptiveRMSNorm, Linear, RMSNorm, rotary_angles, rotate
 from pitune.policies.network.options.config import NetworkOptions
-from pitune.policies.network.options.gated_tokens import Extra, gated_reads
 from pitune.policies.network.options.hyper_connections import collapse, expand
 from pitune.policies.network.options.layers import add_layer_options
+from pitune.policies.network.options.tokens.gated_tokens import Extra, gated_reads
 from pitune.policies.network.options.value_residual import ValueResidual
 from pitune.policies.network.sizes import GemmaConfig
 
@@ -150,7 +150,7 @@ def project(part: nn.Module, name: str, x: Tensor) -> Tensor:
 class Layer(nn.Module):
     """One transformer layer with pre-normalization.
 
-    With hyper-connections its tokens are streams (n, B, L, D).
+    With hyper-connections its tokens are streams (streams, B, L, D).
 
     Example:
         >>> sizes = GemmaConfig(

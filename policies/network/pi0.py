@@ -30,6 +30,9 @@ from pitune.policies.network.context import Context
 from pitune.policies.network.flow_time import flow_time_embedding, flow_time_mask
 from pitune.policies.network.gemma import Cache
 from pitune.policies.network.options.blocks import drop_words, with_registers, with_state_tokens
+from pitune.policies.network.options.insulation import for_expert
+from pitune.policies.network.options.language_head import prompt_end
+from pitune.policies.network.options.tokens.memory import with_read_memory
 from pitune.policies.network.parts import Pi0Parts
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.network.towers import check_prefix_inputs
@@ -112,7 +115,8 @@ class Pi0(Pi0Parts):
         hidden, cache = self.vlm.language_model(embedded, positions, mask)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
-        return Context(cache, features, valid if is_padded else None)
+        last = prompt_end(hidden, valid, self.config.options)
+        return Context(cache, features, valid if is_padded else None, last=last)
 
     @compilable
     def with_state(
@@ -126,6 +130,7 @@ class Pi0(Pi0Parts):
         Raises:
             ValueError: π0.5 is called without a prefix.
         """
+        prefix = for_expert(prefix, self.config.options)
         if self.config.family == "pi05":
             if prefix is None:
                 raise ValueError(
@@ -138,7 +143,7 @@ class Pi0(Pi0Parts):
             context = Context(cache, hidden[:, -1].float(), valid)
         else:
             _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
-            context = Context(cache, prefix.features, valid)
+            context = prefix._replace(cache=cache, valid=valid)
         return with_state_tokens(self, context, state)
 
     def embed_prefix(
@@ -211,6 +216,7 @@ class Pi0(Pi0Parts):
         """
         b, m, horizon, _ = x.shape
         tokens, condition = self.embed_suffix(x, flow_time, context.condition_offset)
+        tokens = with_read_memory(self, context, tokens)
         extra, tokens, condition = with_registers(self, context, tokens, condition, m)
         before, valid = context.cache[0][0].shape[2], context.valid
         own = torch.arange(horizon + extra.registers, device=x.device)

@@ -19,6 +19,7 @@ def critic_input(
     features: Tensor | None = None,
     elapsed: Tensor | None = None,
     old_chunk: Tensor | None = None,
+    memory: Tensor | None = None,
 ) -> Tensor:
     """Return the input of a critic (N, D). No gradient reaches the encoder.
 
@@ -28,12 +29,15 @@ def critic_input(
         elapsed: Used share of the episode's time (N, 1), for a critic whose task includes the time
             limit.
         old_chunk: Rest of the old chunk under a delay (N, R * d + 1), see `old_chunk`.
+        memory: Memory that the decision reads (N, memory, D), of a policy with one.
     """
     parts = [state.clamp(-LARGEST_STATE, LARGEST_STATE)]
     if old_chunk is not None:
         parts.append(old_chunk.clamp(-LARGEST_STATE, LARGEST_STATE))
     if elapsed is not None:
         parts.append(elapsed)
+    if memory is not None:
+        parts.append(memory.detach().flatten(-2).to(state))
     if features is not None:
         parts.append(features.detach().float())
     return torch.cat(parts, dim=-1)

@@ -5,7 +5,7 @@
 Resizing and tokenizing happen here and nowhere else. The instructions belong to the environment or
 to the demonstrations. They are an argument, and the policy does not store them.
 Letters: N rows, S model state dim, s robot state dim, V cameras, Y, X image pixels, L prompt
-tokens, R steps of a remainder, A model action dim.
+tokens, R steps of a remainder, A model action dim, d robot action dim.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pitune.policies.preprocessing.prompt import Encoder
 
 MODEL_INPUT = "model_input"
 """Key of the network's input in rollouts, batches and replay rows."""
+MEMORY, WRITTEN = "memory", "written_memory"
+"""Keys of the memory that a decision reads, and of the one that it writes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,6 +57,8 @@ class ModelInput:
     condition: Tensor | None = None
     """Conditions of the velocity (N, kinds) int64, -1 where one is dropped. None acts as the
     sampler's `guidance` sets."""
+    memory: Tensor | None = None
+    """Memory that the decision reads (N, memory, D), of a policy with one."""
 
     def __len__(self) -> int:
         return len(self.state)
@@ -160,7 +164,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         inputs = self._preprocessor.images_and_state(td)
         if self._preprocessor.config.prompt is not None:
-            tokens, mask = self._prompts(td)
+            tokens, mask = self.prompts(td)
             inputs |= {"tokens": tokens, "token_mask": mask}
         if "remainder" in td.keys():  # under a decision delay
             remainder = td["remainder"].to(inputs["state"].device)
@@ -170,6 +174,8 @@ class ObservationPreprocessor(TensorDictModuleBase):
             inputs["delay"] = td["delay"].to(remainder.device)
         if "last_action" in td.keys():  # for critics that read it
             inputs["last_action"] = self._last_action(td, inputs["robot_state"])
+        if MEMORY in td.keys():
+            inputs["memory"] = td[MEMORY].to(inputs["state"].device)
         return td.set(MODEL_INPUT, ModelInput(**inputs).tensordict())
 
     def _last_action(self, td: TensorDictBase, robot_state: Tensor) -> Tensor:
@@ -179,7 +185,7 @@ class ObservationPreprocessor(TensorDictModuleBase):
         normalized = normalized[:, : action.shape[-1]]
         return torch.where(td["has_acted"].to(normalized.device)[:, None], normalized, 0.0)
 
-    def _prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def prompts(self, obs: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the tokens of observations (N, L) and their mask (N, L)."""
         device = self._preprocessor.state_offset.device
         task_id = self._task_ids(obs)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pitune.extras import install_command
-from pitune.policies.preprocessing.prompt import PromptConfig, prompt_text
+from pitune.policies.preprocessing.prompt import NUM_BINS, PromptConfig, prompt_text
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 
 BOS = "<bos>"
@@ -20,7 +20,13 @@ NUM_BASE_TOKENS = 257
 
 
 def make_tokenizer(
-    instructions: Sequence[str], file: Path, *, max_vocabulary: int, max_tokens: int
+    instructions: Sequence[str],
+    file: Path,
+    *,
+    max_vocabulary: int,
+    max_tokens: int,
+    texts: Sequence[str] = (),
+    numbers: bool = False,
 ) -> Tokenizer:
     """Make a tokenizer of the words of some instructions, write it and return it.
 
@@ -29,6 +35,8 @@ def make_tokenizer(
         file: The new `tokenizer.json`.
         max_vocabulary: Greatest number of tokens. Words for which there is no room take several.
         max_tokens: Greatest number of tokens of an instruction.
+        texts: Further texts whose words become tokens.
+        numbers: Whether the whole numbers of a discretized state become tokens.
 
     Raises:
         ModuleNotFoundError: the library is not installed.
@@ -72,15 +80,16 @@ def make_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = [prompt_text(words, None, PromptConfig()) for words in instructions]
-    tokenizer.train_from_iterator(texts, trainer)
+    prompts = [prompt_text(words, None, PromptConfig()) for words in instructions]
+    states = [f"Task: State: {number};\nAction: " for number in range(-1, NUM_BINS)]
+    tokenizer.train_from_iterator([*prompts, *texts, *(states if numbers else [])], trainer)
 
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f"tmp_{file.name}")
     tokenizer.save(str(temporary))
     temporary.rename(file)
     made = Tokenizer.load(file)
-    _check_lengths(made, texts, max_tokens)
+    _check_lengths(made, prompts, max_tokens)
     return made
 
 

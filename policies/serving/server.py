@@ -73,6 +73,9 @@ class PolicyServer:
         metadata: First message to every client, `policy_metadata(policy)` by default.
         api_key: Clients must send it as the header `Authorization: Api-Key <key>`.
 
+    Raises:
+        ValueError: the policy has a memory.
+
     Attributes:
         metrics: Latencies, batch sizes and counts.
         port: The port on which the server listens, while it runs.
@@ -89,6 +92,12 @@ class PolicyServer:
         metadata: Mapping[str, Any] | None = None,
         api_key: str | None = None,
     ) -> None:
+        if policy.has_memory:
+            raise ValueError(
+                "the policy has a memory (options.memory), and openpi's protocol has no message "
+                "for the beginning of an episode; act in the robot's process with "
+                "`policies.InferenceSession`"
+            )
         self.policy, self.config, self.api_key = policy, config, api_key
         self.metadata = dict(policy_metadata(policy) if metadata is None else metadata)
         self.metrics = ServerMetrics()

@@ -40,7 +40,8 @@ class ExploringActor(Actor):
     def __init__(self, policy: FlowPolicy, keep_prefix: bool) -> None:
         super().__init__(policy)
         self.keep_prefix = keep_prefix
-        self.out_keys = ["action", "prefix"] if keep_prefix else ["action"]
+        if keep_prefix:
+            self.out_keys.append("prefix")
 
     @torch.no_grad()
     def explore(self, td: TensorDictBase, noise: Tensor | None) -> TensorDictBase:

@@ -10,7 +10,6 @@ Source: Black et al. 2024.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,14 +19,16 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
+from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput, likelihood_config
 from pitune.policies.conditions import check_dropout, with_drops
 from pitune.policies.finetuning.ema import EMA
+from pitune.policies.flow.immiscible import assigned_noise
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.flow.real_time import clean_prefix
 from pitune.policies.network.context import stored_prefix
 from pitune.policies.preprocessing.images import check_shift, shift_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.policies.recurrence import with_recalled_memory
 from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -37,11 +38,13 @@ from pitune.ranges import (
     Range,
     Share,
 )
-from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
-from pitune.rl.config import MinibatchConfig
+from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
+from pitune.rl.cloning.loop import clone
+from pitune.rl.cloning.losses import AuxiliaryLosses
+from pitune.rl.config import CloningDrawsConfig, MinibatchConfig
 from pitune.rl.datasets.config import DataConfig
-from pitune.rl.datasets.demonstrations import ChunkSource, RandomChunks, chunk_source
+from pitune.rl.datasets.demonstrations import chunk_source
 from pitune.rl.experience.demonstrations import without_padding
 from pitune.rl.gradient_step import Metrics, gradient_step
 from pitune.rl.optimizers import adamw
@@ -49,7 +52,7 @@ from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCConfig(AlgorithmConfig, MinibatchConfig):
+class BCConfig(AlgorithmConfig, MinibatchConfig, CloningDrawsConfig):
     """Flow matching on demonstrations. The chunks of a minibatch are drawn with replacement.
 
     Example:
@@ -83,13 +86,10 @@ class BCConfig(AlgorithmConfig, MinibatchConfig):
     real_time_delay: NonNegativeInt | None = None
     """Longest clean beginning of a chunk [control steps], for real-time chunking with
     method="trained". Each chunk's is drawn from 0 to this. The policy's own by default."""
-    draws_per_chunk: PositiveInt = 1
-    """Draws of noise and flow time for each chunk of a minibatch. They share the encoding of the
-    observation, which takes most of the time where there are pictures."""
-    condition_dropout: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.0
-    """Share of each kind of condition (`options.conditioning`) that is dropped [-]."""
-    picture_shift: NonNegativeInt = 0
-    """Greatest random shift of a picture [pixels], a fresh one in each gradient step. 0 is none."""
+    language: LanguageLossConfig = field(default_factory=LanguageLossConfig)
+    """Losses of the language head: FAST tokens and text."""
+    status: StatusLossConfig = field(default_factory=StatusLossConfig)
+    """Loss of the task-status head."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,6 +166,7 @@ class CloningStep:
             self.parameters, betas=betas, weight_decay=self.config.weight_decay or 0.0
         )
         self.ema = EMA(policy, self.config.ema_decay) if self.config.ema_decay else None
+        self.auxiliary = AuxiliaryLosses(policy, config.language, config.status)
         self.num_steps = 0
 
     def __call__(self, chunks: TensorDictBase) -> float:
@@ -181,18 +182,21 @@ class CloningStep:
         # random draws of the whole minibatch
         batch: TensorDictBase = chunks.to(self.policy.device).copy()
         draws = config.draws_per_chunk
-        noise = self.policy.draw_noise(num * draws)
-        flow_time = sample_flow_time(num * draws, self.policy.device)
+        noise = policy.draw_noise(num * draws)
+        flow_time = sample_flow_time(num * draws, policy.device)
         if draws > 1:  # (B, M, H, A) and (B, M)
             noise, flow_time = noise.unflatten(0, (num, draws)), flow_time.view(num, draws)
+        if config.immiscible_noise:
+            noise = assigned_noise(policy.normalized_chunk(batch), noise)
         batch["noise"], batch["flow_time"] = noise, flow_time
         batch = with_drops(policy.network, policy.sampler.guidance, batch, config.condition_dropout)
         if config.real_time_delay:
-            delay = torch.randint(config.real_time_delay + 1, (num,), device=self.policy.device)
-            batch.update(clean_prefix(batch["flow_time"], delay, self.policy.chunk_shape[0]))
+            delay = torch.randint(config.real_time_delay + 1, (num,), device=policy.device)
+            batch.update(clean_prefix(batch["flow_time"], delay, policy.chunk_shape[0]))
         if config.picture_shift:
             images = batch[MODEL_INPUT, "images"]
             batch[MODEL_INPUT, "images"] = shift_pictures(images, config.picture_shift)
+        batch.update(self.auxiliary.draws(batch))
 
         metrics, _ = gradient_step(
             self.optimizer,
@@ -206,6 +210,7 @@ class CloningStep:
         if self.ema is not None:
             self.ema.update()
         self.num_steps += 1
+        self.auxiliary.count(metrics)
         return float(metrics["flow_loss"])
 
     def loss(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
@@ -217,15 +222,22 @@ class CloningStep:
                 draws for each chunk.
         """
         noise, flow_time = batch["noise"], batch["flow_time"]
+        batch = with_recalled_memory(self.policy, batch, self.config.memory_decisions - 1)
         inputs, prefix = ModelInput.of(batch), stored_prefix(batch)
-        loss = self.policy.loss(inputs, batch["action"], noise, flow_time, prefix)
+        if prefix is None and self.auxiliary.language.is_on:  # shared by all losses
+            prefix = self.policy.encode_prefix(inputs)
+        loss, hidden = self.policy.loss_and_hidden(
+            inputs, batch["action"], noise, flow_time, prefix
+        )
         loss = without_padding(loss, batch)  # (B, H, A) or (B, M, H, A)
         if "step_weight" in batch.keys():
             loss = loss * batch["step_weight"][..., None]
-        return loss.mean(), {"flow_loss": loss.mean()}
+        mean = self.auxiliary.weighted(loss, batch).mean()
+        total, metrics = self.auxiliary(batch, mean, prefix, hidden)
+        return total, {"flow_loss": mean, **metrics}
 
 
-@register("bc", BCConfig, reads_demonstrations=True)
+@register("bc", BCConfig, reads_demonstrations=True, memory=True)
 class BehaviorCloning(Algorithm[BCConfig]):
     """Clones demonstrations, `gradient_steps` at a time.
 
@@ -235,13 +247,16 @@ class BehaviorCloning(Algorithm[BCConfig]):
     """
 
     needs = Needs(rollouts=False)
+    decoders = ("flow", "fast")
 
     def __init__(self, config: BCConfig, policy: FlowPolicy) -> None:
         delay = config.real_time_delay
         if delay is not None:  # the checkpoint records it
             policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
-        super().__init__(config, LikelihoodActor(policy, FlowSDEConfig()))
-        self.chunks = chunk_source(policy, config.demonstrations, config.data)
+        likelihood = {"flow": "flow_sde", "fast": "fast"}[policy.sampler.decoder]
+        super().__init__(config, LikelihoodActor(policy, likelihood_config(likelihood)))
+        burn_in = config.memory_burn_in
+        self.chunks = chunk_source(policy, config.demonstrations, config.data, burn_in)
         self.step = CloningStep(policy, config)
         self.optimizers["policy"] = self.step.optimizer
 
@@ -254,7 +269,8 @@ class BehaviorCloning(Algorithm[BCConfig]):
         losses = clone(self.step, self.chunks, self.config.gradient_steps)
         self._show_average()
         self.num_updates += 1
-        return {"flow_loss": losses, "learning_rate": self.step.optimizer.param_groups[0]["lr"]}
+        metrics = {"flow_loss": losses, **self.step.auxiliary.means()}
+        return {**metrics, "learning_rate": self.step.optimizer.param_groups[0]["lr"]}
 
     def _show_average(self) -> None:
         """Swap the averaged weights, if any, into the policy for evaluation and saving."""
@@ -276,26 +292,3 @@ class BehaviorCloning(Algorithm[BCConfig]):
             self._averaged.close()
             self.step.ema.load_state_dict(state["ema"])
             self._show_average()
-
-
-def clone(
-    step: CloningStep,
-    chunks: TensorDictBase | ChunkSource,
-    num_steps: int,
-    on_step: Callable[[int], None] | None = None,
-) -> float:
-    """Take steps on random chunks (N) with `action` (N, H, d), and return the mean loss.
-
-    Args:
-        step: The policy and its optimizer.
-        chunks: Training examples (N), or their source.
-        num_steps: Gradient steps to take.
-        on_step: Called after each with the number of steps so far, to show progress.
-    """
-    total = 0.0
-    source = RandomChunks(chunks) if isinstance(chunks, TensorDictBase) else chunks
-    for number in range(1, num_steps + 1):
-        total += step(source.draw(ranks.share(step.config.minibatch_size)))
-        if on_step is not None:
-            on_step(number)
-    return total / num_steps

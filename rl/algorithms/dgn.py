@@ -71,11 +71,9 @@ class DGNConfig(AlgorithmConfig):
     """The fitted Gaussian, white noise of its size at each observation, white noise of
     `exploration_std`, or the starting noise of the flow alone."""
     exploration_std: NonNegativeFloat = 0.1
-    """Standard deviation of the white noise, also after `schedule` switches to it [normalized
-    action]."""
+    """Deviation of the white noise, also after `schedule` switches to it [normalized action]."""
     learn_mean: bool = False
-    """Whether to learn the mean of the difference too (the paper's full residual), or fix it at 0.
-    """
+    """Whether to learn the mean of the difference too (the paper's residual), or fix it at 0."""
     shuffle_differences: bool = False
     """Control: whether to fit the differences to randomly permuted observations."""
     hidden: tuple[PositiveInt, ...] = (128, 128)
@@ -96,8 +94,7 @@ class DGNConfig(AlgorithmConfig):
     fit_steps: NonNegativeInt = 100
     """Steps of each later fit."""
     schedule: Literal["constant", "exponential", "success"] = "exponential"
-    """Schedule of the noise: constant, exponential decay, or white noise while enough episodes
-    succeed."""
+    """Constant, exponential decay, or white noise while enough episodes succeed."""
     decay_decisions: PositiveInt = 30_000
     """exponential: decisions until the noise has shrunk by a factor e."""
     success_threshold: Share = 0.5
@@ -292,8 +289,9 @@ class DGN(Algorithm[DGNConfig]):
         outcome = sub_dict(rollout, "next")
         if "success" not in outcome.keys():
             return
-        counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)  # (R * E, T)
-        success = ranks.joined(outcome["success"]).squeeze(-1).T[counted.T]  # in order of time
+        # (ranks * E, T), then in order of time
+        counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)
+        success = ranks.joined(outcome["success"]).squeeze(-1).T[counted.T]
         self.outcomes = [*self.outcomes, *success.float().tolist()][-self.config.success_window :]
 
     def _explore(self) -> None:

@@ -44,6 +44,7 @@ from pitune.rl.registry import register
     DSRLConfig,
     variants={"sac": {"variant": "sac"}, "noise_aliased": {"variant": "noise_aliased"}},
     off_policy=True,
+    memory=True,
 )
 class DSRL(Algorithm[DSRLConfig]):
     """Soft actor-critic over the starting noise of a frozen flow policy.
@@ -62,6 +63,12 @@ class DSRL(Algorithm[DSRLConfig]):
         self.policy = policy.with_noise_source(steering)
         self._demonstrations: Demonstrations | None = None
         if config.off_policy.offline_share:
+            if policy.has_memory:
+                raise ValueError(
+                    f"offline_share={config.off_policy.offline_share} stores demonstrations beside "
+                    "decisions, and those hold no memory (options.memory); set "
+                    "off_policy.offline_share=0"
+                )
             check_no_delay(policy, "offline_share", WITHOUT_DELAY)
             memory = config.off_policy
             self._demonstrations = demonstrations_for(policy, memory.demonstrations, memory.data)

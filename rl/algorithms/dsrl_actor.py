@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pitune.policies import Actor, FlowPolicy, ModelInput, NoiseSource
 from pitune.policies.network.context import Context, pack
+from pitune.policies.preprocessing.model_input import WRITTEN
 from pitune.rl.actor_critic.memory_plan import (
     MemoryPlan,
     example_input,
@@ -49,7 +50,7 @@ class NoiseSourceActor(Actor):
             raise ValueError("the policy has no noise source; pass FlowPolicy(noise_source=...)")
         self.source: NoiseSource = policy.noise_source
         self.keep_context = keep_context
-        self.out_keys = ["action", "latent", "critic_input"]
+        self.out_keys = [*self.out_keys, "latent", "critic_input"]
         if keep_context:
             self.out_keys.append("context")
 
@@ -66,6 +67,7 @@ class NoiseSourceActor(Actor):
         else:
             latent = torch.randn(len(td), self.source.actor.latent_dim, device=policy.device)
         td.update(stored).set("latent", latent)
+        self.write_memory(td, context)
         return td.set("action", policy.executed(self.decode(context, latent), inputs))
 
     @torch.no_grad()
@@ -106,7 +108,8 @@ class NoiseRows:
 
     def __init__(self, actor: NoiseSourceActor, stores_inputs: bool) -> None:
         self.actor, self.stores_inputs = actor, stores_inputs
-        self.encoded_keys = [key for key in actor.out_keys if key not in ("action", "latent")]
+        own = ("action", "latent", WRITTEN)
+        self.encoded_keys = [key for key in actor.out_keys if key not in own]
 
     def of_rollout(self, rollout: TensorDictBase) -> TensorDictBase:
         """Return the valid decisions of a rollout (E, T) as rows (N)."""

@@ -23,8 +23,8 @@ from torch import Tensor
 from pitune.policies import FlowPolicy
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, Needs
-from pitune.rl.algorithms.epo_evolution import Fitness, evolve
-from pitune.rl.algorithms.epo_population import (
+from pitune.rl.algorithms.evolution.epo_evolution import Fitness, evolve
+from pitune.rl.algorithms.evolution.epo_population import (
     EPOConfig,
     Population,
     PopulationActor,

@@ -13,10 +13,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig, ModelInput
+from pitune.policies.recurrence import HISTORY
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.algorithms.bc import BCConfig, CloningStep, clone
 from pitune.rl.config import PrefixConfig
+from pitune.rl.experience.history import with_history
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.registry import register
@@ -52,7 +54,7 @@ class FilteredBCConfig(AlgorithmConfig, PrefixConfig):
         return self.cloning.policy_minibatch
 
 
-@register("filtered_bc", FilteredBCConfig)
+@register("filtered_bc", FilteredBCConfig, memory=True)
 class FilteredBC(Algorithm[FilteredBCConfig]):
     """Clones the chunks of the rollout's successful episodes.
 
@@ -63,6 +65,7 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
 
     needs = Needs(success_signal=True)
     actor: LikelihoodActor
+    decoders = ("flow", "fast")
 
     def __init__(self, config: FilteredBCConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
@@ -103,7 +106,9 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
             good[:, t] = succeeds
 
         # their chunks
+        rollout = with_history(rollout, self.actor.policy, self.config.cloning.memory_decisions)
         kept = ("prefix",) if self.actor.keep_prefix else ()
+        kept += (HISTORY,) if HISTORY in rollout.keys() else ()
         chosen = sub_dict(rollout.select(*self.actor.in_keys, "chain", *kept), good)
         # (B, H, A) -> (B, H, d)
         action = self.actor.policy.preprocessor.unnormalize_action(

@@ -81,7 +81,7 @@ def plus_plus(config: FPOConfig) -> FPOConfig:
     return replace(config, likelihood=likelihood, surrogate="asymmetric")
 
 
-@register("fpo", FPOConfig, variants={"plus_plus": plus_plus})
+@register("fpo", FPOConfig, variants={"plus_plus": plus_plus}, memory=True)
 class FPO(Algorithm[FPOConfig]):
     """FPO: PPO with ratios of flow-matching losses.
 
@@ -99,6 +99,7 @@ class FPO(Algorithm[FPOConfig]):
             state_dim,
             policy.feature_dim,
             remainder=remainder,
+            memory=policy.memory_shape,
             distribution=config.critic_distribution,
         )
         self.critic = critic.to(policy.device)
@@ -126,7 +127,12 @@ class FPO(Algorithm[FPOConfig]):
         """Return the valid decisions (B) with advantages and value targets, and metrics."""
         config = self.config
         batch, metrics = advantage_batch(
-            rollout, self.actor, self.critic, config.advantage, self.information
+            rollout,
+            self.actor,
+            self.critic,
+            config.advantage,
+            self.information,
+            config.update.memory_decisions,
         )
         if rescores(self.actor.policy, config.rescore):
             batch, gaps = rescore(batch, actor_score(self.actor), config.update.part_size)

@@ -28,6 +28,7 @@ from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, Likeliho
 from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveFloat, Range
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from pitune.rl.experience.history import with_history
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, minibatches, run_epochs
@@ -97,7 +98,7 @@ class GRPOConfig(AlgorithmConfig):
         return self.update.minibatch_size
 
 
-@register("grpo", GRPOConfig, whole_episodes=True)
+@register("grpo", GRPOConfig, whole_episodes=True, memory=True)
 class GRPO(Algorithm[GRPOConfig]):
     """GRPO whose action is a whole chunk and whose likelihood is that of its chain.
 
@@ -107,6 +108,7 @@ class GRPO(Algorithm[GRPOConfig]):
     """
 
     actor: LikelihoodActor
+    decoders = ("flow", "fast")
 
     def __init__(self, config: GRPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
@@ -200,7 +202,6 @@ class GRPO(Algorithm[GRPOConfig]):
             advantage: Advantages (E, episodes).
             chosen: Mask of the chosen episodes (E, episodes).
         """
-        # decisions of chosen episodes
         num_envs, num_episodes = advantage.shape
         executed = played.number < num_episodes
         # (E, T), any column for decisions without an executed step
@@ -208,8 +209,9 @@ class GRPO(Algorithm[GRPOConfig]):
         kept = executed & chosen.gather(1, column)  # (E, T)
         env = torch.arange(num_envs, device=column.device)[:, None]
         episode = (env * num_episodes + column)[kept]
-        entries = select_decisions(rollout, self.actor.in_keys, self.actor.out_keys)
-        batch = sub_dict(entries, kept)
+        past = self.config.update.memory_decisions
+        rollout = with_history(rollout, self.actor.policy, past)
+        batch = sub_dict(select_decisions(rollout, self.actor.in_keys, self.actor.out_keys), kept)
 
         # advantages and weights
         batch["advantage"] = advantage.gather(1, column)[kept][:, None]

@@ -151,7 +151,7 @@ def critic_loss(critic: ValueCritic, batch: TensorDictBase, clip: float) -> tupl
     return loss, {"value_loss": loss}
 
 
-@register("ppo", PPOConfig)
+@register("ppo", PPOConfig, memory=True)
 class PPO(Algorithm[PPOConfig]):
     """PPO on chunks, with the likelihood of the denoising chain.
 
@@ -161,6 +161,7 @@ class PPO(Algorithm[PPOConfig]):
     """
 
     actor: LikelihoodActor
+    decoders = ("flow", "fast")
 
     def __init__(self, config: PPOConfig, policy: FlowPolicy) -> None:
         super().__init__(config, LikelihoodActor(policy, config.likelihood))
@@ -169,6 +170,7 @@ class PPO(Algorithm[PPOConfig]):
             state_dim,
             policy.feature_dim,
             remainder=remainder,
+            memory=policy.memory_shape,
             distribution=config.critic_distribution,
         )
         self.critic = critic.to(policy.device)
@@ -203,7 +205,12 @@ class PPO(Algorithm[PPOConfig]):
         """Return the valid decisions (B,) with advantages and value targets, and metrics."""
         config = self.config
         batch, metrics = advantage_batch(
-            rollout, self.actor, self.critic, config.advantage, self.information
+            rollout,
+            self.actor,
+            self.critic,
+            config.advantage,
+            self.information,
+            config.update.memory_decisions,
         )
         if rescores(self.actor.policy, config.rescore):
             one_step = config.scored_steps == "one"

@@ -20,6 +20,8 @@ from pitune.rl.datasets.layout import is_dataset
 from pitune.rl.datasets.stream import GIB, ChunkRows, ChunkStream
 from pitune.rl.experience import demonstrations as files
 from pitune.rl.experience.demonstrations import Demonstrations
+from pitune.rl.experience.history import ChunksWithHistory
+from pitune.rl.experience.status_rows import with_status_rows
 from pitune.rl.experience.sub_dict import sub_dict
 
 
@@ -82,7 +84,31 @@ class RandomChunks:
         pass
 
 
-def chunk_source(policy: FlowPolicy, path: Path, data: DataConfig | None = None) -> ChunkSource:
+def random_chunks(
+    policy: FlowPolicy,
+    table: Demonstrations,
+    burn_in: int | None = None,
+    recorded: Demonstrations | None = None,
+) -> ChunkSource:
+    """Return the chunks of demonstrations in memory, with their histories for a memory.
+
+    Args:
+        policy: The cloned policy.
+        table: Steps with its `model_input`.
+        burn_in: See `ChunksWithHistory`.
+        recorded: The same steps as they were recorded, for a status head.
+    """
+    chunks = table.chunks(policy.chunk_shape[0])
+    if recorded is not None:
+        chunks = with_status_rows(policy, recorded, chunks)
+    if policy.has_memory:
+        return ChunksWithHistory(chunks, table, policy, burn_in)
+    return RandomChunks(chunks, table.fps)
+
+
+def chunk_source(
+    policy: FlowPolicy, path: Path, data: DataConfig | None = None, burn_in: int | None = None
+) -> ChunkSource:
     """Return the chunks of demonstrations for cloning.
 
     A dataset that fits into `memory_gib` is held in memory, and a larger one is streamed.
@@ -91,19 +117,29 @@ def chunk_source(policy: FlowPolicy, path: Path, data: DataConfig | None = None)
         policy: Preprocesses the observations.
         path: File of demonstrations, folder of a dataset, or name on the hub.
         data: Features of a dataset.
+        burn_in: See `ChunksWithHistory`, for a policy with a memory.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or does not match the policy.
+        ValueError: a file is damaged, or does not match the policy, or the policy has a memory and
+            the dataset does not fit into `memory_gib`.
     """
     if is_file_of_ours(path):
         table = files.demonstrations_for(policy, path)
-        return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
+        if policy.network.config.options.status.is_on:
+            return random_chunks(policy, table, burn_in, Demonstrations.load(path))
+        return random_chunks(policy, table, burn_in)
     dataset = open_for(policy, path, data)
-    if ChunkRows(dataset, policy).row_bytes * dataset.num_frames > dataset.config.memory_gib * GIB:
+    needed = ChunkRows(dataset, policy).row_bytes * dataset.num_frames / GIB
+    if needed > dataset.config.memory_gib:
+        if policy.has_memory:
+            raise ValueError(
+                f"{path} needs {needed:.3g} GiB, more than memory_gib={dataset.config.memory_gib}, "
+                "and a policy with a memory reads the decisions before each chunk, which a stream "
+                "does not hold; raise memory_gib, or read fewer episodes (data.max_episodes)"
+            )
         return ChunkStream(dataset, policy)
-    table = _in_memory(dataset, policy)
-    return RandomChunks(table.chunks(policy.chunk_shape[0]), table.fps)
+    return random_chunks(policy, _in_memory(dataset, policy), burn_in)
 
 
 def demonstrations_for(

@@ -37,6 +37,7 @@ from pitune.policies.finetuning.shard import gather
 from pitune.rl import ranks
 from pitune.rl.evaluation.chosen_episodes import ChosenEpisodes
 from pitune.rl.evaluation.episode_noise import EpisodeNoise
+from pitune.rl.evaluation.marks import Marks
 from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
 from pitune.rl.evaluation.played_once import check_played_once
 from pitune.rl.experience.fit import check_fit
@@ -66,28 +67,26 @@ def evaluate(
             environment begin anew afterwards.
         actor: Acts as deployed (by the ODE), or as in training if `stochastic`.
         num_episodes: Length of the list, any number.
-        seed: Seed of the starts and of the policy's noise.
+        seed: Of the starts and of the policy's noise.
         split: Set of starts: "validation" during training, "test" for reports.
-        stochastic: Whether the actor explores. The exploration noise, unlike the starting noise,
-            depends on the number of environments.
+        stochastic: Whether the actor explores, with noise that depends on the number of
+            environments.
         success: Definition of success. The environment's own by default (`EnvConfig.success`).
-        on_step: Called after each decision with the finished environments (E,), for progress or
-            videos.
-        on_episode: Called with each outcome when its episode ends, in any order. In an environment
-            that has reported no success yet, the success is False and not None.
+        on_step: Called after each decision with the finished environments (E,).
+        on_episode: Called with each outcome when its episode ends, in any order. While the
+            environment has reported no success, the success is False.
         episodes: Places in the list to play, to go on with an evaluation or to share it between
             processes. All by default. The outcomes of a deterministic simulator do not depend on
             this choice, to the last bit, while E is the same. With `stochastic` they do.
-        instructions: The words for each task that the policy reads, in place of the environment's.
+        instructions: The words for each task, in place of the environment's.
 
     Raises:
-        ValueError: there is no episode, the definition of success is unknown, the policy does
-            not fit the environment, or `episodes` or `instructions` do not.
+        ValueError: there is no episode, the definition of success is unknown, or the policy,
+            `episodes` or `instructions` do not fit the environment.
         RuntimeError: the environment did not play each (task, start) of the list exactly once.
 
     Example:
-        >>> outcome = evaluate(env, algorithm.actor, num_episodes=100)  # doctest: +SKIP
-        >>> outcome.success_rate  # doctest: +SKIP
+        >>> evaluate(env, algorithm.actor, num_episodes=100).success_rate  # doctest: +SKIP
         0.93
     """
     rule = env.spec.success_rule if success is None else success
@@ -98,21 +97,13 @@ def evaluate(
     actor = actor.evaluated()
 
     # environment with starts of its own
-    seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
     shared = episodes is None and ranks.world() > 1
-    if shared:
-        seeds = ChosenEpisodes(seeds, _places_of_rank(num_episodes, env.spec.num_envs))
-    elif episodes is not None:
-        seeds = ChosenEpisodes(seeds, episodes)
+    own = _places_of_rank(num_episodes, env.spec.num_envs) if shared else episodes
+    seeds = EvaluationSeeds(env.spec.num_envs, num_episodes, seed, split, Starts.of(env.spec))
+    seeds = seeds if own is None else ChosenEpisodes(seeds, own)
     # it may turn out only in the last step that there is a success
-    chunk_env = chunk_env_for(
-        actor.policy,
-        env,
-        seeds,
-        seeds.num_episodes.to(env.spec.device),
-        tasks=_words(instructions, env.spec, actor),
-        record_success=True,
-    )
+    num, words = seeds.num_episodes.to(env.spec.device), _words(instructions, env.spec, actor)
+    chunk_env = chunk_env_for(actor.policy, env, seeds, num, tasks=words, record_success=True)
 
     # rows in the order of the list
     with _own_randomness(seed, stochastic):
@@ -121,12 +112,10 @@ def evaluate(
         rows = [row for part in ranks.gathered(rows) for row in part]
     rows.sort(key=lambda row: row.index)
     check_played_once(rows, range(num_episodes) if episodes is None else episodes, seeds)
-    has_success = env.spec.success_signal
-    if shared:
-        has_success = ranks.on_any(has_success)
-    if not has_success:
-        rows = [replace(row, success_once=None, success_at_end=None) for row in rows]
-    return Evaluation(rows=tuple(rows), success_rule=rule if has_success else None)
+    if ranks.on_any(env.spec.success_signal) if shared else env.spec.success_signal:
+        return Evaluation(rows=tuple(rows), success_rule=rule)
+    rows = [replace(row, success_once=None, success_at_end=None) for row in rows]
+    return Evaluation(rows=tuple(rows), success_rule=None)
 
 
 def _places_of_rank(num_episodes: int, num_envs: int) -> list[int]:
@@ -186,6 +175,7 @@ def _play(
     num_envs = chunk_env.batch_size[0]
     noise = EpisodeNoise(seeds, actor.policy.chunk_shape)
     length, total = [0] * num_envs, [0.0] * num_envs
+    marks = Marks(num_envs)
     rows: list[EpisodeOutcome] = []
     wanted = int(seeds.num_episodes.sum())
     if not wanted:  # more ranks than episodes
@@ -195,6 +185,7 @@ def _play(
         task_id, index = td["task_id"].tolist(), seeds.index.tolist()
         td, next_td = chunk_env.step_and_maybe_reset(actor(td.set("noise", noise.draw())))
 
+        marks.add(td)
         # outcomes of the decisions
         outcome = sub_dict(td, "next")
         columns = (outcome[key].flatten().tolist() for key in _COLUMNS)
@@ -214,6 +205,7 @@ def _play(
                 length=length[i],
                 episode_return=total[i],
                 invalid=invalid,
+                **marks.taken(i),
             )
             rows.append(row)
             if on_episode is not None:

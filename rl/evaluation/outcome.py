@@ -42,6 +42,18 @@ class EpisodeOutcome:
     """Undiscounted sum of rewards."""
     invalid: bool = False
     """Whether the simulator broke down, so that the outcome does not count."""
+    status_done: bool | None = None
+    """Whether the policy's status head saw the task done at a decision. None without a head."""
+    undecoded: int | None = None
+    """Decisions whose FAST tokens were no chunk. None for a policy that acts by its flow."""
+
+    def values(self) -> dict[str, Any]:
+        """Return the entries as JSON values. Those of heads that a policy lacks are left out."""
+        values = asdict(self)
+        heads = ("status_done", "undecoded")
+        return {
+            key: value for key, value in values.items() if key not in heads or value is not None
+        }
 
     def success(self, rule: SuccessRule) -> bool:
         """Return whether the episode succeeded by a rule. Without a report it did not."""
@@ -156,6 +168,31 @@ class Evaluation:
             return None
         return fmean(row.success(rule) for row in self.counted)
 
+    def status_counts(self) -> dict[str, int] | None:
+        """Return how the status head agrees with the simulator, None if one of them is missing.
+
+        The head is a second opinion: no rate is made from it.
+        """
+        rows = [row for row in self.counted if row.status_done is not None]
+        rule = self.success_rule
+        if rule is None or not rows:
+            return None
+        pairs = [(bool(row.status_done), row.success(rule)) for row in rows]
+        names = {
+            "done_and_success": (True, True),
+            "done_without_success": (True, False),
+            "success_without_done": (False, True),
+            "neither": (False, False),
+        }
+        return {name: pairs.count(pair) for name, pair in names.items()}
+
+    def _heads(self) -> dict[str, Any]:
+        """Return the entries of the summary that only policies with these heads have."""
+        status = self.status_counts()
+        undecoded = [row.undecoded for row in self.rows if row.undecoded is not None]
+        entries: dict[str, Any] = {} if status is None else {"status": status}
+        return entries | ({"undecoded": sum(undecoded)} if undecoded else {})
+
     def by_task(self) -> dict[int, tuple[int, int]]:
         """Return (successes, episodes) of each task, or nothing without a rate."""
         counts: dict[int, tuple[int, int]] = {}
@@ -194,7 +231,8 @@ class Evaluation:
             "mean_return": self.mean_return,
             "invalid": self.num_invalid,
             "by_task": {str(task): counts for task, counts in self.by_task().items()},
-            "rows": [asdict(row) for row in self.rows],
+            **self._heads(),
+            "rows": [row.values() for row in self.rows],
         }
 
     def __str__(self) -> str:
@@ -219,5 +257,19 @@ def text_of(summary: dict[str, Any]) -> str:
         return f"no success rate (0/0{broken})"
     return (
         f"{100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}] "
-        f"({summary['successes']}/{num}{broken})"
+        f"({summary['successes']}/{num}{broken}){_heads_text(summary)}"
     )
+
+
+def _heads_text(summary: dict[str, Any]) -> str:
+    """Return the counts of a status head and of undecoded FAST tokens, if there are any."""
+    text = ""
+    if (status := summary.get("status")) is not None:
+        text += (
+            f"; status head: done in {status['done_and_success']} successes and "
+            f"{status['done_without_success']} failures, not done in "
+            f"{status['success_without_done']} successes and {status['neither']} failures"
+        )
+    if summary.get("undecoded"):
+        text += f"; {summary['undecoded']} decisions had FAST tokens that were no chunk"
+    return text

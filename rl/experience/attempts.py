@@ -109,7 +109,10 @@ def collect_attempts(
     columns = ("action", "reward", "terminated", "success")
     return Demonstrations(
         obs={str(key): steps[key] for key in steps.keys() if key not in columns},
-        **{name: steps[name] for name in columns},
+        action=steps["action"],
+        reward=steps["reward"],
+        terminated=steps["terminated"],
+        success=steps["success"],
         reward_definition=spec.reward,
         episode=torch.arange(len(kept)).repeat_interleave(lengths),
         tasks=spec.tasks,

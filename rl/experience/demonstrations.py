@@ -200,14 +200,14 @@ class Demonstrations:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                tensors: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}
                 metadata = _metadata(file.metadata() or {})
             return cls(
                 obs={k.removeprefix("obs."): v for k, v in tensors.items() if k.startswith("obs.")},
                 action=tensors["action"],
                 episode=tensors["episode"],
                 tasks=tuple(metadata.get("tasks", ())),
-                **{name: tensors.get(name) for name in RECORDED},
+                **{name: tensors[name] for name in RECORDED if name in tensors},
                 # files of older versions hold successes and no rewards
                 reward_definition=metadata.get("reward", SPARSE_REWARD),
                 expert_success=tuple((s, n) for s, n in metadata.get("expert_success", ())),

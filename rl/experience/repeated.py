@@ -4,7 +4,8 @@ A simulator's state cannot be saved in general, but a seed fixes its starts. So 
 the actions since the episodes began. A resumed run executes them again, and has the same simulator
 as the run that it continues. A fingerprint of the last decision shows whether that is so.
 
-Letters: E envs, T chunk decisions.
+In shapes, `memory` is the number of memory tokens.
+Letters: E envs, T chunk decisions, D width.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from pitune.policies.preprocessing.model_input import WRITTEN
+
 MOST_BYTES = 2**28
 """Size of the stored actions beyond which they are dropped [bytes]."""
 FINGERPRINT = ("state", "reward", "done")
@@ -29,13 +32,15 @@ class PlayedActions:
 
     Example:
         >>> played = PlayedActions()
-        >>> played.state() == {"actions": [], "fingerprint": {}}
+        >>> played.state() == {"actions": [], "written": [], "fingerprint": {}}
         True
     """
 
     def __init__(self) -> None:
         self.actions: list[Tensor] = []
         """Of each rollout (E, T, ...)."""
+        self.written: list[Tensor] = []
+        """Memories that their decisions wrote (E, T, memory, D), of a policy with one."""
         self.fingerprint: dict[str, Tensor] = {}
         """Outcome of the last rollout."""
         self.complete = True
@@ -47,11 +52,13 @@ class PlayedActions:
             return
         outcome = rollout["next"]
         self.actions.append(rollout["action"].detach().cpu().clone())
+        if WRITTEN in rollout.keys():
+            self.written.append(rollout[WRITTEN].detach().cpu().clone())
         self.fingerprint = {
             key: outcome[key].detach().cpu().clone() for key in FINGERPRINT if key in outcome.keys()
         }
-        if sum(actions.nbytes for actions in self.actions) > MOST_BYTES:
-            self.actions, self.fingerprint, self.complete = [], {}, False
+        if sum(stored.nbytes for stored in (*self.actions, *self.written)) > MOST_BYTES:
+            self.actions, self.written, self.fingerprint, self.complete = [], [], {}, False
 
     def equals_last(self, rollout: TensorDictBase) -> bool:
         """Return whether a repeated rollout has the outcome of the last one here, bit for bit."""
@@ -62,13 +69,18 @@ class PlayedActions:
 
     def state(self) -> dict[str, Any]:
         """Return the state for resuming, as tensors."""
-        return {"actions": list(self.actions), "fingerprint": dict(self.fingerprint)}
+        return {
+            "actions": list(self.actions),
+            "written": list(self.written),
+            "fingerprint": dict(self.fingerprint),
+        }
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> PlayedActions:
         """Return the result of `state` as an object."""
         played = cls()
         played.actions, played.fingerprint = list(state["actions"]), dict(state["fingerprint"])
+        played.written = list(state.get("written", []))
         return played
 
 
@@ -87,16 +99,22 @@ class RepeatingActor(TensorDictModuleBase):
     Args:
         actor: Acts after the stored actions.
         actions: Of one rollout each (E, T, ...).
+        written: Memories that the decisions wrote (E, T, memory, D), of a policy with one.
     """
 
-    def __init__(self, actor: nn.Module, actions: Sequence[Tensor]) -> None:
+    def __init__(
+        self, actor: nn.Module, actions: Sequence[Tensor], written: Sequence[Tensor] = ()
+    ) -> None:
         super().__init__()
         self.in_keys, self.out_keys = actor.in_keys, actor.out_keys
         self.actor = actor
         self.pending = deque(action for rollout in actions for action in rollout.unbind(1))
+        self.written = deque(memory for rollout in written for memory in rollout.unbind(1))
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         if self.pending:
+            if self.written:
+                td.set(WRITTEN, self.written.popleft().to(td.device))
             return td.set("action", self.pending.popleft().to(td.device))
         acted: TensorDictBase = self.actor(td)
         return acted

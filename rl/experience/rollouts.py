@@ -15,7 +15,15 @@ from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.envs import ExplorationType
 
-from pitune.envs import CheckedEnv, ChunkEnv, DelayedChunkEnv, EpisodeSeeds, Starts
+from pitune.envs import (
+    CheckedEnv,
+    ChunkEnv,
+    DelayedChunkEnv,
+    EpisodeSeeds,
+    MemoryChunkEnv,
+    Starts,
+)
+from pitune.policies import FlowPolicy
 from pitune.policies.actor import ActingPolicy
 from pitune.policies.finetuning.shard import gather
 from pitune.policies.under_delay import remainder_steps
@@ -50,6 +58,8 @@ def chunk_env_for(
     args = (env, sampler.execution_horizon, seeds, num_episodes, preprocess, record_success)
     steps = remainder_steps(sampler, policy.chunk_shape[0])
     last = bool(getattr(policy, "reads_last_action", False))  # not of a policy behind a server
+    if isinstance(policy, FlowPolicy) and policy.has_memory:  # and no delay, see `check_parts`
+        return MemoryChunkEnv(*args, memory_shape=policy.memory_shape, last_action=last)
     if not steps:
         return ChunkEnv(*args, last_action=last)
     draw = sampler.delay.draw
@@ -172,8 +182,9 @@ class Rollouts:
         number. If they went differently, call `restart`.
         """
         played, same = PlayedActions.of_state(state), True
+        actor = RepeatingActor(self.algorithm.actor, played.actions, played.written)
         with torch.random.fork_rng(devices=ranks.devices()):
-            self._begin(state["iteration"], RepeatingActor(self.algorithm.actor, played.actions))
+            self._begin(state["iteration"], actor)
             for number in range(len(played.actions)):
                 rollout = next(self._collector)
                 same = number + 1 < len(played.actions) or played.equals_last(rollout)
@@ -207,7 +218,7 @@ def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
     if rollout.batch_size.numel() == 0:  # TensorDict.numel() is never below 1
         return {}
     outcome = sub_dict(rollout, "next")
-    counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)  # (R * E, T)
+    counted = ranks.joined(outcome["done"] & ~outcome["invalid"]).squeeze(-1)  # (ranks * E, T)
     num, invalid = int(counted.sum()), ranks.total(outcome["invalid"].sum())
     metrics = {"train/episodes": float(num), "train/invalid": float(invalid)}
     if num and "success" in outcome.keys():

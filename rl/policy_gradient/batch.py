@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput
 from pitune.rl import ranks
+from pitune.rl.experience.history import with_history
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.experience.transitions import encode_next, in_parts
@@ -27,12 +28,21 @@ def advantage_batch(
     critic: ValueCritic,
     config: AdvantageConfig,
     information: Information,
+    memory_decisions: int = 1,
 ) -> tuple[TensorDictBase, dict[str, float]]:
     """Return the valid decisions (B) of a rollout (E, T), and metrics of the critic.
 
     They have the entries that the actor needs for scoring, `advantage` (standardized over the
     batch), `state_value` and `value_target` (B, 1). Decisions in a broken simulator are left out.
     All advantages are 0 if they carry no information.
+
+    Args:
+        rollout: The decisions.
+        actor: Has collected them.
+        critic: Its values.
+        config: Discount and weights.
+        information: Of earlier rollouts.
+        memory_decisions: Decisions that a gradient flows through, for a policy with a memory.
     """
     # values before and after each decision
     rollout = rollout.to(actor.policy.device).copy()
@@ -49,6 +59,7 @@ def advantage_batch(
 
     # valid decisions
     valid: Tensor = ~rollout["next", "invalid"].squeeze(-1)  # (E, T)
+    rollout = with_history(rollout, actor.policy, memory_decisions)
     entries = (actor.in_keys, critic.in_keys, actor.out_keys, ADVANTAGE_KEYS)
     batch = sub_dict(select_decisions(rollout, *entries), valid)
     if not ranks.least(len(batch)):  # of all ranks, which must go on alike

@@ -16,12 +16,12 @@ from pitune.ranges import (
     Share,
 )
 from pitune.rl.algorithm import AlgorithmConfig
-from pitune.rl.config import MinibatchConfig, PrefixConfig, ReturnConfig
+from pitune.rl.config import MemoryGradientConfig, MinibatchConfig, PrefixConfig, ReturnConfig
 from pitune.rl.value_distribution import DistributionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateConfig(MinibatchConfig, PrefixConfig):
+class UpdateConfig(MinibatchConfig, MemoryGradientConfig, PrefixConfig):
     """Gradient steps of one update. A ragged last minibatch is dropped.
 
     Example:

@@ -111,6 +111,12 @@ class PolicyLoss:
         self.entropy_coefficient, self.bc_coefficient = entropy_coefficient, bc_coefficient
         self.kl_coefficient, self.kl_space = kl_coefficient, kl_space
         needed = kl_coefficient > 0 or bc_coefficient > 0
+        if needed and actor.config.decoder != "flow":
+            raise ValueError(
+                f"kl_coefficient={kl_coefficient} and bc_coefficient={bc_coefficient} compare "
+                f"flows, and the likelihood {likelihood_name(actor.config)!r} has none; set both "
+                "to 0"
+            )
         self.reference = Reference(actor) if needed else None
 
     def with_draws(self, batch: TensorDictBase) -> TensorDictBase:

@@ -6,6 +6,7 @@ width of a hidden layer.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -44,6 +45,7 @@ class ValueCritic(TensorDictModuleBase):
         hidden: Widths of the hidden layers.
         remainder: (R, d), steps of the old chunk that are an input under a decision delay, and the
             robot action dim, `FlowPolicy.remainder_shape`.
+        memory: (memory, D) of the policy's memory that is an input, `FlowPolicy.memory_shape`.
         distribution: Bins of a categorical critic. By default it has one number.
 
     Example:
@@ -62,17 +64,20 @@ class ValueCritic(TensorDictModuleBase):
         feature_dim: int = 0,
         hidden: tuple[int, ...] = (256, 256),
         remainder: tuple[int, int] = (0, 0),
+        memory: tuple[int, int] = (0, 0),
         distribution: DistributionConfig | None = None,
     ) -> None:
         super().__init__()
         self.distribution = distribution or DistributionConfig()
         self.in_keys, self.out_keys = ["model_input", "elapsed"], ["state_value"]
         self.state_dim, self.feature_dim, self.remainder = state_dim, feature_dim, remainder
+        self.memory = memory
         if feature_dim:
             self.in_keys.append("features")
 
         # network
-        widths = (state_dim + old_chunk_dim(*remainder) + 1 + feature_dim, *hidden)
+        extra = old_chunk_dim(*remainder) + math.prod(memory)
+        widths = (state_dim + extra + 1 + feature_dim, *hidden)
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.SiLU()]
@@ -113,7 +118,8 @@ class ValueCritic(TensorDictModuleBase):
             inputs["state"],
             self.remainder,
         )
-        x = self.net[0](critic_input(state, features, td["elapsed"], old))
+        memory = inputs["memory"] if math.prod(self.memory) else None
+        x = self.net[0](critic_input(state, features, td["elapsed"], old, memory))
         outputs: Tensor = self.net[1:](x if offset is None else x + offset)
         return outputs
 

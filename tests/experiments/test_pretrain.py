@@ -14,6 +14,7 @@ import torch
 from pitune import envs, experiments, policies, rl
 from pitune.experiments import pretrain as module
 from pitune.experiments.pretrain import PretrainConfig, pretrain
+from pitune.experiments.pretraining import state
 from pitune.experiments.runs import progress
 from pitune.rl.algorithms.bc import CloningStep
 from pitune.rl.datasets.config import DataConfig
@@ -26,7 +27,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def config_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., PretrainConfig]:
-    monkeypatch.setattr(module, "SAVE_EVERY", 4)
+    monkeypatch.setattr(state, "SAVE_EVERY", 4)
 
     def make(**changes: Any) -> PretrainConfig:
         config = PretrainConfig(
@@ -60,7 +61,7 @@ def clone_until_killed(config: PretrainConfig, owner: Any, function: str, call: 
         (CloningStep, "__call__", 1),
         (CloningStep, "__call__", 7),
         (module, "save_cloning", 1),  # after the demonstrations are written
-        (module, "save_cloning", 2),
+        (state, "save_cloning", 1),
         (policies, "save", 1),
     ],
 )

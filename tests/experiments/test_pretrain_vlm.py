@@ -16,6 +16,7 @@ from pitune import envs, policies, rl
 from pitune.experiments import pretrain as module
 from pitune.experiments.evaluate import main as evaluate
 from pitune.experiments.pretrain import PretrainConfig, pretrain
+from pitune.experiments.pretraining import state
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.train import train
 from pitune.rl.algorithms.bc import CloningStep
@@ -102,7 +103,7 @@ def test_every_part_of_the_network_is_cloned(tmp_path: Path) -> None:
 def test_an_interrupted_cloning_with_words_and_pictures_goes_on_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SAVE_EVERY", 2)
+    monkeypatch.setattr(state, "SAVE_EVERY", 2)
     whole, broken = (config_of(tmp_path / name, picture_shift=2) for name in ("whole", "broken"))
     pretrain(whole)
     original, calls = CloningStep.__call__, iter(range(1, 100))

@@ -132,7 +132,11 @@ EXPERIENCE = [
                 "(num_episodes - env + num_envs - 1)",
                 "(num_episodes + num_envs - 1)",
             ),
-            Change("every environment its own start", "env // self.group_size", "env"),
+            Change(
+                "every environment its own start",
+                "(self.before + env) // self.group_size",
+                "self.before + env",
+            ),
             Change("splits share their starts", "SPLITS.index(split)", "0 * SPLITS.index(split)"),
             Change(
                 "one start for ever",
@@ -258,8 +262,8 @@ EXPERIENCE = [
         [
             Change(
                 "broken episodes count",
-                'counted = outcome["done"] & ~outcome["invalid"]',
-                'counted = outcome["done"]',
+                'ranks.joined(outcome["done"] & ~outcome["invalid"])',
+                'ranks.joined(outcome["done"])',
             ),
             Change("a restart repeats its starts", "iteration * 1_000_000", "iteration * 0"),
             Change(
@@ -279,8 +283,8 @@ EXPERIENCE = [
             ),
             Change(
                 "groups of different starts",
-                '"train", group_size, starts)',
-                '"train", 1, starts)',
+                '"train", group_size, starts, before',
+                '"train", 1, starts, before',
             ),
             Change(
                 "explores as deployed",

@@ -51,8 +51,8 @@ OFF_POLICY = [
             ),
             Change(
                 "gradient through the scale",
-                "value.detach().abs().mean()",
-                "value.abs().mean()",
+                "ranks.mean(value.detach().abs())",
+                "ranks.mean(value.abs())",
                 LEARNER,
             ),
             Change("layer norm left out", "layer_norm(y, y.shape[-1:])", "y"),

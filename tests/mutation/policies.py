@@ -51,7 +51,7 @@ POLICIES = [
                 "return predicted_noise(x, velocity, flow_time)",
             ),
             Change("law of training times", ".pow(2 / 3)", ".pow(3 / 2)"),
-            Change("least training time", "* 0.999 + 0.001", "* 0.999"),
+            Change("least training time", "* 0.999 + FIRST_FLOW_TIME", "* 0.999"),
             Change(
                 "times ascend",
                 "return 1 - steps / self.flow_steps",

@@ -83,8 +83,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "deviation of the batch",
-                "centered.square().sum() / weight.sum().clamp(min=1)",
-                "centered.square().mean()",
+                "square / num.clamp(min=1)",
+                "square / weight.numel()",
                 (*ADVANTAGE, *GRPO),
             ),
         ],
@@ -152,8 +152,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "rewards of steps that were not executed",
-                'outcome["reward_steps"][live]',
-                'outcome["reward_steps"][valid]',
+                '(outcome["reward_steps"], live)',
+                '(outcome["reward_steps"], valid[..., None].expand_as(live))',
             ),
             Change(
                 "length without rewards informs",
@@ -354,7 +354,11 @@ POLICY_GRADIENT = [
                 "add_(old_mean - self.return_mean)",
                 "add_(self.return_mean - old_mean)",
             ),
-            Change("critic without the time", 'td["elapsed"], old))', '0 * td["elapsed"], old))'),
+            Change(
+                "critic without the time",
+                'td["elapsed"], old, memory)',
+                '0 * td["elapsed"], old, memory)',
+            ),
         ],
     ),
     Mutants(
@@ -363,8 +367,8 @@ POLICY_GRADIENT = [
         [
             Change(
                 "parts of unequal size",
-                "(part_loss * share).backward",
-                "(part_loss / len(parts)).backward",
+                "(part_loss * (share * weight)).backward",
+                "(part_loss / len(parts) * weight).backward",
             ),
             Change(
                 "metrics of unequal parts",
@@ -377,10 +381,17 @@ POLICY_GRADIENT = [
                 "parameters = list(parameters)",
                 OWN_GRADIENT,
             ),
-            Change("gradients of other networks", ".backward(inputs=parameters)", ".backward()"),
+            Change(
+                "gradients of other networks",
+                ".backward(inputs=gradients.leaves(parameters))",
+                ".backward()",
+            ),
             Change("target of the divergence", "> target_kl:", "< target_kl:", EPOCHS),
             Change(
-                "ragged minibatches", "steps = num // size", "steps = -(-num // size)", MINIBATCHES
+                "ragged minibatches",
+                "ranks.least(num // size)",
+                "ranks.least(-(-num // size))",
+                MINIBATCHES,
             ),
             Change(
                 "minibatches in order",
@@ -429,8 +440,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "steps without information",
-                'learns = bool(batch["advantage"].any())',
-                "learns = True",
+                'iter(learns_from(batch["advantage"], rows))',
+                "iter([True for _ in rows])",
                 INFORMATION,
             ),
             Change("dual clip ignored", ", dual_clip=clip.dual", ""),
@@ -478,7 +489,9 @@ POLICY_GRADIENT = [
                 "kept = kept & (advantage == advantage).any(1)",
                 INFORMATION,
             ),
-            Change("mean weight", 'batch["weight"] / batch["weight"].mean()', 'batch["weight"]'),
+            Change(
+                "mean weight", 'batch["weight"] / ranks.mean(batch["weight"])', 'batch["weight"]'
+            ),
             Change(
                 "share of kept groups",
                 "math.ceil(self.config.min_kept * num_groups)",
@@ -489,8 +502,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "episodes split into parts",
-                'group="episode" if whole_episodes else None',
-                "group=None",
+                'group="episode" if whole_episodes else None,\n',
+                "group=None,\n",
                 (*STEP, *GRPO),
             ),
             Change(
@@ -553,7 +566,7 @@ POLICY_GRADIENT = [
         [
             Change(
                 "aggregate left out of the critic",
-                "loss = loss + self.config.aggregate * off",
+                "loss = loss + self.config.aggregate * weight * off",
                 "loss = 1 * loss",
             ),
             Change(
@@ -568,8 +581,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "weight of the aggregate",
-                "self.config.aggregate * self.master_loss(others)",
-                "self.master_loss(others)",
+                "self.config.aggregate * weight * self.master_loss(others)",
+                "weight * self.master_loss(others)",
             ),
             Change(
                 "near decisions left out",
@@ -599,7 +612,7 @@ POLICY_GRADIENT = [
             Change("sign of the master's loss", "return -gain.mean()", "return gain.mean()"),
             Change(
                 "advantages as they are",
-                'standardize(batch["advantage"], size=size)',
+                'standardize(batch["advantage"], size=value_size(batch))',
                 'batch["advantage"]',
             ),
             Change(
@@ -617,7 +630,7 @@ POLICY_GRADIENT = [
         ],
     ),
     Mutants(
-        "rl/algorithms/epo_population.py",
+        "rl/algorithms/evolution/epo_population.py",
         EPO,
         [
             Change(
@@ -627,7 +640,7 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "shares are no neighbors",
-                "return rows * len(self) // num_rows",
+                "return rows * len(self) // num_envs",
                 "return rows % len(self)",
             ),
             Change(
@@ -643,7 +656,7 @@ POLICY_GRADIENT = [
         ],
     ),
     Mutants(
-        "rl/algorithms/epo_evolution.py",
+        "rl/algorithms/evolution/epo_evolution.py",
         EPO,
         [
             Change("nothing is forgotten", "total *= self.decay", "total *= 1.0"),
@@ -692,7 +705,7 @@ POLICY_GRADIENT = [
             Change("start of the decay", "(step - warmup) / max(1,", "step / max(1,"),
             Change(
                 "law of flow times",
-                "sample_flow_time(num * draws, self.policy.device)",
+                "sample_flow_time(num * draws, policy.device)",
                 "torch.rand(num * draws)",
             ),
             Change("average stands still", "self.ema.update()", "self.ema.state_dict()"),

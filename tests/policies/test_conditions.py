@@ -19,6 +19,7 @@ from pitune.policies import (
     LikelihoodActor,
     ModelInput,
     NetworkOptions,
+    Pi0,
     RealTimeConfig,
     likelihood_config,
     likelihoods,
@@ -27,7 +28,7 @@ from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetunin
 from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.network.context import pack, unpack
 from pitune.policies.network.options.add import network_with_options
-from pitune.policies.network.options.conditioning import (
+from pitune.policies.network.options.tokens.conditioning import (
     ConditioningConfig,
     condition_of,
     drop_conditions,
@@ -141,11 +142,14 @@ def test_scale_zero_evaluates_the_condition_alone(
     tiny_policy: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = conditioned(tiny_policy(), ADVANTAGE, scale=0.0)
-    inputs, calls = state_rows(policy), []
-    original = type(policy.network).velocity
-    monkeypatch.setattr(
-        type(policy.network), "velocity", lambda *a: calls.append(1) or original(*a)
-    )
+    inputs, calls = state_rows(policy), list[int]()
+    original = Pi0.velocity
+
+    def counted(self: Pi0, *given: Any) -> Any:
+        calls.append(1)
+        return original(self, *given)
+
+    monkeypatch.setattr(Pi0, "velocity", counted)
     actions(policy, inputs)
     assert len(calls) == policy.sampler.flow_steps
     actions(with_guidance(policy, scale=1.0), inputs)
@@ -269,14 +273,14 @@ def test_the_null_is_trained_exactly_where_conditions_are_dropped(
     option: ConditioningConfig, dropout: float
 ) -> None:
     policy = conditioned(vision_policy(), option)
-    nulls = policy.network.options["conditioning"].nulls
-    before = [value.detach().clone() for value in nulls.values()]
+    nulls = [p for name, p in policy.network.named_parameters() if ".nulls." in name]
+    before = [value.detach().clone() for value in nulls]
     config = rl.BCConfig(minibatch_size=6, weight_decay=0.0, condition_dropout=dropout)
     step = CloningStep(policy, config)
     inputs = seen_rows(policy, 6).tensordict()
     torch.manual_seed(0)
     step(TensorDict({"model_input": inputs, "action": torch.rand(6, 4, 2)}, [6]))
-    moved = [not torch.equal(old, new) for old, new in zip(before, nulls.values(), strict=True)]
+    moved = [not torch.equal(old, new) for old, new in zip(before, nulls, strict=True)]
     assert moved == [dropout > 0]
 
 

@@ -95,6 +95,7 @@ def test_blocks_keep_the_defaults_of_each_algorithm() -> None:
         "grpo": 512,
         "fpo": 512,
         "epo": 512,
+        "es": 1,
         "bc": 512,
         "filtered_bc": 512,
         "dsrl": 1,

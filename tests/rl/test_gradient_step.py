@@ -25,7 +25,8 @@ from pitune.rl.gradient_step import (
 from settings import changed
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in rl.presets()},
+    # `es` has no gradient, so no minibatches
+    **{name: (name, {}) for name in rl.presets() if name != "es"},
     "ppo, all options": (
         "ppo",
         {

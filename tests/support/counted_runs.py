@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from pitune.envs import CheckedEnv
 from pitune.envs.vector_env import Observation, StepResult
 from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FlowPolicy, Pi0
+from pitune.policies.network.layers import Linear
+from pitune.rl import gradient_step
 from settings import changed
 from vision_policies import ENV, vision_policy
 
-STATE_ENV = envs.EnvConfig(id="mock/Reach", num_envs=8, num_workers=0, max_episode_steps=6)
+STATE_ENV = envs.EnvConfig(id="mock/Reach", num_envs=8, num_workers=0, max_episode_steps=24)
 NUM_CHUNKS = 4
 SETTINGS: dict[str, Any] = {
     "minibatch_size": 8,
@@ -51,8 +53,6 @@ class DeviceSimulator:
     """
 
     def __init__(self, env: Any) -> None:
-        from dataclasses import replace
-
         self.env = env
         self.spec = replace(env.spec, device=pretend_device.device())
 
@@ -90,15 +90,19 @@ class Counts:
     rollout: Events
     update: Events
     gradient_steps: int
+    """Steps of the optimizers."""
+    losses: int
+    """Losses of whole minibatches, with or without a gradient step."""
     control_steps: int
     """Calls of the simulator's `step` by the rollout."""
     decisions: int
     """Calls of the actor."""
     encoded: int
     """Observations that the update encoded."""
-    rows: int
-    """Rows of all gradient steps."""
-    metrics: dict[str, float]
+    decided: int
+    """Decisions of the rollout, over all environments."""
+    held: int
+    """Parameters that the towers convert to their precision."""
 
 
 @contextmanager
@@ -113,21 +117,21 @@ def gradient_steps() -> Iterator[list[int]]:
 
 
 @contextmanager
-def encodings() -> Iterator[list[int]]:
-    """Give a list of the rows of each encoding of pictures and prompts."""
+def counted_calls(owner: Any, name: str, amount: Callable[[Any], int]) -> Iterator[list[int]]:
+    """Give a list of an amount of the result of each call of a function."""
     found: list[int] = []
-    original = Pi0.embed_prefix
+    original = getattr(owner, name)
 
-    def counted_prefix(self: Pi0, *inputs: Any) -> Any:
-        result = original(self, *inputs)
-        found.append(len(result[0]))
+    def counting(*args: Any, **keywords: Any) -> Any:
+        result = original(*args, **keywords)
+        found.append(amount(result))
         return result
 
-    Pi0.embed_prefix = counted_prefix  # type: ignore[method-assign]
+    setattr(owner, name, counting)
     try:
         yield found
     finally:
-        Pi0.embed_prefix = original  # type: ignore[method-assign]
+        setattr(owner, name, original)
 
 
 def policy_of(kind: str, state_policy: FlowPolicy) -> FlowPolicy:
@@ -162,7 +166,7 @@ def algorithm_config(name: str, demonstrations: Path, **settings: Any) -> rl.Alg
 
 def make_env(on_device: bool, cameras: bool) -> CheckedEnv:
     """Return `mock/Reach`, on the host or on the device."""
-    env = envs.make(ENV if cameras else STATE_ENV)
+    env = envs.make(replace(ENV, max_episode_steps=24) if cameras else STATE_ENV)
     if not on_device:
         return env
     return CheckedEnv(DeviceSimulator(env.env))  # type: ignore[arg-type]
@@ -197,15 +201,26 @@ def counted(
     with pretend_device.count() as rollout_events:
         rollout = rollouts.collect()
     control_steps = env.num_calls - calls
-    with pretend_device.count() as events, gradient_steps() as steps, encodings() as rows:
-        metrics = algorithm.update(rollout)
+    with (
+        pretend_device.count() as events,
+        gradient_steps() as steps,
+        counted_calls(Pi0, "embed_prefix", lambda result: len(result[0])) as rows,
+        counted_calls(gradient_step, "read_scalars", lambda _: 1) as losses,
+    ):
+        algorithm.update(rollout)
     return Counts(
         rollout=rollout_events,
         update=events,
         gradient_steps=len(steps),
+        losses=len(losses),
         control_steps=control_steps,
-        decisions=rollout.batch_size[-1] if rollout.batch_size else 0,
+        decisions=rollout.batch_size[-1],
         encoded=sum(rows),
-        rows=len(steps) * SETTINGS["minibatch_size"],
-        metrics=metrics,
+        decided=rollout.batch_size.numel(),
+        held=sum(
+            value.dtype != policy.network.compute_dtype
+            for module in policy.network.paligemma_with_expert.modules()
+            if isinstance(module, Linear)
+            for value in module.parameters(recurse=False)
+        ),
     )

@@ -16,13 +16,17 @@ from torch import nn
 from pitune.policies import NetworkOptions, Pi0
 from pitune.policies.network.config import Family
 from pitune.policies.network.extensions import new_parameters
-from pitune.policies.network.options.conditioning import ConditioningConfig
 from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.insulation import InsulationConfig
+from pitune.policies.network.options.language_head import LanguageHeadConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.prediction import PredictionConfig
-from pitune.policies.network.options.registers import RegistersConfig
-from pitune.policies.network.options.state_tokens import StateTokensConfig
+from pitune.policies.network.options.status import StatusConfig
+from pitune.policies.network.options.tokens.conditioning import ConditioningConfig
+from pitune.policies.network.options.tokens.memory import MemoryConfig
+from pitune.policies.network.options.tokens.registers import RegistersConfig
+from pitune.policies.network.options.tokens.state_tokens import StateTokensConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 
 BOTH: tuple[Family, ...] = ("pi0", "pi05")
@@ -55,7 +59,7 @@ class OptionCase:
             families=tuple(name for name in self.families if name in other.families),
             identity=self.identity and other.identity,
             has_parameters=self.has_parameters or other.has_parameters,
-            silent=self.silent and other.silent,
+            silent=all(case.silent or not case.has_parameters for case in (self, other)),
             unused_at_start=(*self.unused_at_start, *other.unused_at_start),
             unused=(*self.unused, *other.unused),
             refused_likelihoods=(*self.refused_likelihoods, *other.refused_likelihoods),
@@ -71,6 +75,31 @@ CASES: tuple[OptionCase, ...] = (
     OptionCase(
         name="value_residual",
         options=NetworkOptions(value_residual=ValueResidualConfig(mode="dynamic")),
+    ),
+    OptionCase(
+        name="memory",
+        options=NetworkOptions(memory=MemoryConfig(num_tokens=3)),
+        # the matrix behind the reading starts at 0
+        unused_at_start=tuple(
+            f"memory.{name}"
+            for name in (
+                "read_slots",
+                "norm.weight",
+                *(f"{p}_proj.weight" for p in "qkv"),
+                "q_proj.bias",
+                "v_proj.bias",
+            )
+        ),
+        # of the writing, which the next decision reads
+        unused=tuple(
+            f"memory.{name}"
+            for name in (
+                "write_slots",
+                "in_proj.weight",
+                "condition",
+                *(f"{p}.{kind}" for p in ("gate", "candidate") for kind in ("weight", "bias")),
+            )
+        ),
     ),
     OptionCase(
         name="registers",
@@ -118,6 +147,23 @@ CASES: tuple[OptionCase, ...] = (
         name="critic_input",
         options=NetworkOptions(critic_input=CriticInputConfig(last_action=True)),
         has_parameters=False,
+        silent=True,  # the velocity does not read it
+    ),
+    OptionCase(
+        name="insulation",
+        options=NetworkOptions(insulation=InsulationConfig(enabled=True)),
+        has_parameters=False,
+    ),
+    OptionCase(
+        name="language_head",
+        options=NetworkOptions(language_head=LanguageHeadConfig(enabled=True)),
+        has_parameters=False,
+    ),
+    OptionCase(
+        name="status",
+        options=NetworkOptions(status=StatusConfig(enabled=True)),
+        silent=True,
+        unused=("status.linear.weight", "status.linear.bias"),
     ),
     OptionCase(
         name="advantage",

@@ -310,6 +310,13 @@ def _made_on_device(func: Any, *args: Any, **kwargs: Any) -> Any:
 class _Module(_DummyBackendModule):
     """`torch.pretend`."""
 
+    # the device draws from the host's random numbers, so it has no state of its own
+    def get_rng_state(self, _: Any = None) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, _: Any = None) -> None:
+        """Do nothing."""
+
     def synchronize(self, _: Any = None) -> None:
         # tensordict waits after a copy to this device, and not after one to CUDA
         if "tensordict" not in sys._getframe(1).f_code.co_filename:

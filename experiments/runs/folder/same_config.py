@@ -11,9 +11,20 @@ from typing import Any, NamedTuple
 from pitune.experiments.runs.config_file import read_config
 from pitune.experiments.runs.progress import screen
 
-HARMLESS = ("device", "torch_threads", "compile", "env.num_workers", "shard")
-"""Settings of speed, which may differ when a run is resumed. Other devices, threads, compiled code
-and sharding round differently, so the numbers are then equal up to rounding."""
+HARMLESS = (
+    "device",
+    "torch_threads",
+    "compile",
+    "env.num_workers",
+    "env.workers_on",
+    "env.ray_address",
+    "shard",
+)
+"""Settings of speed and place, which may differ when a run is resumed.
+
+Other devices, threads, compiled code and sharding round differently, so the numbers are then equal
+up to rounding.
+"""
 
 
 class Difference(NamedTuple):

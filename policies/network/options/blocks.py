@@ -1,6 +1,7 @@
 """Blocks of additional tokens around those of the published network.
 
-Letters: B rows, M scored flow steps, H action horizon, L prompt tokens, T state tokens, D width.
+Letters: B rows, M scored flow steps, H action horizon, L prompt tokens, S model
+state dim, D width.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from einops import rearrange
 from torch import Tensor
 
 from pitune.policies.network.context import Context
-from pitune.policies.network.options.conditioning import Conditioning
-from pitune.policies.network.options.gated_tokens import Extra
-from pitune.policies.network.options.registers import Registers
-from pitune.policies.network.options.state_tokens import StateTokens
+from pitune.policies.network.options.tokens.conditioning import Conditioning
+from pitune.policies.network.options.tokens.gated_tokens import Extra
+from pitune.policies.network.options.tokens.registers import Registers
+from pitune.policies.network.options.tokens.state_tokens import StateTokens
 
 if TYPE_CHECKING:
     from pitune.policies.network.pi0 import Pi0
@@ -32,7 +33,7 @@ def with_state_tokens(network: Pi0, context: Context, state: Tensor) -> Context:
     if "state_tokens" not in network.options:
         return context
     module = cast(StateTokens, network.options["state_tokens"])
-    tokens = module(state)  # (B, T, D)
+    tokens = module(state)  # (B, parts, D)
     cache = encoded_block(network, context, tokens, module.condition(len(state)))
     return context._replace(side={**(context.side or {}), "state_tokens": cache})
 
@@ -47,7 +48,7 @@ def encoded_block(
     Args:
         network: Its expert encodes the tokens.
         context: The blocks before.
-        tokens: (B, T, D).
+        tokens: (B, parts, D).
         condition: Of adaptive norms (B, 1, D).
     """
     b, t, _ = tokens.shape
@@ -57,7 +58,7 @@ def encoded_block(
         positions, mask = (before + steps).expand(b, -1), None
     else:
         positions = valid.sum(1, keepdim=True) + steps
-        every = torch.cat([valid, valid.new_ones(b, t)], dim=1)  # (B, before + T)
+        every = torch.cat([valid, valid.new_ones(b, t)], dim=1)  # (B, before + parts)
         mask = every[:, None, None].expand(-1, -1, t, -1)
     dtype = network.compute_dtype
     condition = None if condition is None else condition.to(dtype)

@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from pitune.policies.network.options.conditioning import ConditioningConfig
 from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.insulation import InsulationConfig
+from pitune.policies.network.options.language_head import LanguageHeadConfig
 from pitune.policies.network.options.linear_norms import LinearNormsConfig
 from pitune.policies.network.options.option import OptionConfig, built
 from pitune.policies.network.options.prediction import PredictionConfig
-from pitune.policies.network.options.registers import RegistersConfig
-from pitune.policies.network.options.state_tokens import StateTokensConfig
+from pitune.policies.network.options.status import StatusConfig
+from pitune.policies.network.options.tokens.conditioning import ConditioningConfig
+from pitune.policies.network.options.tokens.memory import MemoryConfig
+from pitune.policies.network.options.tokens.registers import RegistersConfig
+from pitune.policies.network.options.tokens.state_tokens import StateTokensConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 from pitune.ranges import Settings
 
@@ -36,6 +40,8 @@ class NetworkOptions(Settings):
 
     value_residual: ValueResidualConfig = field(default_factory=ValueResidualConfig)
     """Values of the first layer in the attention of the others."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Tokens that a decision hands on to the next one of its episode."""
     registers: RegistersConfig = field(default_factory=RegistersConfig)
     """Learned tokens beside the actions."""
     hyper_connections: HyperConnectionsConfig = field(default_factory=HyperConnectionsConfig)
@@ -48,6 +54,12 @@ class NetworkOptions(Settings):
     """Further tokens of the state."""
     critic_input: CriticInputConfig = field(default_factory=CriticInputConfig)
     """Further inputs of critics."""
+    insulation: InsulationConfig = field(default_factory=InsulationConfig)
+    """No gradient of the flow in the vision-language model."""
+    language_head: LanguageHeadConfig = field(default_factory=LanguageHeadConfig)
+    """Tokens that the language model predicts."""
+    status: StatusConfig = field(default_factory=StatusConfig)
+    """Classification of decisions: ongoing, done or invalid."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     """Conditions that training drops at times, for guidance: advantage, return, instruction."""
 

@@ -10,7 +10,7 @@ The streams begin as copies of the tokens, and their mean enters the final norm.
 `write` is 1, so all streams stay equal to the single one of the published network. With
 `dynamic=True` each of the three also has a term that depends on the token, scale * tanh(W
 norm(h_i)), whose W starts at 0.
-Letters: B rows, L tokens, D width, n streams.
+Letters: B rows, L tokens, D width.
 Source: Zhu et al. 2024 (hyper-connections). The paper sums the streams at the end; the mean is the
 same up to the scale, which the norm removes, and is exact for pretrained weights.
 """
@@ -63,13 +63,15 @@ class HyperConnection(Extension):
 
     Example:
         >>> connection = HyperConnection(HyperConnectionsConfig(streams=2), width=4, index=0)
-        >>> streams = expand(torch.ones(1, 3, 4), 2)  # (n, B, L, D)
+        >>> streams = expand(torch.ones(1, 3, 4), 2)  # (streams, B, L, D)
         >>> x, rest, write = connection(streams)
         >>> torch.equal(x, streams[0]) and torch.equal(rest, streams)
         True
     """
 
     group = "hyper_connections"
+    weight: nn.Parameter | None
+    scale: nn.Parameter | None
 
     def __init__(self, config: HyperConnectionsConfig, width: int, index: int) -> None:
         super().__init__()
@@ -98,11 +100,11 @@ class HyperConnection(Extension):
         """Return the part's input, the mixed streams, and the weights of its output.
 
         Args:
-            streams: (n, B, L, D).
+            streams: (streams, B, L, D).
 
         Returns:
-            The input (B, L, D), the streams without the part's output (n, B, L, D), and the weight
-            of the output in each stream (n, 1 or B, 1 or L, 1).
+            The input (B, L, D), the streams without the part's output (streams, B, L, D), and the
+            weight of the output in each stream (streams, 1 or B, 1 or L, 1).
         """
         n, dtype = len(streams), streams.dtype
         read, mix, write = (value.to(dtype) for value in (self.read, self.mix, self.write))
@@ -110,7 +112,7 @@ class HyperConnection(Extension):
             x = einsum(read, streams, "j, j b l d -> b l d")
             rest = einsum(mix, streams, "i j, j b l d -> i b l d")
             return x, rest, write[:, None, None, None]
-        # (n, B, L, n + 2), from each stream's normed tokens
+        # (streams, B, L, streams + 2), from each stream's normed tokens
         long = streams.float()
         normed = long * torch.rsqrt(long.square().mean(-1, keepdim=True) + 1e-6)
         terms = (self.scale * torch.tanh(normed @ self.weight.float().T)).to(dtype)
@@ -121,10 +123,10 @@ class HyperConnection(Extension):
 
 
 def expand(x: Tensor, n: int) -> Tensor:
-    """Return n equal streams (n, B, L, D) of tokens (B, L, D)."""
+    """Return n equal streams (streams, B, L, D) of tokens (B, L, D)."""
     return repeat(x, "b l d -> n b l d", n=n)
 
 
 def collapse(streams: Tensor) -> Tensor:
-    """Return the mean (B, L, D) of streams (n, B, L, D), exactly their value if all are equal."""
+    """Return the mean (B, L, D) of streams (streams, B, L, D), exact if all are equal."""
     return streams[0] + (streams - streams[0]).mean(0)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pitune.policies.network.options.config import NetworkOptions
-from pitune.policies.network.options.gated_tokens import TokenGate
 from pitune.policies.network.options.hyper_connections import HyperConnection
 from pitune.policies.network.options.linear_norms import LinearNorm
+from pitune.policies.network.options.tokens.gated_tokens import TokenGate
 from pitune.policies.network.options.value_residual import ValueResidual
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def add_layer_options(layers: nn.ModuleList, config: GemmaConfig, options: Netwo
                 for part in range(2)
             )
         if options.linear_norms.is_on:
-            for part in (attention, layer.mlp):
-                part.norms = nn.ModuleDict(
+            for block in (attention, parts.mlp):
+                block.norms = nn.ModuleDict(
                     {
                         name: LinearNorm(options.linear_norms, linear.out_features)
-                        for name, linear in part.named_children()
+                        for name, linear in block.named_children()
                         if name.endswith("_proj")
                     }
                 )

@@ -56,6 +56,7 @@ class LinearNorm(Extension):
     """
 
     group = "linear_norms"
+    share: nn.Parameter | None
 
     def __init__(self, config: LinearNormsConfig, width: int) -> None:
         super().__init__()

@@ -54,6 +54,7 @@ class ValueResidual(Extension):
     """
 
     group = "value_residual"
+    weight: nn.Parameter | None
 
     def __init__(self, config: ValueResidualConfig, width: int, num_heads: int) -> None:
         super().__init__()

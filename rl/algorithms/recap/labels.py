@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pitune.policies.network.options.conditioning import NEGATIVE, POSITIVE
+from pitune.policies.network.options.tokens.conditioning import NEGATIVE, POSITIVE
 
 
 def normalized_returns(
@@ -114,6 +114,16 @@ def indicators(advantage: Tensor, task: Tensor, forced: Tensor, share: float) ->
         if own.any():
             label[own & (advantage >= threshold(advantage[own], share))] = POSITIVE
     return torch.where(forced, POSITIVE, label)
+
+
+def return_bin(returns: Tensor, num_bins: int) -> Tensor:
+    """Return the bin (N,) int64 of returns in [-1, 0], the last one for the greatest.
+
+    Example:
+        >>> return_bin(torch.tensor([-1.0, -0.4, 0.0]), 3)
+        tensor([0, 1, 2])
+    """
+    return ((returns + 1) * (num_bins - 1)).round().long()
 
 
 def longest_of_task(length: Tensor, task: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor
 from pitune.policies.network.options.add import network_with_options
-from pitune.policies.network.options.conditioning import ConditioningConfig, condition_of
 from pitune.policies.network.options.config import NetworkOptions
+from pitune.policies.network.options.tokens.conditioning import ConditioningConfig, condition_of
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.algorithm import Algorithm, Needs
 from pitune.rl.algorithms.bc import CloningStep, clone
@@ -35,14 +35,16 @@ from pitune.rl.algorithms.recap.labels import (
     indicators,
     longest_of_task,
     normalized_returns,
+    return_bin,
     steps_ahead,
 )
 from pitune.rl.algorithms.recap.value import ReturnValue
 from pitune.rl.datasets.demonstrations import RandomChunks, demonstrations_for, load_demonstrations
 from pitune.rl.experience.demonstrations import IS_PAD, check_no_delay
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.registry import register
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "offline": {"rollouts": False},
     "inverted": {"indicator": "inverted"},
     "shuffled": {"indicator": "shuffled"},
@@ -90,20 +92,21 @@ class Recap(Algorithm[RecapConfig]):
         if self.config.rollouts:
             self._add(rollout)
         data = join(self.recorded, self.own)
-        metrics, label = self.labeled(data)
+        metrics, label, returns = self.labeled(data)
 
         # cloning of all data with its indicator
         policy = self.actor.policy
         chunks = data.select(MODEL_INPUT, "action", IS_PAD, strict=False).copy()
-        kinds = policy.network.config.options.conditioning.kinds
-        chunks[MODEL_INPUT] = chunks[MODEL_INPUT].copy()
-        chunks[MODEL_INPUT, "condition"] = condition_of(kinds, len(data), {"advantage": label})
+        option = policy.network.config.options.conditioning
+        values = {"advantage": label, "return": return_bin(returns, option.return_bins)}
+        chunks[MODEL_INPUT] = sub_dict(chunks, MODEL_INPUT).copy()
+        chunks[MODEL_INPUT, "condition"] = condition_of(option.kinds, len(data), values)
         loss = clone(self.step, RandomChunks(chunks), self.config.cloning.gradient_steps)
         self.num_updates += 1
         return {**metrics, "flow_loss": loss}
 
-    def labeled(self, data: TensorDictBase) -> tuple[dict[str, float], Tensor]:
-        """Train the value on data (N), and return metrics and the indicator of each row (N,)."""
+    def labeled(self, data: TensorDictBase) -> tuple[dict[str, float], Tensor, Tensor]:
+        """Train the value on data (N), and return metrics and each row's indicator and return."""
         config = self.config
         # returns and values
         scale = longest_of_task(data["length"], data["task"])
@@ -124,14 +127,18 @@ class Recap(Algorithm[RecapConfig]):
             label = label[torch.randperm(len(label))]
         positive = label.float()
         solved = data["solved"].float()
-        return {
-            **metrics,
-            "decisions": float(len(data)),
-            "positive_share": float(positive.mean()),
-            "positive_solved": float((positive * solved).sum() / positive.sum().clamp(min=1)),
-            "solved_share": float(solved.mean()),
-            "advantage_std": float(advantage.std(correction=0)),
-        }, label
+        return (
+            {
+                **metrics,
+                "decisions": float(len(data)),
+                "positive_share": float(positive.mean()),
+                "positive_solved": float((positive * solved).sum() / positive.sum().clamp(min=1)),
+                "solved_share": float(solved.mean()),
+                "advantage_std": float(advantage.std(correction=0)),
+            },
+            label,
+            returns,
+        )
 
     def _add(self, rollout: TensorDictBase) -> None:
         """Keep the whole episodes of a rollout (E, T)."""

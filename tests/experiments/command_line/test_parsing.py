@@ -123,3 +123,11 @@ def test_help_names_the_program_with_the_command_in_it(
     monkeypatch.setitem(sys.modules, "__main__", main)
     assert program("train") == shown
     assert find_spec(module) is not None
+
+
+def test_torchrun_starts_no_command_but_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="torchrun has started several processes, and `evaluate`"):
+        parse(EvaluateConfig, [], prog="evaluate", description="")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert parse(EvaluateConfig, [], prog="evaluate", description="").episodes

@@ -58,7 +58,7 @@ def test_apg_that_keeps_both_parts_is_classifier_free(space: Any) -> None:
 def test_apg_drops_the_part_along_the_prediction_of_its_space() -> None:
     t = TIME[..., None, None]
     for space, reference in (("flow", V), ("clean", X - t * V)):
-        found = guided(scale=1.0, form="apg", apg_space=space) - V  # type: ignore[arg-type]
+        found = guided(scale=1.0, form="apg", apg_space=space) - V
         dot = (found * reference).sum((-2, -1)) / reference.norm(dim=(-2, -1))
         assert float(dot.abs().max()) < 1e-4
     flow = guided(scale=1.0, form="apg", apg_space="flow")

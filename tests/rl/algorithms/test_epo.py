@@ -23,8 +23,8 @@ from pitune.policies import (
     ModelInput,
     likelihood_config,
 )
-from pitune.rl.algorithms.epo_evolution import Fitness, evolve
-from pitune.rl.algorithms.epo_population import Population
+from pitune.rl.algorithms.evolution.epo_evolution import Fitness, evolve
+from pitune.rl.algorithms.evolution.epo_population import Population
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient.loss import log_ratios
 from settings import changed

@@ -12,7 +12,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from observations import observed
 from pitune import envs, rl
 from pitune.policies import Actor
-from pitune.rl.algorithms.epo_evolution import Fitness, corrected_deviations
+from pitune.rl.algorithms.evolution.epo_evolution import Fitness, corrected_deviations
 
 DECAY, UPDATES = 0.7, 10
 

@@ -23,7 +23,7 @@ from pitune.policies import (
 )
 from pitune.rl.actor_critic import learner
 from pitune.rl.actor_critic.td import OffPolicy
-from pitune.rl.algorithms import bc, epo, grpo, ppo
+from pitune.rl.algorithms import bc, epo, es, grpo, ppo
 from pitune.rl.experience.keys import KEYS, Place, declared, select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.policy_gradient import batch as decisions
@@ -73,7 +73,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Tables:
 
         monkeypatch.setattr(owner, name, recording)
 
-    for module in (ppo, policy_step, epo):
+    for module in (ppo, policy_step, epo, es):
         record(module, "gradient_step", "batch", 2)
     for module in (decisions, grpo, epo):
         record(module, "select_decisions", "rollout", 0)

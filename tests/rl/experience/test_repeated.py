@@ -88,5 +88,5 @@ def test_an_actor_that_reads_more_than_the_environment_gives_is_not_repeated(
     """Its own entries are not in the stored actions."""
     algorithm = rl.make(small_preset("ppo"), tiny_policy())
     rollouts = make_rollouts(algorithm)
-    algorithm.actor.in_keys = [*algorithm.actor.in_keys, ("hidden", "state")]
+    algorithm.actor.in_keys = [*algorithm.actor.in_keys, "hidden"]
     assert rollouts.state() is None

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fast_policies import with_fast_tokens
 from lerobot_fixtures import actions_of, lerobot_folder
 from tensordict import TensorDict
 from torch import Tensor
@@ -229,6 +230,8 @@ def observations(policy: FlowPolicy, num: int = 3) -> TensorDict:
         )
         for camera in ("front", "wrist")
     }
+    if policy.has_memory:  # of a decision in the middle of an episode
+        obs["memory"] = torch.randn(num, *policy.memory_shape, generator=generator)
     words = ("reach the goal", "go away from the goal and stop there")
     return policy.observation_preprocessor(words)(TensorDict(obs, [num]))
 
@@ -333,11 +336,16 @@ def test_the_ratio_of_every_likelihood_is_one(
     td = observations(policy)
     for name in likelihoods():
         torch.manual_seed(0)
+        if name == "fast" and "language_head" not in case.on:
+            with pytest.raises(ValueError, match="has no language head"):
+                with_fast_tokens(policy)
+            continue
         if name in case.refused_likelihoods:
             with pytest.raises(ValueError, match=rf"options\.({'|'.join(case.on)})"):
                 LikelihoodActor(policy, likelihood_config(name))
             continue
-        actor = LikelihoodActor(policy, likelihood_config(name))
+        acting = with_fast_tokens(policy) if name == "fast" else policy
+        actor = LikelihoodActor(acting, likelihood_config(name))
         acted = actor(td.clone())
         scores = []
         for _ in range(2):

@@ -16,7 +16,6 @@ from network_options import perturb
 from pitune.policies import GemmaConfig, NetworkOptions, Pi0, Pi0Config
 from pitune.policies.network.context import pack, unpack
 from pitune.policies.network.gemma import Gemma
-from pitune.policies.network.options.gated_tokens import Extra, TokenGate
 from pitune.policies.network.options.hyper_connections import (
     HyperConnection,
     HyperConnectionsConfig,
@@ -24,8 +23,9 @@ from pitune.policies.network.options.hyper_connections import (
     expand,
 )
 from pitune.policies.network.options.linear_norms import LinearNorm, LinearNormsConfig
-from pitune.policies.network.options.registers import RegistersConfig
-from pitune.policies.network.options.state_tokens import (
+from pitune.policies.network.options.tokens.gated_tokens import Extra, TokenGate
+from pitune.policies.network.options.tokens.registers import RegistersConfig
+from pitune.policies.network.options.tokens.state_tokens import (
     StateEncoder,
     StateTokensConfig,
     register_state_encoder,

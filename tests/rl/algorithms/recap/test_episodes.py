@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
 from pitune import envs, rl
 from pitune.rl.algorithms.recap.episodes import join, newest, of_demonstrations, of_rollout
@@ -110,7 +111,8 @@ def test_joined_tables_keep_their_episodes_apart(tiny_policy: Callable) -> None:
     both = join(own, own)
     assert both["episode"].tolist() == [0, 0, 1, 2, 3, 3, 4, 5]
     marked = own.copy().set("action_is_pad", torch.ones(4, 2, dtype=torch.bool))
-    assert join(marked, own)["action_is_pad"].all(1).tolist() == [YES] * 4 + [NO] * 4
+    padding: Tensor = join(marked, own)["action_is_pad"]
+    assert padding.all(1).tolist() == [YES] * 4 + [NO] * 4
     assert len(join(own, TensorDict({}, [0]))) == 4
 
 

@@ -102,8 +102,8 @@ def test_each_task_has_its_own_threshold() -> None:
 def test_corrections_are_positive_and_move_no_threshold() -> None:
     advantage = torch.arange(10.0)
     forced = NOBODY.clone()
-    forced[[0, 1]] = True
+    forced[[0, 9]] = True
     label = indicators(advantage, NO_TASK, forced, 0.25)
-    assert label.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert label.tolist() == [1, 0, 0, 0, 0, 0, 0, 1, 1, 1]
     every = indicators(advantage, NO_TASK, torch.ones(10, dtype=torch.bool), 0.25)
     assert every.tolist() == [1] * 10

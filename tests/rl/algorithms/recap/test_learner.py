@@ -16,7 +16,7 @@ from pitune import envs, policies, rl
 from pitune.policies import Actor, FlowPolicy, NetworkOptions
 from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.network.options.add import network_with_options
-from pitune.policies.network.options.conditioning import ConditioningConfig
+from pitune.policies.network.options.tokens.conditioning import ConditioningConfig
 from pitune.rl import Recap, RecapConfig
 from pitune.rl.algorithms.recap.learner import with_indicator
 from pitune.rl.experience.attempts import collect_attempts
@@ -56,7 +56,7 @@ class Spy:
         return 0.0
 
 
-def rollout_of(algorithm: Recap, num_chunks: int = 10) -> Any:
+def rollout_of(algorithm: rl.Algorithm[Any], num_chunks: int = 10) -> Any:
     env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0))
     return rl.Rollouts(env, algorithm, num_chunks, seed=0).collect()
 
@@ -117,9 +117,23 @@ def test_all_data_are_cloned_with_their_indicator(
     assert len(algorithm.own) > 0
 
 
+def test_a_return_token_has_the_bin_of_the_return(
+    tiny_policy: Callable, attempts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = NetworkOptions(conditioning=ConditioningConfig(advantage=True, return_bins=5))
+    network = network_with_options(tiny_policy().network, both, None)
+    changes = {"rollouts": False, "cloning": replace(CLONING, gradient_steps=100)}
+    algorithm = new(tiny_policy().replace(network=network), attempts, **changes)
+    found = cloned(algorithm, monkeypatch)
+    algorithm.update(TensorDict({}, [0]))
+    bins = torch.cat([part["model_input", "condition"][:, 1] for part in found])
+    assert set(bins.tolist()) == {0, 1, 2, 3, 4}
+    assert float((bins == 0).float().mean()) > 0.4  # the failures
+
+
 def labels(algorithm: Recap) -> tuple[dict[str, float], Tensor]:
     torch.manual_seed(0)
-    return algorithm.labeled(algorithm.recorded)
+    return algorithm.labeled(algorithm.recorded)[:2]
 
 
 def test_positive_decisions_are_of_better_episodes_and_the_controls_are_not(
@@ -215,6 +229,6 @@ def test_recap_beats_cloning_and_an_inverted_indicator_declines(tmp_path: Path) 
         algorithm = rl.make(config, policy)
         algorithm.update(rl.Rollouts(env, algorithm, 5, seed=0).collect())
         found = rl.evaluate(env, Actor(algorithm.deployed_policy()), 200, seed=1)
-        rates[name] = found.success_rate
+        rates[name] = found.success_rate or 0.0
     assert rates["advantage"] > rates["bc"] + 0.2
     assert rates["inverted"] < rates["bc"] - 0.1

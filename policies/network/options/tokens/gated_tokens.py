@@ -7,7 +7,7 @@ in each layer, whose output is added with a share of every head:
 
 The gates start at 0, so the numbers of a pretrained network stay the same. A key bias would have to
 start so low that no gradient reaches it, and the gate has one from the first step.
-Letters: B rows, L tokens of this block, T additional tokens, H action horizon.
+Letters: B rows, L tokens of this block, M scored flow steps, H action horizon.
 Source: the gate is that of Zhang et al. 2023 (LLaMA-Adapter).
 """
 

@@ -19,8 +19,8 @@ from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import report_memory
 from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.train_config import TrainConfig
-from pitune.experiments.train_arguments import parse as parse
-from pitune.experiments.train_policy import policy_to_train
+from pitune.experiments.training.acting import rollouts_of
+from pitune.experiments.training.policy import policy_to_train
 from pitune.rl import ranks
 
 NEEDED = ("success_rate", "env_steps", "seconds", "before", "clipped")
@@ -73,7 +73,7 @@ class TrainState:
 
         # state of the run
         own_random_numbers(config.seed)
-        self.rollouts = rl.Rollouts(self.env, self.algorithm, config.num_chunks, config.seed)
+        self.rollouts = rollouts_of(config, self.env, self.algorithm)
         self.iteration, self.ended_by = 0, ""
         self._clock = WorkClock(config.compile)
         self.seconds = dict.fromkeys((*PHASES, *self._clock.phases), 0.0)

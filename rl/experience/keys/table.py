@@ -14,50 +14,12 @@ robot state dim, V cameras, Y, X image pixels, L prompt tokens, K flow steps, M 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 from tensordict import TensorDictBase
 
-Place = Literal["rollout", "next", "batch", "replay", "sample", "cloning"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Key:
-    """One declared entry. A name with a dot is an entry of a nested one.
-
-    Example:
-        >>> KEYS["advantage"].shape
-        '1'
-    """
-
-    meaning: str
-    """One line."""
-    shape: str
-    """Shape after the batch dimensions, in letters, separated by commas, `scalar`, or `*` for a
-    nested entry. Where a name has two shapes, they are joined by ` or `."""
-    writer: str
-    """Module that writes it, below `pitune`."""
-    readers: tuple[str, ...]
-    """Modules that read it."""
-    places: tuple[Place, ...]
-    """Tables that may hold it. A replay row and a sample hold some of them under `obs` and `next`
-    too."""
-    unit: str = "-"
-    """Unit of its numbers."""
-
-
-def _key(meaning: str, shape: str, writer: str, readers: str, places: str, unit: str = "-") -> Key:
-    words: tuple[Place, ...] = tuple(places.split())  # type: ignore[arg-type]
-    return Key(
-        meaning=meaning,
-        shape=shape,
-        writer=writer,
-        readers=tuple(readers.split()),
-        places=words,
-        unit=unit,
-    )
-
+from pitune.rl.experience.keys.declaration import Key, Place, declare
+from pitune.rl.experience.keys.memory import MEMORY_KEYS
+from pitune.rl.experience.keys.tokens import TOKEN_KEYS
 
 _ENV, _ACTOR, _INPUTS = "envs.chunk_env", "policies.actor", "policies.preprocessing.model_input"
 _PREPROCESSOR, _LATE = "policies.preprocessing.preprocessor", "envs.delayed_env"
@@ -75,18 +37,20 @@ _ROLLOUT, _ROWS = "rollout next", "replay sample"
 _INPUT, _FLAG = f"{_ROLLOUT} batch {_ROWS} cloning", f"{_ROLLOUT} {_ROWS}"
 KEYS: dict[str, Key] = {
     # environment
-    "state": _key("measured state", "s", _ENV, f"{_PREPROCESSOR} {_EPISODES}", _ROLLOUT, "robot"),
-    "task_id": _key("index into the tasks", "scalar", _ENV, f"{_INPUTS} {_EVALUATE}", _ROLLOUT),
-    "elapsed": _key(
+    "state": declare(
+        "measured state", "s", _ENV, f"{_PREPROCESSOR} {_EPISODES}", _ROLLOUT, "robot"
+    ),
+    "task_id": declare("index into the tasks", "scalar", _ENV, f"{_INPUTS} {_EVALUATE}", _ROLLOUT),
+    "elapsed": declare(
         "used share of the episode's time", "1", _ENV, f"{_VALUE} {_TD}", f"{_FLAG} batch"
     ),
-    "reward": _key("sum of the chunk's rewards", "1", _ENV, _EVALUATE, "next", "reward"),
-    "reward_steps": _key(
+    "reward": declare("sum of the chunk's rewards", "1", _ENV, _EVALUATE, "next", "reward"),
+    "reward_steps": declare(
         "reward of each executed step", "h", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "reward"
     ),
-    "live": _key("whether a step was executed", "h", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "bool"),
-    "duration": _key("executed steps", "1", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "steps"),
-    "success": _key(
+    "live": declare("whether a step was executed", "h", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "bool"),
+    "duration": declare("executed steps", "1", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "steps"),
+    "success": declare(
         "success of the episode so far, by the environment's rule",
         "1",
         _SUCCESS,
@@ -94,34 +58,34 @@ KEYS: dict[str, Key] = {
         _ROLLOUT,
         "bool",
     ),
-    "success_once": _key(
+    "success_once": declare(
         "solved at any step of the episode so far", "1", _SUCCESS, _EVALUATE, _ROLLOUT, "bool"
     ),
-    "success_at_end": _key(
+    "success_at_end": declare(
         "solved at the last executed step", "1", _SUCCESS, _EVALUATE, _ROLLOUT, "bool"
     ),
-    "invalid": _key(
+    "invalid": declare(
         "the simulator broke down", "1", _ENV, f"{_BATCH} {_TRANSITIONS}", _ROLLOUT, "bool"
     ),
-    "terminated": _key("the task ended", "1", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "bool"),
-    "truncated": _key("the time ran out", "1", _ENV, _TD, _FLAG, "bool"),
-    "done": _key("the episode ended", "1", _ENV, f"{_ADVANTAGE} {_EPISODES}", _ROLLOUT, "bool"),
-    "remainder": _key("rest of the old chunk", "R,d", _LATE, _INPUTS, _ROLLOUT, "robot"),
-    "delay": _key(
+    "terminated": declare("the task ended", "1", _ENV, f"{_ADVANTAGE} {_TD}", _FLAG, "bool"),
+    "truncated": declare("the time ran out", "1", _ENV, _TD, _FLAG, "bool"),
+    "done": declare("the episode ended", "1", _ENV, f"{_ADVANTAGE} {_EPISODES}", _ROLLOUT, "bool"),
+    "remainder": declare("rest of the old chunk", "R,d", _LATE, _INPUTS, _ROLLOUT, "robot"),
+    "delay": declare(
         "executed steps of it, -1 without one", "scalar", _LATE, _INPUTS, _ROLLOUT, "steps"
     ),
     # network input
-    "model_input": _key(
+    "model_input": declare(
         "network input, computed once per observation",
         "*",
         _INPUTS,
         f"{_ACTOR} {_VALUE} {_LEARNER} {_DSRL}",
         _INPUT,
     ),
-    "model_input.state": _key(
+    "model_input.state": declare(
         "padded state", "S", _PREPROCESSOR, f"{_POLICY} {_VALUE}", _INPUT, "normalized"
     ),
-    "model_input.robot_state": _key(
+    "model_input.robot_state": declare(
         "the same state, as measured",
         "s",
         _PREPROCESSOR,
@@ -129,20 +93,22 @@ KEYS: dict[str, Key] = {
         _INPUT,
         "robot",
     ),
-    "model_input.images": _key("resized pictures", "V,3,Y,X", _PREPROCESSOR, _POLICY, _INPUT),
-    "model_input.tokens": _key("prompt", "L", _INPUTS, _POLICY, _INPUT),
-    "model_input.token_mask": _key(
+    "model_input.images": declare("resized pictures", "V,3,Y,X", _PREPROCESSOR, _POLICY, _INPUT),
+    "model_input.tokens": declare("prompt", "L", _INPUTS, _POLICY, _INPUT),
+    "model_input.token_mask": declare(
         "mask of the tokens, False in padding", "L", _INPUTS, _POLICY, _INPUT, "bool"
     ),
-    "model_input.remainder": _key(
+    "model_input.remainder": declare(
         "rest of the old chunk", "R,A", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT, "normalized"
     ),
-    "model_input.delay": _key(
+    "model_input.delay": declare(
         "steps of it that are executed", "scalar", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT, "steps"
     ),
-    "model_input.last_action": _key("executed action", "d", _INPUTS, _VALUE, _INPUT, "normalized"),
+    "model_input.last_action": declare(
+        "executed action", "d", _INPUTS, _VALUE, _INPUT, "normalized"
+    ),
     # actors
-    "noise": _key(
+    "noise": declare(
         "starting points",
         "H,A",
         _LEARNER,
@@ -150,7 +116,7 @@ KEYS: dict[str, Key] = {
         "rollout sample cloning",
         "normalized",
     ),
-    "action": _key(
+    "action": declare(
         "executed actions, or all of a chunk to clone",
         "h+R,d or H,d",
         _ACTOR,
@@ -158,7 +124,7 @@ KEYS: dict[str, Key] = {
         "rollout cloning",
         "robot",
     ),
-    "action_is_pad": _key(
+    "action_is_pad": declare(
         "whether a demonstrated step lies past the episode's end",
         "H",
         "rl.experience.demonstrations",
@@ -166,7 +132,7 @@ KEYS: dict[str, Key] = {
         "cloning",
         "bool",
     ),
-    "chain": _key(
+    "chain": declare(
         "points from noise to action",
         "K+1,H,A",
         _ACTOR,
@@ -174,20 +140,20 @@ KEYS: dict[str, Key] = {
         "rollout batch",
         "normalized",
     ),
-    "action_log_prob": _key(
+    "action_log_prob": declare(
         "log-probability of the chain", "M or scalar", _ACTOR, _LOSS, "rollout batch", "nats"
     ),
-    "features": _key(
+    "features": declare(
         "pooled features of pictures and prompt", "F", _ACTOR, _VALUE, f"{_ROLLOUT} batch"
     ),
-    "stochastic_step": _key(
+    "stochastic_step": declare(
         "the random flow step, or the one to score",
         "scalar",
         "policies.likelihood.flow_steps",
         _LOSS,
         "rollout batch",
     ),
-    "draw_noise": _key(
+    "draw_noise": declare(
         "noise of loss draws",
         "M,H,A",
         "policies.likelihood.whole_chunk",
@@ -195,24 +161,24 @@ KEYS: dict[str, Key] = {
         "rollout batch",
         "normalized",
     ),
-    "draw_time": _key(
+    "draw_time": declare(
         "flow times of loss draws",
         "M",
         "policies.likelihood.whole_chunk",
         "policies.likelihood.whole_chunk",
         "rollout batch",
     ),
-    "member": _key(
+    "member": declare(
         "member of the population",
         "scalar",
-        "rl.algorithms.epo_population",
-        f"{_EPO} rl.algorithms.epo_evolution",
+        "rl.algorithms.evolution.epo_population",
+        f"{_EPO} rl.algorithms.evolution.epo_evolution",
         f"{_ROLLOUT} batch",
     ),
-    "latent": _key("chosen starting noise", "W", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
-    "critic_input": _key("input of the critics", "D", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
-    "context": _key("encoded observation", "*", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
-    "prefix": _key(
+    "latent": declare("chosen starting noise", "W", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
+    "critic_input": declare("input of the critics", "D", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
+    "context": declare("encoded observation", "*", _DSRL_ACTOR, _DSRL, f"rollout {_ROWS}"),
+    "prefix": declare(
         "encoded pictures and prompt",
         "*",
         "rl.actor_critic.actor",
@@ -220,7 +186,7 @@ KEYS: dict[str, Key] = {
         f"rollout batch {_ROWS} cloning",
     ),
     # policy gradients
-    "state_value": _key(
+    "state_value": declare(
         "value before the update",
         "1",
         _BATCH,
@@ -228,40 +194,40 @@ KEYS: dict[str, Key] = {
         f"{_ROLLOUT} batch",
         "reward",
     ),
-    "value_target": _key(
+    "value_target": declare(
         "value target", "1", _BATCH, f"rl.algorithms.ppo {_EPO}", "rollout batch", "reward"
     ),
-    "advantage": _key("standardized advantage", "1", _BATCH, _LOSS, "rollout batch"),
-    "weight": _key("weight of a decision, 1 on average", "1", _GRPO, _LOSS, "batch"),
-    "episode": _key("number of the decision's episode", "scalar", _GRPO, _GRPO, "batch"),
-    "center": _key("log-ratio that the clip is around", "M", _EPO, _EPO, "batch", "nats"),
-    "reference_noise": _key(
+    "advantage": declare("standardized advantage", "1", _BATCH, _LOSS, "rollout batch"),
+    "weight": declare("weight of a decision, 1 on average", "1", _GRPO, _LOSS, "batch"),
+    "episode": declare("number of the decision's episode", "scalar", _GRPO, _GRPO, "batch"),
+    "center": declare("log-ratio that the clip is around", "M", _EPO, _EPO, "batch", "nats"),
+    "reference_noise": declare(
         "noise of the reference's chunks", "H,A", _REFERENCE, _REFERENCE, "batch", "normalized"
     ),
-    "cloning_noise": _key(
+    "cloning_noise": declare(
         "noise of their flow matching", "H,A", _REFERENCE, _REFERENCE, "batch", "normalized"
     ),
-    "cloning_time": _key(
+    "cloning_time": declare(
         "flow time of their flow matching", "scalar", _REFERENCE, _REFERENCE, "batch"
     ),
     # off-policy learners and cloning
-    "obs": _key("stored part of an observation", "*", _LEARNER, _LEARNER, _ROWS),
-    "chunk": _key(
+    "obs": declare("stored part of an observation", "*", _LEARNER, _LEARNER, _ROWS),
+    "chunk": declare(
         "executed actions, flat", "(h+R)*d", _LEARNER, f"{_LEARNER} {_DSRL}", _ROWS, "normalized"
     ),
-    "discounted_reward": _key(
+    "discounted_reward": declare(
         "discounted reward of the chunk", "scalar", _TD, _TD, "sample", "reward"
     ),
-    "discount": _key("discount to the power of the duration", "scalar", _TD, _TD, "sample"),
-    "ended": _key("whether the next value counts as 0", "scalar", _TD, _TD, "sample", "bool"),
-    "cloned": _key("demonstrated chunks to clone", "*", _LEARNER, _LEARNER, "sample"),
-    "flow_time": _key(
+    "discount": declare("discount to the power of the duration", "scalar", _TD, _TD, "sample"),
+    "ended": declare("whether the next value counts as 0", "scalar", _TD, _TD, "sample", "bool"),
+    "cloned": declare("demonstrated chunks to clone", "*", _LEARNER, _LEARNER, "sample"),
+    "flow_time": declare(
         "flow time of flow matching", "scalar or H", _LEARNER, f"{_LEARNER} {_BC}", "cloning"
     ),
-    "step_weight": _key(
+    "step_weight": declare(
         "weight of each step, 0 in a clean beginning and 1 on average", "H", _BC, _BC, "cloning"
     ),
-}
+} | {**TOKEN_KEYS, **MEMORY_KEYS}
 """All entries, by name."""
 
 
@@ -278,6 +244,8 @@ def declared(place: Place) -> set[str]:
 def select_decisions(rollout: TensorDictBase, *groups: Iterable[str]) -> TensorDictBase:
     """Return the entries of a rollout that a batch may hold, among groups of names.
 
+    A `history` is kept wherever a rollout has one.
+
     Args:
         rollout: Decisions (E, T).
         groups: Names such as an actor's `in_keys` and `out_keys`. Those that no batch holds, like
@@ -287,6 +255,7 @@ def select_decisions(rollout: TensorDictBase, *groups: Iterable[str]) -> TensorD
         KeyError: a name is not declared.
     """
     names = dict.fromkeys(name for group in groups for name in group)
+    names |= {name: None for name in ("history",) if name in rollout.keys()}
     undeclared = sorted(names.keys() - KEYS.keys())
     if undeclared:
         raise KeyError(f"{undeclared} are not declared in pitune.rl.experience.keys")

@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.rl import ranks
-from pitune.rl.algorithms.epo_population import Population
+from pitune.rl.algorithms.evolution.epo_population import Population
 from pitune.rl.experience.sub_dict import sub_dict
 
 LEAST_TAIL = 1e-300

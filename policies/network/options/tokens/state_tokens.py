@@ -4,7 +4,7 @@ The tokens are a block after the published state token, computed once per observ
 to pictures, prompt and state, and the actions attend to them through gates that start at 0 (see
 `gated_tokens`). A registered encoder turns the state into tokens. An outside embedding is an
 ordinary part of the environment's state, and its encoder reads those entries.
-Letters: B rows, S model state dim, T state tokens, D width.
+Letters: B rows, S model state dim, D width.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StateEncoder(nn.Module, ABC):
         ...         self.linear.reset_parameters()
         ...
         ...     def forward(self, state):  # (B, S)
-        ...         return self.linear(state[:, [0, -1]])[:, None]  # (B, T, D)
+        ...         return self.linear(state[:, [0, -1]])[:, None]  # (B, parts, D)
     """
 
     @abstractmethod
@@ -50,7 +50,7 @@ class StateEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, state: Tensor) -> Tensor:
-        """Return tokens (B, T, D) of normalized states (B, S), float32."""
+        """Return tokens (B, parts, D) of normalized states (B, S), float32."""
 
 
 _ENCODERS: dict[str, Callable[[Pi0Config], StateEncoder]] = {}
@@ -127,6 +127,7 @@ class StateTokens(Extension):
     """
 
     group = "state_tokens"
+    norm_condition: nn.Parameter | None
 
     def __init__(self, config: StateTokensConfig, network: Pi0Config) -> None:
         super().__init__()
@@ -148,7 +149,7 @@ class StateTokens(Extension):
                 weight: Tensor = part.weight  # type: ignore[assignment]
                 noise = torch.randn(weight.shape, generator=generator, device="cpu")
                 weight.copy_(noise * weight.shape[1] ** -0.5)
-                part.bias.zero_()  # type: ignore[union-attr, operator]
+                part.bias.zero_()  # type: ignore[operator]
             if self.norm_condition is not None:
                 self.norm_condition.zero_()
         with torch.random.fork_rng(devices=[]):
@@ -157,7 +158,7 @@ class StateTokens(Extension):
                 encoder.reset_parameters()  # type: ignore[operator]
 
     def forward(self, state: Tensor) -> Tensor:
-        """Return the tokens (B, T, D) of normalized states (B, S)."""
+        """Return the tokens (B, parts, D) of normalized states (B, S)."""
         parts = [
             part(state[:, rows])[:, None]
             for part, rows in zip(self.parts, self.slices, strict=True)

@@ -166,9 +166,10 @@ class PopulationActor(LikelihoodActor):
         actor.alone = True
         return actor
 
-    def deployed_actions(self, inputs: ModelInput, noise: Tensor | None) -> Tensor:
+    def deployed_entries(self, inputs: ModelInput, noise: Tensor | None) -> dict[str, Tensor]:
         """Return the best member's actions (N, h, d) [robot units]."""
-        return self.policy.sample_actions(inputs, noise, self._member_offset(self.best))
+        decision = self.policy.decide(inputs, noise, self._member_offset(self.best))
+        return self.entries_of(decision, inputs)
 
     @torch.no_grad()
     def member_actions(self, td: TensorDictBase, member: int) -> Tensor:

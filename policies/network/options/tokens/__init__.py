@@ -1,0 +1,1 @@
+"""Options that add tokens or vectors to those of the network."""

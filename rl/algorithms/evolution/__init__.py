@@ -1,0 +1,1 @@
+"""Populations: the parts of `epo` and `es`."""

@@ -1,0 +1,1 @@
+"""Parts of cloning: its loop, and the losses beside the flow's."""

@@ -1,0 +1,170 @@
+"""The losses of cloning beside the flow's.
+
+Letters: B rows, M scored flow steps (or loss draws), L tokens of a chunk, H action horizon, d robot
+action dim, D width of the action expert.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pitune.policies import FlowPolicy, ModelInput
+from pitune.policies.by_tokens import fast_vocabulary, language_tower
+from pitune.policies.network.context import Context
+from pitune.policies.network.options.language_head import text_of, token_loss
+from pitune.policies.network.options.status import DONE, INVALID, ONGOING
+from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
+from pitune.rl.cloning.text_set import read_texts, text_loss, text_rows
+from pitune.rl.experience.status_rows import OTHER_PROMPT, STEPS_LEFT
+from pitune.rl.experience.sub_dict import Entry, sub_dict
+from pitune.rl.gradient_step import Metrics
+
+
+class AuxiliaryLosses:
+    """Next-token losses and the loss of the status, for minibatches of demonstrated chunks.
+
+    Args:
+        policy: The trained policy.
+        language: Weights of the next-token losses.
+        status: Weight of the status.
+
+    Raises:
+        FileNotFoundError: the file of texts is missing.
+        ValueError: the policy lacks what a loss needs.
+
+    Example:
+        >>> losses = AuxiliaryLosses(policy, LanguageLossConfig(), StatusLossConfig())
+        ... # doctest: +SKIP
+        >>> batch.update(losses.draws(batch))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, policy: FlowPolicy, language: LanguageLossConfig, status: StatusLossConfig
+    ) -> None:
+        self.policy, self.language, self.status = policy, language, status
+        self._sums: dict[str, Tensor] = {}
+        self._num_steps = 0
+        if language.fast_weight:
+            fast_vocabulary(policy)  # raises if there is none
+        self.texts = None
+        if language.text is not None:
+            self.texts = text_rows(policy, read_texts(language.text))
+        if status.weight and not policy.network.config.options.status.is_on:
+            raise ValueError(
+                f"status.weight={status.weight} needs a network with the status head; make one "
+                "with network_options.status.enabled=True, or leave the weight at 0"
+            )
+
+    def draws(self, batch: TensorDictBase) -> dict[str, Entry]:
+        """Return the entries of a minibatch (B) that the losses need: tokens, texts and labels.
+
+        Raises:
+            ValueError: the status is learned, and the rows have no ends of episodes.
+        """
+        entries: dict[str, Entry] = {}
+        if self.language.fast_weight:
+            tokens, mask = fast_targets(self.policy, batch)
+            entries |= {"target_tokens": tokens, "target_mask": mask}
+        if self.texts is not None:
+            entries["text"] = sub_dict(self.texts, torch.randint(len(self.texts), (len(batch),)))
+        if self.status.weight:
+            entries |= self._status_rows(batch)
+        return entries
+
+    @property
+    def _labels(self) -> list[str]:
+        """Entries of chunks that the labels of the status come from."""
+        return [STEPS_LEFT, OTHER_PROMPT] if self.status.invalid_share else [STEPS_LEFT]
+
+    def _status_rows(self, batch: TensorDictBase) -> dict[str, Entry]:
+        """Return the labels of a minibatch (B), its instructions and the weights of its flow."""
+        missing = [name for name in self._labels if name not in batch.keys()]
+        if missing:
+            raise ValueError(
+                f"status.weight needs {missing}, which these chunks lack: clone a "
+                "demonstrations.safetensors, of several tasks or with status.invalid_share=0"
+            )
+        device = batch["action"].device
+        horizon = self.policy.sampler.execution_horizon
+        done = (batch[STEPS_LEFT] > 0) & (batch[STEPS_LEFT] <= horizon)
+        label = torch.where(done, DONE, ONGOING)
+        if not self.status.invalid_share:
+            return {"status_label": label}
+        other = batch[OTHER_PROMPT]
+        invalid = torch.rand(len(batch), device=device) < self.status.invalid_share
+        inputs = batch[MODEL_INPUT].copy()
+        for name in ("tokens", "token_mask"):
+            inputs[name] = torch.where(invalid[:, None], other[name], inputs[name])
+        kept = (~invalid).float()
+        weight = kept / kept.mean().clamp(min=1 / len(batch))  # 1 on average
+        label = torch.where(invalid, INVALID, label)
+        return {MODEL_INPUT: inputs, "status_label": label, "flow_row_weight": weight}
+
+    def __call__(
+        self,
+        batch: TensorDictBase,
+        flow_loss: Tensor,
+        prefix: Context | None,
+        hidden: Tensor | None,
+    ) -> tuple[Tensor, Metrics]:
+        """Return the weighted sum of all losses of rows (B), and the single ones.
+
+        Args:
+            batch: Rows with the entries of `draws`.
+            flow_loss: Their flow-matching loss, a scalar.
+            prefix: Their encoded pictures and prompts, for the losses of the language head.
+            hidden: Hidden states of their action tokens (B, M, H, D).
+        """
+        language, metrics = self.language, Metrics()
+        total = flow_loss if language.flow_weight == 1 else language.flow_weight * flow_loss
+        if language.fast_weight and prefix is not None:
+            tower, text = language_tower(self.policy), text_of(prefix)
+            loss = token_loss(tower, text, batch["target_tokens"], batch["target_mask"])
+            loss = self.weighted(loss, batch).mean()
+            total, metrics["fast_loss"] = total + language.fast_weight * loss, loss
+        if self.texts is not None:
+            loss = text_loss(self.policy, batch["text"]).mean()
+            total, metrics["text_loss"] = total + language.text_weight * loss, loss
+        if self.status.weight and hidden is not None:
+            logits = self.policy.network.options["status"](hidden)  # (B, M, 3)
+            label = batch["status_label"][:, None].expand(-1, logits.shape[1])
+            loss = cross_entropy(logits.flatten(0, 1), label.flatten())
+            total, metrics["status_loss"] = total + self.status.weight * loss, loss
+        return total, metrics
+
+    def weighted(self, loss: Tensor, batch: TensorDictBase) -> Tensor:
+        """Return a flow loss (B, ...) without the rows (B) that have another task's words."""
+        weight = batch.get("flow_row_weight", None)
+        return loss if weight is None else loss * weight.view(-1, *[1] * (loss.ndim - 1))
+
+    def count(self, metrics: Metrics) -> None:
+        """Add the losses of a gradient step to those of `means`."""
+        for name in ("fast_loss", "text_loss", "status_loss"):
+            if name in metrics:
+                before = self._sums.get(name)
+                self._sums[name] = metrics[name] if before is None else before + metrics[name]
+        self._num_steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Return and forget the mean losses of the gradient steps since the last call."""
+        num = max(1, self._num_steps)
+        means = {name: float(total) / num for name, total in self._sums.items()}
+        self._sums, self._num_steps = {}, 0
+        return means
+
+
+def fast_targets(policy: FlowPolicy, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+    """Return the FAST tokens (B, L) of demonstrated chunks, and False for padding.
+
+    Args:
+        policy: Normalizes the chunks.
+        batch: Observations with `action` (B, H, d) [robot units].
+    """
+    vocabulary = fast_vocabulary(policy)
+    state = ModelInput.of(batch).robot_state.to(policy.device)
+    action = policy.preprocessor.normalize_action(batch["action"].to(policy.device), state)
+    return vocabulary.targets(action[..., : policy.preprocessor.action_dim])

@@ -1,0 +1,123 @@
+"""Acting while learning: bounded staleness, learning, resuming, and refusal by name."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pitune import envs, experiments, rl
+from pitune.experiments.runs.loop import acting
+from pitune.experiments.train import TrainConfig, Trainer, train
+from pitune.experiments.training.acting import (
+    ActingRollouts,
+    acting_state,
+    as_bytes,
+    load_acting_state,
+    of_bytes,
+)
+from pitune.rl.experience.rollouts import Rollouts
+
+OFF_POLICY = [entry.name for entry in rl.registry.entries() if entry.off_policy]
+
+
+@pytest.fixture
+def config(
+    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> TrainConfig:
+    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
+    return TrainConfig(
+        algorithm=small_preset("dsrl"),
+        env=envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
+        checkpoint=half_trained,
+        out=tmp_path / "run",
+        num_iterations=6,
+        num_chunks=4,
+        eval_every=3,
+        eval_episodes=4,
+        act_while_learning=True,
+        wandb="off",
+        video=False,
+        device="cpu",
+    )
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_the_actions_are_one_update_old_and_no_more(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind = []
+    original = Trainer._iterate
+
+    def iterate(trainer: Trainer) -> dict[str, float]:
+        metrics = original(trainer)
+        assert isinstance(trainer.rollouts, ActingRollouts)
+        behind.append(trainer.rollouts.updates_behind)
+        return metrics
+
+    monkeypatch.setattr(Trainer, "_iterate", iterate)
+    summary = train(config)
+    assert summary["iterations"] == 6
+    assert behind == [0, 1, 1, 1, 1, 1]
+    steps = [float(row["env_steps"]) for row in rows(config.out)]
+    assert steps == sorted(set(steps))
+    assert float(rows(config.out)[-1]["replay_size"]) > 4 * 4 * 5  # all rollouts are learned from
+
+    # a resumed run goes on, with new episodes
+    again = train(replace(config, resume=True, num_iterations=8))
+    assert again["iterations"] == 8
+
+
+def test_an_older_rollout_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acting, "MOST_UPDATES_BEHIND", 0)
+    with pytest.raises(RuntimeError, match="a rollout is 1 updates behind, at most 0 are allowed"):
+        train(config)
+
+
+def test_a_failure_of_the_process_ends_the_run_with_its_reason(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(algorithm: rl.Algorithm) -> dict[str, Any]:
+        return {**acting_state(algorithm), "networks": {}}
+
+    monkeypatch.setattr(acting, "acting_state", wrong)
+    with pytest.raises(RuntimeError, match=r"(?s)acting while learning failed: .*KeyError"):
+        train(config)
+
+
+@pytest.mark.parametrize("name", OFF_POLICY)
+def test_another_process_acts_as_the_learner_does(
+    name: str, tiny_policy: Callable, small_preset: Callable
+) -> None:
+    env = envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7)
+    learner = rl.make(small_preset(name), tiny_policy())
+    rollouts = Rollouts(envs.make(env), learner, num_chunks=4, seed=0)
+    for _ in range(3):
+        learner.update(rollouts.collect())
+    actor = rl.make(small_preset(name), tiny_policy())  # whose weights have not changed
+    load_acting_state(actor, of_bytes(as_bytes(acting_state(learner))))
+    found = []
+    for algorithm in (learner, actor):
+        torch.manual_seed(0)
+        own = Rollouts(envs.make(env), algorithm, num_chunks=4, seed=0)
+        own.restart(5)
+        found.append(own.collect())
+    assert torch.equal(found[0]["action"], found[1]["action"])
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "bc"])
+def test_it_is_refused_for_algorithms_that_learn_on_policy(
+    name: str, config: TrainConfig, small_preset: Callable
+) -> None:
+    message = rf"act_while_learning=True is not supported by {name}, .*one of dgn, dsrl, wsrl"
+    with pytest.raises(ValueError, match=message):
+        train(replace(config, algorithm=small_preset(name)))
