@@ -261,7 +261,7 @@ class FlowPolicy(PolicyParts):
         noise = noise[:, None] if is_single else noise  # (N, M, H, A)
         check_noise(noise[:, 0], (len(action), *self.chunk_shape))
         if flow_time is None:
-            flow_time = sample_flow_time(noise.shape[:2].numel(), action.device)
+            flow_time = sample_flow_time(noise.shape[:2].numel(), self.device)
             flow_time = flow_time.reshape(noise.shape[:2])  # (N, M)
         elif is_single:
             flow_time = flow_time[:, None]  # (N, 1), or (N, 1, H) for those of single steps

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pitune.compilation import LOOP_LAYERS, Compilation
 from pitune.policies.conditions import check_guidance
 from pitune.policies.flow.path import TimeGrid
+from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
 from pitune.policies.network.options.tokens.conditioning import INSTRUCTION_NULL
