@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from pitune import envs, rl
+from pitune.experiments.acting.rollouts import rollouts_of
 from pitune.experiments.distributed.other_rank import open_run
 from pitune.experiments.distributed.start import join, own_random_numbers, rank_env
 from pitune.experiments.distributed.state import Counts, check_drift
 from pitune.experiments.runs import signals
 from pitune.experiments.runs.evaluations import rank_of
-from pitune.experiments.runs.loop.acting import rollouts_of
 from pitune.experiments.runs.loop.clock import PHASES, SaveTimer
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import report_memory

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pitune import envs, experiments, rl
-from pitune.experiments.runs.loop import acting
-from pitune.experiments.runs.loop.acting import (
+from pitune.experiments.acting import rollouts as acting
+from pitune.experiments.acting.rollouts import (
     ActingRollouts,
     acting_state,
     as_bytes,
