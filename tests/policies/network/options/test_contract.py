@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from fast_policies import with_fast_tokens
-from lerobot_fixtures import actions_of, lerobot_folder
+from lerobot_fixtures import NOISE, actions_of, lerobot_folder, robot_observation
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -35,6 +35,7 @@ from pitune.policies import (
     PIPELINES,
     FinetuneConfig,
     FlowPolicy,
+    InferenceSession,
     LikelihoodActor,
     LoadConfig,
     ModelInput,
@@ -171,8 +172,13 @@ def test_lerobots_checkpoints_act_the_same(
     case: OptionCase, family: Family, tmp_path: Path
 ) -> None:
     folder = lerobot_folder(tmp_path, family)
-    with_option = actions_of(folder, options=case.options)
-    assert np.abs(with_option - actions_of(folder)).max() < SAME
+    plain = actions_of(folder)
+    if "memory" in case.on:
+        policy = load(folder, LoadConfig(tokenizer=TOKENIZER, options=case.options))
+        with_option = InferenceSession(policy).infer(robot_observation(), NOISE)
+    else:
+        with_option = actions_of(folder, options=case.options)
+    assert np.abs(with_option - plain).max() < SAME
 
 
 @named([row for row in ALL if not row[0].identity])
@@ -336,6 +342,10 @@ def test_the_ratio_of_every_likelihood_is_one(
     td = observations(policy)
     for name in likelihoods():
         torch.manual_seed(0)
+        if name == "fast" and {"memory", "language_head"} <= set(case.on):
+            with pytest.raises(ValueError, match="cannot be combined with a memory"):
+                with_fast_tokens(policy)
+            continue
         if name == "fast" and "language_head" not in case.on:
             with pytest.raises(ValueError, match="has no language head"):
                 with_fast_tokens(policy)
