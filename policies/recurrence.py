@@ -50,7 +50,8 @@ def with_recalled_memory(
     memory = zeros if inputs.memory is None else inputs.memory.to(policy.device)
 
     # decisions of the history, from the first one of each row on
-    for j, decision in enumerate(history.unbind(1)):
+    decisions: tuple[TensorDictBase, ...] = history.unbind(1)
+    for j, decision in enumerate(decisions):
         with torch.set_grad_enabled(torch.is_grad_enabled() and j >= first_gradient):
             begins = belongs[:, j] & (~belongs[:, j - 1] if j else True)  # (N,)
             stored = ModelInput.of(decision).memory

@@ -129,7 +129,9 @@ def test_drawn_chunks_have_the_memory_that_the_deployed_policy_would_have() -> N
     table = rl.collect_demonstrations(recall(), 3, seed=0).preprocess(policy)
     torch.manual_seed(0)
     rows = ChunksWithHistory(table.chunks(2), table, policy).draw(64)
-    state = sub_dict(table.obs, "model_input")["state"]
+    observed = table.obs["model_input"]
+    assert isinstance(observed, TensorDictBase)
+    state = observed["state"]
     with torch.no_grad():
         recalled = ModelInput.of(with_recalled_memory(policy, rows)).memory
         assert recalled is not None

@@ -98,7 +98,8 @@ def test_demonstrations_have_the_action_before() -> None:
         action=2 * torch.rand(5, 2) - 1,
         episode=torch.tensor([0, 0, 0, 1, 1]),
     )
-    rows = sub_dict(demonstrations.preprocess(made).obs, "model_input")
+    rows = demonstrations.preprocess(made).obs["model_input"]
+    assert isinstance(rows, TensorDictBase)
     normalized = made.preprocessor.normalize_action(demonstrations.action[:, None])[:, 0]
     expected = torch.stack([torch.zeros(2), *normalized[:2], torch.zeros(2), normalized[3]])
     assert torch.allclose(rows["last_action"], expected, atol=1e-6)
