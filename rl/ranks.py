@@ -21,6 +21,8 @@ import torch.distributed as dist
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.rl.experience.sub_dict import sub_dict
+
 Value = TypeVar("Value")
 TIMEOUT_MINUTES = 30
 """Longest time that a rank waits for the others [min]. A film or a large checkpoint of rank 0 must
@@ -217,11 +219,12 @@ def balanced(rows: TensorDictBase, group: str | None = None) -> TensorDictBase:
     each = sum(counts) // world()
 
     # surplus units of all ranks, of which each takes as many as it lacks
-    surplus = [rows[(unit == u).nonzero().flatten()].cpu() for u in range(each, len(names))]
+    units = range(each, len(names))
+    surplus = [sub_dict(rows, (unit == u).nonzero().flatten()).cpu() for u in units]
     moved = [part for parts in gathered(surplus) for part in parts]
     lacking = [max(0, each - count) for count in counts]
     first = sum(lacking[: rank()])
-    parts = [rows[(unit < each).nonzero().flatten()]]
+    parts = [sub_dict(rows, (unit < each).nonzero().flatten())]
     for number, part in enumerate(moved[first : first + lacking[rank()]]):
         if group is not None:
             part[group] = torch.full_like(part[group], int(index.max() if len(index) else 0))

@@ -34,6 +34,7 @@ from pitune.policies.network.options.tokens.state_tokens import StateTokensConfi
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 from pitune.ranges import PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep
+from pitune.rl.experience.sub_dict import sub_dict
 
 RESULTS = "network_options.json"
 FREE = ("out", "seeds", "options", "threads")
@@ -165,7 +166,7 @@ def step_cost(
 ) -> int:
     """Return the matrix products of a gradient step, forward and backward [FLOP]."""
     chunks = demonstrations.preprocess(policy).chunks(config.action_horizon)
-    rows = chunks[: config.minibatch_size]
+    rows = sub_dict(chunks, slice(config.minibatch_size))
     with FlopCounterMode(display=False) as counter:
         policy.loss(ModelInput.of(rows), rows["action"]).mean().backward()
     policy.zero_grad()
@@ -223,7 +224,7 @@ def cloned(
         parameters=sum(value.numel() for value in policy.parameters()),
         train_loss=sum(losses[-(steps // 10) :]) / (steps // 10),
         held_out_loss=held_out_loss(policy, unseen),
-        successes=round(outcome.success_rate * config.episodes),
+        successes=sum(outcome.success),
         episodes=config.episodes,
         seconds=time.monotonic() - start,
     )
@@ -231,7 +232,7 @@ def cloned(
 
 def drawn(chunks: TensorDictBase, size: int) -> TensorDictBase:
     """Return random chunks."""
-    return chunks[torch.randint(len(chunks), (size,))]
+    return sub_dict(chunks, torch.randint(len(chunks), (size,)))
 
 
 @torch.no_grad()

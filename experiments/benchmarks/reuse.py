@@ -140,7 +140,7 @@ def forms(config: ReuseConfig) -> dict[str, tuple[Work, Work]]:
     )
     names = ("PPO iteration, tiny π0, frozen VLM", "Adam, actor", "Adam, ten critics")
     return {
-        **{name: pair for name, *pair in zip(names, older, newer, strict=True)},
+        **{name: (old, new) for name, old, new in zip(names, older, newer, strict=True)},
         "target networks": (one_by_one, lambda: polyak_update(target, critics, 0.005)),
         "ten flow steps in bfloat16": (sampling(holds=False), sampling(holds=True)),
         "advantages": (

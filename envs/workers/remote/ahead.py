@@ -64,7 +64,9 @@ def take_steps(
         places = np.flatnonzero(live)
         if not len(places):
             break
-        part = sub_envs.step([rows[place] for place in places], action[places], pictures[places])
+        part = sub_envs.step(
+            [rows[int(place)] for place in places], action[places], pictures[places]
+        )
         results.append(part)
         # rows whose episode has ended, by itself or by a breakdown
         ended = part.terminated | part.truncated

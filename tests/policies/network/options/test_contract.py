@@ -19,7 +19,7 @@ import pytest
 import torch
 from fast_policies import with_fast_tokens
 from lerobot_fixtures import NOISE, actions_of, lerobot_folder, robot_observation
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from network_options import (
@@ -56,6 +56,7 @@ from pitune.policies.network.config import Family
 from pitune.policies.network.context import pack, unpack
 from pitune.policies.network.extensions import new_parameters
 from pitune.policies.network.options.add import network_with_options
+from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import vision_policy
 
 SAME = 1e-6
@@ -248,7 +249,7 @@ def points(policy: FlowPolicy, num: int, m: int) -> tuple[Tensor, Tensor]:
     return x, 0.05 + 0.9 * torch.rand(num, m, generator=generator)
 
 
-def encoded(policy: FlowPolicy, td: TensorDict) -> Any:
+def encoded(policy: FlowPolicy, td: TensorDictBase) -> Any:
     return policy.encode(ModelInput.of(td))
 
 
@@ -262,7 +263,7 @@ def test_many_flow_times_in_one_pass_equal_one_by_one_and_rows_are_independent(
     with torch.no_grad():
         together = policy.field(encoded(policy, td))(x, time).velocity
         for row in range(3):
-            context = encoded(policy, td[row : row + 1])
+            context = encoded(policy, sub_dict(td, slice(row, row + 1)))
             for m in range(4):
                 one = policy.field(context)(x[row, m][None, None], time[row, m][None, None])
                 assert torch.allclose(together[row, m], one.velocity[0, 0], atol=2e-5)
@@ -285,7 +286,7 @@ def test_padding_changes_nothing(case: OptionCase, family: Family) -> None:
     policy = small(case, family)
     network, td = policy.network, observations(policy)
     x, time = points(policy, 3, 2)
-    model_input = td["model_input"]
+    model_input = sub_dict(td, "model_input")
     given = {
         "images": torch.rand(3, 3, 3, 28, 28),
         "image_mask": torch.tensor([[True, True, False]]).expand(3, -1),
@@ -447,7 +448,8 @@ def test_gradient_checkpointing_changes_no_gradient(case: OptionCase, family: Fa
     for name, gradient in found[0].items():
         other = found[1][name]
         assert (gradient is None) == (other is None), name
-        assert gradient is None or torch.allclose(gradient, other, atol=1e-6), name
+        if gradient is not None and other is not None:
+            assert torch.allclose(gradient, other, atol=1e-6), name
 
 
 # The settings
