@@ -57,6 +57,7 @@ def with_recalled_memory(
             stored = ModelInput.of(decision).memory
             start = zeros if stored is None else stored.to(policy.device)
             memory = _where(begins, start, memory)
+            # the decision writes as it did when acting, now with a gradient
             read = replace(ModelInput.of(decision), memory=memory)
             written = policy.encode(read, stored_prefix(decision)).written
             if written is None:

@@ -123,6 +123,7 @@ def _reduced(value: Any, how: Any) -> Any:
     if world() == 1:
         return value
     if isinstance(value, Tensor):
+        # the reduction is in place, and the argument must stay
         copy = value.detach().clone()
         dist.all_reduce(copy, how)
         return copy
@@ -158,6 +159,7 @@ def std(values: Tensor, correction: int = 1) -> Tensor:
     """
     if world() == 1:
         return values.std(correction=correction)
+    # two passes, because the difference of squares would lose digits
     exact, num = values.detach().double(), total(values.numel())
     return (variance(exact) * num / max(1, num - correction)).sqrt().to(values.dtype)
 
@@ -213,6 +215,7 @@ def balanced(rows: TensorDictBase, group: str | None = None) -> TensorDictBase:
     """
     if world() == 1:
         return rows
+    # units that move: rows, or groups of rows with the same index
     index = torch.arange(len(rows)) if group is None else rows[group].cpu()
     names, unit = index.unique(return_inverse=True)
     counts = gathered(len(names))
@@ -222,6 +225,7 @@ def balanced(rows: TensorDictBase, group: str | None = None) -> TensorDictBase:
     units = range(each, len(names))
     surplus = [sub_dict(rows, (unit == u).nonzero().flatten()).cpu() for u in units]
     moved = [part for parts in gathered(surplus) for part in parts]
+    # this rank's part of the surplus follows those of the ranks before it
     lacking = [max(0, each - count) for count in counts]
     first = sum(lacking[: rank()])
     parts = [sub_dict(rows, (unit < each).nonzero().flatten())]

@@ -106,6 +106,7 @@ def measure(config: NetworkOptionsConfig) -> list[Clone]:
     env = envs.make(config.env)
     train, held_out = collected(config, env)
     reference = step_cost(config, new_policy(config, config.options[0], train), train)
+    # clones of another call count only with the same settings
     values = {name: value for name, value in asdict(config).items() if name not in FREE}
     identity = json.loads(json.dumps(values, default=str))
     clones = read_clones(config.out / RESULTS, identity)
@@ -129,6 +130,7 @@ def collected(
         config.out.mkdir(parents=True, exist_ok=True)
         rl.collect_demonstrations(env, num, seed=0).save(file)
     every = rl.Demonstrations.load(file)
+    # the last episodes are held out
     last = every.episode.unique()[config.demonstrations]
     return part(every, every.episode < last), part(every, every.episode >= last)
 
@@ -193,6 +195,7 @@ def cloned(
         held_out: Demonstrations of the loss.
         reference: Cost of a step of the plain network [FLOP].
     """
+    # fewer steps for an option whose step costs more
     start = time.monotonic()
     torch.manual_seed(seed)
     policy = new_policy(config, name, train)
@@ -214,6 +217,7 @@ def cloned(
     )
     chunks = train.preprocess(policy).chunks(config.action_horizon)
     losses = [step(drawn(chunks, config.minibatch_size)) for _ in range(steps)]
+    # loss and success
     unseen = held_out.preprocess(policy).chunks(config.action_horizon)
     outcome = rl.evaluate(env, policies.Actor(policy), config.episodes)
     return Clone(

@@ -165,6 +165,7 @@ def benchmark(config: ReuseConfig) -> dict[str, float]:
         table.add_column(column, justify="left" if column == "work" else "right")
     ratios = {}
     for name, pair in forms(config).items():
+        # once without a clock, for caches and lazy initialization
         for work in pair:
             work()
         times = [[seconds(work) for work in pair] for _ in range(config.repetitions)]

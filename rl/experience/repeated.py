@@ -113,6 +113,7 @@ class RepeatingActor(TensorDictModuleBase):
         super().__init__()
         self.in_keys, self.out_keys = actor.in_keys, actor.out_keys
         self.actor = actor
+        # rollouts (E, T, ...) as a queue of decisions (E, ...)
         self.pending = deque(action for rollout in actions for action in rollout.unbind(1))
         self.written = deque(memory for rollout in written for memory in rollout.unbind(1))
 
