@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from pytest import Item, StashKey, TestReport
 
 REPORTS = "PITUNE_DEVICE_REPORTS"
 """Variable with the file that the child appends its reports to. If it is set, this is the child."""
@@ -25,10 +24,10 @@ FOLDER = Path(__file__).parent
 
 Reports = dict[str, list[dict[str, Any]]]
 """Reports of each test by its id, as numbers and texts."""
-reports_key = StashKey[tuple[Reports, str]]()
+reports_key = pytest.StashKey[tuple[Reports, str]]()
 
 
-def run_child(items: list[Item]) -> tuple[Reports, str]:
+def run_child(items: list[pytest.Item]) -> tuple[Reports, str]:
     """Run tests in a child, and return their reports and the end of its output."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "reports.jsonl"
@@ -49,7 +48,7 @@ def run_child(items: list[Item]) -> tuple[Reports, str]:
     return reports, (child.stdout + child.stderr)[-4000:]
 
 
-def pytest_runtest_protocol(item: Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Show the reports of the child in the place of running a test."""
     if REPORTS in os.environ:
         return None
@@ -64,7 +63,7 @@ def pytest_runtest_protocol(item: Item) -> bool | None:
     ]
     if not found or found[-1].when != "teardown":  # the child ended before it
         lost = f"the process of the device tests ended before this test did:\n{output}"
-        found.append(TestReport(item.nodeid, item.location, {}, "failed", lost, "call"))
+        found.append(pytest.TestReport(item.nodeid, item.location, {}, "failed", lost, "call"))
     for report in found:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -72,7 +71,7 @@ def pytest_runtest_protocol(item: Item) -> bool | None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: Item) -> Generator[None, TestReport, TestReport]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Write each report of the child to its file."""
     report = yield
     if REPORTS in os.environ:
