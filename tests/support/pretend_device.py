@@ -86,6 +86,14 @@ class Events:
         """Number of times that the host waits for the device."""
         return self.total("sync", "to host")
 
+    def files(self, *kinds: Kind) -> dict[str, int]:
+        """Return the number of events of some kinds by file, without the package's name."""
+        found: Counter[str] = Counter()
+        for (kind, line), num in self.lines.items():
+            if kind in kinds:
+                found[line.removeprefix("pitune/").partition(":")[0]] += num
+        return dict(found)
+
     def text(self) -> str:
         """Return the lines with their events, the most frequent first."""
         rows = [f"{num:6} {kind:10} {line}" for (kind, line), num in self.lines.most_common()]
