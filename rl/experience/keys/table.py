@@ -96,7 +96,7 @@ KEYS: dict[str, Key] = {
     "model_input.images": declare("resized pictures", "V,3,Y,X", _PREPROCESSOR, _POLICY, _INPUT),
     "model_input.tokens": declare("prompt", "L", _INPUTS, _POLICY, _INPUT),
     "model_input.token_mask": declare(
-        "mask of the tokens, False in padding", "L", _INPUTS, _POLICY, _INPUT, "bool"
+        "mask of the tokens, False in padding", "L", _INPUTS, "policies.conditions", _INPUT, "bool"
     ),
     "model_input.remainder": declare(
         "rest of the old chunk", "R,A", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT, "normalized"
