@@ -19,7 +19,6 @@ from pitune.policies.network.options.status import DONE, INVALID, ONGOING
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.cloning.text_set import read_texts, text_loss, text_rows
-from pitune.rl.experience.status_rows import OTHER_PROMPT, STEPS_LEFT
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.gradient_step import Metrics
 
@@ -78,7 +77,7 @@ class AuxiliaryLosses:
     @property
     def _labels(self) -> list[str]:
         """Entries of chunks that the labels of the status come from."""
-        return [STEPS_LEFT, OTHER_PROMPT] if self.status.invalid_share else [STEPS_LEFT]
+        return ["steps_left", "other_prompt"] if self.status.invalid_share else ["steps_left"]
 
     def _status_rows(self, batch: TensorDictBase) -> dict[str, Entry]:
         """Return the labels of a minibatch (B), its instructions and the weights of its flow."""
@@ -91,7 +90,7 @@ class AuxiliaryLosses:
         # "done" where the episode succeeds within the actions that this decision executes
         device = batch["action"].device
         horizon = self.policy.sampler.execution_horizon
-        done = (batch[STEPS_LEFT] > 0) & (batch[STEPS_LEFT] <= horizon)
+        done = (batch["steps_left"] > 0) & (batch["steps_left"] <= horizon)
         label = torch.where(done, DONE, ONGOING)
         if not self.status.invalid_share:
             return {"status_label": label}
