@@ -54,7 +54,7 @@ class Pi0(Pi0Parts):
         blueprint: The network without memory, of which a sharded one is copied.
 
     Example:
-        >>> from pitune.policies.network.config import LAPTOP_EXPERT
+        >>> from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
         >>> sizes = Pi0Config(state_dim=4, action_dim=2, action_horizon=8, expert=LAPTOP_EXPERT)
         >>> network = Pi0(sizes)
         >>> context = network.encode(torch.zeros(3, 4))  # (B, S)

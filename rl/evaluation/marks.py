@@ -13,7 +13,12 @@ from pitune.policies.network.options.status import DONE
 
 
 class EpisodeMarks(TypedDict):
-    """The marks of one episode, None where the policy makes none."""
+    """The marks of one episode, None where the policy makes none.
+
+    Example:
+        >>> EpisodeMarks(status_done=True, undecoded=None)
+        {'status_done': True, 'undecoded': None}
+    """
 
     status_done: bool | None
     undecoded: int | None

@@ -119,8 +119,8 @@ def test_pictures_and_prompts_are_prepared_once_per_observation_and_never_in_an_
     rollout = experience.collect()
     num = 1 + (num_observations(rollout, algorithm.needs.whole_episodes) if collects else 0)
     assert counts.take() == (num, num if family == "pi05" else 1)
-    # a member of `es` and a group of `grpo` end with their episodes
-    assert not collects or rollout["next", "done"][:, :-1].any() or name in ("es", "grpo")
+    whole = algorithm.needs.whole_episodes  # such a rollout ends with its episodes
+    assert not collects or rollout["next", "done"][:, :-1].any() or whole
 
     # learning
     before = {key: value.clone() for key, value in algorithm.actor.state_dict().items()}

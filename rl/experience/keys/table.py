@@ -100,7 +100,7 @@ KEYS: dict[str, Key] = {
         "mask of the tokens, False in padding", "L", _INPUTS, _CONDITIONS, _INPUT, "bool"
     ),
     "model_input.condition": declare(
-        "condition of each kind, -1 if dropped", "*", _RECAP, _CONDITIONS, _INPUT
+        "condition of each kind, -1 if dropped", "kinds", _RECAP, _CONDITIONS, _INPUT
     ),
     "model_input.remainder": declare(
         "rest of the old chunk", "R,A", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT, "normalized"

@@ -98,6 +98,7 @@ def sizes_of(algorithm: rl.Algorithm[Any], num_envs: int) -> dict[str, int]:
         "S": scaling.model_state_dim,
         "s": scaling.state_dim,
         "K": policy.sampler.flow_steps,
+        "kinds": len(network.options.conditioning.kinds),
         "F": policy.feature_dim,
         "R": policy.remainder_steps,
         "D": policy.critic_state_dim + network.feature_dim,
