@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 from counted_runs import HORIZON, Counts, counted
+from tensordict import TensorDictBase
+from torch import Tensor
 
 from pitune import envs, rl
 from pitune.policies import FlowPolicy
+from pitune.rl.gradient_step import Metrics
+from pitune.rl.policy_gradient.value import ValueCritic
 from vision_policies import ENV
 
 ALGORITHMS = (
@@ -148,8 +152,8 @@ def test_a_read_in_each_gradient_step_exceeds_the_budget(
 
     original = ppo.critic_loss
 
-    def reading(*args: object) -> object:
-        loss, metrics = original(*args)
+    def reading(critic: ValueCritic, batch: TensorDictBase, clip: float) -> tuple[Tensor, Metrics]:
+        loss, metrics = original(critic, batch, clip)
         for _ in range(3):
             float(loss.detach())
         return loss, metrics
