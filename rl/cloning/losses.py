@@ -95,7 +95,7 @@ class AuxiliaryLosses:
         if not self.status.invalid_share:
             return {"status_label": label}
         # instructions of another task for a random share of the rows (B,)
-        other = sub_dict(batch, OTHER_PROMPT)
+        other = sub_dict(batch, "other_prompt")
         invalid = torch.rand(len(batch), device=device) < self.status.invalid_share
         inputs = sub_dict(batch, MODEL_INPUT).copy()
         for name in ("tokens", "token_mask"):
