@@ -9,8 +9,8 @@ The likelihood is that of the *unclipped* chain. Clipping to the robot's bounds 
 environment, because the density of a clipped action has atoms. Noise enters only the executed
 entries, and exactly those are scored.
 
-Letters: N rows, H action horizon, h executed actions, A model action dim, d robot action dim, D
-width of the action expert.
+Letters: N rows, K flow steps, H action horizon, h executed actions, A model action dim, d robot
+action dim, D width of the action expert.
 """
 
 from __future__ import annotations
