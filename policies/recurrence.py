@@ -41,7 +41,9 @@ def with_recalled_memory(
     """
     if not policy.has_memory or HISTORY not in rows.keys():
         return rows
-    history, inputs = rows[HISTORY], ModelInput.of(rows)
+    history, inputs = rows.get(HISTORY), ModelInput.of(rows)
+    if not isinstance(history, TensorDictBase):
+        raise TypeError(f"{HISTORY!r} must hold decisions (N, past), not a tensor")
     belongs = history[IN_EPISODE].to(policy.device)  # (N, past)
     past = belongs.shape[1]
     first_gradient = 0 if num_gradient is None else past - num_gradient
@@ -67,7 +69,9 @@ def with_recalled_memory(
 
 def _decision(history: TensorDictBase, j: int) -> TensorDictBase:
     """Return decision j (N) of histories (N, past)."""
-    rows: TensorDictBase = history.apply(lambda value: value[:, j], batch_size=[len(history)])
+    rows = history.apply(lambda value: value[:, j], batch_size=[len(history)])
+    if rows is None:
+        raise ValueError("the history is empty; leave it out")
     return rows
 
 

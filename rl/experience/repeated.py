@@ -20,6 +20,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from pitune.policies.preprocessing.model_input import WRITTEN
+from pitune.rl.experience.sub_dict import sub_dict
 
 MOST_BYTES = 2**28
 """Size of the stored actions beyond which they are dropped [bytes]."""
@@ -50,7 +51,7 @@ class PlayedActions:
         """Remember a rollout (E, T), unless that would take too much memory."""
         if not self.complete:
             return
-        outcome = rollout["next"]
+        outcome = sub_dict(rollout, "next")
         self.actions.append(rollout["action"].detach().cpu().clone())
         if WRITTEN in rollout.keys():
             self.written.append(rollout[WRITTEN].detach().cpu().clone())
@@ -101,6 +102,9 @@ class RepeatingActor(TensorDictModuleBase):
         actions: Of one rollout each (E, T, ...).
         written: Memories that the decisions wrote (E, T, memory, D), of a policy with one.
     """
+
+    out_keys: list[str]
+    """Written entries. They are declared because mypy does not see the base class's setter."""
 
     def __init__(
         self, actor: nn.Module, actions: Sequence[Tensor], written: Sequence[Tensor] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memory_policies import memory_policy, recall
+from memory_policies import memory_of, memory_policy, recall
 from tensordict import TensorDict, TensorDictBase
 
 from pitune import rl
@@ -57,9 +57,9 @@ def test_the_memory_that_a_history_writes_is_the_one_that_was_read(
     assert float(stored.abs().max()) > 0.1
     # the control: another writing recalls another memory where there is a history
     with torch.no_grad():
-        policy.network.options["memory"].write_slots.add_(1.0)
+        memory_of(policy).write_slots.add_(1.0)
         other = with_recalled_memory(policy, rows)["model_input", "memory"]
-        policy.network.options["memory"].write_slots.sub_(1.0)
+        memory_of(policy).write_slots.sub_(1.0)
     moved = (other - stored).abs().amax((1, 2)) > 1e-4
     assert torch.equal(moved, rows[HISTORY, IN_EPISODE].any(1))
 
@@ -74,7 +74,7 @@ def test_a_gradient_reaches_the_writing_through_a_history(
     rows = with_history(rollout, actor.policy, decisions).reshape(-1)
     log_prob = actor.get_dist(rows).log_prob(rows["chain"])
     assert torch.allclose(log_prob, rows["action_log_prob"], atol=1e-3)
-    writing = actor.policy.network.options["memory"].candidate.weight
+    writing = memory_of(actor.policy).candidate.weight
     (grad,) = torch.autograd.grad(log_prob.sum(), [writing], allow_unused=True)
     assert (grad is not None and bool(grad.any())) == reached
 

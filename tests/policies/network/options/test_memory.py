@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from memory_policies import OPTIONS, memory_policy
+from memory_policies import OPTIONS, memory_of, memory_policy
 from torch import Tensor
 
 from pitune import policies
 from pitune.policies import DelayConfig, FlowPolicy, InferenceSession, ModelInput, infer
-from pitune.policies.network.context import Context
 from pitune.policies.network.options.tokens.memory import Memory, MemoryConfig
 from pitune.policies.serving.config import ServerConfig
 from pitune.policies.serving.server import PolicyServer
 
 
-def decide(policy: FlowPolicy, state: Tensor, memory: Tensor | None) -> tuple[Tensor, Context]:
+def decide(policy: FlowPolicy, state: Tensor, memory: Tensor | None) -> tuple[Tensor, Any]:
     """Return the velocity at fixed points and the context of decisions with states (N, 5)."""
     context = policy.encode(policy.model_input({"state": state}, memory=memory))
     generator = torch.Generator().manual_seed(1)
@@ -51,7 +51,7 @@ def test_the_first_decision_is_independent_of_the_memory_that_it_writes() -> Non
     policy = memory_policy()
     with torch.no_grad():
         before, context = decide(policy, states(1), policy.empty_memory(3))
-        policy.network.options["memory"].write_slots.add_(1.0)
+        memory_of(policy).write_slots.add_(1.0)
         after, other = decide(policy, states(1), policy.empty_memory(3))
     assert torch.equal(before, after)
     assert not torch.equal(context.written, other.written)
@@ -67,7 +67,7 @@ def test_a_gradient_flows_through_two_decisions_to_the_first_observation() -> No
     velocity, _ = decide(policy, states(3), memory)
     grads = torch.autograd.grad(
         velocity.square().sum(),
-        [first, middle, *policy.network.options["memory"].parameters()],
+        [first, middle, *memory_of(policy).parameters()],
         allow_unused=True,
     )
     assert all(grad is not None and float(grad.abs().max()) > 0 for grad in grads)
@@ -91,7 +91,7 @@ def test_an_untrained_memory_is_the_identity_and_learns_from_the_first_step() ->
     plain, _ = decide(policy, states(1), policy.empty_memory(3))
     other, _ = decide(policy, states(1), random)
     assert torch.equal(plain, other)
-    weight = policy.network.options["memory"].o_proj.weight
+    weight = memory_of(policy).o_proj.weight
     (grad,) = torch.autograd.grad(other.square().sum(), [weight])
     assert float(grad.abs().max()) > 0
 
@@ -184,5 +184,5 @@ def test_the_input_of_critics_holds_the_memory() -> None:
     inputs = policy.model_input({"state": states(1)}, memory=torch.rand(3, 2, 16))
     found = policy.critic_input(inputs, None)
     assert found.shape[1] == policy.critic_state_dim == 5 + 2 * 16
-    assert isinstance(policy.network.options["memory"], Memory)
+    assert isinstance(memory_of(policy), Memory)
     assert isinstance(inputs, ModelInput)
