@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -63,7 +63,7 @@ class PlayedActions:
 
     def equals_last(self, rollout: TensorDictBase) -> bool:
         """Return whether a repeated rollout has the outcome of the last one here, bit for bit."""
-        outcome = rollout["next"]
+        outcome = sub_dict(rollout, "next")
         return all(
             torch.equal(outcome[key].cpu(), value) for key, value in self.fingerprint.items()
         )
@@ -110,7 +110,8 @@ class RepeatingActor(TensorDictModuleBase):
         self, actor: nn.Module, actions: Sequence[Tensor], written: Sequence[Tensor] = ()
     ) -> None:
         super().__init__()
-        self.in_keys, self.out_keys = actor.in_keys, actor.out_keys
+        self.in_keys = cast(list[str], actor.in_keys)
+        self.out_keys = cast(list[str], actor.out_keys)
         self.actor = actor
         self.pending = deque(action for rollout in actions for action in rollout.unbind(1))
         self.written = deque(memory for rollout in written for memory in rollout.unbind(1))
