@@ -110,7 +110,7 @@ class RepeatingActor(TensorDictModuleBase):
         self, actor: nn.Module, actions: Sequence[Tensor], written: Sequence[Tensor] = ()
     ) -> None:
         super().__init__()
-        self.in_keys = cast(list[str], actor.in_keys)
+        self.in_keys = cast("list[str | tuple[str]]", actor.in_keys)
         self.out_keys = cast(list[str], actor.out_keys)
         self.actor = actor
         self.pending = deque(action for rollout in actions for action in rollout.unbind(1))
