@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -111,7 +111,8 @@ class RepeatingActor(TensorDictModuleBase):
         self, actor: Actor, actions: Sequence[Tensor], written: Sequence[Tensor] = ()
     ) -> None:
         super().__init__()
-        self.in_keys, self.out_keys = actor.in_keys, actor.out_keys
+        self.in_keys = cast("list[str | tuple[str]]", actor.in_keys)
+        self.out_keys = cast(list[str], actor.out_keys)
         self.actor = actor
         # rollouts (E, T, ...) as a queue of decisions (E, ...)
         self.pending = deque(action for rollout in actions for action in rollout.unbind(1))
