@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor, nn
+from torch import Tensor
 
+from pitune.policies.actor import Actor
 from pitune.policies.preprocessing.model_input import WRITTEN
+from pitune.rl.experience.sub_dict import sub_dict
 
 MOST_BYTES = 2**28
 """Size of the stored actions beyond which they are dropped [bytes]."""
@@ -50,7 +52,7 @@ class PlayedActions:
         """Remember a rollout (E, T), unless that would take too much memory."""
         if not self.complete:
             return
-        outcome = rollout["next"]
+        outcome = sub_dict(rollout, "next")
         self.actions.append(rollout["action"].detach().cpu().clone())
         if WRITTEN in rollout.keys():
             self.written.append(rollout[WRITTEN].detach().cpu().clone())
@@ -62,7 +64,7 @@ class PlayedActions:
 
     def equals_last(self, rollout: TensorDictBase) -> bool:
         """Return whether a repeated rollout has the outcome of the last one here, bit for bit."""
-        outcome = rollout["next"]
+        outcome = sub_dict(rollout, "next")
         return all(
             torch.equal(outcome[key].cpu(), value) for key, value in self.fingerprint.items()
         )
@@ -102,12 +104,16 @@ class RepeatingActor(TensorDictModuleBase):
         written: Memories that the decisions wrote (E, T, memory, D), of a policy with one.
     """
 
+    out_keys: list[str]
+    """Written entries. They are declared because mypy does not see the base class's setter."""
+
     def __init__(
-        self, actor: nn.Module, actions: Sequence[Tensor], written: Sequence[Tensor] = ()
+        self, actor: Actor, actions: Sequence[Tensor], written: Sequence[Tensor] = ()
     ) -> None:
         super().__init__()
         self.in_keys, self.out_keys = actor.in_keys, actor.out_keys
         self.actor = actor
+        # rollouts (E, T, ...) as a queue of decisions (E, ...)
         self.pending = deque(action for rollout in actions for action in rollout.unbind(1))
         self.written = deque(memory for rollout in written for memory in rollout.unbind(1))
 

@@ -72,9 +72,9 @@ class DeviceSimulator:
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
         result = self.env.step(_host(action), _host(active))
-        obs, reward, terminated, truncated, info = result
-        flags = [PretendTensor(value) for value in (reward, terminated, truncated)]
-        return StepResult(_on_device(obs), *flags, _on_device(info))
+        obs, *values, info = result
+        reward, terminated, truncated = (PretendTensor(value) for value in values)
+        return StepResult(_on_device(obs), reward, terminated, truncated, _on_device(info))
 
     def close(self) -> None:
         self.env.close()

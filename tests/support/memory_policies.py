@@ -8,7 +8,7 @@ import torch
 
 from pitune import envs, rl
 from pitune.policies import FlowPolicy, NetworkOptions, SamplerConfig, small_policy
-from pitune.policies.network.options.tokens.memory import MemoryConfig
+from pitune.policies.network.options.tokens.memory import Memory, MemoryConfig
 from pitune.policies.network.sizes import GemmaConfig
 
 EXPERT = GemmaConfig(width=16, depth=1, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=8)
@@ -24,8 +24,15 @@ def memory_policy(trained: bool = True, options: NetworkOptions = OPTIONS) -> Fl
         state, action, action_horizon=2, sampler=sampler, expert=EXPERT, options=options
     )
     if trained and policy.has_memory:
-        torch.nn.init.normal_(policy.network.options["memory"].o_proj.weight)
+        torch.nn.init.normal_(memory_module(policy).o_proj.weight)
     return policy
+
+
+def memory_module(policy: FlowPolicy) -> Memory:
+    """Return the module of a policy's memory."""
+    module = policy.network.options["memory"]
+    assert isinstance(module, Memory)
+    return module
 
 
 def recall(num_envs: int = 4) -> envs.CheckedEnv:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pitune import envs, policies, rl
 from pitune.policies.flow.immiscible import assigned_noise
 from pitune.rl.algorithms import bc
 from pitune.rl.algorithms.bc import CloningStep
+from pitune.rl.experience.sub_dict import sub_dict
 
 
 def drawn(rows: int = 32) -> tuple[Tensor, Tensor]:
@@ -77,12 +79,15 @@ def test_a_cloning_step_learns_from_the_assigned_noise(
 ) -> None:
     policy, seen = tiny_policy(), []
     original = bc.gradient_step
-    monkeypatch.setattr(
-        bc, "gradient_step", lambda *args, **kw: (seen.append(args[2]), original(*args, **kw))[1]
-    )
+
+    def recorded(*args: Any, **options: Any) -> Any:
+        seen.append(args[2])
+        return original(*args, **options)
+
+    monkeypatch.setattr(bc, "gradient_step", recorded)
     config = rl.BCConfig(minibatch_size=16, immiscible_noise=on, draws_per_chunk=draws)
     table = rl.Demonstrations.load(demonstrations_file).preprocess(policy)
-    chunks = table.chunks(policy.chunk_shape[0])[:16]
+    chunks = sub_dict(table.chunks(policy.chunk_shape[0]), slice(16))
     torch.manual_seed(0)
     CloningStep(policy, config)(chunks)
     (batch,) = seen
@@ -100,7 +105,12 @@ def test_fpo_draws_its_noise_without_an_assignment(
     small_preset: Callable, half_trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(bc, "assigned_noise", lambda chunk, noise: calls.append(1) or noise)
+
+    def counted(chunk: Tensor, noise: Tensor) -> Tensor:
+        calls.append(1)
+        return noise
+
+    monkeypatch.setattr(bc, "assigned_noise", counted)
     algorithm = rl.make(small_preset("fpo"), policies.load(half_trained))
     env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=4, max_episode_steps=7))
     algorithm.update(rl.Rollouts(env, algorithm, 4, seed=0).collect())

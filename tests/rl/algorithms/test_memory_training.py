@@ -176,8 +176,10 @@ def test_a_minibatch_of_parts_gives_the_same_gradient(shown: Path) -> None:
 def test_the_burn_in_limits_the_decisions_before_a_chunk(shown: Path) -> None:
     policy = memory_policy()
     torch.manual_seed(0)
-    assert chunk_source(policy, shown).draw(44)[HISTORY].batch_size == (44, 5)
-    assert chunk_source(policy, shown, burn_in=2).draw(44)[HISTORY].batch_size == (44, 2)
+    drawn = chunk_source(policy, shown).draw(44)
+    assert sub_dict(drawn, HISTORY).batch_size == (44, 5)
+    drawn = chunk_source(policy, shown, burn_in=2).draw(44)
+    assert sub_dict(drawn, HISTORY).batch_size == (44, 2)
     plain = memory_policy(options=type(policy.network.config.options)())
     assert HISTORY not in chunk_source(plain, shown).draw(44).keys()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memory_policies import memory_policy, recall
+from memory_policies import memory_module, memory_policy, recall
 from tensordict import TensorDict, TensorDictBase
 
 from pitune import rl
@@ -57,9 +57,9 @@ def test_the_memory_that_a_history_writes_is_the_one_that_was_read(
     assert float(stored.abs().max()) > 0.1
     # the control: another writing recalls another memory where there is a history
     with torch.no_grad():
-        policy.network.options["memory"].write_slots.add_(1.0)
+        memory_module(policy).write_slots.add_(1.0)
         other = with_recalled_memory(policy, rows)["model_input", "memory"]
-        policy.network.options["memory"].write_slots.sub_(1.0)
+        memory_module(policy).write_slots.sub_(1.0)
     moved = (other - stored).abs().amax((1, 2)) > 1e-4
     assert torch.equal(moved, rows[HISTORY, IN_EPISODE].any(1))
 
@@ -74,7 +74,7 @@ def test_a_gradient_reaches_the_writing_through_a_history(
     rows = with_history(rollout, actor.policy, decisions).reshape(-1)
     log_prob = actor.get_dist(rows).log_prob(rows["chain"])
     assert torch.allclose(log_prob, rows["action_log_prob"], atol=1e-3)
-    writing = actor.policy.network.options["memory"].candidate.weight
+    writing = memory_module(actor.policy).candidate.weight
     (grad,) = torch.autograd.grad(log_prob.sum(), [writing], allow_unused=True)
     assert (grad is not None and bool(grad.any())) == reached
 
@@ -129,13 +129,16 @@ def test_drawn_chunks_have_the_memory_that_the_deployed_policy_would_have() -> N
     table = rl.collect_demonstrations(recall(), 3, seed=0).preprocess(policy)
     torch.manual_seed(0)
     rows = ChunksWithHistory(table.chunks(2), table, policy).draw(64)
-    state = table.obs["model_input"]["state"]
+    observed = table.obs["model_input"]
+    assert isinstance(observed, TensorDictBase)
+    state = observed["state"]
     with torch.no_grad():
         recalled = ModelInput.of(with_recalled_memory(policy, rows)).memory
         assert recalled is not None
         compared = 0
         for first in (table.episode == torch.arange(3)[:, None]).long().argmax(1).tolist():
             memory = policy.empty_memory(1)
+            assert memory is not None
             length = int((table.episode == table.episode[first]).sum())
             for step in range(first, first + length, policy.sampler.execution_horizon):
                 same = (rows["model_input", "state"] == state[step]).all(1)
@@ -152,4 +155,5 @@ def test_drawn_chunks_have_the_memory_that_the_deployed_policy_would_have() -> N
                 )
                 inputs = type(inputs)(**{**vars(inputs), "memory": memory})
                 memory = policy.encode(inputs).written
+                assert memory is not None
     assert compared >= 3

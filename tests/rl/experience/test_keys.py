@@ -235,7 +235,7 @@ def test_a_batch_is_selected_from_declared_names_only() -> None:
 def test_writers_and_readers_are_modules_that_name_the_entry(name: str) -> None:
     key = KEYS[name]
     last = name.rpartition(".")[2]
-    spellings = {f'"{last}"', f".{last}", f"{last}="}
+    spellings = {f'"{last}"', f".{last}", f"{last}=", last.upper()}  # also a constant of that name
     if name == "model_input":
         spellings.add("ModelInput.of")
     for module in (key.writer, *key.readers):
