@@ -114,7 +114,8 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
         action = self.actor.policy.preprocessor.unnormalize_action(
             chosen["chain"][:, -1], ModelInput.of(chosen).robot_state
         )
-        return TensorDict({**chosen.exclude("chain"), "action": action}, batch_size=[len(chosen)])
+        entries = {**chosen.exclude("chain"), "action": action}
+        return TensorDict(entries, batch_size=[len(chosen)], device=action.device)
 
     def extra_state(self) -> dict[str, int]:
         return {"num_steps": self.step.num_steps}

@@ -75,7 +75,9 @@ class RandomChunks:
 
     def draw(self, size: int) -> TensorDictBase:
         size = min(size, len(self.chunks))
-        return sub_dict(self.chunks, torch.randint(len(self.chunks), (size,)))
+        # drawn on the host, and moved once instead of for each entry
+        rows = torch.randint(len(self.chunks), (size,)).to(self.chunks.device)
+        return sub_dict(self.chunks, rows)
 
     def state(self) -> dict[str, Any]:
         return {}

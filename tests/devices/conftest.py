@@ -27,6 +27,11 @@ Reports = dict[str, list[dict[str, Any]]]
 reports_key = pytest.StashKey[tuple[Reports, str]]()
 
 
+def here(item: pytest.Item) -> bool:
+    """Return whether a test is in this folder, because hooks are called for those of others too."""
+    return FOLDER in item.path.parents
+
+
 def run_child(items: list[pytest.Item]) -> tuple[Reports, str]:
     """Run tests in a child, and return their reports and the end of its output."""
     with TemporaryDirectory() as folder:
@@ -50,11 +55,11 @@ def run_child(items: list[pytest.Item]) -> tuple[Reports, str]:
 
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Show the reports of the child in the place of running a test."""
-    if REPORTS in os.environ:
+    if REPORTS in os.environ or not here(item):
         return None
     stash, config = item.session.stash, item.config
     if reports_key not in stash:
-        stash[reports_key] = run_child([i for i in item.session.items if FOLDER in i.path.parents])
+        stash[reports_key] = run_child([*filter(here, item.session.items)])
     reports, output = stash[reports_key]
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     found = [

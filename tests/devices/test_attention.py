@@ -58,7 +58,7 @@ def test_a_single_key_head_is_expanded_without_a_copy() -> None:
 def test_every_attention_has_a_form_that_a_fast_kernel_of_cuda_takes(
     kind: str, tiny_policy: Callable[..., FlowPolicy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of torch 2.14's rules, `sdp_utils.cpp`, see `fast_kernels`."""
+    """By rules of torch's `sdp_utils.cpp` that hold in every version, see `fast_kernels`."""
     policy = policy_of(kind, tiny_policy())
     config = policy.network.config
     images = tokens = mask = None
@@ -105,11 +105,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
 
 
 def fast_kernels(form: dict[str, Any]) -> list[str]:
-    """Return the kernels of CUDA that take an attention, for the rules that concern us.
+    """Return the kernels of CUDA that take an attention in every version of torch.
 
-    `check_for_attn_mask` refuses a mask in flash. `check_batch_size_and_num_heads_dense` of the
-    memory-efficient kernel has no support of grouped queries. Its `check_tensor_dtype` includes
-    float32, that of flash does not. Flash takes heads of up to 256, cuDNN up to 128.
+    They are read from its sources, and nothing runs on CUDA here. `check_for_attn_mask` refuses a
+    mask in flash. `check_batch_size_and_num_heads_dense` of the memory-efficient kernel takes
+    grouped queries in torch 2.14, but not in older versions. Its `check_tensor_dtype` includes
+    float32, that of flash does not. Flash takes heads of up to 256.
     """
     low = form["dtype"] in (torch.float16, torch.bfloat16)
     found = []

@@ -405,8 +405,8 @@ POLICIES = [
             ),
             Change(
                 "task of a written state",
-                "[self._tasks[i] for i",
-                "[self._tasks[0 * i] for i",
+                "self._tasks[i] for i in tasks",
+                "self._tasks[0 * i] for i in tasks",
             ),
         ],
     ),

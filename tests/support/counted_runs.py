@@ -241,7 +241,7 @@ def counted(
         decisions=rollout.batch_size[-1],
         resets=len(resets),
         inputs=len(rollout[MODEL_INPUT].keys()) if MODEL_INPUT in rollout.keys() else 0,
-        outputs=len(algorithm.actor.out_keys),
+        outputs=len(list(rollout.select(*algorithm.actor.out_keys, strict=False).keys(True, True))),
         whole_episodes=algorithm.needs.whole_episodes,
         encoded=sum(rows),
         decided=rollout.batch_size.numel(),
