@@ -104,8 +104,8 @@ class TrainConfig(Settings):
         super().__post_init__()
         if self.compile and self.shard:
             raise ValueError(
-                "compile=True and shard=True exclude each other: no test has compiled the hooks that "
-                "gather sharded weights; leave one out"
+                "compile=True and shard=True exclude each other: the hooks that gather sharded "
+                "weights were never compiled; leave one out"
             )
 
     def identity(self) -> dict[str, Any]:

@@ -152,7 +152,7 @@ class Work:
             return repeated
 
         def step() -> Any:
-            return policy.velocity(context, noise[:, None], time_half)
+            return policy.network.velocity(context, noise[:, None], time_half)
 
         def score() -> Any:
             return actor.get_dist(decisions).log_prob(decisions["chain"])
