@@ -9,14 +9,14 @@ The likelihood is that of the *unclipped* chain. Clipping to the robot's bounds 
 environment, because the density of a clipped action has atoms. Noise enters only the executed
 entries, and exactly those are scored.
 
-Letters: N rows, H action horizon, h executed actions, A model action dim, d robot action dim, D
-width of the action expert.
+Letters: N rows, K flow steps, H action horizon, h executed actions, A model action dim, d robot
+action dim, D width of the action expert.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -248,8 +248,10 @@ class LikelihoodActor(Actor):
 
     def sample_chain(
         self, context: Context, noise: Tensor, draws: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
-        """Return chains (N, K + 1, H, A), their log-probabilities, and the entries `chosen`.
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return chains (N, K + 1, H, A) of encoded observations, and their log-probabilities.
+
+        The last result has the rollout's further entries of the likelihood, such as its tokens.
 
         Args:
             context: Encoded observations (N).
@@ -257,8 +259,8 @@ class LikelihoodActor(Actor):
             draws: Random choices of the likelihood.
         """
         dist = self.likelihood.distribution(self.policy, context, len(noise), draws)
-        start = starting_points(noise, context, self.policy.sampler)
-        return *dist.sample_and_log_prob(start), dist.chosen
+        noise = starting_points(noise, context, self.policy.sampler)
+        return *dist.sample_and_log_prob(noise), dist.chosen
 
     @torch.no_grad()
     def terminal_std(self, td: TensorDictBase) -> float:

@@ -71,14 +71,8 @@ class FlowPolicy(PolicyParts):
         Args:
             **changes: Arguments of the constructor.
         """
-        parts = {
-            "network": self.network,
-            "preprocessor": self.preprocessor,
-            "sampler": self.sampler,
-            "noise_source": self.noise_source,
-            "info": self.info,
-        }
-        return FlowPolicy(**{**parts, **changes})
+        names = ("network", "preprocessor", "sampler", "noise_source", "info")
+        return FlowPolicy(**{**{name: getattr(self, name) for name in names}, **changes})
 
     def with_noise_source(self, config: SteeringConfig) -> FlowPolicy:
         """Return this policy with a new noise source; the modules that they share stop learning.
@@ -175,16 +169,6 @@ class FlowPolicy(PolicyParts):
             guided(self.network, context, self.sampler.guidance), context, self.sampler
         )
 
-    def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
-        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
-
-        Under a decision delay they are h + R, of which the first are those of the old chunk.
-        """
-        remainder = remainder_of(inputs)
-        point = point if remainder is None else with_prefix(point, remainder)
-        state = inputs.robot_state.to(self.device)
-        return self.preprocessor.unnormalize_action(point[:, : self.num_planned], state)
-
     def solve(self, context: Context, noise: Tensor) -> Tensor:
         """Return the chunks (N, H, A) at the end of the ODE from noise (N, H, A), normalized.
 
@@ -271,20 +255,33 @@ class FlowPolicy(PolicyParts):
         state_offset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the result of `loss` and the hidden states of the action tokens (N, M, H, D)."""
-        # target and random draws
-        state = inputs.robot_state.to(self.device)
-        action = self.preprocessor.normalize_action(action.to(self.device), state)
+        # random draws
         noise = self.draw_noise(len(action)) if noise is None else noise
         is_single = noise.ndim == 3
         noise = noise[:, None] if is_single else noise  # (N, M, H, A)
         check_noise(noise[:, 0], (len(action), *self.chunk_shape))
         if flow_time is None:
-            flow_time = sample_flow_time(noise.shape[:2].numel(), action.device)
+            flow_time = sample_flow_time(noise.shape[:2].numel(), self.device)
             flow_time = flow_time.reshape(noise.shape[:2])  # (N, M)
         elif is_single:
             flow_time = flow_time[:, None]  # (N, 1), or (N, 1, H) for those of single steps
 
-        # velocity at the points of flow time
+        compute = self.compiled(FlowPolicy._loss) if self.is_traceable else FlowPolicy._loss
+        loss, hidden = compute(self, inputs, action, noise, flow_time, prefix, state_offset)
+        return (loss[:, 0] if is_single else loss), hidden
+
+    def _loss(
+        self,
+        inputs: ModelInput,
+        action: Tensor,
+        noise: Tensor,
+        flow_time: Tensor,
+        prefix: Context | None,
+        state_offset: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        # target, and velocity at the points of flow time
+        state = inputs.robot_state.to(self.device)
+        action = self.preprocessor.normalize_action(action.to(self.device), state)
         per_step = flow_time if flow_time.ndim == 3 else flow_time[..., None]  # (N, M, H or 1)
         x = interpolate(action[:, None], noise, per_step[..., None])  # (N, M, H, A)
         context = self.encode(inputs, prefix, state_offset=state_offset)
@@ -296,4 +293,4 @@ class FlowPolicy(PolicyParts):
         loss = prediction.weighted(loss, per_step[..., None])
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
-        return (loss[:, 0] if is_single else loss), output.hidden
+        return loss, output.hidden

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pitune.compilation import LOOP_LAYERS, Compilation
 from pitune.policies.conditions import check_guidance
 from pitune.policies.flow.path import TimeGrid
+from pitune.policies.flow.real_time import with_prefix
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
 from pitune.policies.network.options.tokens.conditioning import INSTRUCTION_NULL
@@ -234,6 +235,16 @@ class PolicyParts(nn.Module):
             RuntimeError: the machine has no C++ compiler.
         """
         self.network.compilation = Compilation(self.device, backend)
+
+    def executed(self, point: Tensor, inputs: ModelInput) -> Tensor:
+        """Return the actions to execute (N, h, d) [robot units] of normalized chunks (N, H, A).
+
+        Under a decision delay they are h + R, of which the first are those of the old chunk.
+        """
+        remainder = remainder_of(inputs)
+        point = point if remainder is None else with_prefix(point, remainder)
+        state = inputs.robot_state.to(self.device)
+        return self.preprocessor.unnormalize_action(point[:, : self.num_planned], state)
 
     @property
     def prefix_is_frozen(self) -> bool:

@@ -51,9 +51,12 @@ OPTIONS: Mapping[str, NetworkOptions] = {
     "gated_linear_norms": NetworkOptions(linear_norms=LinearNormsConfig(mode="gated")),
     "predicted_action": NetworkOptions(prediction=PredictionConfig(output="action", loss="action")),
     "state_encoder": NetworkOptions(state_tokens=StateTokensConfig(encoders=("mlp",))),
+    "immiscible_noise": NetworkOptions(),
     "wider": NetworkOptions(),
 }
 """Rows of the table."""
+ASSIGNED = ("immiscible_noise",)
+"""Rows that are cloned with an optimal assignment of noise to chunks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +208,7 @@ def cloned(
             weight_decay=1e-4,
             ema_decay=0.0,
             minibatch_size=config.minibatch_size,
+            immiscible_noise=name in ASSIGNED,
         ),
     )
     chunks = train.preprocess(policy).chunks(config.action_horizon)

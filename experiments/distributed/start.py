@@ -52,6 +52,11 @@ def check_shard(config: TrainConfig) -> None:
             "shard=True splits the weights over several ranks, and there is one; start with "
             "torchrun --nproc-per-node 2, or pass --no-shard"
         )
+    if config.compile:
+        raise ValueError(
+            "shard=True cannot be combined with compile=True, whose functions would hold gathered "
+            "weights; pass --no-shard or --no-compile"
+        )
     algorithm = config.algorithm
     if isinstance(algorithm, rl.EPOConfig):
         raise ValueError(
@@ -69,8 +74,13 @@ def check_settings(config: TrainConfig, world: int) -> None:
     """Reject settings that cannot be shared by `world` ranks.
 
     Raises:
-        ValueError: a minibatch is not a multiple of the ranks.
+        ValueError: a minibatch is not a multiple of the ranks, or ranks would act on their own.
     """
+    if config.act_while_learning:
+        raise ValueError(
+            f"act_while_learning=True cannot be combined with {world} ranks, whose updates wait "
+            "for each other; pass --no-act-while-learning, or start without torchrun"
+        )
     for name, size in _minibatches(config.algorithm):
         if size % world:
             raise ValueError(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +23,10 @@ from pitune.policies.finetuning.shard import is_sharded
 from pitune.rl import ranks
 from pitune.rl.algorithm import no_progress
 from pitune.rl.evaluation.outcome import text_of
+from pitune.rl.policy_gradient.prefixes import kept_prefix_bytes, prefix_budget
+
+if TYPE_CHECKING:
+    from pitune.experiments.runs.train_config import TrainConfig
 
 NAMES = {"deployed": "deployed (ODE)", "exploring": "exploring (as in training)"}
 """Titles of the two evaluations."""
@@ -191,9 +195,11 @@ def print_steps(console: Console, files: list[Step], commands: list[Step]) -> No
             console.print(f"    {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def report_memory(policy: FlowPolicy, minibatch: int) -> None:
+def report_memory(policy: FlowPolicy, config: TrainConfig) -> None:
     """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
-    report = parameter_report(policy, ranks.share(minibatch))
+    budget = prefix_budget(config.algorithm)
+    kept = kept_prefix_bytes(policy, config.env.num_envs * config.num_chunks, budget)
+    report = parameter_report(policy, ranks.share(config.algorithm.policy_minibatch), kept)
     if policy.network.vlm is not None:
         screen.print(report.table())
     num_ranks = ranks.world() if is_sharded(policy) else 1

@@ -65,7 +65,7 @@ class TrainState:
         config = self.config
         policy = policy_to_train(config)
         self.algorithm = rl.make(config.algorithm, policy)
-        report_memory(self.algorithm.actor.policy, config.algorithm.policy_minibatch)
+        report_memory(self.algorithm.actor.policy, config)
 
         self.env = envs.make(rank_env(config.env))
         rl.check_fit(policy, self.env.spec)

@@ -119,19 +119,21 @@ def _gemma(
     return Pass(config.depth, tokens * each + attention, tokens * width * size + pair)
 
 
+TOWERS = ("vision", "vlm", "action_expert")
+"""Groups that compute in the network's precision."""
+
+
 def _casts(network: Pi0) -> int:
     """Return the copies of master weights in the precision of the computation [bytes].
 
-    A layer keeps one per pass for the gradient of its input, and π0's expert has two passes. With
-    gradient checkpointing a copy exists only while its layer runs, and is not counted.
+    All passes share the copy that a layer holds, with gradient checkpointing too.
     """
-    if network.compute_dtype == torch.float32 or network.expert.gradient_checkpointing:
+    if network.compute_dtype == torch.float32:
         return 0
-    passes = {"vision": 1, "vlm": 1, "action_expert": 1 + (network.config.family == "pi0")}
     groups = parameter_groups(network)
     numbers = sum(
-        value.numel() * passes.get(groups[name], 0)
+        value.numel()
         for name, value in trained_parameters(network)
-        if value.ndim == 2 and "embed" not in name
+        if value.ndim == 2 and "embed" not in name and groups[name] in TOWERS
     )
     return numbers * network.compute_dtype.itemsize

@@ -67,7 +67,10 @@ class MemoryReport:
     batch_size: int
     """Observations in one gradient step."""
     activation_bytes: int
-    """Activations that one batch keeps for its gradient, estimated [bytes]."""
+    """Activations that one batch keeps for its gradient, and trained weights in the precision of
+    the towers, estimated [bytes]."""
+    prefix_bytes: int = 0
+    """Encoded observations of a rollout, in all their copies [bytes]."""
 
     @property
     def trained(self) -> int:
@@ -76,8 +79,9 @@ class MemoryReport:
 
     @property
     def total_bytes(self) -> int:
-        """All groups and the activations [bytes]."""
-        return sum(row.total_bytes for row in self.rows) + self.activation_bytes
+        """All groups, the activations and the encoded observations [bytes]."""
+        others = self.activation_bytes + self.prefix_bytes
+        return sum(row.total_bytes for row in self.rows) + others
 
     def rank_bytes(self, num_ranks: int) -> int:
         """Return the memory of each of some ranks that split the policy (`--shard`) [bytes].
@@ -109,6 +113,8 @@ class MemoryReport:
         # activations, and the sum
         table.add_section()
         table.add_row("activations (estimate)", "", "", "", "", readable(self.activation_bytes))
+        if self.prefix_bytes:
+            table.add_row("encoded observations", "", "", "", "", readable(self.prefix_bytes))
         parameters = sum(row.parameters for row in self.rows)
         total = readable(self.total_bytes)
         table.add_row("all", f"{parameters:,}", f"{self.trained:,}", "", "", total)
@@ -126,15 +132,18 @@ class MemoryReport:
         return capture.get()
 
 
-def parameter_report(policy: FlowPolicy, batch_size: int = 1) -> MemoryReport:
+def parameter_report(
+    policy: FlowPolicy, batch_size: int = 1, prefix_bytes: int = 0
+) -> MemoryReport:
     """Return the memory of training a policy, after `pitune.policies.apply_finetuning`.
 
     Args:
         policy: The policy. Parameters with `requires_grad` are trained.
         batch_size: Observations in one gradient step, each with one flow time.
+        prefix_bytes: Encoded observations of a rollout, see `kept_prefix_bytes` [bytes].
     """
-    rows = []
-    groups = parameter_groups(policy.network)
+    rows, network = [], policy.network
+    groups = parameter_groups(network)
     # pretrained groups first, then those of extensions
     for group in dict.fromkeys((*PRETRAINED_GROUPS, *groups.values())):
         values = [v for name, v in policy.network.named_parameters() if groups[name] == group]
@@ -154,6 +163,7 @@ def parameter_report(policy: FlowPolicy, batch_size: int = 1) -> MemoryReport:
         rows=tuple(rows),
         batch_size=batch_size,
         activation_bytes=activation_bytes(policy, batch_size),
+        prefix_bytes=prefix_bytes,
     )
 
 

@@ -39,10 +39,10 @@ class LikelihoodConfig(Settings):
     """Whether flow steps are Gaussian, so that each step has a ratio and a divergence."""
     trainable: ClassVar[bool] = True
     """Whether the log-probability has a gradient."""
-    compiled: ClassVar[bool] = True
-    """Whether acting may be compiled whole. Otherwise the functions inside it are."""
     decoder: ClassVar[Literal["flow", "fast"]] = "flow"
     """The part of the policy that makes the chunks: its flow, or its FAST tokens."""
+    compiled: ClassVar[bool] = True
+    """Whether acting may be compiled whole. Otherwise the functions inside it are."""
 
     reduction: Reduction = "sum"
     """Reduction over a step's entries: their sum is the log-density, their mean tempers the ratio.

@@ -112,18 +112,3 @@ def hold_casts(network: nn.Module, enabled: bool) -> None:
         if isinstance(casts, HeldCasts):
             casts.enabled = enabled
             casts._held.clear()
-
-
-def held_bytes(network: nn.Module, dtype: torch.dtype) -> int:
-    """Return the memory of the weights that a network holds in a precision [bytes].
-
-    It counts the layers that compute in it, whether they have been used or not.
-    """
-    size = torch.empty((), dtype=dtype).element_size()
-    return sum(
-        value.numel() * size
-        for module in network.modules()
-        if isinstance(getattr(module, "casts", None), HeldCasts)
-        for value in module.parameters(recurse=False)
-        if value.dtype != dtype
-    )

@@ -94,9 +94,9 @@ class AuxiliaryLosses:
         label = torch.where(done, DONE, ONGOING)
         if not self.status.invalid_share:
             return {"status_label": label}
-        other = batch[OTHER_PROMPT]
+        other = sub_dict(batch, OTHER_PROMPT)
         invalid = torch.rand(len(batch), device=device) < self.status.invalid_share
-        inputs = batch[MODEL_INPUT].copy()
+        inputs = sub_dict(batch, MODEL_INPUT).copy()
         for name in ("tokens", "token_mask"):
             inputs[name] = torch.where(invalid[:, None], other[name], inputs[name])
         kept = (~invalid).float()
@@ -127,7 +127,7 @@ class AuxiliaryLosses:
             loss = self.weighted(loss, batch).mean()
             total, metrics["fast_loss"] = total + language.fast_weight * loss, loss
         if self.texts is not None:
-            loss = text_loss(self.policy, batch["text"]).mean()
+            loss = text_loss(self.policy, sub_dict(batch, "text")).mean()
             total, metrics["text_loss"] = total + language.text_weight * loss, loss
         if self.status.weight and hidden is not None:
             logits = self.policy.network.options["status"](hidden)  # (B, M, 3)

@@ -135,7 +135,8 @@ class PolicyLoss:
                 `with_draws`. They may have a `weight` (B, 1) with mean 1 over all decisions.
         """
         policy = self.actor.policy
-        if policy.network.compilation is None or not policy.is_traceable:
+        compiles = policy.network.compilation is not None and self.actor.config.decoder == "flow"
+        if not compiles or not policy.is_traceable:
             return self._of_batch(batch)
         # compiled code takes the number of rows from tensors, and not from a TensorDict
         compute = policy.compiled(PolicyLoss._of_entries)

@@ -15,7 +15,7 @@ from pitune.compilation import Compilation, CompileClock, check_compiler
 from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput, likelihoods
 from pitune.policies.flow.delay import DelayConfig
 from pitune.rl.algorithms.ppo import PPOConfig, policy_loss
-from tests.support.vision_policies import vision_policy
+from vision_policies import vision_policy
 
 Counts = dict[str, Any]
 

@@ -24,8 +24,10 @@ from pitune.rl import gradient_step
 from settings import changed
 from vision_policies import ENV, vision_policy
 
-STATE_ENV = envs.EnvConfig(id="mock/Reach", num_envs=8, num_workers=0, max_episode_steps=24)
+STATE_ENV = envs.EnvConfig(id="mock/Reach", num_envs=8, num_workers=0, max_episode_steps=16)
 NUM_CHUNKS = 4
+HORIZON = 4
+"""Executed actions of a decision."""
 SETTINGS: dict[str, Any] = {
     "minibatch_size": 8,
     "gradient_steps": 3,
@@ -143,7 +145,10 @@ def policy_of(kind: str, state_policy: FlowPolicy) -> FlowPolicy:
         state_policy: The small policy for "state".
     """
     family, *options = kind.split()
-    policy = state_policy if family == "state" else vision_policy(family)  # type: ignore[arg-type]
+    policy = state_policy
+    if family != "state":
+        policy = vision_policy(family)  # type: ignore[arg-type]
+        policy = policy.replace(sampler=replace(policy.sampler, execution_horizon=HORIZON))
     settings: dict[str, Any] = {}
     if "frozen" in options:
         settings["trainable"] = ("action_expert", "projections")
@@ -166,7 +171,7 @@ def algorithm_config(name: str, demonstrations: Path, **settings: Any) -> rl.Alg
 
 def make_env(on_device: bool, cameras: bool) -> CheckedEnv:
     """Return `mock/Reach`, on the host or on the device."""
-    env = envs.make(replace(ENV, max_episode_steps=24) if cameras else STATE_ENV)
+    env = envs.make(replace(ENV, max_episode_steps=NUM_CHUNKS * HORIZON) if cameras else STATE_ENV)
     if not on_device:
         return env
     return CheckedEnv(DeviceSimulator(env.env))  # type: ignore[arg-type]

@@ -72,8 +72,6 @@ class Events:
 
     lines: Counter[tuple[Kind, str]] = field(default_factory=Counter)
     """Number of events by kind and line of this project, `file:line`."""
-    attention: list[dict[str, Any]] = field(default_factory=list)
-    """Arguments of each attention: shapes, dtype, mask and `grouped`."""
     operations: Counter[str] = field(default_factory=Counter)
     """Number of operations on the device by name."""
     weight_casts: int = 0
@@ -217,9 +215,6 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(args[0].host)
     if name == "aten::_to_copy":
         return _to_copy(func, args, kwargs)
-    if name == "aten::_fused_sdp_choice":
-        _attention(*args, **kwargs)
-        return 0  # the plain kernel, which is made of other operations
     if name in SHAPED_BY_VALUES:
         _record("sync")
     if name in INDEXED:
@@ -276,29 +271,6 @@ def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             events.weight_casts += 1
     result = func(*tree_map(_host, args), **tree_map(_host, kwargs))
     return result if leaves else PretendTensor(result)
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-    causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> None:
-    for events in _open:
-        events.attention.append(
-            {
-                "query": tuple(query.shape),
-                "key": tuple(key.shape),
-                "dtype": query.dtype,
-                "mask": None if mask is None else mask.dtype,
-                "grouped": enable_gqa,
-            }
-        )
 
 
 def _made_on_device(func: Any, *args: Any, **kwargs: Any) -> Any:

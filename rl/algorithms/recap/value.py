@@ -15,6 +15,7 @@ from pitune.rl.algorithms.recap.config import RecapConfig
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.experience.transitions import in_parts
 from pitune.rl.gradient_step import Metrics, gradient_step
+from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.value import ValueCritic, explained_variance
 
 
@@ -36,7 +37,7 @@ class ReturnValue:
         critic = ValueCritic(state_dim, policy.feature_dim, distribution=config.value)
         self.critic = critic.to(policy.device)
         rate = config.value_learning_rate
-        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=rate)
+        self.optimizer = adam(self.critic.parameters(), lr=rate)
         self.num_steps = 0
 
     @torch.no_grad()

@@ -130,4 +130,5 @@ def test_torchrun_starts_no_command_but_a_training(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="torchrun has started several processes, and `evaluate`"):
         parse(EvaluateConfig, [], prog="evaluate", description="")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert parse(EvaluateConfig, [], prog="evaluate", description="").episodes
+    words = ["--checkpoint", "policy"]
+    assert parse(EvaluateConfig, words, prog="evaluate", description="").episodes

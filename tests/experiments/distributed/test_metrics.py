@@ -42,6 +42,12 @@ def test_every_minibatch_of_an_algorithm_is_a_multiple_of_the_ranks(name: str) -
         check_settings(odd, 2)
 
 
+def test_ranks_do_not_act_while_they_learn() -> None:
+    config = TrainConfig(algorithm=rl.preset("wsrl"), act_while_learning=True)
+    with pytest.raises(ValueError, match="act_while_learning=True cannot be combined with 2 ranks"):
+        check_settings(config, 2)
+
+
 def test_a_simulator_on_cuda_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     config = envs.config_for("maniskill/PickCube-v1")
     assert rank_env(config) == config

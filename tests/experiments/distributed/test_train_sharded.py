@@ -95,15 +95,16 @@ def test_sharded_ranks_learn_as_whole_ones_and_go_on_in_other_numbers(
         ("ppo", 1, "shard=True splits the weights over several ranks, and there is one"),
         ("epo", 2, "shard=True cannot be combined with epo"),
         ("bc", 2, "shard=True cannot be combined with ema_decay=0.9"),
+        ("compiled", 2, "shard=True cannot be combined with compile=True"),
     ],
 )
 def test_settings_that_cannot_be_sharded_are_refused_by_name(
     config: TrainConfig, small_preset: Callable, name: str, world: int, text: str, tmp_path: Path
 ) -> None:
-    algorithm = small_preset(name)
+    algorithm = small_preset("ppo" if name == "compiled" else name)
     if name == "bc":
         algorithm = changed(algorithm, ema_decay=0.9)
-    settings = replace(config, algorithm=algorithm)
+    settings = replace(config, algorithm=algorithm, compile=name == "compiled")
     children = start_ranks(partial(train, settings), world, tmp_path / "ranks")
     assert {child.wait() for child in children} == {99}
     assert text in children[0].output()

@@ -99,8 +99,3 @@ def test_a_run_that_may_stop_early_goes_on_without_that_limit(tmp_path: Path) ->
 def test_a_run_ends_by_the_bound_over_all_episodes(row: dict[str, float], reached: bool) -> None:
     config = replace(CONFIGS["the defaults"], stop_at=0.7)
     assert ("stop_at=0.7" in config.limit_reached(4, [row])) == reached
-
-
-def test_a_sharded_policy_is_not_compiled() -> None:
-    with pytest.raises(ValueError, match=r"compile=True and shard=True exclude each other"):
-        TrainConfig(algorithm=rl.PPOConfig(), compile=True, shard=True)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pitune import envs, experiments, rl
-from pitune.experiments.runs.loop import acting
 from pitune.experiments.train import TrainConfig, Trainer, train
+from pitune.experiments.training import acting
 from pitune.experiments.training.acting import (
     ActingRollouts,
     acting_state,

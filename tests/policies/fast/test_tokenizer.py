@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def published(chunks: Tensor, folder: Path, size: int = 1024) -> int:
     texts = ["".join(map(chr, (row.flatten() - low).astype(int))) for row in numbers]
     pairs._tokenizer.train_from_iterator(texts, trainer=trainer)
     pairs.save(str(folder / "tokenizer.json"))
-    values = {"scale": 10, "vocab_size": size, "min_token": low}
+    values: dict[str, Any] = {"scale": 10, "vocab_size": size, "min_token": low}
     values |= {"time_horizon": None, "action_dim": None, "processor_class": "Processor"}
     (folder / "processor_config.json").write_text(json.dumps(values))
     return low

@@ -175,7 +175,8 @@ def test_every_entry_is_declared_with_its_shape(
 ) -> None:
     name, settings = CASES[case]
     config = small_preset(name).with_demonstrations(demonstrations)
-    for key, value in {"critic_warmup": 0, "offline_share": 0.5, **settings}.items():
+    defaults = {"critic_warmup": 0, "offline_share": 0.5, "fitness": "success"}
+    for key, value in {**defaults, **settings}.items():
         try:
             config = changed(config, **{key: value})
         except TypeError:

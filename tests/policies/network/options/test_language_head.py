@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -85,8 +86,8 @@ def joint(
     }
     allowed = [("prefix", "prefix"), ("text", "prefix"), ("state", "prefix"), ("state", "state")]
     allowed += [("actions", name) for name in ("prefix", "state", "actions")] + list(also)
-    for query, key in allowed:
-        mask[:, place[query], place[key]] = True
+    for reader, source in allowed:
+        mask[:, place[reader], place[source]] = True
     mask[:, place["text"], place["text"]] = torch.ones(lengths[1], lengths[1]).tril().bool()
     mask = mask & all_valid[:, None]
 
@@ -104,7 +105,7 @@ def joint(
     streams = [torch.cat([prefix, embedded], 1), torch.cat([state, actions], 1)]
     split = [streams[0].shape[1], streams[1].shape[1]]
     for i in range(2):
-        layers = [tower.layers[i] for tower in towers]
+        layers: list[Any] = [tower.layers[i] for tower in towers]
         normed = [
             layer.input_layernorm(h, None)[0] for layer, h in zip(layers, streams, strict=True)
         ]

@@ -83,9 +83,11 @@ def test_rows_with_another_task_s_words_are_invalid_and_have_no_flow_loss(
     # the words are those of the other task, in the same state
     same = (batch["model_input", "tokens"] == rows["model_input", "tokens"]).all(1)
     assert torch.equal(same, ~invalid)
-    swapped = replace(table, obs={**table.obs, "task_id": 1 - table.obs["task_id"]})  # type: ignore[operator]
-    other = swapped.preprocess(policy).chunks(4)["model_input", "tokens"]
-    assert torch.equal(batch["model_input", "tokens"][invalid], other.repeat(50, 1)[invalid])
+    task_id = table.obs["task_id"]
+    assert isinstance(task_id, torch.Tensor)
+    swapped = replace(table, obs={**table.obs, "task_id": 1 - task_id})
+    other = TensorDict.cat([swapped.preprocess(policy).chunks(4)] * 50)["model_input", "tokens"]
+    assert torch.equal(batch["model_input", "tokens"][invalid], other[invalid])
 
     # their flow has no weight, and the others make up for it
     weight = batch["flow_row_weight"]
