@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SCREENS, LINES, COLUMNS = 3, 40, 80
 LAYERED = [
     *(["train", name] for name in sorted(rl.presets())),
-    *(["bench", name] for name in ("delay", "pi0", "rollout", "serving", "update")),
+    *(["bench", name] for name in ("delay", "parts", "pi0", "rollout", "serving", "update")),
     ["list"],
     ["doctor"],
 ]
