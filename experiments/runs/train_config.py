@@ -100,14 +100,6 @@ class TrainConfig(Settings):
     """Continue the run in --out from its latest checkpoint. On the command line the run's own
     settings are the defaults, and its folder may follow: `--resume runs/pick/ppo`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compile and self.shard:
-            raise ValueError(
-                "compile=True and shard=True exclude each other: the hooks that gather sharded "
-                "weights were never compiled; leave one out"
-            )
-
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a run: all but its limits and its reports."""
         kind = envs.prefixes()[self.env.prefix]  # its defaults stand for a plain `EnvOptions`

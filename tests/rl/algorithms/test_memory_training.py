@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from memory_policies import demonstrations_file, memory_of, memory_policy, recall
+from memory_policies import demonstrations_file, memory_policy, recall
 
 from pitune import rl
 from pitune.policies import Actor, FlowPolicy
@@ -88,7 +88,7 @@ def test_without_earlier_decisions_the_writing_is_not_trained(name: str, new: Ca
         if "bc" in name
         else new(name, memory_decisions=1)
     )
-    writing = memory_of(algorithm.actor.policy).candidate.weight
+    writing = algorithm.actor.policy.network.options["memory"].candidate.weight
     before = writing.detach().clone()
     for _ in range(2):
         for rollout in collected(algorithm):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from memory_policies import memory_module, memory_policy, recall
@@ -138,7 +136,6 @@ def test_drawn_chunks_have_the_memory_that_the_deployed_policy_would_have() -> N
         recalled = ModelInput.of(with_recalled_memory(policy, rows)).memory
         assert recalled is not None
         compared = 0
-        inputs_of = TensorDict({"model_input": table.obs["model_input"]}, [len(table.action)])
         for first in (table.episode == torch.arange(3)[:, None]).long().argmax(1).tolist():
             memory = policy.empty_memory(1)
             assert memory is not None
@@ -153,7 +150,9 @@ def test_drawn_chunks_have_the_memory_that_the_deployed_policy_would_have() -> N
                 if step >= first + 10 and same.any():  # states that occur once in an episode
                     assert (recalled[same] - memory).abs().amax((1, 2)).min() < 1e-5
                     compared += 1
-                inputs = ModelInput.of(sub_dict(inputs_of, slice(step, step + 1)))
+                inputs = ModelInput.of(
+                    TensorDict({"model_input": table.obs["model_input"][step : step + 1]}, [1])
+                )
                 inputs = type(inputs)(**{**vars(inputs), "memory": memory})
                 memory = policy.encode(inputs).written
                 assert memory is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +13,13 @@ from torch import Tensor
 
 from pitune import policies
 from pitune.policies import DelayConfig, FlowPolicy, InferenceSession, ModelInput, infer
+from pitune.policies.network.context import Context
 from pitune.policies.network.options.tokens.memory import Memory, MemoryConfig
 from pitune.policies.serving.config import ServerConfig
 from pitune.policies.serving.server import PolicyServer
 
 
-def decide(policy: FlowPolicy, state: Tensor, memory: Tensor | None) -> tuple[Tensor, Any]:
+def decide(policy: FlowPolicy, state: Tensor, memory: Tensor | None) -> tuple[Tensor, Context]:
     """Return the velocity at fixed points and the context of decisions with states (N, 5)."""
     context = policy.encode(policy.model_input({"state": state}, memory=memory))
     generator = torch.Generator().manual_seed(1)
@@ -72,7 +72,7 @@ def test_a_gradient_flows_through_two_decisions_to_the_first_observation() -> No
     velocity, _ = decide(policy, states(3), memory)
     grads = torch.autograd.grad(
         velocity.square().sum(),
-        [first, middle, *memory_of(policy).parameters()],
+        [first, middle, *policy.network.options["memory"].parameters()],
         allow_unused=True,
     )
     assert all(grad is not None and float(grad.abs().max()) > 0 for grad in grads)
@@ -188,5 +188,5 @@ def test_the_input_of_critics_holds_the_memory() -> None:
     inputs = policy.model_input({"state": states(1)}, memory=torch.rand(3, 2, 16))
     found = policy.critic_input(inputs, None)
     assert found.shape[1] == policy.critic_state_dim == 5 + 2 * 16
-    assert isinstance(memory_of(policy), Memory)
+    assert isinstance(policy.network.options["memory"], Memory)
     assert isinstance(inputs, ModelInput)
