@@ -71,7 +71,7 @@ def acted(policy: FlowPolicy, obs: TensorDictBase, name: str) -> tuple[Tensor, T
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name, config in likelihoods().items()
-            if config.trainable and name != "flow_sde"
+            if config.trainable and config.compiled and name != "flow_sde"
         ),
     ],
 )
