@@ -55,6 +55,7 @@ class DeferredChecks:
             ValueError: a condition does not hold.
         """
         waiting, self._waiting = self._waiting, []
+        # one transfer from the device for all conditions and numbers
         values = [*(holds.all() for holds, _ in waiting), *numbers]
         if not values:
             return []

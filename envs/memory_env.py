@@ -85,6 +85,7 @@ class MemoryChunkEnv(ChunkEnv):
         if mask is None:
             self._memory = torch.zeros_like(self._memory)
         else:
+            # (E, 1, 1) against (E, memory, D)
             self._memory = self._memory.masked_fill(mask.reshape(-1, 1, 1), 0.0)
         return super()._reset(tensordict, **kwargs)
 
@@ -96,6 +97,7 @@ class MemoryChunkEnv(ChunkEnv):
                 f"a decision must write a memory of shape {tuple(self._memory.shape)} as "
                 f"{WRITTEN!r}, and it has {given}; act with the policy's actor"
             )
+        # before the step, whose observation holds it
         self._memory = written.to(self._memory)
         return super()._step(tensordict)
 

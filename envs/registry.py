@@ -143,7 +143,7 @@ def known_tasks(prefix: str) -> tuple[str, ...]:
 
     Example:
         >>> known_tasks("mock")
-        ('Reach', 'Script', 'TwoGoals')
+        ('Reach', 'Recall', 'Script', 'TwoGoals')
 
     Raises:
         ValueError: the prefix is unknown.

@@ -16,7 +16,7 @@ action dim, D width of the action expert.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -248,7 +248,7 @@ class LikelihoodActor(Actor):
 
     def sample_chain(
         self, context: Context, noise: Tensor, draws: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         """Return chains (N, K + 1, H, A) of encoded observations, and their log-probabilities.
 
         The last result has the rollout's further entries of the likelihood, such as its tokens.

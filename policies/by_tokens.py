@@ -78,6 +78,7 @@ def chunks_of(
         RuntimeError: a row cannot be decoded, and `on_failure` is "error".
     """
     chunk, failed = vocabulary.chunks(choices)
+    # from the robot's dims to those of the model (N, H, A)
     chunk = pad(chunk, (0, policy.chunk_shape[1] - chunk.shape[-1]))
     if not failed.any():
         return chunk, failed
@@ -88,6 +89,7 @@ def chunks_of(
             "language head longer, or take on_failure='flow' or constrained=True"
         )
     warnings.warn(f"{num}; the flow's chunk is executed in their place", stacklevel=2)
+    # (N, 1, 1) against (N, H, A)
     return torch.where(failed[:, None, None], flow(), chunk), failed
 
 

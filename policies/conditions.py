@@ -87,6 +87,7 @@ def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput)
     device = network.action_out_proj.weight.device
     if inputs.condition is not None:
         return inputs.condition.to(device)
+    # act towards success: the configured advantage, and the bin of the highest return
     values = {"advantage": _INDEX[guidance.advantage], "return": option.return_bins - 1}
     return condition_of(option.kinds, len(inputs), values).to(device)
 
@@ -106,6 +107,7 @@ def encode_words(
     prefix = network.encode_prefix(*parts, _dropped(network, inputs.condition))
     if not guidance.scale or not network.config.options.conditioning.instruction:
         return prefix
+    # the null is the same prefix with the words of every row dropped
     every = torch.ones(len(inputs), dtype=torch.bool, device=inputs.state.device)
     return prefix._replace(null=network.encode_prefix(*parts, every))
 
@@ -156,6 +158,7 @@ def with_dropped(network: Pi0, prefix: Context | None, condition: Tensor | None)
             "observations again, or store prefixes with sampler.guidance.scale above 0"
         )
     dropped = dropped.to(prefix.features.device)
+    # (N, 1, 1, 1) against keys and values (N, kv heads, prefix, head dim) of each layer
     rows = dropped[:, None, None, None]
     cache = [
         (torch.where(rows, null_keys, keys), torch.where(rows, null_values, values))
@@ -190,6 +193,7 @@ def guided(network: Pi0, context: Context, guidance: GuidanceConfig) -> Velocity
             "the context was encoded without its null, which guidance of the instruction needs; "
             "encode it with the policy that samples"
         )
+    # without a null of the words, only the vectors of conditions differ
     null = context if context.null is None else context.null
     null = null._replace(condition=torch.full_like(context.condition, DROPPED))
     return GuidedField(field, partial(network.velocity, null), guidance)

@@ -57,6 +57,7 @@ class FlowPolicy(PolicyParts):
             with clean beginnings.
 
     Example:
+        >>> import torch
         >>> from pitune.policies import SamplerConfig, small_policy
         >>> states, actions = torch.randn(50, 4), torch.randn(50, 2)
         >>> policy = small_policy(states, actions, action_horizon=4, sampler=SamplerConfig())

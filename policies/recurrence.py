@@ -39,11 +39,10 @@ def with_recalled_memory(
         rows: Decisions, with the ones before under `history` (N, past), the oldest first.
         num_gradient: The gradient flows through the last ones, through all by default.
     """
-    if not policy.has_memory or HISTORY not in rows.keys():
+    history = rows.get(HISTORY, None)
+    if not policy.has_memory or not isinstance(history, TensorDictBase):
         return rows
-    history, inputs = rows.get(HISTORY), ModelInput.of(rows)
-    if not isinstance(history, TensorDictBase):
-        raise TypeError(f"{HISTORY!r} must hold decisions (N, past), not a tensor")
+    inputs = ModelInput.of(rows)
     belongs = history[IN_EPISODE].to(policy.device)  # (N, past)
     past = belongs.shape[1]
     first_gradient = 0 if num_gradient is None else past - num_gradient
@@ -51,13 +50,14 @@ def with_recalled_memory(
     memory = zeros if inputs.memory is None else inputs.memory.to(policy.device)
 
     # decisions of the history, from the first one of each row on
-    for j in range(past):
-        decision = _decision(history, j)
+    decisions: tuple[TensorDictBase, ...] = history.unbind(1)
+    for j, decision in enumerate(decisions):
         with torch.set_grad_enabled(torch.is_grad_enabled() and j >= first_gradient):
             begins = belongs[:, j] & (~belongs[:, j - 1] if j else True)  # (N,)
             stored = ModelInput.of(decision).memory
             start = zeros if stored is None else stored.to(policy.device)
             memory = _where(begins, start, memory)
+            # the decision writes as it did when acting, now with a gradient
             read = replace(ModelInput.of(decision), memory=memory)
             written = policy.encode(read, stored_prefix(decision)).written
             if written is None:
@@ -65,14 +65,6 @@ def with_recalled_memory(
             memory = _where(belongs[:, j], written, memory)
     recalled = rows.copy()
     return recalled.set(MODEL_INPUT, replace(inputs, memory=memory).tensordict())
-
-
-def _decision(history: TensorDictBase, j: int) -> TensorDictBase:
-    """Return decision j (N) of histories (N, past)."""
-    rows = history.apply(lambda value: value[:, j], batch_size=[len(history)])
-    if rows is None:
-        raise ValueError("the history is empty; leave it out")
-    return rows
 
 
 def _where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:

@@ -86,6 +86,11 @@ class Memory(Protocol):
     def oldest(self) -> int:
         """Number of the oldest stored row among all that were pushed."""
 
+    def __len__(self) -> int: ...
+
+    def push(self, rows: TensorDictBase) -> None:
+        """Add rows (N). The oldest ones make room."""
+
     def rows_from(self, first: int) -> dict[str, Tensor]:
         """Return the stored rows from number `first` on, in their order."""
 

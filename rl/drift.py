@@ -27,6 +27,7 @@ def checksums(state: Mapping[str, Tensor]) -> Tensor:
 def _checksum(tensor: Tensor) -> int:
     if isinstance(tensor, DTensor) or tensor.is_meta or not tensor.numel():
         return 0
+    # the bytes as 32-bit words, padded to a whole number of them
     data = tensor.detach().contiguous().flatten().view(torch.uint8)
     pad = -len(data) % 4
     words = torch.cat([data, data.new_zeros(pad)]).view(torch.int32).long()

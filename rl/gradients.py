@@ -42,10 +42,12 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     own = [p for p in parameters if not isinstance(p, DTensor)]
     if not own:
         return
+    # a parameter that some rank has a gradient for gets zeros on the others
     has = torch.tensor([p.grad is not None for p in own], dtype=torch.int32)
     wanted = [p for p, num in zip(own, ranks.total(has).tolist(), strict=True) if num]
     for p in wanted:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    # few large reductions in place of one per parameter
     for bucket in _buckets([p.grad for p in wanted if p.grad is not None]):
         flat = torch.cat([grad.flatten() for grad in bucket])
         dist.all_reduce(flat)
@@ -70,6 +72,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float, norm: Te
     if not any(isinstance(p, DTensor) for p in parameters):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return
+    # each rank scales its own part, by the norm of the whole gradient
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as PyTorch's
     for p in parameters:
         if p.grad is not None:

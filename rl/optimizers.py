@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer
 
-FUSED_DEVICES = ("cpu", "cuda")
+FUSED_DEVICES: tuple[str, ...] = ("cpu", "cuda")
 """Types of devices with a fused kernel."""
 
 

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.rl.experience.sub_dict import sub_dict
+
 Value = TypeVar("Value")
 TIMEOUT_MINUTES = 30
 """Longest time that a rank waits for the others [min]. A film or a large checkpoint of rank 0 must
@@ -121,6 +123,7 @@ def _reduced(value: Any, how: Any) -> Any:
     if world() == 1:
         return value
     if isinstance(value, Tensor):
+        # the reduction is in place, and the argument must stay
         copy = value.detach().clone()
         dist.all_reduce(copy, how)
         return copy
@@ -156,6 +159,7 @@ def std(values: Tensor, correction: int = 1) -> Tensor:
     """
     if world() == 1:
         return values.std(correction=correction)
+    # two passes, because the difference of squares would lose digits
     exact, num = values.detach().double(), total(values.numel())
     return (variance(exact) * num / max(1, num - correction)).sqrt().to(values.dtype)
 
@@ -211,17 +215,20 @@ def balanced(rows: TensorDictBase, group: str | None = None) -> TensorDictBase:
     """
     if world() == 1:
         return rows
+    # units that move: rows, or groups of rows with the same index
     index = torch.arange(len(rows)) if group is None else rows[group].cpu()
     names, unit = index.unique(return_inverse=True)
     counts = gathered(len(names))
     each = sum(counts) // world()
 
     # surplus units of all ranks, of which each takes as many as it lacks
-    surplus = [rows[(unit == u).nonzero().flatten()].cpu() for u in range(each, len(names))]
+    units = range(each, len(names))
+    surplus = [sub_dict(rows, (unit == u).nonzero().flatten()).cpu() for u in units]
     moved = [part for parts in gathered(surplus) for part in parts]
+    # this rank's part of the surplus follows those of the ranks before it
     lacking = [max(0, each - count) for count in counts]
     first = sum(lacking[: rank()])
-    parts = [rows[(unit < each).nonzero().flatten()]]
+    parts = [sub_dict(rows, (unit < each).nonzero().flatten())]
     for number, part in enumerate(moved[first : first + lacking[rank()]]):
         if group is not None:
             part[group] = torch.full_like(part[group], int(index.max() if len(index) else 0))

@@ -215,13 +215,15 @@ def make(config: AlgorithmConfig, policy: FlowPolicy) -> Algorithm[Any]:
             "the checkpoint is steered (it has a noise actor); fine-tune the checkpoint that it "
             "was made from, or go on with its run by --resume"
         )
-    build: type[Algorithm[Any]] = entry(name).algorithm
-    if policy.sampler.decoder not in build.decoders:
+    algorithm = entry(name).algorithm
+    if policy.sampler.decoder not in algorithm.decoders:
         raise ValueError(
             f"{name} trains a flow, but this policy acts with "
             f"sampler.decoder={policy.sampler.decoder!r}; load it with decoder='flow' "
             "(--load.decoder flow), or take ppo:fast or grpo:fast"
         )
+    # the base class takes an actor, and registered ones build theirs from the policy
+    build: Callable[..., Algorithm[Any]] = algorithm
     return build(config, policy)
 
 

@@ -87,6 +87,7 @@ class DistributionConfig(Settings):
 
     def target(self, value: Tensor) -> Tensor:
         """Return the target distribution (..., num_bins) of value targets (..., 1) [reward]."""
+        # in bin widths from the lowest center (..., 1)
         place = ((value.double() - self.low) / self.width).clamp(0, self.num_bins - 1)
         if self.form == "hl_gauss":
             return self._gaussian(place)
@@ -100,6 +101,7 @@ class DistributionConfig(Settings):
         """Return a Gaussian's share of each bin, around places (..., 1) [bins], with sum 1."""
         edges = torch.arange(self.num_bins + 1, device=place.device) - 0.5
         below = torch.erf((edges - place) / (self.smoothing * math.sqrt(2)))  # (..., num_bins + 1)
+        # normalized, because the tails beyond both ends are cut off
         share = below.diff(dim=-1)
         return (share / share.sum(-1, keepdim=True)).float()
 

@@ -67,6 +67,7 @@ class Recall:
 
     def reset(self, seed: Tensor, env_idx: Tensor | None = None) -> Observation:
         env_idx = torch.arange(self.spec.num_envs) if env_idx is None else env_idx
+        # the seed fixes the goal
         for env, number in zip(env_idx.tolist(), seed.tolist(), strict=True):
             generator = torch.Generator().manual_seed(number)
             self.chosen[env] = torch.randint(len(self.goals), (), generator=generator)
@@ -75,11 +76,13 @@ class Recall:
         return self._obs()
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
+        # move where the gate is open
         moves = active & (self.steps >= WAIT)
         next_point = (self.point + STEP * action).clamp(0, 1)
         self.point = torch.where(moves[:, None], next_point, self.point)
         self.steps = self.steps + active
         # (E, 1, 2) - (goals, 2) -> (E, goals)
+        # the first goal that is near ends the episode, and only the right one is a success
         near = ((self.point[:, None] - self.goals).norm(dim=-1) < RADIUS) & active[:, None]
         success = near[torch.arange(len(near)), self.chosen]
         terminated = near.any(1)
@@ -106,6 +109,7 @@ class Recall:
         """Nothing to free."""
 
     def _obs(self) -> Observation:
+        # the direction is shown once, zeros stand there later
         is_first = (self.steps == 0)[:, None]
         shown = torch.where(is_first, self.directions[self.chosen], 0.0)  # (E, 2)
         opened = (self.steps >= WAIT).float()[:, None]
@@ -131,6 +135,7 @@ class RecallExpert:
 
     def act(self) -> Tensor:
         env = self.env
+        # a common factor for both entries, so that the limit does not turn the direction
         offset = (env.goals[env.chosen] - env.point) / STEP
         action = offset / offset.abs().max(dim=-1, keepdim=True).values.clamp(min=1)
         return torch.where((env.steps >= WAIT)[:, None], action, 0.0)

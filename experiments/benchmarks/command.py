@@ -11,13 +11,13 @@ from pitune.experiments.command_line.mistakes import HELP_ALL
 from pitune.experiments.command_line.parsing import arguments
 
 BENCHMARKS: Mapping[str, str] = {
-    "delay": "success and smoothness under decision delays, for four kinds of seams",
-    "network_options": "loss and success of cloned policies with options of the network",
+    "delay": "success and smoothness under decision delays, by seam",
+    "network_options": "loss and success of clones with options of the network",
     "parts": "time of every part, as a multiple of the bare network's",
-    "pi0": "time and memory of a π0 network: prefix, flow steps, a training step",
+    "pi0": "time and memory of a π0: prefix, flow steps, a training step",
     "rollout": "speed of chunked collection against the bare simulator",
-    "serving": "throughput and latency of a policy server for one client and for many",
-    "soak": "memory, iteration and checkpoint time of a long training, quarter by quarter",
+    "serving": "throughput and latency of a server, for one client and many",
+    "soak": "memory and times of a long training, quarter by quarter",
     "update": "time that off-policy learning adds to an environment step",
 }
 """Module of each benchmark, with one line for the overview."""

@@ -85,6 +85,7 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
         for verb, color, thing in product(*WORDS)
         for name, word in zip(NAMES, (verb, color, thing), strict=True)
     ]
+    # three quarters to learn, the others for the language loss
     random.Random(0).shuffle(questions)
     num_train = 3 * len(questions) // 4
     files = folder / "train.jsonl", folder / "test.jsonl"
@@ -133,6 +134,7 @@ def _fine_tuned(
     config: BenchmarkConfig, env: envs.CheckedEnv, folder: Path, arm: str, seed: int
 ) -> policies.FlowPolicy:
     """Return a clone that `ppo` has fine-tuned."""
+    # both arms differ in this option alone
     insulation = InsulationConfig(enabled=arm == "insulated")
     load = policies.LoadConfig(options=policies.NetworkOptions(insulation=insulation))
     policy = policies.load(folder / "clone" / "pretrained", load)
@@ -175,6 +177,7 @@ def table(out: Path) -> str:
         records: list[dict[str, Any]] = [json.loads(file.read_text()) for file in files]
         if not records:
             continue
+        # drift of each seed, against its own clone
         before = [json.loads((file.parent / "clone.json").read_text()) for file in files]
         losses = [record["language_loss"] for record in records]
         drifts = [a - b["language_loss"] for a, b in zip(losses, before, strict=True)]

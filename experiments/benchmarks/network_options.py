@@ -34,6 +34,7 @@ from pitune.policies.network.options.tokens.state_tokens import StateTokensConfi
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 from pitune.ranges import PositiveFloat, PositiveInt, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep
+from pitune.rl.experience.sub_dict import sub_dict
 
 RESULTS = "network_options.json"
 FREE = ("out", "seeds", "options", "threads")
@@ -105,6 +106,7 @@ def measure(config: NetworkOptionsConfig) -> list[Clone]:
     env = envs.make(config.env)
     train, held_out = collected(config, env)
     reference = step_cost(config, new_policy(config, config.options[0], train), train)
+    # clones of another call count only with the same settings
     values = {name: value for name, value in asdict(config).items() if name not in FREE}
     identity = json.loads(json.dumps(values, default=str))
     clones = read_clones(config.out / RESULTS, identity)
@@ -128,6 +130,7 @@ def collected(
         config.out.mkdir(parents=True, exist_ok=True)
         rl.collect_demonstrations(env, num, seed=0).save(file)
     every = rl.Demonstrations.load(file)
+    # the last episodes are held out
     last = every.episode.unique()[config.demonstrations]
     return part(every, every.episode < last), part(every, every.episode >= last)
 
@@ -165,7 +168,7 @@ def step_cost(
 ) -> int:
     """Return the matrix products of a gradient step, forward and backward [FLOP]."""
     chunks = demonstrations.preprocess(policy).chunks(config.action_horizon)
-    rows = chunks[: config.minibatch_size]
+    rows = sub_dict(chunks, slice(config.minibatch_size))
     with FlopCounterMode(display=False) as counter:
         policy.loss(ModelInput.of(rows), rows["action"]).mean().backward()
     policy.zero_grad()
@@ -192,6 +195,7 @@ def cloned(
         held_out: Demonstrations of the loss.
         reference: Cost of a step of the plain network [FLOP].
     """
+    # fewer steps for an option whose step costs more
     start = time.monotonic()
     torch.manual_seed(seed)
     policy = new_policy(config, name, train)
@@ -213,6 +217,7 @@ def cloned(
     )
     chunks = train.preprocess(policy).chunks(config.action_horizon)
     losses = [step(drawn(chunks, config.minibatch_size)) for _ in range(steps)]
+    # loss and success
     unseen = held_out.preprocess(policy).chunks(config.action_horizon)
     outcome = rl.evaluate(env, policies.Actor(policy), config.episodes)
     return Clone(
@@ -223,7 +228,7 @@ def cloned(
         parameters=sum(value.numel() for value in policy.parameters()),
         train_loss=sum(losses[-(steps // 10) :]) / (steps // 10),
         held_out_loss=held_out_loss(policy, unseen),
-        successes=round(outcome.success_rate * config.episodes),
+        successes=sum(outcome.success),
         episodes=config.episodes,
         seconds=time.monotonic() - start,
     )
@@ -231,7 +236,7 @@ def cloned(
 
 def drawn(chunks: TensorDictBase, size: int) -> TensorDictBase:
     """Return random chunks."""
-    return chunks[torch.randint(len(chunks), (size,))]
+    return sub_dict(chunks, torch.randint(len(chunks), (size,)))
 
 
 @torch.no_grad()

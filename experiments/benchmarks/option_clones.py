@@ -77,6 +77,7 @@ def table(clones: Sequence[Clone]) -> Table:
     }
     for name in columns:
         shown.add_column(name)
+    # one row per option, in the order of the clones
     for option in dict.fromkeys(clone.option for clone in clones):
         rows = [clone for clone in clones if clone.option == option]
         shown.add_row(*(text(rows) for text in columns.values()))

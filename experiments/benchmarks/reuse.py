@@ -140,7 +140,7 @@ def forms(config: ReuseConfig) -> dict[str, tuple[Work, Work]]:
     )
     names = ("PPO iteration, tiny π0, frozen VLM", "Adam, actor", "Adam, ten critics")
     return {
-        **{name: pair for name, *pair in zip(names, older, newer, strict=True)},
+        **{name: (old, new) for name, old, new in zip(names, older, newer, strict=True)},
         "target networks": (one_by_one, lambda: polyak_update(target, critics, 0.005)),
         "ten flow steps in bfloat16": (sampling(holds=False), sampling(holds=True)),
         "advantages": (
@@ -165,6 +165,7 @@ def benchmark(config: ReuseConfig) -> dict[str, float]:
         table.add_column(column, justify="left" if column == "work" else "right")
     ratios = {}
     for name, pair in forms(config).items():
+        # once without a clock, for caches and lazy initialization
         for work in pair:
             work()
         times = [[seconds(work) for work in pair] for _ in range(config.repetitions)]

@@ -118,6 +118,7 @@ def quarters(measured: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
 
 def soak(config: SoakConfig) -> dict[str, list[dict[str, float]]]:
     """Train, print the table, and return the quarters by algorithm."""
+    # a small policy with random weights, because only time and memory count
     torch.manual_seed(0)
     pretrained = config.out / "pretrained"
     policies.save(

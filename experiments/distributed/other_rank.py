@@ -64,6 +64,7 @@ class OtherRank(Run):
         episodes: dict[str, Any] | None = None,
     ) -> None:
         """Write this rank's part of rank 0's checkpoint."""
+        # in the same order as on rank 0, because each call waits for all ranks
         unsharded(algorithm.deployed_policy())
         write_sharded(None, algorithm.training_state(with_memories=False))
         write_rank_state(None, algorithm, self.segments, episodes)

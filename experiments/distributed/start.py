@@ -133,6 +133,7 @@ def on_first(function: Callable[[], Result]) -> Result | None:
             if ranks.world() == 1:
                 raise
             error = failure
+    # the others learn of a failure here, so that none waits for rank 0
     failed = ranks.of_first(error is not None)
     if error is not None:
         raise error

@@ -27,6 +27,7 @@ def check_drift(algorithm: Algorithm[Any], iteration: int = 0) -> None:
     """
     if ranks.world() == 1 or iteration % CHECK_EVERY:
         return
+    # weights of the policy and of all other networks
     state = {f"policy.{key}": v for key, v in algorithm.actor.policy.state_dict().items()}
     for name, network in algorithm.networks.items():
         state |= {f"{name}.{key}": value for key, value in network.state_dict().items()}

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pitune.policies import SamplerConfig
+from pitune.policies.fast.config import FastDecodingConfig
 from pitune.policies.flow.delay import DelayConfig
 from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.flow.real_time import RealTimeConfig
@@ -19,10 +20,13 @@ Cell = Mapping[str, Any]
 """Name of a setting -> its value. Empty where nothing is varied."""
 BLOCKS: Mapping[str, type] = {
     "delay": DelayConfig,
+    "fast": FastDecodingConfig,
     "guidance": GuidanceConfig,
     "real_time": RealTimeConfig,
 }
 """Blocks of settings, whose fields have names such as `delay.steps`."""
+IN_SAMPLER = ("fast", "guidance")
+"""Blocks that are fields of the sampler."""
 
 
 def known_settings() -> dict[str, Any]:
@@ -30,7 +34,7 @@ def known_settings() -> dict[str, Any]:
 
     Example:
         >>> sorted(known_settings())[:3]
-        ['accumulated_time', 'delay.max_steps', 'delay.seam']
+        ['accumulated_time', 'decoder', 'delay.max_steps']
     """
     sampler = declared_types(SamplerConfig)
     known = {name: hint for name, hint in sampler.items() if name not in BLOCKS}
@@ -89,9 +93,9 @@ def with_cell(
         block, _, setting = name.rpartition(".")
         changes[block][setting] = value
     try:
-        guidance = replace(sampler.guidance, **changes["guidance"])
+        nested = {name: replace(getattr(sampler, name), **changes[name]) for name in IN_SAMPLER}
         return (
-            replace(sampler, **changes[""], guidance=guidance),
+            replace(sampler, **changes[""], **nested),
             replace(delay, **changes["delay"]),
             replace(real_time, **changes["real_time"]),
         )

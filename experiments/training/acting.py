@@ -85,6 +85,7 @@ class ActingRollouts(Rollouts):
         connection = self._connection or self._start()
         if not self._is_asked:
             self._ask(connection)
+        # the rollout that was asked for before the last update
         received = self._receive(connection)
         self.updates_behind = behind = self.algorithm.num_updates - received["updates"]
         if behind > MOST_UPDATES_BEHIND:
@@ -92,7 +93,9 @@ class ActingRollouts(Rollouts):
                 f"a rollout is {behind} updates behind, at most {MOST_UPDATES_BEHIND} are allowed; "
                 "call collect() once before each update"
             )
+        # the next one is collected during the update that follows
         self._ask(connection)
+        # counts of the other process
         self.num_env_steps += received["steps"]
         self.simulator_seconds = received["seconds"]
         self.env.num_clipped += received["clipped"]
@@ -199,6 +202,7 @@ def act(
     # Ctrl-C reaches the whole process group, but only the learner decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        # the same algorithm as the learner's, with random numbers of its own
         torch.set_num_threads(config.torch_threads)
         torch.manual_seed(config.seed + 1_000_003 * (iteration + 1))
         env = envs.make(config.env)
@@ -206,6 +210,7 @@ def act(
         rollouts = Rollouts(env, algorithm, config.num_chunks, config.seed)
         rollouts.restart(iteration)
         while True:
+            # present weights in, a rollout out
             load_acting_state(algorithm, of_bytes(connection.recv_bytes()))
             connection.send_bytes(as_bytes(_rollout(rollouts, env)))
     except (EOFError, OSError):

@@ -63,10 +63,12 @@ class TrainState:
     def _prepare(self) -> None:
         """Make policy, algorithm and environment, and check that they fit."""
         config = self.config
+        # policy and algorithm
         policy = policy_to_train(config)
         self.algorithm = rl.make(config.algorithm, policy)
         report_memory(self.algorithm.actor.policy, config)
 
+        # environment
         self.env = envs.make(rank_env(config.env))
         rl.check_fit(policy, self.env.spec)
         rl.check_needs(self.algorithm, self.env.spec)
@@ -101,6 +103,7 @@ class TrainState:
             "restarts": self.restarts,
             "pending_evaluation": pending,
         }
+        # episodes go on over a checkpoint, and begin anew after an evaluation
         goes_on = not evaluation and not pending
         episodes = self.rollouts.state() if goes_on else None
         with self._saving.measured():
@@ -112,12 +115,14 @@ class TrainState:
             self.rollouts.restart(self.iteration)
 
     def _restore(self) -> None:
+        # progress
         progress = self.run.load_latest(self.algorithm, NEEDED)
         self.iteration, self.before = progress["iteration"], progress["before"]
         self.seconds |= progress["seconds"]
         self.restarts = progress.get("restarts", [])  # absent from runs of pitune 0.2 and before
         self._pending_evaluation = progress.get("pending_evaluation", False)
 
+        # random numbers and episodes
         other_ranks = progress.get("ranks", 1) != ranks.world()
         if other_ranks:
             own_random_numbers(self.config.seed, self.iteration)

@@ -42,16 +42,19 @@ def decode(
     active = torch.ones(num, dtype=torch.bool, device=device)
     for step in range(vocabulary.max_tokens):
         scores = _log_probs(tower, text.last, vocabulary, written, temperature)  # (N, choices)
+        # choice of each row, kept only in rows that have not ended
         best = scores.argmax(1)
         choice = torch.multinomial(scores.exp(), 1)[:, 0] if temperature else best
         choices[active, step] = choice[active]
         log_prob[active, step] = scores.gather(1, choice[:, None])[active, 0]
         written = written + vocabulary.written(choices[:, step])
+        # rows that go on
         active = active & (choice != vocabulary.end)
         if vocabulary.decoding.constrained:  # the end of a whole chunk is certain
             active = active & (written < vocabulary.num_coefficients)
         if not active.any():
             break
+        # the cache grows by one token (N, 1)
         tokens, _ = vocabulary.tokens(choices[:, step : step + 1])
         _, text = extend(tower, text, tokens, active[:, None])
     return choices, log_prob
@@ -76,6 +79,7 @@ def score(
     lengths = vocabulary.written(choices)
     written = lengths.cumsum(1) - lengths  # before each choice
     scores = _log_probs(tower, hidden, vocabulary, written, temperature)  # (N, L, choices)
+    # probability of each choice. Padding (-1) reads entry 0 and is masked below
     log_prob = scores.gather(2, choices.clamp(min=0)[..., None])[..., 0]
     # a choice that is not allowed has a probability of 0 and no gradient
     terms = scores.masked_fill(scores.isinf(), 0.0) * scores.exp()

@@ -230,6 +230,7 @@ class FastTokenizer:
             if len(text) != action_horizon * action_dim or REPLACEMENT in text:
                 failed[number] = True
                 continue
+            # (H * d) characters -> (H, d) coefficients -> (H, d) actions
             values = np.array([ord(letter) for letter in text]) + self.settings.min_token
             coefficients = values.reshape(action_horizon, action_dim) / self.settings.scale
             chunks[number] = idct(coefficients, axis=0, norm="ortho")

@@ -65,6 +65,7 @@ class FastVocabulary:
                 "tokenizer are parts of them; set constrained=False, so that decisions which "
                 "cannot be decoded are marked"
             )
+        # FAST tokens from the end of the vocabulary backwards
         numbers = torch.arange(fast.vocab_size)
         own = vocab_size - 1 - fast.settings.skip_tokens - numbers
         end = tokenizer.encode(END_TEXT, bos=False)[-1]
@@ -89,6 +90,7 @@ class FastVocabulary:
         The end is the last one of each row.
         """
         encoded = [[*row, self.end] for row in self.fast.encode(chunks)]
+        # rows of different lengths, padded on the right to (N, L)
         width = max(map(len, encoded))
         choices = torch.tensor([row + [PADDING] * (width - len(row)) for row in encoded])
         tokens, mask = self.tokens(choices)
@@ -123,6 +125,7 @@ class FastVocabulary:
         lengths = self.fast.lengths
         if lengths is None:
             return torch.zeros_like(choices)
+        # the end writes nothing
         lengths = torch.cat([lengths, lengths.new_zeros(1)]).to(choices.device)
         return lengths[choices.clamp(min=0)] * (choices != PADDING)
 

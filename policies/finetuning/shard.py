@@ -68,6 +68,7 @@ def is_sharded(module: nn.Module) -> bool:
 def _split(network: Pi0, device: torch.device) -> None:
     hold_casts(network, False)  # they would keep gathered weights of the last step
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    # layers first, so that the root shards only the parameters outside of them
     for module in network.modules():
         if isinstance(module, Layer | VisionLayer):
             fully_shard(module, mesh=mesh, reshard_after_forward=False)
@@ -78,6 +79,7 @@ def _split(network: Pi0, device: torch.device) -> None:
 
 def _without_memory(network: Pi0) -> Pi0:
     """Return a copy of a network on the meta device."""
+    # `deepcopy` takes these in place of the real tensors, so no weight is copied
     memo: dict[int, Any] = {
         id(value): nn.Parameter(value.to("meta"), requires_grad=value.requires_grad)
         for value in network.parameters()
@@ -118,6 +120,7 @@ def _copied(network: Pi0) -> Pi0:
     device = next(network.parameters()).device
     copy: Pi0 = deepcopy(network.blueprint[0])
     copy.blueprint = network.blueprint
+    # sharded before it has memory, so no rank ever holds all weights of the copy
     _split(copy, device)
     copy.to_empty(device=device)
     for mine, theirs in zip(_tensors(copy), _tensors(network), strict=True):

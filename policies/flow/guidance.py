@@ -86,6 +86,7 @@ def parts_of(difference: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         difference: (N, M, H, A).
         reference: (N, M, H, A). Where it is 0 there is no part along it.
     """
+    # (N, M, H, A) -> (N, M, H * A)
     flat, along = (value.double().flatten(-2) for value in (difference, reference))
     size = along.square().sum(-1, keepdim=True)  # (N, M, 1)
     share = (flat * along).sum(-1, keepdim=True) / size.clamp(min=torch.finfo(size.dtype).tiny)
@@ -118,6 +119,7 @@ class GuidedField:
     def __call__(self, x: Tensor, flow_time: Tensor) -> FlowOutput:
         """Return the guided velocity (N, M, H, A), and the conditional field's features."""
         output = self.conditional(x, flow_time)
+        # dropped condition, with a gradient only where the settings ask for it
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.gradient == "both"):
             other = self.dropped(x, flow_time).velocity
         velocity = output.velocity
@@ -141,8 +143,10 @@ class GuidedField:
                 difference = difference + config.momentum * self._running
             self._running = difference
         if config.norm_limit is not None:
+            # (N, M, H, A) -> (N, M, 1, 1)
             norm = difference.flatten(-2).norm(dim=-1)[..., None, None]
             difference = difference * (config.norm_limit / norm.clamp(min=1e-12)).clamp(max=1)
 
+        # the part across in full, of the other one a share, both as velocities again
         along, across = parts_of(difference, reference)
         return (across + config.parallel * along) / unit

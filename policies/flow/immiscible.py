@@ -34,6 +34,7 @@ def assigned_noise(chunk: Tensor, noise: Tensor) -> Tensor:
         [0.30000001192092896, -0.5]
     """
     if noise.ndim == 4:
+        # M assignments of B rows each
         draws = [assigned_noise(chunk, draw) for draw in noise.unbind(1)]
         return torch.stack(draws, 1)
     from scipy.optimize import linear_sum_assignment

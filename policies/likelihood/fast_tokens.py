@@ -103,6 +103,7 @@ class FastChunks(ActionDistribution):
 
     def _reduce(self, log_prob: Tensor, choices: Tensor, failed: Tensor) -> Tensor:
         """Return the log-probabilities (N,) or (N, L) of choices (N, L)."""
+        # (N, 1) against (N, L)
         log_prob = torch.where(failed[:, None], 0.0, log_prob)
         if self.config.ratio == "step":
             return log_prob

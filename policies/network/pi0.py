@@ -51,9 +51,10 @@ class Pi0(Pi0Parts):
         extensions: Modules that pretrained weights lack, by name. Each maps the action tokens
             (B, M, H, D) to action tokens, see `pitune.policies.network.extensions`.
         options: Modules of options that act around the towers, by name.
+        blueprint: The network without memory, of which a sharded one is copied.
 
     Example:
-        >>> from pitune.policies.network.config import LAPTOP_EXPERT
+        >>> from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config
         >>> sizes = Pi0Config(state_dim=4, action_dim=2, action_horizon=8, expert=LAPTOP_EXPERT)
         >>> network = Pi0(sizes)
         >>> context = network.encode(torch.zeros(3, 4))  # (B, S)
@@ -61,6 +62,8 @@ class Pi0(Pi0Parts):
         >>> network.velocity(context, x, flow_time).velocity.shape
         torch.Size([3, 1, 8, 2])
     """
+
+    blueprint: tuple[Pi0]
 
     def encode(
         self,

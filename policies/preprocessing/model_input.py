@@ -190,15 +190,18 @@ class ObservationPreprocessor(TensorDictModuleBase):
         device = self._preprocessor.state_offset.device
         task_id = self._task_ids(obs)
         if self._table is not None:  # (tasks, L) -> (N, L)
+            if "task_id" in obs.keys() and len(obs):  # the least and the greatest, in one read
+                self._check_tasks(torch.stack(task_id.aminmax()).tolist())
             tokens, mask = (column.to(device) for column in self._table)
             return tokens[task_id.to(device)], mask[task_id.to(device)]
 
         # prompts that hold the state of their row
         if self._tokenizer is None:
             raise ValueError("a policy with a prompt needs a tokenizer")
-        words = [self._tasks[task] for task in task_id.tolist()]
+        tasks = task_id.tolist()
+        self._check_tasks(tasks)
         state = obs["state"].to(device)
-        return self._preprocessor.tokens(words, state, self._tokenizer)
+        return self._preprocessor.tokens([self._tasks[i] for i in tasks], state, self._tokenizer)
 
     def _task_ids(self, obs: TensorDictBase) -> Tensor:
         """Return the task of each row (N,). Without a `task_id` it is the only task."""
@@ -210,14 +213,16 @@ class ObservationPreprocessor(TensorDictModuleBase):
             )
         if task_id is None:
             return torch.zeros(len(obs), dtype=torch.int64, device=obs["state"].device)
-        # the least and the greatest, in one read
-        for extreme in torch.stack(task_id.aminmax()).tolist() if len(obs) else ():
-            if not 0 <= extreme < len(self._tasks):
+        return task_id
+
+    def _check_tasks(self, tasks: list[int]) -> None:
+        """Raise ValueError for an index without a task."""
+        for task in tasks:
+            if not 0 <= task < len(self._tasks):
                 raise ValueError(
-                    f"an observation has task_id={extreme}, but the tasks are {self._tasks}; "
+                    f"an observation has task_id={task}, but the tasks are {self._tasks}; "
                     "pass the environment's table of tasks, or give the policy a default prompt"
                 )
-        return task_id
 
 
 def with_words(tasks: Sequence[str], default: str | None) -> tuple[str, ...]:

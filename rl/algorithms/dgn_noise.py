@@ -61,8 +61,10 @@ class DifferenceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.with_mean, self.dropout = dim, with_mean, dropout
-        # entries of the covariance's factor (dim * (dim + 1) / 2,)
-        self.rows, self.columns = torch.tril_indices(dim, dim).unbind(0)
+        # entries of the covariance's factor (dim * (dim + 1) / 2,), which move with the model
+        rows, columns = torch.tril_indices(dim, dim).unbind(0)
+        self.rows = nn.Buffer(rows, persistent=False)
+        self.columns = nn.Buffer(columns, persistent=False)
         self.widths = tuple(hidden)
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise((in_dim, *hidden)))
         out_dim = len(self.rows) + dim * with_mean

@@ -103,6 +103,7 @@ class ES(Algorithm[ESConfig]):
         self.optimizers["policy"] = adam(self.parameters.values(), lr=config.learning_rate)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        # fitness of the members and their ranks (P,)
         fitness = self.fitness(rollout)
         rank = centered_ranks(fitness)
         known = fitness[~fitness.isnan()]
@@ -125,6 +126,7 @@ class ES(Algorithm[ESConfig]):
                 max_grad_norm=config.max_grad_norm,
             )
             metrics["grad_norm"] = norm
+        # new noise for the next rollout, also without a step
         self.perturbations.draw()
         self.num_updates += 1
         return metrics
@@ -138,6 +140,7 @@ class ES(Algorithm[ESConfig]):
         """
         loss = next(iter(self.parameters.values())).new_zeros(())
         for pair, slope in zip(batch["pair"].tolist(), batch["slope"].tolist(), strict=True):
+            # its gradient is -slope * noise for each weight
             noise = self.perturbations.of_pair(pair)
             for name, value in self.parameters.items():
                 loss = loss - slope * (value * noise[name]).sum() / len(batch)
@@ -165,6 +168,7 @@ def chosen_parameters(policy: FlowPolicy, groups: tuple[str, ...]) -> dict[str, 
     Raises:
         ValueError: a group has none.
     """
+    # groups without a trained parameter
     group_of = parameter_groups(policy.network)
     trained = {
         name: value for name, value in policy.network.named_parameters() if value.requires_grad
@@ -189,9 +193,10 @@ def centered_ranks(fitness: Tensor) -> Tensor:
     A member without a fitness (nan), and so its pair, has the rank 0.
 
     Example:
-        >>> centered_ranks(torch.tensor([3.0, 1.0, 1.0, 9.0])).tolist()
-        [0.16666669398546219, -0.3333333432674408, -0.3333333432674408, 0.5]
+        >>> centered_ranks(torch.tensor([4.0, 1.0])).tolist()
+        [0.5, -0.5]
     """
+    # a pair counts only if both members have a fitness
     known = ~fitness.isnan()
     pair_known = known.view(-1, 2).all(1).repeat_interleave(2)
     values = fitness[known]

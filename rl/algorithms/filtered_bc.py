@@ -107,7 +107,7 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
 
         # their chunks
         rollout = with_history(rollout, self.actor.policy, self.config.cloning.memory_decisions)
-        kept = ("prefix",) if self.actor.keep_prefix else ()
+        kept: tuple[str, ...] = ("prefix",) if self.actor.keep_prefix else ()
         kept += (HISTORY,) if HISTORY in rollout.keys() else ()
         chosen = sub_dict(rollout.select(*self.actor.in_keys, "chain", *kept), good)
         # (B, H, A) -> (B, H, d)

@@ -19,7 +19,6 @@ from pitune.policies.network.options.status import DONE, INVALID, ONGOING
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.cloning.text_set import read_texts, text_loss, text_rows
-from pitune.rl.experience.status_rows import OTHER_PROMPT, STEPS_LEFT
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.gradient_step import Metrics
 
@@ -78,7 +77,7 @@ class AuxiliaryLosses:
     @property
     def _labels(self) -> list[str]:
         """Entries of chunks that the labels of the status come from."""
-        return [STEPS_LEFT, OTHER_PROMPT] if self.status.invalid_share else [STEPS_LEFT]
+        return ["steps_left", "other_prompt"] if self.status.invalid_share else ["steps_left"]
 
     def _status_rows(self, batch: TensorDictBase) -> dict[str, Entry]:
         """Return the labels of a minibatch (B), its instructions and the weights of its flow."""
@@ -88,17 +87,20 @@ class AuxiliaryLosses:
                 f"status.weight needs {missing}, which these chunks lack: clone a "
                 "demonstrations.safetensors, of several tasks or with status.invalid_share=0"
             )
+        # "done" where the episode succeeds within the actions that this decision executes
         device = batch["action"].device
         horizon = self.policy.sampler.execution_horizon
-        done = (batch[STEPS_LEFT] > 0) & (batch[STEPS_LEFT] <= horizon)
+        done = (batch["steps_left"] > 0) & (batch["steps_left"] <= horizon)
         label = torch.where(done, DONE, ONGOING)
         if not self.status.invalid_share:
             return {"status_label": label}
-        other = sub_dict(batch, OTHER_PROMPT)
+        # instructions of another task for a random share of the rows (B,)
+        other = sub_dict(batch, "other_prompt")
         invalid = torch.rand(len(batch), device=device) < self.status.invalid_share
         inputs = sub_dict(batch, MODEL_INPUT).copy()
         for name in ("tokens", "token_mask"):
             inputs[name] = torch.where(invalid[:, None], other[name], inputs[name])
+        # these rows have no flow loss, because their actions do not follow the words
         kept = (~invalid).float()
         weight = kept / kept.mean().clamp(min=1 / len(batch))  # 1 on average
         label = torch.where(invalid, INVALID, label)
@@ -121,14 +123,17 @@ class AuxiliaryLosses:
         """
         language, metrics = self.language, Metrics()
         total = flow_loss if language.flow_weight == 1 else language.flow_weight * flow_loss
+        # loss of the FAST tokens
         if language.fast_weight and prefix is not None:
             tower, text = language_tower(self.policy), text_of(prefix)
             loss = token_loss(tower, text, batch["target_tokens"], batch["target_mask"])
             loss = self.weighted(loss, batch).mean()
             total, metrics["fast_loss"] = total + language.fast_weight * loss, loss
+        # loss of the texts
         if self.texts is not None:
             loss = text_loss(self.policy, sub_dict(batch, "text")).mean()
             total, metrics["text_loss"] = total + language.text_weight * loss, loss
+        # loss of the status: (B, M, 3) and (B, M) -> B * M classifications
         if self.status.weight and hidden is not None:
             logits = self.policy.network.options["status"](hidden)  # (B, M, 3)
             label = batch["status_label"][:, None].expand(-1, logits.shape[1])
@@ -139,6 +144,7 @@ class AuxiliaryLosses:
     def weighted(self, loss: Tensor, batch: TensorDictBase) -> Tensor:
         """Return a flow loss (B, ...) without the rows (B) that have another task's words."""
         weight = batch.get("flow_row_weight", None)
+        # (B,) -> (B, 1, ...)
         return loss if weight is None else loss * weight.view(-1, *[1] * (loss.ndim - 1))
 
     def count(self, metrics: Metrics) -> None:

@@ -83,6 +83,7 @@ def text_rows(policy: FlowPolicy, questions: list[Question]) -> TensorDict:
         [q.prompt for q in questions], torch.zeros(len(questions), 0), config, tokenizer
     )
     answers = [tokenizer.encode(q.answer + END, bos=False) for q in questions]
+    # answers of different lengths, padded on the right to (N, answer)
     width = max(map(len, answers))
     answer = torch.zeros(len(answers), width, dtype=torch.int64)
     answer_mask = torch.zeros(len(answers), width, dtype=torch.bool)
@@ -106,6 +107,7 @@ def text_loss(policy: FlowPolicy, rows: TensorDictBase) -> Tensor:
     network, images, image_mask = policy.network, None, None
     pictures = policy.preprocessor.config.pictures
     if pictures is not None:
+        # pictures of zeros, which the mask leaves out (N, cameras, 3, size, size)
         shape = (len(rows), len(pictures.cameras), 3, pictures.size, pictures.size)
         images = torch.zeros(shape, device=policy.device)
         image_mask = torch.zeros(shape[:2], dtype=torch.bool, device=policy.device)

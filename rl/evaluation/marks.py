@@ -9,12 +9,16 @@ from typing import TypedDict
 
 from tensordict import TensorDictBase
 
-from pitune.policies.decision import FAST_FAILED, STATUS
 from pitune.policies.network.options.status import DONE
 
 
 class EpisodeMarks(TypedDict):
-    """The marks of one episode, None where the policy makes none."""
+    """The marks of one episode, None where the policy makes none.
+
+    Example:
+        >>> EpisodeMarks(status_done=True, undecoded=None)
+        {'status_done': True, 'undecoded': None}
+    """
 
     status_done: bool | None
     undecoded: int | None
@@ -41,11 +45,11 @@ class Marks:
 
     def add(self, decisions: TensorDictBase) -> None:
         """Count the marks of a decision in each environment (E)."""
-        if STATUS in decisions.keys():
-            for i, status in enumerate(decisions[STATUS].tolist()):
+        if "status" in decisions.keys():
+            for i, status in enumerate(decisions["status"].tolist()):
                 self._done[i] = bool(self._done[i]) or status == DONE
-        if FAST_FAILED in decisions.keys():
-            for i, failed in enumerate(decisions[FAST_FAILED].tolist()):
+        if "fast_failed" in decisions.keys():
+            for i, failed in enumerate(decisions["fast_failed"].tolist()):
                 self._undecoded[i] = (self._undecoded[i] or 0) + bool(failed)
 
     def taken(self, env: int) -> EpisodeMarks:

@@ -58,6 +58,7 @@ class ErringExpert:
     def act(self) -> Tensor:
         """Return the actions (E, d) [robot units]."""
         if self.num_steps % self.segment == 0:
+            # a new segment: which environments err (E,), and the action that they hold (E, d)
             draws = torch.rand(len(self.errs), generator=self.generator)
             self.errs = draws < self.error_share
             share = torch.rand(self.held.shape, generator=self.generator)
@@ -99,6 +100,7 @@ def collect_attempts(
     generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(spec.num_envs, device=spec.device)
     kept: list[TensorDict] = []
+    # whole rounds of all environments, so that short episodes are not preferred
     while len(kept) < num_episodes:
         kept += _round(env, seeds.next(rows), error_share, segment, generator)
     kept = kept[:num_episodes]
@@ -131,6 +133,7 @@ def _round(
     broken, success = torch.zeros_like(active), EpisodeSuccess(num, env.spec.device)
     steps: list[TensorDict] = []
     live: list[Tensor] = []
+    # one step of all environments, until the last episode has ended
     while active.any():
         action = torch.maximum(torch.minimum(expert.act(), env.high), env.low)
         result = env.step(action, active)
@@ -143,7 +146,7 @@ def _round(
         broken = broken | (result.info["invalid"] & active)
         active = active & ~(result.terminated | result.truncated)
 
-    # the episodes
+    # the episodes, each with one success by the environment's rule (E,)
     solved = success.flags(env.spec.success_rule)["success"].cpu()
     table, mask = TensorDict.stack(steps), torch.stack(live)  # (steps, E)
     episodes = []

@@ -38,6 +38,7 @@ def with_history(
     episode = ended.cumsum(1) - ended  # number of each decision's episode in its environment
     # (T, past), the oldest first
     before = time[:, None] - torch.arange(past, 0, -1, device=rollout.device)
+    # decisions of the same episode. Places before the rollout read decision 0 and are masked
     there = before.clamp(min=0)
     same = (episode[:, there] == episode[..., None]) & (before >= 0)  # (E, T, past)
     names = [name for name in (MODEL_INPUT, "prefix") if name in rollout.keys()]
@@ -68,6 +69,7 @@ def decisions_before(episode: Tensor, horizon: int, burn_in: int | None) -> tupl
     num = -(-(step - first) // horizon)  # decisions before each step
     past = int(num.max()) if burn_in is None else min(int(num.max()), burn_in)
     back = torch.arange(past, 0, -1)  # the oldest first
+    # (N, past). Steps before the episode read its first step and are masked
     steps = torch.maximum(step[:, None] - back * horizon, first[:, None])
     return steps, back <= num[:, None]
 
@@ -109,6 +111,7 @@ class ChunksWithHistory:
         index = torch.randint(len(self), (min(size, len(self)),))
         rows = sub_dict(self.chunks, index)
         there = self._there[index]
+        # no longer than the longest history of this minibatch
         longest = int(there.sum(1).max()) if there.numel() else 0
         if not longest:
             return rows

@@ -17,8 +17,9 @@ from typing import Any, cast
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor, nn
+from torch import Tensor
 
+from pitune.policies.actor import Actor
 from pitune.policies.preprocessing.model_input import WRITTEN
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -107,12 +108,13 @@ class RepeatingActor(TensorDictModuleBase):
     """Written entries. They are declared because mypy does not see the base class's setter."""
 
     def __init__(
-        self, actor: nn.Module, actions: Sequence[Tensor], written: Sequence[Tensor] = ()
+        self, actor: Actor, actions: Sequence[Tensor], written: Sequence[Tensor] = ()
     ) -> None:
         super().__init__()
         self.in_keys = cast("list[str | tuple[str]]", actor.in_keys)
         self.out_keys = cast(list[str], actor.out_keys)
         self.actor = actor
+        # rollouts (E, T, ...) as a queue of decisions (E, ...)
         self.pending = deque(action for rollout in actions for action in rollout.unbind(1))
         self.written = deque(memory for rollout in written for memory in rollout.unbind(1))
 

@@ -30,6 +30,7 @@ def with_status_rows(
     """
     if not policy.network.config.options.status.is_on:
         return chunks
+    # steps to the episode's end (N,), 0 where it has no success
     num = len(demonstrations.action)
     last = torch.searchsorted(demonstrations.episode, demonstrations.episode, right=True) - 1
     left = last - torch.arange(num) + 1
@@ -50,6 +51,7 @@ def _other_prompts(policy: FlowPolicy, demonstrations: Demonstrations) -> Tensor
     generator = torch.Generator().manual_seed(0)
     other = task_id.clone()
     for number, words in enumerate(tasks):
+        # tasks with equal words are no other task
         choices = torch.tensor([i for i, text in enumerate(tasks) if text != words])
         rows = (task_id == number).nonzero().flatten()
         if len(choices) and len(rows):

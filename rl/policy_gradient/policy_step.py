@@ -33,6 +33,7 @@ def learns_from(advantage: Tensor, rows: Sequence[Tensor]) -> list[bool]:
     if not rows:
         return []
     differs = (advantage != 0).flatten()  # (B,)
+    # one flag per gradient step, summed over the ranks, so that all take the same steps
     flags = torch.stack([differs[part].any() for part in rows])
     found: list[bool] = (ranks.total(flags.int()) > 0).tolist()
     return found
@@ -70,6 +71,7 @@ def policy_step(
     """
     summarize = partial(policy_metrics, clip=clip)
     if not learns:
+        # the same metrics, without a step
         metrics = loss_metrics(loss, batch, update.num_parts, summarize)
         return {**to_floats(metrics), "grad_norm": 0.0}
     metrics, grad_norm = gradient_step(

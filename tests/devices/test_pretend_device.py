@@ -10,11 +10,9 @@ import torch
 from pretend_device import Kind, count, device
 from torch import Tensor, nn
 
-AWAY = device()
-
 
 def numbers() -> Tensor:
-    return torch.tensor([1.0, -2.0, 3.0]).to(AWAY)
+    return torch.tensor([1.0, -2.0, 3.0]).to(device())
 
 
 @pytest.mark.parametrize(
@@ -52,10 +50,10 @@ def test_each_wait_and_transfer_is_counted_with_its_line(
     [
         lambda x: (x + 1).square().mean(),
         lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
-        lambda x: x[torch.arange(2, device=AWAY)],
+        lambda x: x[torch.arange(2, device=device())],
         lambda x: x.clamp(torch.tensor(0.0), torch.tensor(1.0)),
-        lambda x: torch.zeros(3, device=AWAY).copy_(x),
-        lambda x: torch.randn(3, device=AWAY) * x,
+        lambda x: torch.zeros(3, device=device()).copy_(x),
+        lambda x: torch.randn(3, device=device()) * x,
         lambda x: x.to(torch.float64),
     ],
 )
@@ -90,7 +88,7 @@ def test_a_tensor_of_the_device_becomes_no_array() -> None:
 
 def test_training_on_the_device_equals_training_on_the_host() -> None:
     weights = []
-    for where in (torch.device("cpu"), AWAY):
+    for where in (torch.device("cpu"), device()):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).to(where)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -104,7 +102,7 @@ def test_training_on_the_device_equals_training_on_the_host() -> None:
 
 def test_memory_that_is_exchanged_has_the_new_numbers() -> None:
     weight = nn.Parameter(numbers())
-    other = torch.zeros(3, device=AWAY)
+    other = torch.zeros(3, device=device())
     weight.data, other = other, weight.data
     assert weight.tolist() == [0.0, 0.0, 0.0]
     assert other.tolist() == [1.0, -2.0, 3.0]

@@ -338,4 +338,4 @@ def test_every_algorithm_and_likelihood_has_a_word() -> None:
     for name, default in rl.presets().items():
         assert type(settings.algorithm(name, Path())) is type(default)
     names = {likelihood_name(config) for config in likelihood_words().values()}
-    assert names == {"flow_sde", "flow_noise", "velocity_gaussian", "flow_matching"}
+    assert names == {"flow_sde", "flow_noise", "velocity_gaussian", "flow_matching", "fast"}

@@ -21,7 +21,7 @@ def test_off_policy_learners_get_short_rollouts_and_others_none_other(env_id: st
             assert own.num_chunks == 5
             assert own.num_iterations * decisions == (40_000 if name == "dsrl" else 20_000)
             assert own.eval_every * decisions == 1000
-        elif name == "grpo":  # its rollouts, of whole episodes, are about half as long
+        elif rl.registry.entry(name).whole_episodes:  # such rollouts are about half as long
             assert own == replace(settings, num_iterations=2 * settings.num_iterations)
         else:
             assert own == settings

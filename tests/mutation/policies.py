@@ -405,8 +405,8 @@ POLICIES = [
             ),
             Change(
                 "task of a written state",
-                "[self._tasks[task] for task",
-                "[self._tasks[0 * task] for task",
+                "[self._tasks[i] for i",
+                "[self._tasks[0 * i] for i",
             ),
         ],
     ),

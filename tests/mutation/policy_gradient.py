@@ -502,8 +502,8 @@ POLICY_GRADIENT = [
             ),
             Change(
                 "episodes split into parts",
-                'group="episode" if whole_episodes else None,\n',
-                "group=None,\n",
+                '            group="episode" if whole_episodes else None,',
+                "            group=None,",
                 (*STEP, *GRPO),
             ),
             Change(

@@ -81,7 +81,7 @@ def parts_of_pitune(size: dict[str, Any], compiles: bool) -> Parts:
     from pitune.policies.network.pi0 import Pi0
     from pitune.policies.network.siglip import SiglipConfig
 
-    heads = {"num_heads": 8, "num_kv_heads": 1}
+    heads: dict[str, Any] = {"num_heads": 8, "num_kv_heads": 1}
     network = Pi0(
         Pi0Config(
             state_dim=ACTION_DIM,

@@ -15,6 +15,7 @@ from pitune.compilation import Compilation, CompileClock, check_compiler
 from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput, likelihoods
 from pitune.policies.flow.delay import DelayConfig
 from pitune.rl.algorithms.ppo import PPOConfig, policy_loss
+from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import vision_policy
 
 Counts = dict[str, Any]
@@ -82,7 +83,7 @@ def test_acting_and_the_loss_of_each_likelihood_are_whole_graphs(
     losses = [policy_loss(LikelihoodActor(p, config.likelihood), config) for p in (eager, compiled)]
     obs = observations(eager, 6)
     for num in (6, 4, 5):
-        expected, actual = (acted(p, obs[:num], name) for p in (eager, compiled))
+        expected, actual = (acted(p, sub_dict(obs, slice(num)), name) for p in (eager, compiled))
         assert torch.equal(actual[0], expected[0])
         assert torch.equal(actual[1], expected[1])
         # acting with the eager policy, for equal draws
@@ -118,7 +119,7 @@ def test_a_policy_with_pictures_and_words_has_no_graph_break(family: Any) -> Non
             compiled.sample_actions(inputs, noise), eager.sample_actions(inputs, noise)
         )
         first = num_graphs()
-        few = ModelInput.of(obs[:2])
+        few = ModelInput.of(sub_dict(obs, slice(2)))
         compiled.sample_actions(few, noise[:2])
     assert num_graphs() == first
     action, time = torch.rand(3, 4, 2), torch.rand(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,7 +79,8 @@ def test_a_value_out_of_range_is_refused(config: Any, name: str, value: float, v
 
 
 def test_the_ends_of_a_range_are_valid() -> None:
-    assert changed(rl.PPOConfig(), discount=1.0, gae_lambda=0.0, low=1.0).clip.low == 1.0
+    assert changed(rl.PPOConfig(), discount=1.0, gae_lambda=0.0).advantage.discount == 1.0
+    assert replace(rl.PPOConfig().clip, low=1.0).low == 1.0
     assert changed(rl.PPOConfig(), target_kl=math.inf, dual=math.inf).update.target_kl == math.inf
     assert rl.BCConfig(learning_rate=None).learning_rate is None
 
@@ -96,6 +98,7 @@ def test_blocks_keep_the_defaults_of_each_algorithm() -> None:
         "fpo": 512,
         "epo": 512,
         "es": 1,
+        "recap": 512,
         "bc": 512,
         "filtered_bc": 512,
         "dsrl": 1,

@@ -109,7 +109,7 @@ def test_pictures_and_prompts_are_prepared_once_per_observation_and_never_in_an_
 
     # demonstrations: once per recorded step, when they are read; π0's prompt once per task
     steps = len(rl.Demonstrations.load(demonstrations).action)
-    reads = name in ("bc", "dgn", "dsrl", "wsrl")
+    reads = name in ("bc", "dgn", "dsrl", "recap", "wsrl")
     tokenized = steps if family == "pi05" else 1
     assert counts.take() == ((steps, tokenized) if reads else (0, 0))
 
@@ -119,7 +119,8 @@ def test_pictures_and_prompts_are_prepared_once_per_observation_and_never_in_an_
     rollout = experience.collect()
     num = 1 + (num_observations(rollout, algorithm.needs.whole_episodes) if collects else 0)
     assert counts.take() == (num, num if family == "pi05" else 1)
-    assert not collects or rollout["next", "done"][:, :-1].any() or name == "grpo"
+    whole = algorithm.needs.whole_episodes  # such a rollout ends with its episodes
+    assert not collects or rollout["next", "done"][:, :-1].any() or whole
 
     # learning
     before = {key: value.clone() for key, value in algorithm.actor.state_dict().items()}

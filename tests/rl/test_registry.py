@@ -22,7 +22,7 @@ def test_the_traits_of_the_built_in_algorithms() -> None:
     held = {t: {e.name for e in rl.registry.entries() if getattr(e, t)} for t in traits}
     assert held == {
         "off_policy": {"dgn", "dsrl", "wsrl"},
-        "whole_episodes": {"grpo", "recap"},
+        "whole_episodes": {"grpo", "recap", "es"},
         "reads_demonstrations": {"bc", "dgn", "recap"},
         "unseen_demonstrations": {"dgn"},
     }

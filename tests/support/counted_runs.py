@@ -1,7 +1,13 @@
-"""One rollout and one update of an algorithm on the pretend device, with their events."""
+"""One rollout and one update of an algorithm on the pretend device, with their events.
+
+As a command it prints the numbers of docs/devices.md:
+
+    PYTHONPATH=.:tests/support python tests/support/counted_runs.py ppo dsrl
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,10 +22,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pitune import envs, policies, rl
 from pitune.envs import CheckedEnv
+from pitune.envs.chunk_env import ChunkEnv
 from pitune.envs.vector_env import Observation, StepResult
 from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FlowPolicy, Pi0
 from pitune.policies.network.layers import Linear
+from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl import gradient_step
 from settings import changed
 from vision_policies import ENV, vision_policy
@@ -64,9 +72,9 @@ class DeviceSimulator:
 
     def step(self, action: Tensor, active: Tensor) -> StepResult:
         result = self.env.step(_host(action), _host(active))
-        obs, reward, terminated, truncated, info = result
-        flags = [PretendTensor(value) for value in (reward, terminated, truncated)]
-        return StepResult(_on_device(obs), *flags, _on_device(info))
+        obs, *values, info = result
+        reward, terminated, truncated = (PretendTensor(value) for value in values)
+        return StepResult(_on_device(obs), reward, terminated, truncated, _on_device(info))
 
     def close(self) -> None:
         self.env.close()
@@ -99,6 +107,14 @@ class Counts:
     """Calls of the simulator's `step` by the rollout."""
     decisions: int
     """Calls of the actor."""
+    resets: int
+    """Times that environments of the rollout began new episodes."""
+    inputs: int
+    """Entries of the policy's input."""
+    outputs: int
+    """Entries of a decision."""
+    whole_episodes: bool
+    """Whether the rollout ends with its episodes."""
     encoded: int
     """Observations that the update encoded."""
     decided: int
@@ -203,14 +219,17 @@ def counted(
     for _ in range(2):
         algorithm.update(rollouts.collect())
     calls = env.num_calls
-    with pretend_device.count() as rollout_events:
+    with (
+        pretend_device.count() as rollout_events,
+        counted_calls(ChunkEnv, "_reset", lambda _: 1) as resets,
+    ):
         rollout = rollouts.collect()
     control_steps = env.num_calls - calls
     with (
         pretend_device.count() as events,
         gradient_steps() as steps,
         counted_calls(Pi0, "embed_prefix", lambda result: len(result[0])) as rows,
-        counted_calls(gradient_step, "read_scalars", lambda _: 1) as losses,
+        counted_calls(gradient_step, "split_rows", lambda _: 1) as losses,
     ):
         algorithm.update(rollout)
     return Counts(
@@ -220,6 +239,10 @@ def counted(
         losses=len(losses),
         control_steps=control_steps,
         decisions=rollout.batch_size[-1],
+        resets=len(resets),
+        inputs=len(rollout[MODEL_INPUT].keys()) if MODEL_INPUT in rollout.keys() else 0,
+        outputs=len(algorithm.actor.out_keys),
+        whole_episodes=algorithm.needs.whole_episodes,
         encoded=sum(rows),
         decided=rollout.batch_size.numel(),
         held=sum(
@@ -229,3 +252,33 @@ def counted(
             for value in module.parameters(recurse=False)
         ),
     )
+
+
+def table(names: list[str]) -> Iterator[str]:
+    """Return a line of numbers for each algorithm, with a policy of the state."""
+    expert = policies.GemmaConfig(
+        width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8
+    )
+    sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=HORIZON)
+    for name in names:
+        torch.manual_seed(0)
+        state, action = torch.rand(64, 4), 2 * torch.rand(64, 2) - 1
+        policy = policies.small_policy(
+            state, action, action_horizon=HORIZON, sampler=sampler, expert=expert
+        )
+        for on_device in (False, True):
+            found = counted(name, "state", policy, Path(), on_device)
+            steps, update = found.gradient_steps, found.update
+            indices = update.total("index") / steps
+            yield (
+                f"{name}, simulator on the {'device' if on_device else 'host'}: "
+                f"{steps} gradient steps, {update.waits} waits ({update.waits / steps:.1f} per "
+                f"step), {indices:.1f} indices from the host per step; {found.decisions} "
+                f"decisions, {found.rollout.waits} waits "
+                f"({found.rollout.waits / found.decisions:.1f} per decision)"
+            )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print("\n".join(table(sys.argv[1:])))

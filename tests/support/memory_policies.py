@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -25,13 +24,15 @@ def memory_policy(trained: bool = True, options: NetworkOptions = OPTIONS) -> Fl
         state, action, action_horizon=2, sampler=sampler, expert=EXPERT, options=options
     )
     if trained and policy.has_memory:
-        torch.nn.init.normal_(memory_of(policy).o_proj.weight)
+        torch.nn.init.normal_(memory_module(policy).o_proj.weight)
     return policy
 
 
-def memory_of(policy: FlowPolicy) -> Memory:
+def memory_module(policy: FlowPolicy) -> Memory:
     """Return the module of a policy's memory."""
-    return cast(Memory, policy.network.options["memory"])
+    module = policy.network.options["memory"]
+    assert isinstance(module, Memory)
+    return module
 
 
 def recall(num_envs: int = 4) -> envs.CheckedEnv:

@@ -86,6 +86,14 @@ class Events:
         """Number of times that the host waits for the device."""
         return self.total("sync", "to host")
 
+    def files(self, *kinds: Kind) -> dict[str, int]:
+        """Return the number of events of some kinds by file, without the package's name."""
+        found: Counter[str] = Counter()
+        for (kind, line), num in self.lines.items():
+            if kind in kinds:
+                found[line.removeprefix("pitune/").partition(":")[0]] += num
+        return dict(found)
+
     def text(self) -> str:
         """Return the lines with their events, the most frequent first."""
         rows = [f"{num:6} {kind:10} {line}" for (kind, line), num in self.lines.most_common()]
@@ -120,7 +128,7 @@ class PretendTensor(Tensor):
 
     @staticmethod
     def __new__(cls, host: Tensor) -> PretendTensor:
-        made: PretendTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: PretendTensor = Tensor._make_wrapper_subclass(
             cls,
             host.size(),
             strides=host.stride(),
@@ -131,7 +139,7 @@ class PretendTensor(Tensor):
         made.host = host.detach()
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"PretendTensor({self.host})"
 
     def tolist(self) -> Any:
@@ -153,7 +161,7 @@ class PretendTensor(Tensor):
         self.host = value.host  # type: ignore[attr-defined]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return _run(func, args, kwargs or {})

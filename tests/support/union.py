@@ -37,13 +37,18 @@ def _sized(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return drawn
 
 
+def _like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x: draw(x.shape)
+
+
 def same_draws(all_of_them: bool) -> None:
     """Replace the random draws of this process, which ends after the test.
 
     Args:
         all_of_them: Whether indices into a local table are all of its rows instead.
     """
-    randn, rand, randint = _sized(torch.randn), _sized(torch.rand), torch.randint
+    randn, rand = _sized(torch.randn), _sized(torch.rand)
+    randint: Callable[..., Tensor] = torch.randint
 
     def index(*args: Any, **options: Any) -> Tensor:
         *limits, size = args
@@ -51,13 +56,15 @@ def same_draws(all_of_them: bool) -> None:
             return torch.arange(limits[-1])
         return mine(randint(*limits, (ranks.world() * size[0], *size[1:]), **options))
 
+    def in_order(*num: Any, **_: Any) -> Tensor:
+        return torch.arange(*num)
+
     torch.randn, torch.rand, torch.randint = randn, rand, index
-    torch.randn_like = lambda x: randn(x.shape)
-    torch.rand_like = lambda x: rand(x.shape)
-    torch.randperm = lambda num, **_: torch.arange(num)
+    torch.randn_like, torch.rand_like = _like(randn), _like(rand)
+    torch.randperm = in_order
     masks = DifferenceModel.dropout_masks
-    DifferenceModel.dropout_masks = lambda self, num: [  # type: ignore[method-assign]
-        mine(mask) for mask in masks(self, ranks.world() * num)
+    DifferenceModel.dropout_masks = lambda self, num_rows: [  # type: ignore[method-assign]
+        mine(mask) for mask in masks(self, ranks.world() * num_rows)
     ]
     OffPolicy._sample_rows = _all_rows  # type: ignore[method-assign]
     draw = RandomChunks.draw
@@ -87,7 +94,7 @@ def _all_rows(self: OffPolicy) -> TensorDictBase:
 def half_of(rollout: TensorDictBase) -> TensorDictBase:
     """Return this rank's environments of a rollout (E, T)."""
     num = len(rollout) // ranks.world()
-    return rollout[ranks.rank() * num : (ranks.rank() + 1) * num]
+    return sub_dict(rollout, slice(ranks.rank() * num, (ranks.rank() + 1) * num))
 
 
 def alike(rollout: TensorDictBase) -> TensorDictBase:

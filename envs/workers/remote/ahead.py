@@ -60,11 +60,14 @@ def take_steps(
     live = np.ones(len(rows), bool)
     results = []
     for number, (action, pictures) in enumerate(zip(actions, read, strict=True)):
+        # rows that go on: below the time limit, and not ended by an earlier step
         live &= number < left
         places = np.flatnonzero(live)
         if not len(places):
             break
-        part = sub_envs.step([rows[place] for place in places], action[places], pictures[places])
+        part = sub_envs.step(
+            [rows[int(place)] for place in places], action[places], pictures[places]
+        )
         results.append(part)
         # rows whose episode has ended, by itself or by a breakdown
         ended = part.terminated | part.truncated
@@ -102,6 +105,7 @@ class StepsAhead:
         Raises:
             RuntimeError: it is another one, so that the workers have taken wrong steps.
         """
+        # the workers have taken the announced steps already, so another action cannot be taken
         places = np.searchsorted(self._rows, rows)
         if not self.remaining or not np.array_equal(self._actions[self._number, places], action):
             raise RuntimeError(
@@ -122,6 +126,7 @@ class StepsAhead:
         """
         first = worker.rows.start
         if first not in self._results:
+            # one reply holds the results of the whole chunk
             received = worker.receive(timeout * len(self._actions))
             is_failure = isinstance(received, Failure)
             self._results[first] = received if is_failure else deque(received)

@@ -143,6 +143,7 @@ def connect(address: str | None) -> Any:
         ) from error
     if ray.is_initialized():
         return ray
+    # rendering and import paths, as in this process
     variables = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     try:
         with limit_to_one_thread():

@@ -107,6 +107,7 @@ def measure(config: PartsConfig) -> tuple[list[Row], float]:
     with temporary_folder() as folder:
         eager = Work(config.work, Path(folder), False, names)
         parts, bare = eager.parts(), eager.bare()
+        # each compiled part once, so that no compilation falls into a measurement
         compile_clock, compiled_parts = CompileClock(), {}
         if config.compile:
             compiled_parts = Work(config.work, Path(folder), True, names).parts()

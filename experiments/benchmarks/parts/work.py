@@ -21,6 +21,7 @@ from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.network.config import LAPTOP_EXPERT
 from pitune.ranges import PositiveInt, Settings
+from pitune.rl.experience.sub_dict import sub_dict
 
 Size = Literal["laptop", "tiny"]
 
@@ -152,7 +153,7 @@ class Work:
             return repeated
 
         def step() -> Any:
-            return policy.velocity(context, noise[:, None], time_half)
+            return policy.field(context)(noise[:, None], time_half)
 
         def score() -> Any:
             return actor.get_dist(decisions).log_prob(decisions["chain"])
@@ -241,7 +242,7 @@ class Work:
         rollout = rollouts.collect()
         # rewards must differ, or policy gradients take no step
         if algorithm.needs.rollouts:
-            outcome = rollout["next"]
+            outcome = sub_dict(rollout, "next")
             outcome["reward_steps"] = torch.rand_like(outcome["reward_steps"])
             outcome["success"] = torch.rand(outcome["success"].shape) < 0.5
         return algorithm, rollout

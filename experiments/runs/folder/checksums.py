@@ -23,6 +23,7 @@ def checksum_fault(folder: Path, deep: bool) -> str | None:
         expected = _read_checksums(folder)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{CHECKSUMS} is damaged ({error!r})"
+    # sizes first, because a checksum reads the whole file
     for name, (size, code) in expected.items():
         file = folder / name
         if not file.is_file():

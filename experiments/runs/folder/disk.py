@@ -33,6 +33,7 @@ def as_disk_error(error: BaseException, path: Path) -> OSError | None:
     """
     if isinstance(error, OSError):
         return error if error.errno in FAULTS else None
+    # safetensors writes the number into its text
     number = _OF_SAFETENSORS.search(str(error))
     if number is not None and int(number[1]) in FAULTS:
         return _error(int(number[1]), path)

@@ -43,6 +43,7 @@ def write_rank_state(
         segments: Files of this rank's memories.
         episodes: State of this rank's rollouts.
     """
+    # rank 0 names the folder, in which it has written its own state already
     target = ranks.of_first(folder)
     if target is not None and ranks.rank():
         own = rank_folder(target, ranks.rank())
@@ -74,11 +75,13 @@ def restore(
     Returns:
         The state of this rank's rollouts, None between episodes.
     """
+    # own states of all ranks that saved, of which the first is the checkpoint's
     policy, state, progress = parts
     saved, world, rank = int(progress.get("ranks", 1)), ranks.world(), ranks.rank()
     owns = [state, *(_read(folder, other) for other in range(1, saved))]
     extras = [state["training"]["extra"], *(own["extra"] for own in owns[1:])]
     extra = extras[rank] if saved == world else dealt(extras, rank, world)
+    # weights and optimizers, which are the same on all ranks
     load_weights(algorithm.actor.policy, policy.state_dict())
     training = read_sharded(folder, state["training"], algorithm)
     algorithm.load_training_state({**training, "extra": extra})
@@ -93,6 +96,7 @@ def restore(
     for name, memory in algorithm.memories.items():
         for other in range(saved):
             for rows in segments.rows(rank_folder(folder, other), name):
+                # every `world`-th row, so that each rank gets old and new ones
                 own_rows = {key: value[rank::world] for key, value in rows.items()}
                 num = len(next(iter(own_rows.values())))
                 memory.push(TensorDict(own_rows, batch_size=[num]).unflatten_keys("."))

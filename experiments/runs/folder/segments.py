@@ -83,6 +83,7 @@ class Segments:
         return index
 
     def _write(self, name: str, first: int, last: int, rows: dict[str, Tensor]) -> Segment:
+        # under a temporary name first, so that a killed run leaves no partial file
         folder = self.run / FOLDER
         folder.mkdir(exist_ok=True)
         file = folder / f"{self.prefix}{name}_{first:012d}_{last:012d}.safetensors"
@@ -122,6 +123,7 @@ class Segments:
         """Yield the rows of each file, without those that have been overwritten since."""
         for segment in segments:
             rows = load_file(self.run / FOLDER / segment.file)
+            # rows before the oldest one have been overwritten in the ring
             skipped = max(0, oldest - segment.first)
             yield {key: value[skipped:] for key, value in rows.items()}
 

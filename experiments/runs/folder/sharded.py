@@ -50,6 +50,7 @@ def read_sharded(
     """
     found: dict[str, Tensor] = {}
     if (folder / FOLDER).is_dir():
+        # tensors to read into: this rank's part where the parameter is sharded, or the whole
         sizes = FileSystemReader(folder / FOLDER).read_metadata().state_dict_metadata
         for path, entry in sizes.items():
             _, name, _, number, _ = path.split("/")
@@ -78,6 +79,7 @@ def _of_parameters(
         complete[number] = {}
         for key, value in entries.items():
             value = found.get(f"optimizers/{name}/state/{number}/{key}", value)
+            # a whole tensor of an unsharded run, split as its parameter is
             whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
             if whole and isinstance(parameter, DTensor) and value.shape == parameter.shape:
                 mesh, placements = parameter.device_mesh, parameter.placements

@@ -49,6 +49,7 @@ class WorkClock:
         clock = self._compilations
         if clock is None:
             return {}
+        # since the last row
         number, spent = clock.number - self._number, clock.seconds - self._seconds
         self._number, self._seconds = clock.number, clock.seconds
         if number:

@@ -49,6 +49,7 @@ def learn(
         ranks.wait()
         if failed is None:
             raise
+        # the error names the folder of the state, and the checkpoint to resume from
         note = signals.failed_note(run.folder, run.saved_iteration(), failed)
         raise FloatingPointError(f"{error}; {note}") from error
 

@@ -54,6 +54,7 @@ def encoded_block(
     b, t, _ = tokens.shape
     before, valid = context.cache[0][0].shape[2], context.valid
     steps = torch.arange(t, device=tokens.device)
+    # positions (B, parts), and the mask (B, 1, parts, before + parts) over rows with padding
     if valid is None:
         positions, mask = (before + steps).expand(b, -1), None
     else:
@@ -63,6 +64,7 @@ def encoded_block(
     dtype = network.compute_dtype
     condition = None if condition is None else condition.to(dtype)
     _, cache = network.expert(tokens.to(dtype), positions, mask, context.cache, condition)
+    # only the block's own keys and values (B, kv heads, parts, head dim)
     return [(keys[:, :, before:], values[:, :, before:]) for keys, values in cache]
 
 
@@ -99,6 +101,7 @@ def with_registers(
     if "registers" not in network.options:
         return extra, tokens, condition
     registers = cast(Registers, network.options["registers"])
+    # registers behind the H actions of each of the M flow times
     tokens = registers(rearrange(tokens, "b (m h) d -> b m h d", m=m))
     condition = None if condition is None else registers.condition(condition, m)
     extra = extra._replace(registers=len(registers))

@@ -116,6 +116,7 @@ class HyperConnection(Extension):
         long = streams.float()
         normed = long * torch.rsqrt(long.square().mean(-1, keepdim=True) + 1e-6)
         terms = (self.scale * torch.tanh(normed @ self.weight.float().T)).to(dtype)
+        # fixed and dynamic terms: `read` (from j, B, L), `mixed`, and `write` (to i, B, L, 1)
         x = einsum(read[:, None, None] + terms[..., 0], streams, "j b l, j b l d -> b l d")
         mixed = mix.T[:, None, None] + terms[..., 1 : n + 1]  # (from j, B, L, to i)
         rest = einsum(mixed, streams, "j b l i, j b l d -> i b l d")

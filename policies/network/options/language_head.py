@@ -123,8 +123,11 @@ def extend(tower: Gemma, text: Text, tokens: Tensor, mask: Tensor) -> tuple[Tens
         mask: False for padding (B, L), which is at a row's end.
     """
     num = tokens.shape[1]
+    # embeddings (B, L, D), which Gemma scales by the root of the width
     words = tower.embed_tokens(tokens) * math.sqrt(tower.config.width)
+    # padding takes no position
     positions = text.valid.sum(1, keepdim=True) + mask.cumsum(1) - 1  # (B, L)
+    # the mask (B, L, before + L): all of the text, and own tokens up to the present one
     causal = torch.ones(num, num, dtype=torch.bool, device=tokens.device).tril()
     own = causal & mask[:, None]  # (B, L, L)
     seen = torch.cat([text.valid[:, None].expand(-1, num, -1), own], dim=2)
@@ -132,6 +135,7 @@ def extend(tower: Gemma, text: Text, tokens: Tensor, mask: Tensor) -> tuple[Tens
         words.to(text.last.dtype), positions.clamp(min=0), seen[:, None], text.cache
     )
     last = last_hidden(hidden, mask)
+    # a row of padding alone keeps its last token
     last = torch.where(mask.any(1)[:, None], last, text.last)
     return hidden, Text(cache, torch.cat([text.valid, mask], 1), last)
 

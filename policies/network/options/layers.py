@@ -31,6 +31,7 @@ def add_layer_options(layers: nn.ModuleList, config: GemmaConfig, options: Netwo
     for index, layer in enumerate(layers):
         attention: Any = layer.self_attn
         parts: Any = layer
+        # from the second layer on, because the first has no earlier values
         if options.value_residual.is_on and index > 0:
             attention.value_residual = ValueResidual(
                 options.value_residual, width, config.num_kv_heads
@@ -40,6 +41,7 @@ def add_layer_options(layers: nn.ModuleList, config: GemmaConfig, options: Netwo
             attention.gates = nn.ModuleDict(
                 {name: TokenGate(name, config.num_heads) for name in gated}
             )
+        # two parts in each layer: attention, and feed-forward part
         if options.hyper_connections.is_on:
             parts.connections = nn.ModuleList(
                 HyperConnection(options.hyper_connections, width, 2 * index + part)

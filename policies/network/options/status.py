@@ -71,5 +71,6 @@ class StatusHead(Extension):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        # (B, M, H, D) -> (B, M, D) -> (B, M, 3)
         pooled: Tensor = self.linear(hidden.mean(dim=-2).to(torch.float32))
         return pooled

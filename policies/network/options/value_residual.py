@@ -81,4 +81,5 @@ class ValueResidual(Extension):
             share = share + x @ self.weight.to(x.dtype).T  # (B, L, heads)
         else:
             share = share.expand(*x.shape[:2], -1)
+        # (B, kv heads, L, 1) against (B, kv heads, L, head dim)
         return value + rearrange(share, "b l heads -> b heads l 1") * (first - value)

@@ -72,6 +72,7 @@ class Perturbations:
     @contextmanager
     def member(self, member: int) -> Iterator[None]:
         """Give the weights a member's noise while the context is open."""
+        # members 2 i and 2 i + 1 share the noise of pair i, with opposite signs
         sign = 1 - 2 * (member % 2)
         noise = self.of_pair(member // 2)
         before = {name: value.detach().clone() for name, value in self.parameters.items()}
@@ -82,6 +83,7 @@ class Perturbations:
             yield
         finally:
             with torch.no_grad():
+                # copied back and not subtracted, because rounding would move the weights
                 for name, value in self.parameters.items():
                     value.copy_(before[name])
 
@@ -122,6 +124,7 @@ class PerturbedActor(Actor):
         if noise is None:  # one for each turn (N / P, H, A)
             noise = repeat(self.policy.draw_noise(len(td) // num), "n h a -> (n p) h a", p=num)
         member = torch.arange(len(td), device=device) % num
+        # each member decides for its own rows (N / P)
         parts = []
         for index in range(num):
             rows = torch.arange(index, len(td), num, device=device)

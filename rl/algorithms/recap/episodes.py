@@ -31,6 +31,7 @@ def of_demonstrations(
         action_horizon: H.
     """
     rows = table.chunks(action_horizon)
+    # bounds of each step's episode (N,)
     first = torch.searchsorted(table.episode, table.episode)
     length = torch.searchsorted(table.episode, table.episode, right=True) - first
     none = torch.zeros(len(rows), dtype=torch.bool)
@@ -84,6 +85,7 @@ def of_rollout(rollout: TensorDictBase, policy: FlowPolicy, first_episode: int =
     action = policy.preprocessor.unnormalize_action(  # (N, H, A) -> (N, H, d)
         rows["chain"][:, -1].to(policy.device), ModelInput.of(rows).robot_state.to(policy.device)
     )
+    # a different number for each episode of each environment, renumbered from 0
     place = (torch.arange(len(done))[:, None].to(number) * (done.shape[1] + 1) + number)[chosen]
     task = rollout["task_id"][chosen] if "task_id" in rollout.keys() else torch.zeros_like(place)
     entries: dict[str, Entry] = {
@@ -105,6 +107,7 @@ def join(first: TensorDictBase, second: TensorDictBase) -> TensorDictBase:
     Where only one marks steps past an episode's end, the other's chunks have none.
     """
     parts = [first.copy(), second.copy()]
+    # the episodes of the second table follow those of the first
     if len(first) and len(second):
         parts[1]["episode"] = second["episode"] - second["episode"][0] + first["episode"][-1] + 1
     if any(IS_PAD in part.keys() for part in parts):

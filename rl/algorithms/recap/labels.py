@@ -36,6 +36,7 @@ def normalized_returns(
         >>> normalized_returns(steps, torch.tensor([4, 4]), torch.tensor([True, False]), longest, 1)
         tensor([-0.5000, -1.0000])
     """
+    # in units of the task's longest episode
     cost = (length - time) / scale + failure_cost * (~success).float()
     return -cost.clamp(max=1.0)
 
@@ -54,6 +55,7 @@ def steps_ahead(time: Tensor, episode: Tensor, num_steps: int | None) -> Tensor:
     # one axis on which episodes do not overlap
     span = int(time.max()) + num_steps + 1
     place = episode * span + time
+    # the row at or after that time, if it belongs to the same episode
     ahead = torch.searchsorted(place, place + num_steps)
     inside = ahead < num
     same = episode[ahead.clamp(max=num - 1)] == episode
@@ -110,6 +112,7 @@ def indicators(advantage: Tensor, task: Tensor, forced: Tensor, share: float) ->
     """
     label = torch.full_like(task, NEGATIVE)
     for number in task.unique().tolist():
+        # each task has its own threshold, so that a hard one has positive rows too
         own = (task == number) & ~forced
         if own.any():
             label[own & (advantage >= threshold(advantage[own], share))] = POSITIVE

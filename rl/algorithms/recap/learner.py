@@ -89,6 +89,7 @@ class Recap(Algorithm[RecapConfig]):
         return self._fps
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
+        # demonstrations and the policy's own episodes, with the labels of the present value
         if self.config.rollouts:
             self._add(rollout)
         data = join(self.recorded, self.own)
@@ -99,6 +100,7 @@ class Recap(Algorithm[RecapConfig]):
         chunks = data.select(MODEL_INPUT, "action", IS_PAD, strict=False).copy()
         option = policy.network.config.options.conditioning
         values = {"advantage": label, "return": return_bin(returns, option.return_bins)}
+        # a copy, so that the stored rows get no condition
         chunks[MODEL_INPUT] = sub_dict(chunks, MODEL_INPUT).copy()
         chunks[MODEL_INPUT, "condition"] = condition_of(option.kinds, len(data), values)
         loss = clone(self.step, RandomChunks(chunks), self.config.cloning.gradient_steps)
@@ -174,6 +176,7 @@ def with_indicator(policy: FlowPolicy, scale: float | None) -> FlowPolicy:
     Raises:
         ValueError: the policy's conditions lack the advantage, or their vectors are frozen.
     """
+    # the option, with vectors of zeros where the policy lacks it
     wanted = NetworkOptions(conditioning=ConditioningConfig(advantage=True))
     network = policy.network
     if not network.config.options.conditioning.advantage:
@@ -184,6 +187,7 @@ def with_indicator(policy: FlowPolicy, scale: float | None) -> FlowPolicy:
             "recap trains the vectors of its indicator, but the group 'conditioning' is frozen; "
             "add it to finetune.trainable"
         )
+    # act as after a positive advantage
     guidance = replace(policy.sampler.guidance, advantage="positive")
     guidance = guidance if scale is None else replace(guidance, scale=scale)
     sampler = replace(policy.sampler, guidance=guidance)

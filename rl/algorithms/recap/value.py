@@ -58,6 +58,7 @@ class ReturnValue:
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        # gradient steps on random rows
         target = returns.to(self.policy.device)[:, None]  # (N, 1)
         table = inputs.copy().set("value_target", target)
         total = 0.0
@@ -73,6 +74,7 @@ class ReturnValue:
             total += float(metrics["value_loss"])
             self.num_steps += 1
         loss = {"value_loss": total / self.config.value_steps} if self.config.value_steps else {}
+        # the fit on all rows, after the last step
         value = self.values(inputs)[:, None]
         return {**loss, "explained_variance": explained_variance(value, target.cpu())}
 

@@ -32,6 +32,7 @@ _TD, _LEARNER = "rl.actor_critic.td", "rl.actor_critic.learner"
 _TRANSITIONS, _EVALUATE = "rl.experience.transitions", "rl.evaluation.evaluate"
 _GRPO, _EPO, _DSRL, _BC = (f"rl.algorithms.{name}" for name in ("grpo", "epo", "dsrl", "bc"))
 _POLICY, _DSRL_ACTOR = "policies.policy", "rl.algorithms.dsrl_actor"
+_CONDITIONS, _RECAP = "policies.conditions", "rl.algorithms.recap.learner"
 
 _ROLLOUT, _ROWS = "rollout next", "replay sample"
 _INPUT, _FLAG = f"{_ROLLOUT} batch {_ROWS} cloning", f"{_ROLLOUT} {_ROWS}"
@@ -96,7 +97,10 @@ KEYS: dict[str, Key] = {
     "model_input.images": declare("resized pictures", "V,3,Y,X", _PREPROCESSOR, _POLICY, _INPUT),
     "model_input.tokens": declare("prompt", "L", _INPUTS, _POLICY, _INPUT),
     "model_input.token_mask": declare(
-        "mask of the tokens, False in padding", "L", _INPUTS, _POLICY, _INPUT, "bool"
+        "mask of the tokens, False in padding", "L", _INPUTS, _CONDITIONS, _INPUT, "bool"
+    ),
+    "model_input.condition": declare(
+        "condition of each kind, -1 if dropped", "kinds", _RECAP, _CONDITIONS, _INPUT
     ),
     "model_input.remainder": declare(
         "rest of the old chunk", "R,A", _INPUTS, f"{_POLICY} {_VALUE}", _INPUT, "normalized"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pitune.rl.experience.keys.declaration import Key, declare
 
-_EVALUATE = "rl.evaluation.evaluate"
+_MARKS = "rl.evaluation.marks"
 TOKEN_KEYS: dict[str, Key] = {
     "fast_tokens": declare(
         "chosen FAST tokens, -1 in padding",
@@ -20,7 +20,7 @@ TOKEN_KEYS: dict[str, Key] = {
         "whether the FAST tokens are no chunk, so that another was executed",
         "scalar",
         "policies.by_tokens",
-        f"policies.likelihood.fast_tokens {_EVALUATE}",
+        f"policies.likelihood.fast_tokens {_MARKS}",
         "rollout batch",
         "bool",
     ),
@@ -28,7 +28,7 @@ TOKEN_KEYS: dict[str, Key] = {
         "status of the task: 0 ongoing, 1 done, 2 invalid",
         "scalar",
         "policies.status",
-        _EVALUATE,
+        _MARKS,
         "rollout",
     ),
     "target_tokens": declare(
@@ -42,7 +42,7 @@ TOKEN_KEYS: dict[str, Key] = {
         "cloning",
         "bool",
     ),
-    "text": declare("a text to learn", "*", "rl.cloning.losses", "rl.cloning.text_set", "cloning"),
+    "text": declare("a text to learn", "*", "rl.cloning.losses", "rl.cloning.losses", "cloning"),
     "steps_left": declare(
         "steps to the end of a successful episode, or 0",
         "scalar",

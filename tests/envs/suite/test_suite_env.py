@@ -15,6 +15,7 @@ from pitune.envs.mock.reach import Reach, Script
 from pitune.envs.suite.env import SuiteEnv
 from pitune.envs.suite.sub_env import MemberSpaces, SuiteSubEnv
 from pitune.envs.workers.env import WorkerEnv
+from pitune.envs.workers.process import LocalWorker
 
 ALL = torch.ones(4, dtype=torch.bool)
 
@@ -253,7 +254,10 @@ class NoStart(Clock):
 def test_an_episode_that_cannot_begin_has_the_task_of_its_seed() -> None:
     env = worker_env()
     env.reset(torch.tensor([0, 0, 2, 2]))
-    for sub in env._pool.workers[0]._sub_envs.envs:  # type: ignore[union-attr]
+    worker = env._pool.workers[0]
+    assert isinstance(worker, LocalWorker)
+    assert worker._sub_envs is not None
+    for sub in worker._sub_envs.envs:
         assert isinstance(sub, SuiteSubEnv)
         sub._factories = (partial(Clock, 0), partial(NoStart, 1))
     obs = env.reset(torch.tensor([1]), torch.tensor([0]))

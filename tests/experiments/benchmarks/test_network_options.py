@@ -82,7 +82,7 @@ def test_the_table_has_a_row_for_each_option() -> None:
     columns = {str(column.header): list(column.cells) for column in shown.columns}
     assert columns["option"] == ["plain", "wider"]
     assert columns["success [%]"] == ["0.0 50.0", "100.0"]
-    assert columns["all seeds [%]"][0].startswith("25.0 (")
+    assert str(columns["all seeds [%]"][0]).startswith("25.0 (")
 
 
 def test_an_unknown_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ MISTAKES = {
     "ppo --algorithm.clp.low 0.1": "did you mean --algorithm.clip.low?",
     "ppo --algorithm.nonsense 0.1": "unrecognized options: --algorithm.nonsense, 0.1;",
     "po": "unknown algorithm 'po'; did you mean 'ppo'?",
-    "ppo:flow_nois": "did you mean 'ppo:flow_noise'? valid after the colon: flow_sde,",
+    "ppo:flow_nois": "did you mean 'ppo:flow_noise'? valid after the colon: fast, flow_sde,",
     "dsrl:sak": "did you mean 'dsrl:sac'? valid after the colon: sac, noise_aliased",
     "ppo --env.id muoco/PickCube": "did you mean 'mujoco/PickCube'?",
     "ppo --env.num-envs abc": "--env.num-envs takes a whole number, not 'abc';",

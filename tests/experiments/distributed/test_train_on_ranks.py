@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from rank_processes import on_ranks, start_ranks
+from torch import nn
 
 from pitune import envs, experiments, rl
 from pitune.experiments.train import TrainConfig, Trainer, train
@@ -186,8 +187,10 @@ def test_ranks_that_have_drifted_apart_are_stopped_by_name(
         def changed_update(self: rl.PPO, rollout: Any) -> Any:
             metrics = update(self, rollout)
             if ranks.rank():
+                first = self.critic.net[0]
+                assert isinstance(first, nn.Linear)
                 with torch.no_grad():
-                    self.critic.net[0].bias[0] += 1e-7
+                    first.bias[0] += 1e-7
             return metrics
 
         monkeypatch.setattr(rl.PPO, "update", changed_update)

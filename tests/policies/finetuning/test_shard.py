@@ -24,6 +24,7 @@ from pitune.policies.finetuning.shard import (
 from pitune.policies.network.config import Family
 from pitune.policies.network.context import pack, stored_prefix
 from pitune.rl import ranks
+from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import gradient_step
 from vision_policies import vision_policy
 
@@ -58,12 +59,12 @@ def rows_of(policy: FlowPolicy) -> TensorDictBase:
         "image/wrist": pictures[1],
     }
     inputs = policy.model_input(obs, ("reach the red goal", "reach the blue goal"))
-    rows = TensorDict({"model_input": inputs.tensordict()}, [NUM_ROWS])
+    rows: TensorDictBase = TensorDict({"model_input": inputs.tensordict()}, [NUM_ROWS])
     rows["action"] = torch.rand(NUM_ROWS, 4, 2)
     rows["noise"] = torch.randn(NUM_ROWS, *policy.chunk_shape)
     rows["flow_time"] = torch.rand(NUM_ROWS)
     num = NUM_ROWS // ranks.world()
-    rows = rows[ranks.rank() * num : (ranks.rank() + 1) * num]
+    rows = sub_dict(rows, slice(ranks.rank() * num, (ranks.rank() + 1) * num))
     if policy.prefix_is_frozen:  # as in a rollout: encoded once, and read by each gradient step
         with torch.no_grad():
             rows["prefix"] = pack(policy.encode_prefix(ModelInput.of(rows)))
@@ -74,7 +75,8 @@ def trained(family: Family, finetuning: str) -> dict[str, Any]:
     """Return the losses, the first gradients, and weights and actions after three steps."""
     policy = new_policy(family, finetuning)
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], lr=1e-3)
-    rows, losses, gradients = rows_of(policy), [], {}
+    rows, losses = rows_of(policy), []
+    gradients: dict[str, Tensor] = {}
 
     def loss(batch: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         value = policy.loss(

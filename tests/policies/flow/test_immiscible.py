@@ -80,11 +80,11 @@ def test_a_cloning_step_learns_from_the_assigned_noise(
     policy, seen = tiny_policy(), []
     original = bc.gradient_step
 
-    def recording(*args: Any, **keywords: Any) -> Any:
+    def recorded(*args: Any, **options: Any) -> Any:
         seen.append(args[2])
-        return original(*args, **keywords)
+        return original(*args, **options)
 
-    monkeypatch.setattr(bc, "gradient_step", recording)
+    monkeypatch.setattr(bc, "gradient_step", recorded)
     config = rl.BCConfig(minibatch_size=16, immiscible_noise=on, draws_per_chunk=draws)
     table = rl.Demonstrations.load(demonstrations_file).preprocess(policy)
     chunks = sub_dict(table.chunks(policy.chunk_shape[0]), slice(16))
@@ -104,13 +104,13 @@ def test_a_cloning_step_learns_from_the_assigned_noise(
 def test_fpo_draws_its_noise_without_an_assignment(
     small_preset: Callable, half_trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[int] = []
+    calls = []
 
-    def counting(chunk: Tensor, noise: Tensor) -> Tensor:
-        calls.append(len(chunk))
+    def counted(chunk: Tensor, noise: Tensor) -> Tensor:
+        calls.append(1)
         return noise
 
-    monkeypatch.setattr(bc, "assigned_noise", counting)
+    monkeypatch.setattr(bc, "assigned_noise", counted)
     algorithm = rl.make(small_preset("fpo"), policies.load(half_trained))
     env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=4, max_episode_steps=7))
     algorithm.update(rl.Rollouts(env, algorithm, 4, seed=0).collect())

@@ -100,7 +100,9 @@ def test_unknown_names_and_configs_raise(tiny_policy: Callable[..., FlowPolicy])
 
     with pytest.raises(ValueError, match="unknown likelihood 'flow_noize'; did you mean 'flow_noi"):
         policies.likelihood_config("flow_noize")
-    with pytest.raises(ValueError, match=r"no likelihood takes a Unregistered; registered: \['fl"):
+    with pytest.raises(
+        ValueError, match=r"no likelihood takes a Unregistered; registered: \['fast', 'fl"
+    ):
         LikelihoodActor(tiny_policy(), Unregistered())
 
 

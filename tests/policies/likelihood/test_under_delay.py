@@ -30,7 +30,7 @@ H, h, D, N = 8, 4, 2, 5
 DELAYS = torch.tensor([-1, 0, 1, 2, 2])
 SEAMS = ("plain", "trained", "guided")
 LIKELIHOODS: dict[str, LikelihoodConfig] = {
-    **{name: config for name, config in policies.likelihoods().items() if config.trainable},
+    **{n: c for n, c in policies.likelihoods().items() if c.trainable and c.decoder == "flow"},
     "one step": FlowSDEConfig(stochastic_steps="one"),
     "all entries": FlowSDEConfig(noise_entries="all"),
     "one step, all entries": FlowNoiseConfig(stochastic_steps="one", noise_entries="all"),

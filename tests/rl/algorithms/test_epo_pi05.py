@@ -17,7 +17,7 @@ from settings import changed
 from vision_policies import ENV, vision_policy
 
 
-def new_epo(family: Family, likelihood: str = "flow_sde", **changes: int | float) -> rl.EPO:
+def new_epo(family: Family, likelihood: str = "flow_sde", aggregate: float = 1.0) -> rl.EPO:
     torch.manual_seed(0)
     policy = vision_policy(family)
     with torch.no_grad():  # an untrained adaptive norm ignores its condition
@@ -30,7 +30,7 @@ def new_epo(family: Family, likelihood: str = "flow_sde", **changes: int | float
         minibatch_size=8,
         num_epochs=1,
     )
-    return rl.EPO(rl.EPOConfig(ppo=ppo, num_members=2, **changes), policy)
+    return rl.EPO(rl.EPOConfig(ppo=ppo, num_members=2, aggregate=aggregate), policy)
 
 
 def gather(algorithm: rl.EPO) -> TensorDictBase:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from memory_policies import demonstrations_file, memory_of, memory_policy, recall
+from memory_policies import demonstrations_file, memory_policy, recall
 
 from pitune import rl
 from pitune.policies import Actor, FlowPolicy
@@ -88,7 +88,7 @@ def test_without_earlier_decisions_the_writing_is_not_trained(name: str, new: Ca
         if "bc" in name
         else new(name, memory_decisions=1)
     )
-    writing = memory_of(algorithm.actor.policy).candidate.weight
+    writing = algorithm.actor.policy.network.options["memory"].candidate.weight
     before = writing.detach().clone()
     for _ in range(2):
         for rollout in collected(algorithm):
@@ -176,8 +176,10 @@ def test_a_minibatch_of_parts_gives_the_same_gradient(shown: Path) -> None:
 def test_the_burn_in_limits_the_decisions_before_a_chunk(shown: Path) -> None:
     policy = memory_policy()
     torch.manual_seed(0)
-    assert sub_dict(chunk_source(policy, shown).draw(44), HISTORY).batch_size == (44, 5)
-    assert sub_dict(chunk_source(policy, shown, burn_in=2).draw(44), HISTORY).batch_size == (44, 2)
+    drawn = chunk_source(policy, shown).draw(44)
+    assert sub_dict(drawn, HISTORY).batch_size == (44, 5)
+    drawn = chunk_source(policy, shown, burn_in=2).draw(44)
+    assert sub_dict(drawn, HISTORY).batch_size == (44, 2)
     plain = memory_policy(options=type(policy.network.config.options)())
     assert HISTORY not in chunk_source(plain, shown).draw(44).keys()
 

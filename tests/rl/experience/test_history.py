@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from memory_policies import memory_of, memory_policy, recall
+from memory_policies import memory_module, memory_policy, recall
 from tensordict import TensorDict, TensorDictBase
 
 from pitune import rl
@@ -59,9 +57,9 @@ def test_the_memory_that_a_history_writes_is_the_one_that_was_read(
     assert float(stored.abs().max()) > 0.1
     # the control: another writing recalls another memory where there is a history
     with torch.no_grad():
-        memory_of(policy).write_slots.add_(1.0)
+        memory_module(policy).write_slots.add_(1.0)
         other = with_recalled_memory(policy, rows)["model_input", "memory"]
-        memory_of(policy).write_slots.sub_(1.0)
+        memory_module(policy).write_slots.sub_(1.0)
     moved = (other - stored).abs().amax((1, 2)) > 1e-4
     assert torch.equal(moved, rows[HISTORY, IN_EPISODE].any(1))
 
@@ -76,7 +74,7 @@ def test_a_gradient_reaches_the_writing_through_a_history(
     rows = with_history(rollout, actor.policy, decisions).reshape(-1)
     log_prob = actor.get_dist(rows).log_prob(rows["chain"])
     assert torch.allclose(log_prob, rows["action_log_prob"], atol=1e-3)
-    writing = memory_of(actor.policy).candidate.weight
+    writing = memory_module(actor.policy).candidate.weight
     (grad,) = torch.autograd.grad(log_prob.sum(), [writing], allow_unused=True)
     assert (grad is not None and bool(grad.any())) == reached
 
@@ -131,16 +129,16 @@ def test_drawn_chunks_have_the_memory_that_the_deployed_policy_would_have() -> N
     table = rl.collect_demonstrations(recall(), 3, seed=0).preprocess(policy)
     torch.manual_seed(0)
     rows = ChunksWithHistory(table.chunks(2), table, policy).draw(64)
-    model_input = table.obs["model_input"]
-    assert isinstance(model_input, TensorDictBase)
-    state = model_input["state"]
+    observed = table.obs["model_input"]
+    assert isinstance(observed, TensorDictBase)
+    state = observed["state"]
     with torch.no_grad():
         recalled = ModelInput.of(with_recalled_memory(policy, rows)).memory
         assert recalled is not None
         compared = 0
-        inputs_of = TensorDict({"model_input": table.obs["model_input"]}, [len(table.action)])
         for first in (table.episode == torch.arange(3)[:, None]).long().argmax(1).tolist():
-            memory: Any = policy.empty_memory(1)
+            memory = policy.empty_memory(1)
+            assert memory is not None
             length = int((table.episode == table.episode[first]).sum())
             for step in range(first, first + length, policy.sampler.execution_horizon):
                 same = (rows["model_input", "state"] == state[step]).all(1)
@@ -152,7 +150,10 @@ def test_drawn_chunks_have_the_memory_that_the_deployed_policy_would_have() -> N
                 if step >= first + 10 and same.any():  # states that occur once in an episode
                     assert (recalled[same] - memory).abs().amax((1, 2)).min() < 1e-5
                     compared += 1
-                inputs = ModelInput.of(sub_dict(inputs_of, slice(step, step + 1)))
+                inputs = ModelInput.of(
+                    TensorDict({"model_input": table.obs["model_input"][step : step + 1]}, [1])
+                )
                 inputs = type(inputs)(**{**vars(inputs), "memory": memory})
                 memory = policy.encode(inputs).written
+                assert memory is not None
     assert compared >= 3

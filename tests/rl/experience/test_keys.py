@@ -98,6 +98,7 @@ def sizes_of(algorithm: rl.Algorithm[Any], num_envs: int) -> dict[str, int]:
         "S": scaling.model_state_dim,
         "s": scaling.state_dim,
         "K": policy.sampler.flow_steps,
+        "kinds": len(network.options.conditioning.kinds),
         "F": policy.feature_dim,
         "R": policy.remainder_steps,
         "D": policy.critic_state_dim + network.feature_dim,
@@ -235,7 +236,7 @@ def test_a_batch_is_selected_from_declared_names_only() -> None:
 def test_writers_and_readers_are_modules_that_name_the_entry(name: str) -> None:
     key = KEYS[name]
     last = name.rpartition(".")[2]
-    spellings = {f'"{last}"', f".{last}", f"{last}="}
+    spellings = {f'"{last}"', f".{last}", f"{last}=", last.upper()}  # also a constant of that name
     if name == "model_input":
         spellings.add("ModelInput.of")
     for module in (key.writer, *key.readers):

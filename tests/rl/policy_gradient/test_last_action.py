@@ -12,6 +12,7 @@ from pitune import envs, policies, rl
 from pitune.policies import FlowPolicy, ModelInput, NetworkOptions, SamplerConfig, SteeringConfig
 from pitune.policies.network.options.critic_input import CriticInputConfig
 from pitune.rl.actor_critic.critic_input import critic_input
+from pitune.rl.experience.sub_dict import sub_dict
 from settings import changed
 
 ON = NetworkOptions(critic_input=CriticInputConfig(last_action=True))
@@ -47,7 +48,7 @@ def test_the_last_executed_action_is_recorded_and_reset_with_the_episode() -> No
     num_ends = 0
     for env in range(4):
         for t in range(6):
-            row = rollout[env, t]
+            row = sub_dict(rollout, (env, t))
             executed = int(row["next", "duration"])
             action = row["action"][executed - 1][None, None]
             state = row["next", "model_input", "robot_state"][None]
@@ -63,7 +64,7 @@ def test_the_last_executed_action_is_recorded_and_reset_with_the_episode() -> No
 def test_the_critic_reads_it_and_the_policy_does_not() -> None:
     algorithm = ppo(policy())
     rollout = gathered(algorithm).flatten()
-    assert algorithm.critic.net[0].in_features == 4 + 2 + 1  # type: ignore[union-attr]
+    assert algorithm.critic.net[0].in_features == 4 + 2 + 1
     other = rollout.clone()
     other["model_input", "last_action"] += 1
     assert not torch.allclose(algorithm.critic.value(other), algorithm.critic.value(rollout))
@@ -79,7 +80,7 @@ def test_the_critic_reads_it_and_the_policy_does_not() -> None:
 
 def test_without_the_option_nothing_is_recorded() -> None:
     rollout = gathered(ppo(policy(NetworkOptions())))
-    assert "last_action" not in rollout["model_input"].keys()
+    assert "last_action" not in sub_dict(rollout, "model_input").keys()
 
 
 def test_a_delayed_robot_records_what_it_executed() -> None:
@@ -98,6 +99,7 @@ def test_demonstrations_have_the_action_before() -> None:
         episode=torch.tensor([0, 0, 0, 1, 1]),
     )
     rows = demonstrations.preprocess(made).obs["model_input"]
+    assert isinstance(rows, TensorDictBase)
     normalized = made.preprocessor.normalize_action(demonstrations.action[:, None])[:, 0]
     expected = torch.stack([torch.zeros(2), *normalized[:2], torch.zeros(2), normalized[3]])
     assert torch.allclose(rows["last_action"], expected, atol=1e-6)

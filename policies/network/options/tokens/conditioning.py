@@ -145,6 +145,7 @@ class Conditioning(Extension):
         """
         if condition is None:
             condition = torch.full((len(tokens), len(self.kinds)), DROPPED, device=tokens.device)
+        # (B, D) -> (B, 1, D), the same for all action tokens
         return tokens + self.offset(condition)[:, None].to(tokens.dtype)
 
     def drop_words(self, words: Tensor, dropped: Tensor) -> Tensor:
@@ -168,6 +169,7 @@ def condition_of(kinds: Sequence[Kind], num: int, values: Mapping[str, Tensor | 
         values: Condition of some kinds, of each row (B,) or of all.
     """
     usual = {"instruction": 0}
+    # kinds columns (B,) -> (B, kinds)
     columns = [torch.as_tensor(values.get(kind, usual.get(kind, DROPPED))) for kind in kinds]
     return torch.stack([column.long().expand(num) for column in columns], dim=-1)
 

@@ -55,6 +55,7 @@ class Extra(NamedTuple):
             rearrange(y, "b heads (m l) dim -> b heads m l dim", m=self.groups)
             for y in (key, value)
         ]
+        # the registers are the last tokens of each group
         own, extra = (
             tuple(
                 rearrange(y[:, :, :, rows], "b heads m l dim -> b heads (m l) dim") for y in parts
@@ -73,6 +74,7 @@ class Extra(NamedTuple):
         group = torch.arange(self.groups, device=device)
         own = repeat(group, "m -> (m l)", l=num_tokens // self.groups)
         registers = repeat(group, "m -> (m r)", r=self.registers)
+        # (L, 1) against (1, M * registers)
         return (own[:, None] == registers)[None, None]
 
 
@@ -102,6 +104,7 @@ class TokenGate(Extension):
     def forward(self, query: Tensor, keys: KeysValues, mask: Tensor | None) -> Tensor:
         """Return the addition to the attention's output (B, heads, L, head dim)."""
         y = attend(query, *keys, additive(mask, query.dtype))
+        # (heads,) -> (heads, 1, 1)
         return torch.tanh(self.gate).to(y.dtype)[:, None, None] * y
 
 

@@ -128,6 +128,7 @@ class Memory(Extension):
 
         None stands for the memory of an episode that begins.
         """
+        # attention from the action tokens (N, L, D) to the read tokens (N, memory, D)
         memory = self.empty(len(tokens)) if memory is None else memory
         read = memory.to(tokens.dtype) + self.read_slots.to(tokens.dtype)
         query = self.q_proj(self.norm(tokens)[0])
@@ -158,14 +159,17 @@ class Memory(Extension):
             positions = valid.sum(1, keepdim=True) + place
             own = valid.new_ones(num, count)
             mask = repeat(torch.cat([valid, own], 1), "n l -> n 1 count l", count=count)
+        # π0.5's norms have a condition (N, 1, D)
         condition = None
         if hasattr(self, "condition"):
             condition = self.condition.to(dtype).expand(num, 1, -1)
         extra = Extra(side=context.side or {})
         hidden, _ = expert(tokens, positions, mask, context.cache, condition, extra)
         hidden = hidden.float()
+        # the gated mixture of old and new memory (N, memory, D)
         gate = torch.sigmoid(self.gate(hidden))
         written = memory + gate * (torch.tanh(self.candidate(hidden)) - memory)
+        # guidance without the condition reads the same memory
         null = None if context.null is None else context.null._replace(memory=memory)
         return context._replace(memory=memory, written=written, null=null)
 

@@ -74,6 +74,7 @@ class Registers(Extension):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the action tokens (B, M, H, D) of each flow time with the registers after them."""
         b, m = tokens.shape[:2]
+        # (registers, D) -> (B, M, registers, D)
         own = repeat(self.tokens.to(tokens.dtype), "r d -> b m r d", b=b, m=m)
         return torch.cat([tokens, own], dim=2)
 

@@ -143,6 +143,7 @@ class StateTokens(Extension):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        # random numbers of their own, so that other weights do not depend on this option
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for part in self.parts:
@@ -152,6 +153,7 @@ class StateTokens(Extension):
                 part.bias.zero_()  # type: ignore[operator]
             if self.norm_condition is not None:
                 self.norm_condition.zero_()
+        # a registered encoder draws from the global generator, which is restored afterwards
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for encoder in self.encoders.values():
@@ -159,6 +161,7 @@ class StateTokens(Extension):
 
     def forward(self, state: Tensor) -> Tensor:
         """Return the tokens (B, parts, D) of normalized states (B, S)."""
+        # (B, entries) -> (B, 1, D) for each part
         parts = [
             part(state[:, rows])[:, None]
             for part, rows in zip(self.parts, self.slices, strict=True)

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from network_options import perturb
 from pitune.policies import GemmaConfig, NetworkOptions, Pi0, Pi0Config
 from pitune.policies.network.context import pack, unpack
-from pitune.policies.network.gemma import Gemma
+from pitune.policies.network.gemma import Attention, Gemma, Layer
 from pitune.policies.network.options.hyper_connections import (
     HyperConnection,
     HyperConnectionsConfig,
@@ -31,6 +31,7 @@ from pitune.policies.network.options.tokens.state_tokens import (
     register_state_encoder,
 )
 from pitune.policies.network.options.value_residual import ValueResidual, ValueResidualConfig
+from pitune.rl.experience.sub_dict import sub_dict
 
 SIZES = GemmaConfig(width=16, depth=3, mlp_dim=32, num_heads=4, num_kv_heads=2, head_dim=8)
 STATE_ONLY = Pi0Config(state_dim=5, action_dim=2, action_horizon=4, expert=SIZES)
@@ -103,24 +104,29 @@ def test_the_share_of_each_head_moves_the_values_to_the_first_layers() -> None:
     assert torch.allclose(mix(x, value, first)[2, 1, 4], expected, atol=1e-5)
 
 
+def attentions(made: Pi0) -> list[Attention]:
+    return [layer.self_attn for layer in made.expert.layers if isinstance(layer, Layer)]
+
+
 def test_the_first_layers_values_get_gradient_through_the_residual() -> None:
     """T-L2: with the first layer's own attention cut off."""
     for share in (0.0, 0.5):
         made = network(NetworkOptions(value_residual=ValueResidualConfig(mode="static")), False)
-        first = made.expert.layers[0].self_attn
+        first, *others = attentions(made)
         with torch.no_grad():
-            first.o_proj.weight.zero_()  # type: ignore[union-attr]
-            for layer in list(made.expert.layers)[1:]:
-                layer.self_attn.value_residual.bias.fill_(share)  # type: ignore[union-attr]
+            first.o_proj.weight.zero_()
+            for other in others:
+                assert other.value_residual is not None
+                other.value_residual.bias.fill_(share)
         velocity(made, torch.randn(2, 1, 4, 2), torch.randn(2, 5)).square().mean().backward()
-        gradient = first.v_proj.weight.grad  # type: ignore[union-attr]
+        gradient = first.v_proj.weight.grad
         assert isinstance(gradient, Tensor)
         assert bool(gradient.abs().max() > 1e-6) == (share > 0)
 
 
 def test_the_first_layer_has_no_residual() -> None:
     made = network(NetworkOptions(value_residual=ValueResidualConfig(mode="static")))
-    present = [layer.self_attn.value_residual is not None for layer in made.expert.layers]
+    present = [attention.value_residual is not None for attention in attentions(made)]
     assert present == [False, True, True]
 
 
@@ -316,7 +322,7 @@ def test_only_the_gates_let_the_actions_read_the_state_tokens() -> None:
 def test_a_packed_context_keeps_its_state_tokens() -> None:
     made = network(NetworkOptions(state_tokens=StateTokensConfig(parts=(2, 3))))
     context, x = made.encode(torch.randn(2, 5)), torch.randn(2, 1, 4, 2)
-    again = unpack(pack(context)[torch.arange(2)])
+    again = unpack(sub_dict(pack(context), torch.arange(2)))
     time = torch.full((2, 1), 0.6)
     assert torch.equal(
         made.velocity(again, x, time).velocity, made.velocity(context, x, time).velocity

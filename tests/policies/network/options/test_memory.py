@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from memory_policies import OPTIONS, memory_of, memory_policy
+from memory_policies import OPTIONS, memory_module, memory_policy
 from torch import Tensor
 
 from pitune import policies
 from pitune.policies import DelayConfig, FlowPolicy, InferenceSession, ModelInput, infer
+from pitune.policies.network.context import Context
 from pitune.policies.network.options.tokens.memory import Memory, MemoryConfig
 from pitune.policies.serving.config import ServerConfig
 from pitune.policies.serving.server import PolicyServer
 
 
-def decide(policy: FlowPolicy, state: Tensor, memory: Tensor | None) -> tuple[Tensor, Any]:
+def decide(policy: FlowPolicy, state: Tensor, memory: Tensor | None) -> tuple[Tensor, Context]:
     """Return the velocity at fixed points and the context of decisions with states (N, 5)."""
     context = policy.encode(policy.model_input({"state": state}, memory=memory))
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(len(state), 1, *policy.chunk_shape, generator=generator)
     return policy.network.velocity(context, x, torch.full((len(state), 1), 0.5)).velocity, context
+
+
+def written_in(context: Context) -> Tensor:
+    assert context.written is not None
+    return context.written
 
 
 def states(seed: int, num: int = 3) -> Tensor:
@@ -35,7 +40,7 @@ def test_the_second_decision_depends_on_the_first_through_the_memory_alone() -> 
     policy = memory_policy()
     empty = policy.empty_memory(3)
     with torch.no_grad():
-        written = [decide(policy, states(seed), empty)[1].written for seed in (1, 2)]
+        written = [written_in(decide(policy, states(seed), empty)[1]) for seed in (1, 2)]
         second = [decide(policy, states(3), memory)[0] for memory in written]
         assert not torch.allclose(written[0], written[1], atol=1e-3)
         assert float((second[0] - second[1]).abs().max()) > 1e-3
@@ -51,10 +56,10 @@ def test_the_first_decision_is_independent_of_the_memory_that_it_writes() -> Non
     policy = memory_policy()
     with torch.no_grad():
         before, context = decide(policy, states(1), policy.empty_memory(3))
-        memory_of(policy).write_slots.add_(1.0)
+        memory_module(policy).write_slots.add_(1.0)
         after, other = decide(policy, states(1), policy.empty_memory(3))
     assert torch.equal(before, after)
-    assert not torch.equal(context.written, other.written)
+    assert not torch.equal(written_in(context), written_in(other))
 
 
 def test_a_gradient_flows_through_two_decisions_to_the_first_observation() -> None:
@@ -67,7 +72,7 @@ def test_a_gradient_flows_through_two_decisions_to_the_first_observation() -> No
     velocity, _ = decide(policy, states(3), memory)
     grads = torch.autograd.grad(
         velocity.square().sum(),
-        [first, middle, *memory_of(policy).parameters()],
+        [first, middle, *policy.network.options["memory"].parameters()],
         allow_unused=True,
     )
     assert all(grad is not None and float(grad.abs().max()) > 0 for grad in grads)
@@ -79,10 +84,9 @@ def test_rows_are_independent_and_the_memory_stays_in_its_bounds() -> None:
     memory = torch.rand(3, 2, 16, generator=generator) * 2 - 1
     with torch.no_grad():
         _, context = decide(policy, states(1), memory)
-        assert context.written is not None
-        assert float(context.written.abs().max()) <= 1
+        assert float(written_in(context).abs().max()) <= 1
         _, alone = decide(policy, states(1)[1:2], memory[1:2])
-    assert torch.allclose(context.written[1:2], alone.written, atol=1e-6)
+    assert torch.allclose(written_in(context)[1:2], written_in(alone), atol=1e-6)
 
 
 def test_an_untrained_memory_is_the_identity_and_learns_from_the_first_step() -> None:
@@ -91,7 +95,7 @@ def test_an_untrained_memory_is_the_identity_and_learns_from_the_first_step() ->
     plain, _ = decide(policy, states(1), policy.empty_memory(3))
     other, _ = decide(policy, states(1), random)
     assert torch.equal(plain, other)
-    weight = memory_of(policy).o_proj.weight
+    weight = memory_module(policy).o_proj.weight
     (grad,) = torch.autograd.grad(other.square().sum(), [weight])
     assert float(grad.abs().max()) > 0
 
@@ -143,7 +147,7 @@ def test_a_checkpoint_holds_the_memory(tmp_path: Path) -> None:
         velocity, context = decide(loaded, states(1), memory)
         expected, other = decide(policy, states(1), memory)
     assert torch.equal(velocity, expected)
-    assert torch.equal(context.written, other.written)
+    assert torch.equal(written_in(context), written_in(other))
 
 
 # Refusals
@@ -184,5 +188,5 @@ def test_the_input_of_critics_holds_the_memory() -> None:
     inputs = policy.model_input({"state": states(1)}, memory=torch.rand(3, 2, 16))
     found = policy.critic_input(inputs, None)
     assert found.shape[1] == policy.critic_state_dim == 5 + 2 * 16
-    assert isinstance(memory_of(policy), Memory)
+    assert isinstance(policy.network.options["memory"], Memory)
     assert isinstance(inputs, ModelInput)

@@ -19,6 +19,7 @@ from pitune.policies.flow.path import (
 from pitune.policies.flow.real_time import RealTimeConfig
 from pitune.policies.network.options.prediction import PredictionConfig
 from pitune.rl.algorithms.bc import CloningStep
+from pitune.rl.experience.sub_dict import sub_dict
 
 ACTION = NetworkOptions(prediction=PredictionConfig(output="action", loss="action"))
 
@@ -109,7 +110,7 @@ def test_a_network_that_predicts_actions_learns_to_act() -> None:
         learning_rate=3e-3, warmup_steps=0, decay_steps=300, ema_decay=0.0, minibatch_size=64
     )
     step = CloningStep(made, config)
-    losses = [step(rows[torch.randint(400, (64,))]) for _ in range(300)]
+    losses = [step(sub_dict(rows, torch.randint(400, (64,)))) for _ in range(300)]
     assert sum(losses[-20:]) / 20 < 0.1
     states = torch.randn(200, 4)
     with torch.no_grad():

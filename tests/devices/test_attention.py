@@ -41,8 +41,10 @@ def test_every_form_gives_the_result_of_grouped_queries(
     expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
     ours = attend(query, key, value, additive(mask, query.dtype))
     assert torch.equal(ours, expected)
-    away = [part.to(device()) for part in (query, key, value)]
-    theirs = attend(*away, additive(None if mask is None else mask.to(device()), query.dtype))
+    query, key, value = (part.to(device()) for part in (query, key, value))
+    theirs = attend(
+        query, key, value, additive(None if mask is None else mask.to(device()), query.dtype)
+    )
     assert torch.allclose(theirs.cpu(), expected, atol=1e-5)
 
 
@@ -131,4 +133,4 @@ def test_without_padding_there_is_no_mask(tiny_policy: Callable[..., FlowPolicy]
         context = network.encode(state, images, None, tokens, mask)
         assert (context.valid is None) == (mask is None)
         outputs.append(network.velocity(context, x, torch.full((2, 3), 0.5)).velocity)
-    assert torch.allclose(*outputs, atol=1e-5)
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-5)
