@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from counted_runs import HORIZON, Counts, counted
@@ -210,7 +211,7 @@ def test_a_further_read_in_each_gradient_step_exceeds_the_budget(
     here: dict[str, Callable[[Tensor], None]] = {}
     exec(compile(reads, str(Path(rl.__file__).resolve().parent / line), "exec"), here)
 
-    def reading(*args: object) -> object:
+    def reading(*args: Any) -> tuple[Tensor, Any]:
         loss, metrics = original(*args)
         here["read"](loss)
         return loss, metrics

@@ -29,6 +29,7 @@ from pitune.policies import FlowPolicy, Pi0
 from pitune.policies.network.layers import Linear
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl import gradient_step
+from pitune.rl.experience.sub_dict import sub_dict
 from settings import changed
 from vision_policies import ENV, vision_policy
 
@@ -240,7 +241,7 @@ def counted(
         control_steps=control_steps,
         decisions=rollout.batch_size[-1],
         resets=len(resets),
-        inputs=len(rollout[MODEL_INPUT].keys()) if MODEL_INPUT in rollout.keys() else 0,
+        inputs=len(sub_dict(rollout, MODEL_INPUT).keys()) if MODEL_INPUT in rollout.keys() else 0,
         outputs=len(list(rollout.select(*algorithm.actor.out_keys, strict=False).keys(True, True))),
         whole_episodes=algorithm.needs.whole_episodes,
         encoded=sum(rows),
