@@ -56,13 +56,18 @@ class StopRequest:
         """Let signals raise inside the context. One that came before raises at its start.
 
         Raises:
-            StoppedBySignal: a signal arrived.
+            StoppedBySignal: a signal arrived, whichever error it caused on its way out.
         """
         if self.stopped is not None:
             raise self.stopped
         self.at_once = ranks.world() == 1  # or the other ranks would wait for this one
         try:
             yield
+        except Exception as error:
+            # a library that is interrupted in its own clean-up may raise an error in its place
+            if self.stopped is None:
+                raise
+            raise self.stopped from error
         finally:
             self.at_once = False
 

@@ -227,6 +227,24 @@ def test_an_iteration_that_fails_because_its_processes_were_stopped_too_is_repea
     assert rows(config.out) == rows(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("arrives", [True, False])
+def test_an_error_that_a_signal_causes_on_its_way_out_is_the_signal(arrives: bool) -> None:
+    """A library that is interrupted in its own clean-up raises an error in the signal's place."""
+
+    def work() -> None:
+        with exit_on_signal():
+            try:
+                if arrives:
+                    signal.raise_signal(signal.SIGTERM)
+            finally:
+                raise RuntimeError("of a library")
+
+    with pytest.raises(StoppedBySignal if arrives else RuntimeError) as caught:
+        work()
+    code = caught.value.code if isinstance(caught.value, StoppedBySignal) else None
+    assert code == (143 if arrives else None)
+
+
 def test_handlers_are_those_of_before_when_the_work_is_over() -> None:
     before = [signal.getsignal(number) for number in NUMBERS]
 
