@@ -22,6 +22,7 @@ from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FlowSDEConfig, LikelihoodActor
 from pitune.policies.network.config import Family
 from pitune.policies.preprocessing import preprocessor
+from pitune.ranges import Settings
 from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import ENV, vision_policy
 
@@ -130,6 +131,25 @@ def test_pictures_and_prompts_are_prepared_once_per_observation_and_never_in_an_
     assert counts.take() == (0, 0)
     after = algorithm.actor.state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before), "nothing was learned"
+
+
+@pytest.mark.parametrize("name", ["ppo", "dsrl"])
+def test_no_settings_are_made_in_a_decision_or_a_gradient_step(
+    name: str, small_preset: Callable, demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making settings checks every range, so a network may not ask for a default by making one."""
+    config = with_settings(small_preset(name).with_demonstrations(demonstrations), SETTINGS)
+    algorithm = rl.make(config, vision_policy("pi0"))
+    experience = rl.Rollouts(envs.make(ENV), algorithm, 4, seed=0)
+    algorithm.update(experience.collect())
+
+    made: list[str] = []
+    check = Settings.__post_init__
+    monkeypatch.setattr(
+        Settings, "__post_init__", lambda self: made.append(type(self).__name__) or check(self)
+    )
+    algorithm.update(experience.collect())
+    assert not made
 
 
 class SecondTask(Reach):

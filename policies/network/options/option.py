@@ -7,7 +7,7 @@ others are for new networks, and are refused for pretrained weights by name.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pitune.ranges import Settings, declared_types
@@ -31,11 +31,23 @@ class OptionConfig(Settings):
 
     group: ClassVar[str | None] = None
     """Parameter group of its parameters, None for an option without parameters."""
+    _differs: ClassVar[bool] = False
+    """Whether a setting differs from its default."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # once here, because the network asks in every evaluation
+        defaults = {
+            item.name: item.default if item.default_factory is MISSING else item.default_factory()
+            for item in fields(self)
+        }
+        differs = any(getattr(self, name) != value for name, value in defaults.items())
+        object.__setattr__(self, "_differs", differs)
 
     @property
     def is_on(self) -> bool:
         """Whether the settings differ from their defaults."""
-        return self != type(self)()
+        return self._differs
 
     def pretrained_fault(self) -> str | None:
         """Return why pretrained weights would compute other numbers with it, None if they do not.
