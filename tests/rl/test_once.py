@@ -145,9 +145,12 @@ def test_no_settings_are_made_in_a_decision_or_a_gradient_step(
 
     made: list[str] = []
     check = Settings.__post_init__
-    monkeypatch.setattr(
-        Settings, "__post_init__", lambda self: made.append(type(self).__name__) or check(self)
-    )
+
+    def checked(settings: Settings) -> None:
+        made.append(type(settings).__name__)
+        check(settings)
+
+    monkeypatch.setattr(Settings, "__post_init__", checked)
     algorithm.update(experience.collect())
     assert not made
 
