@@ -16,7 +16,7 @@ from pitune.experiments.runs.train_config import TrainConfig
 from pitune.rl import ranks
 
 Result = TypeVar("Result")
-MINIBATCHES = ("minibatch_size", "noise_minibatch_size")
+MINIBATCHES = ("minibatch_size", "noise_minibatch_size", "value_minibatch_size")
 """Settings that all ranks share."""
 
 

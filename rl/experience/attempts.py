@@ -12,10 +12,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from pitune.envs import CheckedEnv, EpisodeSeeds, Starts
-from pitune.envs.success import EpisodeSuccess
 from pitune.envs.vector_env import Expert
+from pitune.rl.experience.collect import play_round, table_of
 from pitune.rl.experience.demonstrations import Demonstrations
-from pitune.rl.experience.sub_dict import Entry
 
 
 class ErringExpert:
@@ -102,57 +101,29 @@ def collect_attempts(
     kept: list[TensorDict] = []
     # whole rounds of all environments, so that short episodes are not preferred
     while len(kept) < num_episodes:
-        kept += _round(env, seeds.next(rows), error_share, segment, generator)
-    kept = kept[:num_episodes]
-
-    # one table
-    steps: TensorDict = TensorDict.cat(kept)
-    lengths = torch.tensor([len(episode) for episode in kept])
-    columns = ("action", "reward", "terminated", "success")
-    return Demonstrations(
-        obs={str(key): steps[key] for key in steps.keys() if key not in columns},
-        action=steps["action"],
-        reward=steps["reward"],
-        terminated=steps["terminated"],
-        success=steps["success"],
-        reward_definition=spec.reward,
-        episode=torch.arange(len(kept)).repeat_interleave(lengths),
-        tasks=spec.tasks,
-    )
+        kept += _round(env, rows, seeds.next(rows), error_share, segment, generator)
+    return table_of(kept[:num_episodes], spec)
 
 
 def _round(
-    env: CheckedEnv, seeds: Tensor, error_share: float, segment: int, generator: torch.Generator
+    env: CheckedEnv,
+    rows: Tensor,
+    seeds: Tensor,
+    error_share: float,
+    segment: int,
+    generator: torch.Generator,
 ) -> list[TensorDict]:
-    """Play one episode in each environment, and return those of working simulators."""
-    num = env.spec.num_envs
-    env.abandon()
-    obs = env.reset(seeds.to(env.spec.device), torch.arange(num, device=env.spec.device))
-    expert = ErringExpert(env.expert(), env.low, env.high, num, error_share, segment, generator)
-    active = torch.ones(num, dtype=torch.bool, device=env.spec.device)
-    broken, success = torch.zeros_like(active), EpisodeSuccess(num, env.spec.device)
-    steps: list[TensorDict] = []
-    live: list[Tensor] = []
-    # one step of all environments, until the last episode has ended
-    while active.any():
-        action = torch.maximum(torch.minimum(expert.act(), env.high), env.low)
-        result = env.step(action, active)
-        entries: dict[str, Entry] = {**obs, "action": action}
-        entries |= {"reward": result.reward, "terminated": result.terminated}
-        steps.append(TensorDict(entries, batch_size=[num]).cpu())
-        live.append(active.cpu())
-        obs = result.obs
-        success.add(result.info["success"], active)
-        broken = broken | (result.info["invalid"] & active)
-        active = active & ~(result.terminated | result.truncated)
+    """Play one episode in each environment (E,), and return those of working simulators."""
 
-    # the episodes, each with one success by the environment's rule (E,)
-    solved = success.flags(env.spec.success_rule)["success"].cpu()
-    table, mask = TensorDict.stack(steps), torch.stack(live)  # (steps, E)
+    def erring() -> ErringExpert:
+        errors = error_share, segment, generator
+        return ErringExpert(env.expert(), env.low, env.high, len(rows), *errors)
+
+    played = play_round(env, rows, seeds, erring)
     episodes = []
-    for i in range(num):
-        if not broken[i]:
-            rows = table[mask[:, i], i]
-            rows["success"] = solved[i].expand(len(rows))
-            episodes.append(rows)
+    for i in range(len(rows)):
+        if not played.broken[i]:
+            steps = played.episode(i)
+            steps["success"] = played.solved[i].expand(len(steps))
+            episodes.append(steps)
     return episodes

@@ -6,17 +6,19 @@ Letters: E envs, N rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from pitune.envs import CheckedEnv, EpisodeSeeds, Starts, start_split
+from pitune.envs import CheckedEnv, EnvSpec, EpisodeSeeds, Starts, start_split
 from pitune.envs.success import EpisodeSuccess
+from pitune.envs.vector_env import Expert
 from pitune.rl.experience.demonstrations import Demonstrations
 from pitune.rl.experience.sub_dict import Entry
 
-RECORDED = ("action", "reward", "terminated")
+RECORDED = ("action", "reward", "terminated", "success")
 """Entries of a recorded step besides its observation."""
 MAX_TRIES = 20
 """Episodes that an expert may play for each one that is needed."""
@@ -65,23 +67,34 @@ def collect_demonstrations(
     else:
         kept, counts = _collect_one(env, num_episodes, seed, on_step)
 
-    # one table
-    steps: TensorDict = TensorDict.cat(kept)
-    lengths = torch.tensor([len(episode) for episode in kept])
+    return table_of(kept, env.spec, counts)
+
+
+Counts = tuple[tuple[int, int], ...]
+"""Successes and episodes of the expert, of each task."""
+
+
+def table_of(episodes: Sequence[TensorDict], spec: EnvSpec, counts: Counts = ()) -> Demonstrations:
+    """Return recorded episodes as one table.
+
+    Args:
+        episodes: Steps of each, with or without their `success`.
+        spec: Names the tasks and the reward.
+        counts: Successes and episodes of the expert, of each task.
+    """
+    steps: TensorDict = TensorDict.cat(list(episodes))
+    lengths = torch.tensor([len(episode) for episode in episodes])
     return Demonstrations(
         obs={str(key): steps[key] for key in steps.keys() if key not in RECORDED},
         action=steps["action"],
         reward=steps["reward"],
         terminated=steps["terminated"],
-        reward_definition=env.spec.reward,
-        episode=torch.arange(len(kept)).repeat_interleave(lengths),
-        tasks=env.spec.tasks,
+        success=steps.get("success", None),
+        reward_definition=spec.reward,
+        episode=torch.arange(len(episodes)).repeat_interleave(lengths),
+        tasks=spec.tasks,
         expert_success=counts,
     )
-
-
-Counts = tuple[tuple[int, int], ...]
-"""Successes and episodes of the expert, of each task."""
 
 
 def _collect_one(
@@ -210,11 +223,56 @@ def _expert_round(
 
     An episode without success is None.
     """
+    show = None if on_step is None else lambda num_solved: on_step(num_before + num_solved)
+    played = play_round(env, rows, seeds, env.expert, show)
+    return [played.episode(i) if played.solved[i] else None for i in rows.tolist()]
+
+
+class Round(NamedTuple):
+    """An episode in each of some environments.
+
+    Example:
+        >>> played = play_round(env, rows, seeds, env.expert)  # doctest: +SKIP
+        >>> [len(played.episode(i)) for i in rows.tolist()]  # doctest: +SKIP
+        [12, 9]
+    """
+
+    steps: TensorDict
+    """(steps, E)."""
+    live: Tensor
+    """Whether an environment executed a step (steps, E) bool."""
+    solved: Tensor
+    """Whether its episode succeeded (E,) bool, by the environment's rule."""
+    broken: Tensor
+    """Whether its simulator broke down (E,) bool. Such an episode has not succeeded."""
+
+    def episode(self, env: int) -> TensorDict:
+        """Return the steps of an environment."""
+        steps: TensorDict = self.steps[self.live[:, env], env]  # type: ignore[assignment]
+        return steps
+
+
+def play_round(
+    env: CheckedEnv,
+    rows: Tensor,
+    seeds: Tensor,
+    new_expert: Callable[[], Expert],
+    on_step: Callable[[int], None] | None = None,
+) -> Round:
+    """Play one episode of an expert in each of some environments.
+
+    Args:
+        env: The simulator.
+        rows: Indices of the environments (N,).
+        seeds: Seed of each start (N,).
+        new_expert: Called after the starts.
+        on_step: Called after each step with the number of successes so far.
+    """
     # new episodes
     num_envs = env.spec.num_envs
     env.abandon()
     obs = env.reset(seeds.to(rows.device), rows)
-    expert = env.expert()
+    expert = new_expert()
     active = torch.zeros(num_envs, dtype=torch.bool, device=env.spec.device)
     active[rows] = True
     success = EpisodeSuccess(num_envs, env.spec.device)
@@ -237,8 +295,5 @@ def _expert_round(
         active = active & ~(result.terminated | result.truncated)
         solved = success.flags(env.spec.success_rule)["success"] & ~broken & ~active & began
         if on_step is not None:
-            on_step(num_before + int(solved.sum()))
-
-    # steps of each successful environment
-    table, mask = TensorDict.stack(steps), torch.stack(live)  # (steps, E)
-    return [table[mask[:, i], i] if solved[i] else None for i in rows.tolist()]
+            on_step(int(solved.sum()))
+    return Round(TensorDict.stack(steps), torch.stack(live), solved.cpu(), broken.cpu())

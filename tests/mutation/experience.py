@@ -233,14 +233,16 @@ EXPERIENCE = [
                 'success.add(result.info["success"], active)',
                 'success.add(result.info["success"], active | True)',
             ),
-            Change("failures kept", "if solved[i] else", "if solved[i] | True else"),
+            Change("failures kept", "if played.solved[i] else", "if played.solved[i] | True else"),
             Change(
                 "actions of the expert beyond the bounds",
                 "torch.maximum(torch.minimum(expert.act(), env.high), env.low)",
                 "expert.act()",
             ),
             Change("broken simulators kept", '["success"] & ~broken &', '["success"] &'),
-            Change("steps after the end", "table[mask[:, i], i]", "table[:, i]"),
+            Change(
+                "steps after the end", "self.steps[self.live[:, env], env]", "self.steps[:, env]"
+            ),
         ],
     ),
     Mutants(

@@ -26,6 +26,7 @@ from pitune.policies.network.options.add import network_with_options
 from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.options.tokens.conditioning import ConditioningConfig, condition_of
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, Needs
 from pitune.rl.algorithms.bc import CloningStep, clone
 from pitune.rl.algorithms.recap.config import RecapConfig
@@ -126,7 +127,7 @@ class Recap(Algorithm[RecapConfig]):
             advantage = -advantage
         label = indicators(advantage, data["task"], data["forced"], config.positive_share)
         if config.indicator == "shuffled":
-            label = label[torch.randperm(len(label))]
+            label = label[ranks.of_first(torch.randperm(len(label)))]
         positive = label.float()
         solved = data["solved"].float()
         return (
@@ -143,11 +144,14 @@ class Recap(Algorithm[RecapConfig]):
         )
 
     def _add(self, rollout: TensorDictBase) -> None:
-        """Keep the whole episodes of a rollout (E, T)."""
-        rows = of_rollout(rollout, self.actor.policy)
-        if len(rows):
-            rows = join(self.own, rows) if len(self.own) else rows
-            self.own = newest(rows, self.config.capacity)
+        """Keep the whole episodes of a rollout (E, T), of all ranks.
+
+        Each rank keeps all of them, because the labels compare the decisions of a task.
+        """
+        for rows in ranks.gathered(of_rollout(rollout, self.actor.policy)):
+            if len(rows):
+                self.own = join(self.own, rows) if len(self.own) else rows
+        self.own = newest(self.own, self.config.capacity)
 
     def extra_state(self) -> dict[str, Any]:
         own = self.own.flatten_keys(".")

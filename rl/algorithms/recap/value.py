@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pitune.policies import FlowPolicy, ModelInput
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.rl import ranks
 from pitune.rl.algorithms.recap.config import RecapConfig
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.experience.transitions import in_parts
@@ -62,8 +63,9 @@ class ReturnValue:
         target = returns.to(self.policy.device)[:, None]  # (N, 1)
         table = inputs.copy().set("value_target", target)
         total = 0.0
+        size = min(ranks.share(self.config.value_minibatch_size), len(table))
         for _ in range(self.config.value_steps):
-            rows = torch.randint(len(table), (min(self.config.value_minibatch_size, len(table)),))
+            rows = torch.randint(len(table), (size,))
             metrics, _ = gradient_step(
                 self.optimizer,
                 self.loss,

@@ -42,6 +42,12 @@ def test_every_minibatch_of_an_algorithm_is_a_multiple_of_the_ranks(name: str) -
         check_settings(odd, 2)
 
 
+def test_the_minibatch_of_the_value_is_a_multiple_of_the_ranks() -> None:
+    config = TrainConfig(algorithm=rl.RecapConfig(value_minibatch_size=9))
+    with pytest.raises(ValueError, match="value_minibatch_size=9 is shared by 2 ranks"):
+        check_settings(config, 2)
+
+
 def test_ranks_do_not_act_while_they_learn() -> None:
     config = TrainConfig(algorithm=rl.preset("wsrl"), act_while_learning=True)
     with pytest.raises(ValueError, match="act_while_learning=True cannot be combined with 2 ranks"):

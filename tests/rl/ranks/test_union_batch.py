@@ -38,6 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "epo": ("epo", {"critic_warmup": 0, "evolve_every": 2, "num_members": 4}),
     "filtered_bc": ("filtered_bc", {}),
     "bc": ("bc", {"minibatch_size": 32}),
+    "recap": ("recap", {"minibatch_size": 64, "value_minibatch_size": 32, "positive_share": 0.5}),
     "dsrl": ("dsrl", OFF_POLICY),
     "dsrl, sac": ("dsrl", {**OFF_POLICY, "variant": "sac"}),
     "wsrl": ("wsrl", {**OFF_POLICY, "cloning_coefficient": 0.5}),
