@@ -17,6 +17,7 @@ from pitune.policies.network.context import Context
 from pitune.policies.network.options.language_head import text_of, token_loss
 from pitune.policies.network.options.status import DONE, INVALID, ONGOING
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
+from pitune.rl import ranks
 from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.cloning.text_set import read_texts, text_loss, text_rows
 from pitune.rl.experience.sub_dict import Entry, sub_dict
@@ -97,12 +98,13 @@ class AuxiliaryLosses:
         # instructions of another task for a random share of the rows (B,)
         other = sub_dict(batch, "other_prompt")
         invalid = torch.rand(len(batch), device=device) < self.status.invalid_share
+        invalid &= other["exists"].to(device)
         inputs = sub_dict(batch, MODEL_INPUT).copy()
         for name in ("tokens", "token_mask"):
             inputs[name] = torch.where(invalid[:, None], other[name], inputs[name])
         # these rows have no flow loss, because their actions do not follow the words
         kept = (~invalid).float()
-        weight = kept / kept.mean().clamp(min=1 / len(batch))  # 1 on average
+        weight = kept / ranks.mean(kept).clamp(min=1 / len(batch))  # 1 on average
         label = torch.where(invalid, INVALID, label)
         return {MODEL_INPUT: inputs, "status_label": label, "flow_row_weight": weight}
 

@@ -33,9 +33,7 @@ def with_status_rows(
     # steps to the episode's end (N,), 0 where it has no success
     num = len(demonstrations.action)
     last = torch.searchsorted(demonstrations.episode, demonstrations.episode, right=True) - 1
-    left = last - torch.arange(num) + 1
-    if demonstrations.terminated is not None:
-        left = left * demonstrations.terminated[last]
+    left = (last - torch.arange(num) + 1) * demonstrations.solved()
     entries: dict[str, Entry] = {STEPS_LEFT: left}
     if policy.preprocessor.config.prompt is not None and len(demonstrations.tasks) > 1:
         entries[OTHER_PROMPT] = _other_prompts(policy, demonstrations)

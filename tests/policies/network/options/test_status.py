@@ -97,6 +97,24 @@ def test_rows_with_another_task_s_words_are_invalid_and_have_no_flow_loss(
     assert not loss[invalid].any()
 
 
+def test_the_recorded_success_decides_which_episodes_are_done(policy: FlowPolicy) -> None:
+    """An attempt that ends in a failure has terminated too."""
+    failed = torch.tensor([False] * 5 + [True] * 3)
+    rows = chunks(policy, replace(demonstrations(), success=failed))
+    assert rows["steps_left"].tolist() == [0, 0, 0, 0, 0, 3, 2, 1]
+
+
+def test_words_that_all_tasks_share_make_no_row_invalid(policy: FlowPolicy) -> None:
+    losses = AuxiliaryLosses(
+        policy, rl.LanguageLossConfig(), StatusLossConfig(weight=1.0, invalid_share=0.9)
+    )
+    table = replace(demonstrations(), tasks=(WORDS[0], WORDS[0]))
+    rows = TensorDict.cat([chunks(policy, table)] * 20)
+    drawn = losses.draws(rows)
+    assert not (drawn["status_label"] == INVALID).any()
+    assert (drawn["flow_row_weight"] == 1).all()
+
+
 def test_the_flow_of_invalid_rows_has_no_gradient(policy: FlowPolicy) -> None:
     def step_loss(share: float) -> float:
         config = BCConfig(status=StatusLossConfig(weight=1e-9, invalid_share=share))
