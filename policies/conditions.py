@@ -104,7 +104,10 @@ def encode_words(
         images: Scaled pictures of all cameras, or None.
     """
     parts = images, None, inputs.tokens, inputs.token_mask
-    prefix = network.encode_prefix(*parts, _dropped(network, inputs.condition))
+    dropped = _dropped(network, inputs.condition)
+    prefix = network.encode_prefix(*parts, dropped)
+    if dropped is not None:  # `with_dropped` has nothing left to do
+        prefix = prefix._replace(condition=inputs.condition)
     if not guidance.scale or not network.config.options.conditioning.instruction:
         return prefix
     # the null is the same prefix with the words of every row dropped
@@ -138,7 +141,9 @@ def encode_state(
 
 
 def with_dropped(network: Pi0, prefix: Context | None, condition: Tensor | None) -> Context | None:
-    """Return stored prefixes (N) in which some rows are those without their instruction.
+    """Return given prefixes (N) in which some rows are those without their instruction.
+
+    Prefixes that were encoded for rows with conditions have dropped it already.
 
     Args:
         network: Gives the kinds of conditions.
@@ -149,7 +154,7 @@ def with_dropped(network: Pi0, prefix: Context | None, condition: Tensor | None)
         ValueError: the prefixes were encoded without their null.
     """
     dropped = None if prefix is None else _dropped(network, condition)
-    if prefix is None or dropped is None:
+    if prefix is None or dropped is None or prefix.condition is not None:
         return prefix
     null = prefix.null
     if null is None:
@@ -165,7 +170,10 @@ def with_dropped(network: Pi0, prefix: Context | None, condition: Tensor | None)
         for (null_keys, null_values), (keys, values) in zip(null.cache, prefix.cache, strict=True)
     ]
     features = torch.where(dropped[:, None], null.features, prefix.features)
-    return prefix._replace(cache=cache, features=features)
+    last = prefix.last
+    if last is not None and null.last is not None:
+        last = torch.where(dropped[:, None], null.last, last)
+    return prefix._replace(cache=cache, features=features, last=last)
 
 
 def _dropped(network: Pi0, condition: Tensor | None) -> Tensor | None:
