@@ -93,13 +93,13 @@ def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput)
 
 
 def encode_words(
-    network: Pi0, guidance: GuidanceConfig, inputs: ModelInput, images: Tensor | None
+    network: Pi0, guidance: GuidanceConfig | None, inputs: ModelInput, images: Tensor | None
 ) -> Context:
     """Return encoded pictures and prompts (N), with their null if guidance drops the instruction.
 
     Args:
         network: Encodes them.
-        guidance: Decides whether the null is needed.
+        guidance: Decides whether the null is needed, None without guidance.
         inputs: Observations (N). Rows whose condition drops the instruction have the null's words.
         images: Scaled pictures of all cameras, or None.
     """
@@ -108,7 +108,8 @@ def encode_words(
     prefix = network.encode_prefix(*parts, dropped)
     if dropped is not None:  # `with_dropped` has nothing left to do
         prefix = prefix._replace(condition=inputs.condition)
-    if not guidance.scale or not network.config.options.conditioning.instruction:
+    is_guided = guidance is not None and guidance.scale
+    if not is_guided or not network.config.options.conditioning.instruction:
         return prefix
     # the null is the same prefix with the words of every row dropped
     every = torch.ones(len(inputs), dtype=torch.bool, device=inputs.state.device)

@@ -217,6 +217,17 @@ def test_a_kept_prefix_keeps_both(encoded: list[int]) -> None:
     assert not torch.allclose(stored.null.cache[0][1], stored.cache[0][1], atol=1e-3)
 
 
+def test_the_loss_of_a_guided_policy_encodes_no_null(encoded: list[int]) -> None:
+    policy = conditioned(vision_policy(), WORDS, scale=1.0)
+    inputs, noise, time = seen_rows(policy), noise_of(policy, 3), torch.rand(3)
+    action = torch.rand(3, 4, 2)
+    loss = policy.loss(inputs, action, noise, time)
+    assert encoded == [3]  # the velocity that is trained is that without guidance
+    assert torch.equal(loss, with_guidance(policy).loss(inputs, action, noise, time))
+    kept = policy.loss(inputs, action, noise, time, policy.encode_prefix(inputs))
+    assert torch.allclose(kept, loss, atol=1e-6)
+
+
 @torch.no_grad()
 def test_rows_of_a_kept_prefix_can_drop_their_words() -> None:
     policy = conditioned(vision_policy(), WORDS, scale=1.0)
