@@ -38,6 +38,11 @@ def check_guidance(network: Pi0Config, sampler: SamplerConfig) -> None:
         ValueError: it cannot.
     """
     guidance = sampler.guidance
+    if guidance.advantage != "positive" and not network.options.conditioning.advantage:
+        raise ValueError(
+            f"sampler.guidance.advantage={guidance.advantage!r} chooses an advantage, and this "
+            "network has none (options.conditioning.advantage); leave it out"
+        )
     if not guidance.scale:
         return
     if not network.options.conditioning.kinds:
@@ -45,11 +50,15 @@ def check_guidance(network: Pi0Config, sampler: SamplerConfig) -> None:
             f"sampler.guidance.scale={guidance.scale} drops a condition, and this network has none "
             "that was dropped in training (options.conditioning); set guidance.scale=0"
         )
-    real_time = sampler.real_time
-    if guidance.momentum and real_time is not None and real_time.method == "guided":
+    real_time, several = sampler.real_time, ""
+    if sampler.solver != "euler":
+        several = f"solver={sampler.solver!r}"
+    elif real_time is not None and real_time.method == "guided":
+        several = "real_time.method='guided'"
+    if guidance.momentum and several:
         raise ValueError(
             f"sampler.guidance.momentum={guidance.momentum} sums one velocity per flow step, and "
-            "real_time.method='guided' evaluates several; set guidance.momentum=0"
+            f"{several} evaluates several; set guidance.momentum=0"
         )
 
 

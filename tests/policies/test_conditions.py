@@ -191,6 +191,15 @@ def test_momentum_is_for_deployed_policies_alone(tiny_policy: Callable) -> None:
     guided = replace(policy.sampler, real_time=RealTimeConfig(method="guided"))
     with pytest.raises(ValueError, match=r"real_time.method='guided' evaluates several"):
         policy.replace(sampler=guided)
+    for solver in ("midpoint", "heun"):
+        with pytest.raises(ValueError, match=rf"solver='{solver}' evaluates several"):
+            policy.replace(sampler=replace(policy.sampler, solver=solver))
+
+
+def test_an_advantage_needs_a_network_with_one(tiny_policy: Callable) -> None:
+    for policy in (tiny_policy(), conditioned(tiny_policy(), ConditioningConfig(return_bins=3))):
+        with pytest.raises(ValueError, match=r"advantage='negative' chooses an advantage, and"):
+            with_guidance(policy, advantage="negative")
 
 
 def test_guidance_needs_a_condition(tiny_policy: Callable) -> None:
