@@ -38,6 +38,11 @@ def check_guidance(network: Pi0Config, sampler: SamplerConfig) -> None:
         ValueError: it cannot.
     """
     guidance = sampler.guidance
+    if guidance.advantage != "positive" and not network.options.conditioning.advantage:
+        raise ValueError(
+            f"sampler.guidance.advantage={guidance.advantage!r} chooses an advantage, and this "
+            "network has none (options.conditioning.advantage); leave it out"
+        )
     if not guidance.scale:
         return
     if not network.options.conditioning.kinds:
@@ -45,11 +50,15 @@ def check_guidance(network: Pi0Config, sampler: SamplerConfig) -> None:
             f"sampler.guidance.scale={guidance.scale} drops a condition, and this network has none "
             "that was dropped in training (options.conditioning); set guidance.scale=0"
         )
-    real_time = sampler.real_time
-    if guidance.momentum and real_time is not None and real_time.method == "guided":
+    real_time, several = sampler.real_time, ""
+    if sampler.solver != "euler":
+        several = f"solver={sampler.solver!r}"
+    elif real_time is not None and real_time.method == "guided":
+        several = "real_time.method='guided'"
+    if guidance.momentum and several:
         raise ValueError(
             f"sampler.guidance.momentum={guidance.momentum} sums one velocity per flow step, and "
-            "real_time.method='guided' evaluates several; set guidance.momentum=0"
+            f"{several} evaluates several; set guidance.momentum=0"
         )
 
 
@@ -93,19 +102,23 @@ def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput)
 
 
 def encode_words(
-    network: Pi0, guidance: GuidanceConfig, inputs: ModelInput, images: Tensor | None
+    network: Pi0, guidance: GuidanceConfig | None, inputs: ModelInput, images: Tensor | None
 ) -> Context:
     """Return encoded pictures and prompts (N), with their null if guidance drops the instruction.
 
     Args:
         network: Encodes them.
-        guidance: Decides whether the null is needed.
+        guidance: Decides whether the null is needed, None without guidance.
         inputs: Observations (N). Rows whose condition drops the instruction have the null's words.
         images: Scaled pictures of all cameras, or None.
     """
     parts = images, None, inputs.tokens, inputs.token_mask
-    prefix = network.encode_prefix(*parts, _dropped(network, inputs.condition))
-    if not guidance.scale or not network.config.options.conditioning.instruction:
+    dropped = _dropped(network, inputs.condition)
+    prefix = network.encode_prefix(*parts, dropped)
+    if dropped is not None:  # `with_dropped` has nothing left to do
+        prefix = prefix._replace(condition=inputs.condition)
+    is_guided = guidance is not None and guidance.scale
+    if not is_guided or not network.config.options.conditioning.instruction:
         return prefix
     # the null is the same prefix with the words of every row dropped
     every = torch.ones(len(inputs), dtype=torch.bool, device=inputs.state.device)
@@ -138,7 +151,9 @@ def encode_state(
 
 
 def with_dropped(network: Pi0, prefix: Context | None, condition: Tensor | None) -> Context | None:
-    """Return stored prefixes (N) in which some rows are those without their instruction.
+    """Return given prefixes (N) in which some rows are those without their instruction.
+
+    Prefixes that were encoded for rows with conditions have dropped it already.
 
     Args:
         network: Gives the kinds of conditions.
@@ -149,7 +164,7 @@ def with_dropped(network: Pi0, prefix: Context | None, condition: Tensor | None)
         ValueError: the prefixes were encoded without their null.
     """
     dropped = None if prefix is None else _dropped(network, condition)
-    if prefix is None or dropped is None:
+    if prefix is None or dropped is None or prefix.condition is not None:
         return prefix
     null = prefix.null
     if null is None:
@@ -165,7 +180,10 @@ def with_dropped(network: Pi0, prefix: Context | None, condition: Tensor | None)
         for (null_keys, null_values), (keys, values) in zip(null.cache, prefix.cache, strict=True)
     ]
     features = torch.where(dropped[:, None], null.features, prefix.features)
-    return prefix._replace(cache=cache, features=features)
+    last = prefix.last
+    if last is not None and null.last is not None:
+        last = torch.where(dropped[:, None], null.last, last)
+    return prefix._replace(cache=cache, features=features, last=last)
 
 
 def _dropped(network: Pi0, condition: Tensor | None) -> Tensor | None:

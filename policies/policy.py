@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -114,6 +115,7 @@ class FlowPolicy(PolicyParts):
         inputs: ModelInput,
         prefix: Context | None = None,
         state_offset: Tensor | None = None,
+        with_null: bool = True,
     ) -> Context:
         """Return the context of observations (N), computed once and shared by all flow steps.
 
@@ -121,11 +123,13 @@ class FlowPolicy(PolicyParts):
             inputs: Observations (N). With a prefix, only their state is used.
             prefix: The result of `encode_prefix` for them. By default they are encoded here.
             state_offset: Offset (N, D) or (1, D) that is added to the state token.
+            with_null: Whether guidance follows. Otherwise nothing is encoded for it.
         """
         if prefix is None and self.network.vlm is not None:
-            prefix = self.encode_prefix(inputs)
+            prefix = self.encode_prefix(inputs, with_null)
         else:
             prefix = with_dropped(self.network, prefix, inputs.condition)
+        prefix = prefix if with_null or prefix is None else prefix._replace(null=None)
         context = encode_state(self.network, self.sampler.guidance, inputs, prefix, state_offset)
         if self.has_memory:
             context = with_written_memory(self.network, context, self.memory_of(inputs))
@@ -134,15 +138,16 @@ class FlowPolicy(PolicyParts):
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
         return context._replace(remainder=old[0], delay=old[1])
 
-    def encode_prefix(self, inputs: ModelInput) -> Context:
+    def encode_prefix(self, inputs: ModelInput, with_null: bool = True) -> Context:
         """Return the context of pictures and prompt, without the state.
 
         While `prefix_is_frozen` it does not change during training and may be stored. With guidance
-        away from the dropped instruction it has that prefix too, as `null`.
+        away from the dropped instruction it has that prefix too, as `null`, if `with_null`.
         """
         inputs = inputs.to(self.device)
         images = None if inputs.images is None else scaled_pictures(inputs.images)
-        return encode_words(self.network, self.sampler.guidance, inputs, images)
+        guidance = self.sampler.guidance if with_null else None
+        return encode_words(self.network, guidance, inputs, images)
 
     def critic_input(
         self, inputs: ModelInput, context: Context | None, steps: int | None = None
@@ -207,10 +212,6 @@ class FlowPolicy(PolicyParts):
             state_offset: See `encode`.
         """
         context = self.encode(inputs, state_offset=state_offset)
-        if self.sampler.decoder == "fast":
-            start = self.draw_noise(len(inputs)) if noise is None else noise
-            by_tokens = decide_by_tokens(self, context, lambda: self.solve(context, start))
-            return with_status(self, context, by_tokens)
         source = self.noise_source
         if source is not None and source.is_steered:
             steps = source.config.remainder_steps
@@ -218,8 +219,10 @@ class FlowPolicy(PolicyParts):
         elif noise is None:
             noise = self.draw_noise(len(inputs))
         check_noise(noise, (len(inputs), *self.chunk_shape))
-        chunk = self.solve(context, noise)
-        return with_status(self, context, Decision(chunk, memory_marks(context.written)))
+        flow = partial(self.solve, context, noise)
+        if self.sampler.decoder == "fast":
+            return with_status(self, context, decide_by_tokens(self, context, flow))
+        return with_status(self, context, Decision(flow(), memory_marks(context.written)))
 
     def loss(
         self,
@@ -285,7 +288,7 @@ class FlowPolicy(PolicyParts):
         action = self.preprocessor.normalize_action(action.to(self.device), state)
         per_step = flow_time if flow_time.ndim == 3 else flow_time[..., None]  # (N, M, H or 1)
         x = interpolate(action[:, None], noise, per_step[..., None])  # (N, M, H, A)
-        context = self.encode(inputs, prefix, state_offset=state_offset)
+        context = self.encode(inputs, prefix, state_offset, with_null=False)
         output = self.network.velocity(context, x, flow_time)
 
         # squared error

@@ -219,6 +219,12 @@ def check_decoder(sampler: SamplerConfig, network: Pi0Config, is_steered: bool) 
             "sampler.decoder='fast' reads no starting noise, so it cannot be steered; take "
             "decoder='flow'"
         )
+    unread = [kind for kind in network.options.conditioning.kinds if kind != "instruction"]
+    if unread:
+        raise ValueError(
+            f"sampler.decoder='fast' cannot be combined with conditions of {unread} "
+            "(options.conditioning), which the tokens of actions do not read; take decoder='flow'"
+        )
     if sampler.guidance.scale:
         raise ValueError(
             f"sampler.decoder='fast' takes no step of the flow that guidance.scale="

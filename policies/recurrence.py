@@ -59,7 +59,7 @@ def with_recalled_memory(
             memory = _where(begins, start, memory)
             # the decision writes as it did when acting, now with a gradient
             read = replace(ModelInput.of(decision), memory=memory)
-            written = policy.encode(read, stored_prefix(decision)).written
+            written = policy.encode(read, stored_prefix(decision), with_null=False).written
             if written is None:
                 raise ValueError("the policy wrote no memory; encode with `FlowPolicy.encode`")
             memory = _where(belongs[:, j], written, memory)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from pitune.policies.checkpoints.keys import key_differences
 from pitune.policies.finetuning.trainable import trained_parameters
@@ -132,6 +133,8 @@ class EMA:
         """Swap the memory of each parameter with that of its average."""
         for name, parameter in self._parameters.items():
             parameter.data, self._average[name] = self._average[name], parameter.data
+        # the average may have moved since its last exchange, which held casts would not notice
+        increment_version(list(self._parameters.values()))
 
     def _refuse_inside(self, method: str) -> None:
         if self._inside:

@@ -50,7 +50,8 @@ class Context(NamedTuple):
     language: Cache | None = None
     """Keys and values of the prefix for the language head, which insulation leaves a gradient."""
     condition: Tensor | None = None
-    """Conditions of the velocity (B, kinds) int64, -1 where one is dropped. None without any."""
+    """Conditions of the velocity (B, kinds) int64, -1 where one is dropped. None without any. Of a
+    prefix, those that it was encoded for, if its words can be dropped."""
     null: Context | None = None
     """The same observation without its instruction, for guidance."""
 

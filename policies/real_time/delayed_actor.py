@@ -82,7 +82,7 @@ class DelayedActor(TensorDictModuleBase):
 
     Raises:
         ValueError: the chunks end before the next one arrives, or the seam needs settings that the
-            policy lacks.
+            policy lacks, or the policy has a memory.
 
     Example:
         >>> from tensordict import TensorDict
@@ -101,6 +101,11 @@ class DelayedActor(TensorDictModuleBase):
 
     def __init__(self, policy: FlowPolicy, config: DelayConfig, seed: int = 0) -> None:
         super().__init__()
+        if policy.has_memory:
+            raise ValueError(
+                "a delayed actor hands no memory (options.memory) on to the next decision; leave "
+                "out the delay, or take a policy without a memory"
+            )
         check_delay(config.highest, policy.sampler.execution_horizon, policy.chunk_shape[0])
         # the environment has no delay of its own
         policy = policy.replace(sampler=replace(policy.sampler, delay=DelayConfig()))

@@ -34,8 +34,9 @@ def critic_input(
     """
     if not policy.feature_dim:
         return policy.critic_input(ModelInput.of(rows), None)
-    context = context or stored_prefix(rows) or policy.encode(ModelInput.of(rows))
-    return policy.critic_input(ModelInput.of(rows), context)
+    inputs = ModelInput.of(rows)
+    context = context or stored_prefix(rows) or policy.encode(inputs, with_null=False)
+    return policy.critic_input(inputs, context)
 
 
 def executed_chunk(policy: FlowPolicy, context: Context, noise: Tensor) -> Tensor:

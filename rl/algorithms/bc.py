@@ -225,7 +225,7 @@ class CloningStep:
         batch = with_recalled_memory(self.policy, batch, self.config.memory_decisions - 1)
         inputs, prefix = ModelInput.of(batch), stored_prefix(batch)
         if prefix is None and self.auxiliary.language.is_on:  # shared by all losses
-            prefix = self.policy.encode_prefix(inputs)
+            prefix = self.policy.encode_prefix(inputs, with_null=False)
         loss, hidden = self.policy.loss_and_hidden(
             inputs, batch["action"], noise, flow_time, prefix
         )

@@ -98,6 +98,8 @@ def add_next_features(policy: FlowPolicy, rollout: TensorDictBase) -> None:
     """
 
     def encode(obs: TensorDictBase) -> Tensor:
-        return in_parts(obs, lambda part: policy.encode(ModelInput.of(part)).features)
+        return in_parts(
+            obs, lambda part: policy.encode(ModelInput.of(part), with_null=False).features
+        )
 
     rollout["next", "features"] = encode_next(rollout, rollout["features"], encode)

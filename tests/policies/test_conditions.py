@@ -28,6 +28,7 @@ from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetunin
 from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.policies.network.context import pack, unpack
 from pitune.policies.network.options.add import network_with_options
+from pitune.policies.network.options.language_head import LanguageHeadConfig, text_of
 from pitune.policies.network.options.tokens.conditioning import (
     ConditioningConfig,
     condition_of,
@@ -190,6 +191,15 @@ def test_momentum_is_for_deployed_policies_alone(tiny_policy: Callable) -> None:
     guided = replace(policy.sampler, real_time=RealTimeConfig(method="guided"))
     with pytest.raises(ValueError, match=r"real_time.method='guided' evaluates several"):
         policy.replace(sampler=guided)
+    for solver in ("midpoint", "heun"):
+        with pytest.raises(ValueError, match=rf"solver='{solver}' evaluates several"):
+            policy.replace(sampler=replace(policy.sampler, solver=solver))
+
+
+def test_an_advantage_needs_a_network_with_one(tiny_policy: Callable) -> None:
+    for policy in (tiny_policy(), conditioned(tiny_policy(), ConditioningConfig(return_bins=3))):
+        with pytest.raises(ValueError, match=r"advantage='negative' chooses an advantage, and"):
+            with_guidance(policy, advantage="negative")
 
 
 def test_guidance_needs_a_condition(tiny_policy: Callable) -> None:
@@ -216,6 +226,17 @@ def test_a_kept_prefix_keeps_both(encoded: list[int]) -> None:
     assert not torch.allclose(stored.null.cache[0][1], stored.cache[0][1], atol=1e-3)
 
 
+def test_the_loss_of_a_guided_policy_encodes_no_null(encoded: list[int]) -> None:
+    policy = conditioned(vision_policy(), WORDS, scale=1.0)
+    inputs, noise, time = seen_rows(policy), noise_of(policy, 3), torch.rand(3)
+    action = torch.rand(3, 4, 2)
+    loss = policy.loss(inputs, action, noise, time)
+    assert encoded == [3]  # the velocity that is trained is that without guidance
+    assert torch.equal(loss, with_guidance(policy).loss(inputs, action, noise, time))
+    kept = policy.loss(inputs, action, noise, time, policy.encode_prefix(inputs))
+    assert torch.allclose(kept, loss, atol=1e-6)
+
+
 @torch.no_grad()
 def test_rows_of_a_kept_prefix_can_drop_their_words() -> None:
     policy = conditioned(vision_policy(), WORDS, scale=1.0)
@@ -231,6 +252,29 @@ def test_rows_of_a_kept_prefix_can_drop_their_words() -> None:
         plain.encode(inputs, plain.encode_prefix(seen_rows(plain)))
     with pytest.raises(ValueError, match="encoded without its null, which guidance"):
         policy.field(plain.encode(seen_rows(plain)))
+
+
+@torch.no_grad()
+def test_a_prefix_that_was_encoded_without_some_words_is_taken_as_it_is(encoded: list[int]) -> None:
+    policy = conditioned(vision_policy(), WORDS)
+    inputs = replace(seen_rows(policy), condition=torch.tensor([[0], [-1], [0]]))
+    for prefix in (policy.encode_prefix(inputs), unpack(pack(policy.encode_prefix(inputs)))):
+        encoded.clear()
+        given = policy.encode(inputs, prefix)
+        assert encoded == []
+        assert torch.equal(given.features, policy.encode(inputs).features)
+
+
+@torch.no_grad()
+def test_a_dropped_row_of_a_kept_prefix_predicts_tokens_without_its_words() -> None:
+    policy = conditioned(vision_policy(), WORDS, scale=1.0)
+    head = NetworkOptions(language_head=LanguageHeadConfig(enabled=True))
+    policy = policy.replace(network=network_with_options(policy.network, head, None))
+    inputs = replace(seen_rows(policy), condition=torch.tensor([[0], [-1], [0]]))
+    kept = text_of(policy.encode(inputs, policy.encode_prefix(seen_rows(policy))))
+    fresh = text_of(policy.encode(inputs))
+    assert torch.allclose(kept.last, fresh.last, atol=1e-5)
+    assert torch.allclose(kept.cache[0][1], fresh.cache[0][1], atol=1e-5)
 
 
 def test_a_trained_null_of_the_words_is_no_frozen_prefix() -> None:

@@ -92,4 +92,4 @@ class ReturnValue:
         return self.critic.value(inputs).squeeze(-1).cpu()
 
     def _features(self, part: TensorDictBase) -> Tensor:
-        return self.policy.encode(ModelInput.of(part)).features
+        return self.policy.encode(ModelInput.of(part), with_null=False).features

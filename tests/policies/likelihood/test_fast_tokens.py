@@ -29,7 +29,10 @@ from pitune.policies.fast.decoding import decode, score
 from pitune.policies.fast.tokenizer import FastTokenizer
 from pitune.policies.fast.vocabulary import PADDING
 from pitune.policies.flow.guidance import GuidanceConfig
+from pitune.policies.network.options.add import network_with_options
+from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.options.language_head import text_of
+from pitune.policies.network.options.tokens.conditioning import ConditioningConfig
 from pitune.rl.experience.keys import KEYS
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -258,6 +261,10 @@ def test_a_policy_that_cannot_act_by_tokens_is_refused_by_name(policy: FlowPolic
     delayed = replace(policy.sampler, delay=DelayConfig(steps=1), execution_horizon=2)
     with pytest.raises(ValueError, match="begins each chunk afresh; leave out real_time"):
         policy.replace(sampler=delayed)
+    advantage = NetworkOptions(conditioning=ConditioningConfig(advantage=True, instruction=True))
+    conditioned = network_with_options(policy.network, advantage, None)
+    with pytest.raises(ValueError, match=r"cannot be combined with conditions of \['advantage'\]"):
+        policy.replace(network=conditioned)
     guided = replace(policy.sampler, guidance=GuidanceConfig(scale=1.0))
     with pytest.raises(ValueError, match=r"that guidance\.scale=1\.0 could change; set it to 0"):
         policy.replace(sampler=guided)

@@ -74,6 +74,18 @@ def test_every_change_of_a_weight_is_noticed(use: str) -> None:
         assert torch.equal(module(x), plain(x))
 
 
+def test_an_average_that_moves_between_two_exchanges_is_noticed() -> None:
+    """The weights themselves do not change in between, so only the average's place is known."""
+    module, x = layer(), inputs()
+    ema = EMA(module, 0.5)
+    with torch.no_grad():
+        module.weight.add_(1)
+    for _ in range(2):
+        with ema.swapped():
+            assert torch.equal(module(x), unheld(deepcopy(module))(x))
+        ema.update()
+
+
 def test_each_use_has_its_own_gradient_in_the_precision_of_the_weight() -> None:
     """Two uses in one loss: the gradients are added in float32, as without held weights."""
     gradients = []

@@ -9,10 +9,12 @@ from tensordict import TensorDict
 
 from observations import observed
 from pitune import policies
-from pitune.policies import Actor, FlowPolicy
+from pitune.policies import Actor, FlowPolicy, NetworkOptions
 from pitune.policies.checkpoints.formats import load, save
 from pitune.policies.flow.delay import DelayConfig, Seam
 from pitune.policies.flow.real_time import RealTimeConfig
+from pitune.policies.network.options.add import network_with_options
+from pitune.policies.network.options.tokens.memory import MemoryConfig
 from pitune.policies.real_time.delayed_actor import DelayedActor, continue_chunk
 
 H, h, N = 8, 4, 3
@@ -167,6 +169,10 @@ def test_a_policy_that_cannot_meet_the_delay_is_refused(policy: FlowPolicy) -> N
     none = policy.replace(sampler=replace(policy.sampler, real_time=None))
     with pytest.raises(ValueError, match=r"needs the policy's settings `sampler\.real_time`"):
         DelayedActor(none, DelayConfig(seam="real_time"))
+    memory = NetworkOptions(memory=MemoryConfig(num_tokens=1))
+    network = network_with_options(policy.network, memory, None)
+    with pytest.raises(ValueError, match=r"a delayed actor hands no memory \(options.memory\) on"):
+        DelayedActor(policy.replace(network=network), DelayConfig(steps=2))
     with pytest.raises(ValueError, match="no settings for real-time chunking"):
         continue_chunk(none, policies.ModelInput.of(decision(none, 0)), torch.zeros(N, 4, 2), 1)
 
