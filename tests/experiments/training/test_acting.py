@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pitune import envs, experiments, rl
+from pitune.experiments.runs.loop.update import learn
 from pitune.experiments.train import TrainConfig, Trainer, train
 from pitune.experiments.training import acting
 from pitune.experiments.training.acting import (
@@ -75,6 +77,29 @@ def test_the_actions_are_one_update_old_and_no_more(
     # a resumed run goes on, with new episodes
     again = train(replace(config, resume=True, num_iterations=8))
     assert again["iterations"] == 8
+
+
+def test_times_are_those_of_this_process_and_the_speed_is_that_of_the_other(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies: list[dict[str, Any]] = []
+
+    def received(content: bytes) -> dict[str, Any]:
+        replies.append(of_bytes(content))
+        return replies[-1]
+
+    def slow(*args: Any) -> dict[str, float]:
+        metrics = learn(*args)
+        time.sleep(1.5)  # the next rollout is there before it is needed
+        return metrics
+
+    monkeypatch.setattr(acting, "of_bytes", received)
+    monkeypatch.setattr(experiments.train, "learn", slow)
+    train(replace(config, num_iterations=3, num_chunks=100))
+    for row, reply in zip(rows(config.out), replies, strict=False):
+        assert float(row["seconds/simulator"]) >= 0
+        assert float(row["seconds/policy"]) >= 0
+        assert 0 < float(row["env_steps_per_second"]) <= reply["steps"] / reply["simulator"]
 
 
 def test_an_older_rollout_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
