@@ -29,24 +29,8 @@ OFF_POLICY = [entry.name for entry in rl.registry.entries() if entry.off_policy]
 
 
 @pytest.fixture
-def config(
-    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> TrainConfig:
-    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
-    return TrainConfig(
-        algorithm=small_preset("dsrl"),
-        env=envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
-        checkpoint=half_trained,
-        out=tmp_path / "run",
-        num_iterations=6,
-        num_chunks=4,
-        eval_every=3,
-        eval_episodes=4,
-        act_while_learning=True,
-        wandb="off",
-        video=False,
-        device="cpu",
-    )
+def config(run_of: Callable[..., TrainConfig]) -> TrainConfig:
+    return run_of("dsrl", num_iterations=6, eval_every=3, act_while_learning=True)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
