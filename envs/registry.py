@@ -196,6 +196,11 @@ def make(config: EnvConfig) -> CheckedEnv:
     """
     if config.num_envs < 1:
         raise ValueError(f"num_envs={config.num_envs} must be at least 1")
+    if config.ray_address is not None and config.workers_on != "ray":
+        raise ValueError(
+            f"ray_address={config.ray_address!r} is used with workers_on='ray' only, and "
+            f"workers_on={config.workers_on!r}; pass --env.workers-on ray or --env.ray-address None"
+        )
     adapter = _adapter(config.id)
     config = replace(config, options=config.typed_options(adapter.options))
     check_rule(config.success)

@@ -144,6 +144,7 @@ class Trainer(TrainState):
         self.iteration += 1
         phases = {f"seconds/{key}": self.seconds[key] - seconds[key] for key in self.seconds}
         num_steps = self.rollouts.num_env_steps
+        collecting = self.rollouts.seconds_elsewhere or collected - start
         check_drift(self.algorithm, self.iteration)
         row = {
             **metrics,
@@ -153,7 +154,7 @@ class Trainer(TrainState):
             **self._clock.compile_row(self.seconds),
             **memory_in_use(),
             "env_steps": float(num_steps),
-            "env_steps_per_second": (num_steps - steps) / (collected - start),
+            "env_steps_per_second": (num_steps - steps) / collecting,
             "action_clip_fraction": self.env.num_clipped / max(1, self.env.num_entries),
         }
         return of_all_ranks(row)

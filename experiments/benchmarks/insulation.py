@@ -26,12 +26,12 @@ from pitune.envs.mock.registration import MockOptions
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse
 from pitune.experiments.pretrain import PretrainConfig, pretrain
+from pitune.experiments.reports.task_table import rate_text
 from pitune.experiments.runs.progress import screen
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
 from pitune.ranges import PositiveInt, Seed, Settings
 from pitune.rl.cloning.text_set import held_out_loss
-from pitune.rl.evaluation.statistics import wilson_interval
 
 WORDS = (
     ("reach", "find", "touch", "visit"),
@@ -184,8 +184,7 @@ def table(out: Path) -> str:
         successes, num = (
             sum(record[key] for record in records) for key in ("successes", "episodes")
         )
-        low, high = wilson_interval(successes, num)
-        rate = f"{successes / num:.1%} [{low:.1%}, {high:.1%}] ({successes}/{num})"
+        rate = rate_text(successes, num)
         lines.append(f"| {name} | {len(files)} | {_spread(losses)} | {_spread(drifts)} | {rate} |")
     return "\n".join(lines)
 

@@ -23,10 +23,10 @@ from pitune import envs, policies, rl
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse
 from pitune.experiments.pretrain import PretrainConfig, pretrain
+from pitune.experiments.reports.task_table import rate_text
 from pitune.experiments.runs.progress import screen
 from pitune.ranges import PositiveInt, Seed, Settings
 from pitune.rl.evaluation.instructions import shuffled_instructions
-from pitune.rl.evaluation.statistics import wilson_interval
 
 SUITE = "metaworld/[reach-v3,push-v3,pick-place-v3,reach-wall-v3,pick-place-wall-v3]"
 """Tasks that share their scene. Reach and pick-place have the same starts and goals too, so that
@@ -186,8 +186,7 @@ def _rows(name: str, words: str, records: Sequence[dict[str, Any]]) -> list[str]
     counts["all"] = [sum(count[k] for count in counts.values()) for k in (0, 1)]
     rows = []
     for task, (successes, num) in counts.items():
-        low, high = wilson_interval(successes, num)
-        rate = f"{successes / num:.1%} [{low:.1%}, {high:.1%}] ({successes}/{num})"
+        rate = rate_text(successes, num)
         rows.append(f"| {name} | {words} | {task} | {len(records)} | {rate} |")
     return rows
 

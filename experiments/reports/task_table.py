@@ -61,12 +61,19 @@ def _name(names: Sequence[str], task: int) -> str:
     return names[task] if task < len(names) else f"task {task}"
 
 
-def _cell(counts: tuple[int, int] | None) -> str:
-    if counts is None:
-        return "-"
-    successes, num = counts
+def rate_text(successes: int, num: int) -> str:
+    """Return a success rate with its interval and its counts.
+
+    Example:
+        >>> rate_text(5, 10)
+        '50.0% [23.7%, 76.3%] (5/10)'
+    """
     low, high = wilson_interval(successes, num)
     return f"{successes / num:.1%} [{low:.1%}, {high:.1%}] ({successes}/{num})"
+
+
+def _cell(counts: tuple[int, int] | None) -> str:
+    return "-" if counts is None else rate_text(*counts)
 
 
 def _mean(counts: Counts, tasks: Sequence[int]) -> str:

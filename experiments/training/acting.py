@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import time
 import traceback
 import weakref
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from pitune import envs, rl
 from pitune.envs.workers.launch import end_group, fork_server, kill_group, lead_group
+from pitune.experiments.runs.loop.clock import WorkClock
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.training.policy import policy_to_train
 from pitune.rl import ranks
@@ -86,7 +88,9 @@ class ActingRollouts(Rollouts):
         if not self._is_asked:
             self._ask(connection)
         # the rollout that was asked for before the last update
+        start = time.perf_counter()
         received = self._receive(connection)
+        waited = time.perf_counter() - start
         self.updates_behind = behind = self.algorithm.num_updates - received["updates"]
         if behind > MOST_UPDATES_BEHIND:
             raise RuntimeError(
@@ -97,7 +101,9 @@ class ActingRollouts(Rollouts):
         self._ask(connection)
         # counts of the other process
         self.num_env_steps += received["steps"]
-        self.simulator_seconds = received["seconds"]
+        # this process was in no simulator: of its wait, the same share as of the other's time
+        self.seconds_elsewhere = received["seconds"]
+        self.simulator_seconds = waited * received["simulator"] / received["seconds"]
         self.env.num_clipped += received["clipped"]
         self.env.num_entries += received["entries"]
         rows = TensorDict(received["rollout"], batch_size=[self.env.spec.num_envs])
@@ -209,10 +215,11 @@ def act(
         algorithm = rl.make(config.algorithm, policy_to_train(config))
         rollouts = Rollouts(env, algorithm, config.num_chunks, config.seed)
         rollouts.restart(iteration)
+        clock = WorkClock(config.compile)
         while True:
             # present weights in, a rollout out
             load_acting_state(algorithm, of_bytes(connection.recv_bytes()))
-            connection.send_bytes(as_bytes(_rollout(rollouts, env)))
+            connection.send_bytes(as_bytes(_rollout(rollouts, env, clock)))
     except (EOFError, OSError):
         pass  # the learner has ended
     except Exception:
@@ -220,15 +227,18 @@ def act(
     end_group()
 
 
-def _rollout(rollouts: Rollouts, env: envs.CheckedEnv) -> dict[str, Any]:
-    """Return a rollout and its counts."""
+def _rollout(rollouts: Rollouts, env: envs.CheckedEnv, clock: WorkClock) -> dict[str, Any]:
+    """Return a rollout, its counts and its times."""
     steps, clipped, entries = rollouts.num_env_steps, env.num_clipped, env.num_entries
+    start = clock()
     rollout = rollouts.collect()
+    seconds = clock() - start
     return {
         "rollout": dict(rollout.cpu().flatten_keys(".").items()),
         "updates": rollouts.algorithm.num_updates,
         "steps": rollouts.num_env_steps - steps,
-        "seconds": rollouts.simulator_seconds,
+        "seconds": seconds,
+        "simulator": rollouts.simulator_seconds,
         "clipped": env.num_clipped - clipped,
         "entries": env.num_entries - entries,
     }

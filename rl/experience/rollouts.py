@@ -105,6 +105,8 @@ class Rollouts:
         """Simulator steps so far."""
         self.simulator_seconds = 0.0
         """Time of the last rollout inside the simulator [s]."""
+        self.seconds_elsewhere: float | None = None
+        """Time of the last rollout in another process [s], if that collected it."""
         self._iteration, self._begun = 0, False
         self.restart(0)
 

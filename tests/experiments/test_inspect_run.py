@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_runs import small_run
 
-from pitune import envs, experiments, rl
+from pitune import experiments, rl
 from pitune.experiments.inspect_run import main
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.train import Trainer, train
@@ -24,19 +25,9 @@ class Killed(BaseException):
 def config(
     small_preset: Callable, half_trained: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainConfig:
-    return TrainConfig(
-        algorithm=replace(small_preset("ppo"), clip=rl.PPOClipConfig(high=0.3)),
-        env=envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
-        checkpoint=half_trained,
-        out=tmp_path_factory.mktemp("inspect") / "run",
-        num_iterations=2,
-        num_chunks=4,
-        eval_every=1,
-        eval_episodes=4,
-        wandb="off",
-        video=False,
-        device="cpu",
-    )
+    algorithm = replace(small_preset("ppo"), clip=rl.PPOClipConfig(high=0.3))
+    out = tmp_path_factory.mktemp("inspect") / "run"
+    return small_run(algorithm, half_trained, out, eval_every=1)
 
 
 @pytest.fixture(scope="module")

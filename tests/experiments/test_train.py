@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import rows, small_run
 
 from pitune import envs, experiments, policies, rl
 from pitune.experiments.inspect_run import main as inspect_main
@@ -51,22 +52,8 @@ def config_of(small_preset: Callable, half_trained: Path) -> Callable[..., Train
         if "learned noise" in name:
             likelihood = policies.likelihood_config("flow_noise", stochastic_steps="one")
             algorithm = replace(algorithm, likelihood=likelihood)
-        config = TrainConfig(
-            algorithm=algorithm,
-            env=envs.EnvConfig(
-                id="mock/Reach", num_envs=NUM_ENVS, num_workers=0, max_episode_steps=7
-            ),
-            checkpoint=half_trained,
-            out=out,
-            num_iterations=4,
-            num_chunks=NUM_CHUNKS,
-            eval_every=2,
-            eval_episodes=NUM_ENVS,
-            wandb="off",
-            video=False,
-            device="cpu",
-        )
-        return replace(config, **changes)
+        changes = {"num_iterations": 4, "num_chunks": NUM_CHUNKS, **changes}
+        return small_run(algorithm, half_trained, out, **changes)
 
     return make
 
@@ -102,15 +89,6 @@ def train_until_killed(config: TrainConfig, owner: Any, function: str, call: int
         kill(patch, owner, function, call)
         with pytest.raises(Killed):
             train(config)
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """Return metrics.csv without what a clock measured."""
-    with (folder / "metrics.csv").open(newline="") as lines:
-        return [
-            {k: v for k, v in row.items() if "second" not in k and "memory/" not in k}
-            for row in csv.DictReader(lines)
-        ]
 
 
 def iterations(folder: Path) -> list[int]:

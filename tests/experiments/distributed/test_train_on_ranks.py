@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 from collections.abc import Callable
@@ -14,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from rank_processes import on_ranks, start_ranks
+from small_runs import rows
 from torch import nn
 
-from pitune import envs, experiments, rl
+from pitune import rl
 from pitune.experiments.train import TrainConfig, Trainer, train
 from pitune.rl import ranks
 from settings import changed
@@ -26,40 +26,15 @@ OFF_POLICY = {"capacity": 64, "minibatch_size": 16, "warmup_decisions": 32}
 
 @pytest.fixture
 def config(
-    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_preset: Callable, run_of: Callable[..., TrainConfig]
 ) -> Callable[[str], TrainConfig]:
-    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
-
     def make(name: str) -> TrainConfig:
         algorithm = small_preset(name)
         if rl.registry.entry(name).off_policy:
             algorithm = changed(algorithm, **OFF_POLICY)
-        return TrainConfig(
-            algorithm=algorithm,
-            env=envs.config_for("mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
-            checkpoint=half_trained,
-            out=tmp_path / "run",
-            num_iterations=4,
-            num_chunks=4,
-            eval_every=2,
-            eval_episodes=5,
-            wandb="off",
-            video=False,
-            device="cpu",
-            seed=5,
-        )
+        return run_of(algorithm, num_iterations=4, eval_episodes=5, seed=5)
 
     return make
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv without times and memory, which differ between runs."""
-    with (folder / "metrics.csv").open() as file:
-        found = list(csv.DictReader(file))
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("seconds", "memory", "env_steps_per"))}
-        for row in found
-    ]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rank_processes import on_ranks, start_ranks
 
-from pitune import envs, experiments, policies
+from pitune import policies
 from pitune.experiments.train import TrainConfig, Trainer, train
 from settings import changed
 
@@ -21,27 +21,11 @@ TIMES = ("seconds", "memory", "env_steps_per")
 
 
 @pytest.fixture
-def config(
-    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> TrainConfig:
-    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
+def config(small_preset: Callable, run_of: Callable[..., TrainConfig]) -> TrainConfig:
     algorithm = changed(
         small_preset("ppo"), kl_coefficient=0.1, critic_warmup=0, normalize_returns=True
     )
-    return TrainConfig(
-        algorithm=algorithm,
-        env=envs.config_for("mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
-        checkpoint=half_trained,
-        out=tmp_path / "run",
-        num_iterations=2,
-        num_chunks=4,
-        eval_every=2,
-        eval_episodes=5,
-        wandb="off",
-        video=False,
-        device="cpu",
-        shard=True,
-    )
+    return run_of(algorithm, eval_episodes=5, shard=True)
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

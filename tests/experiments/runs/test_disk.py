@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import resource
@@ -14,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import rows
 
 from forks import Child
-from pitune import envs, experiments
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.runs.folder.checkpoints import damage_of, own_checkpoints
 from pitune.experiments.runs.folder.disk import as_disk_error
@@ -27,32 +26,8 @@ from pitune.rl.algorithms.dsrl import DSRL
 
 
 @pytest.fixture
-def config(
-    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> TrainConfig:
-    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
-    return TrainConfig(
-        algorithm=small_preset("dsrl"),
-        env=envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
-        checkpoint=half_trained,
-        out=tmp_path / "run",
-        num_iterations=8,
-        num_chunks=4,
-        eval_every=4,
-        eval_episodes=4,
-        save_minutes=1e-9,
-        wandb="off",
-        video=False,
-        device="cpu",
-    )
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as lines:
-        return [
-            {k: v for k, v in row.items() if "second" not in k and "memory/" not in k}
-            for row in csv.DictReader(lines)
-        ]
+def config(run_of: Callable[..., TrainConfig]) -> TrainConfig:
+    return run_of("dsrl", num_iterations=8, eval_every=4, save_minutes=1e-9)
 
 
 def command(config: TrainConfig, before: Callable[[Trainer], None]) -> None:

@@ -6,7 +6,6 @@ interruption: the signal, the latest row and checkpoint, and the temporary files
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import time
@@ -18,45 +17,22 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import rows
 
 from forks import Child
-from pitune import envs, experiments
 from pitune.experiments.runs.folder.checkpoints import own_checkpoints
 from pitune.experiments.runs.signals import exit_on_signal
 from pitune.experiments.train import TrainConfig, train
+from settings import changed
 
 KILLS, STOPS = 20, 5
 
 
 @pytest.fixture
-def config(
-    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> TrainConfig:
-    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
-    algorithm = small_preset("dsrl")
-    memory = replace(algorithm.off_policy, capacity=300)  # full after nineteen iterations
-    return TrainConfig(
-        algorithm=replace(algorithm, off_policy=memory),
-        env=envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
-        checkpoint=half_trained,
-        out=tmp_path / "run",
-        num_iterations=120,
-        num_chunks=4,
-        eval_every=40,
-        eval_episodes=4,
-        save_minutes=0.002,
-        wandb="off",
-        video=False,
-        device="cpu",
-    )
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as lines:
-        return [
-            {k: v for k, v in row.items() if "second" not in k and "memory/" not in k}
-            for row in csv.DictReader(lines)
-        ]
+def config(small_preset: Callable, run_of: Callable[..., TrainConfig]) -> TrainConfig:
+    # full after nineteen iterations
+    algorithm = changed(small_preset("dsrl"), capacity=300)
+    return run_of(algorithm, num_iterations=120, eval_every=40, save_minutes=0.002)
 
 
 def weights(folder: Path) -> bytes:

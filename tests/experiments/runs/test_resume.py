@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pitune import envs, experiments, policies, rl
+from pitune import policies, rl
 from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.resume import with_saved_options
 from pitune.experiments.runs.run import Run
@@ -20,24 +20,8 @@ from pitune.experiments.train import TrainConfig, parse, train
 
 
 @pytest.fixture
-def config(
-    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> TrainConfig:
-    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
-    return TrainConfig(
-        algorithm=small_preset("ppo"),
-        env=envs.config_for("mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
-        checkpoint=half_trained,
-        out=tmp_path / "run",
-        num_iterations=2,
-        num_chunks=4,
-        eval_every=2,
-        eval_episodes=4,
-        wandb="off",
-        video=False,
-        device="cpu",
-        seed=5,
-    )
+def config(run_of: Callable[..., TrainConfig]) -> TrainConfig:
+    return run_of("ppo", seed=5)
 
 
 def begin(config: TrainConfig) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -16,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import rows
 
 from forks import Child
-from pitune import envs, experiments, rl
+from pitune import rl
 from pitune.experiments.quickstart import main as quickstart_main
 from pitune.experiments.runs.folder.checkpoints import own_checkpoints
 from pitune.experiments.runs.signals import StoppedBySignal, exit_on_signal, stop_request
@@ -30,23 +30,8 @@ NUMBERS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
 
 @pytest.fixture
-def config(
-    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> TrainConfig:
-    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
-    return TrainConfig(
-        algorithm=small_preset("ppo"),
-        env=envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
-        checkpoint=half_trained,
-        out=tmp_path / "run",
-        num_iterations=6,
-        num_chunks=4,
-        eval_every=3,
-        eval_episodes=4,
-        wandb="off",
-        video=False,
-        device="cpu",
-    )
+def config(run_of: Callable[..., TrainConfig]) -> TrainConfig:
+    return run_of("ppo", num_iterations=6, eval_every=3)
 
 
 def command(config: TrainConfig) -> None:
@@ -73,14 +58,6 @@ def stop_in(function: str, call: int, number: int, config: TrainConfig, times: i
 def child(function: str, call: int, number: int, config: TrainConfig, **kwargs: Any) -> Child:
     log = config.out.with_name("log")
     return Child(lambda: stop_in(function, call, number, config, **kwargs), log)
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as lines:
-        return [
-            {k: v for k, v in row.items() if "second" not in k and "memory/" not in k}
-            for row in csv.DictReader(lines)
-        ]
 
 
 def weights(folder: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pitune import envs, experiments, rl
+from pitune.experiments.runs.loop.update import learn
 from pitune.experiments.train import TrainConfig, Trainer, train
 from pitune.experiments.training import acting
 from pitune.experiments.training.acting import (
@@ -27,24 +29,8 @@ OFF_POLICY = [entry.name for entry in rl.registry.entries() if entry.off_policy]
 
 
 @pytest.fixture
-def config(
-    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> TrainConfig:
-    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
-    return TrainConfig(
-        algorithm=small_preset("dsrl"),
-        env=envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
-        checkpoint=half_trained,
-        out=tmp_path / "run",
-        num_iterations=6,
-        num_chunks=4,
-        eval_every=3,
-        eval_episodes=4,
-        act_while_learning=True,
-        wandb="off",
-        video=False,
-        device="cpu",
-    )
+def config(run_of: Callable[..., TrainConfig]) -> TrainConfig:
+    return run_of("dsrl", num_iterations=6, eval_every=3, act_while_learning=True)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -75,6 +61,29 @@ def test_the_actions_are_one_update_old_and_no_more(
     # a resumed run goes on, with new episodes
     again = train(replace(config, resume=True, num_iterations=8))
     assert again["iterations"] == 8
+
+
+def test_times_are_those_of_this_process_and_the_speed_is_that_of_the_other(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies: list[dict[str, Any]] = []
+
+    def received(content: bytes) -> dict[str, Any]:
+        replies.append(of_bytes(content))
+        return replies[-1]
+
+    def slow(*args: Any) -> dict[str, float]:
+        metrics = learn(*args)
+        time.sleep(1.5)  # the next rollout is there before it is needed
+        return metrics
+
+    monkeypatch.setattr(acting, "of_bytes", received)
+    monkeypatch.setattr(experiments.train, "learn", slow)
+    train(replace(config, num_iterations=3, num_chunks=100))
+    for row, reply in zip(rows(config.out), replies, strict=False):
+        assert float(row["seconds/simulator"]) >= 0
+        assert float(row["seconds/policy"]) >= 0
+        assert 0 < float(row["env_steps_per_second"]) <= reply["steps"] / reply["simulator"]
 
 
 def test_an_older_rollout_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

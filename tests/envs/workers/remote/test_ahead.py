@@ -124,3 +124,9 @@ def test_ray_is_refused_where_it_has_no_workers(env_id: str, changes: dict, mess
     config = envs.EnvConfig(id=env_id, reward="dense", workers_on="ray", **changes)
     with pytest.raises(ValueError, match=message):
         envs.make(config)
+
+
+def test_an_address_of_ray_is_refused_where_the_workers_are_processes() -> None:
+    config = envs.EnvConfig(id="gym/Pendulum-v1", reward="dense", num_workers=1, ray_address="auto")
+    with pytest.raises(ValueError, match="ray_address='auto' is used with workers_on='ray' only"):
+        envs.make(config)

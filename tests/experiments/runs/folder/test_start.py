@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from forks import Child
-from pitune import envs, experiments, policies, rl
+from pitune import envs, policies, rl
 from pitune.experiments.runs import run as run_module
 from pitune.experiments.runs.folder import initial_policy, start, wandb_run
 from pitune.experiments.runs.folder.checkpoints import own_checkpoints
@@ -24,23 +24,8 @@ from pitune.experiments.train import TrainConfig, Trainer, train
 
 
 @pytest.fixture
-def config(
-    small_preset: Callable, half_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> TrainConfig:
-    monkeypatch.setattr(experiments.train, "learning_curve", lambda *_: None)
-    return TrainConfig(
-        algorithm=small_preset("filtered_bc"),
-        env=envs.EnvConfig(id="mock/Reach", num_envs=4, num_workers=0, max_episode_steps=7),
-        checkpoint=half_trained,
-        out=tmp_path / "run",
-        num_iterations=2,
-        num_chunks=4,
-        eval_every=1,
-        eval_episodes=4,
-        wandb="off",
-        video=False,
-        device="cpu",
-    )
+def config(run_of: Callable[..., TrainConfig]) -> TrainConfig:
+    return run_of("filtered_bc", eval_every=1)
 
 
 def full_disk(*_: Any, **__: Any) -> Any:
