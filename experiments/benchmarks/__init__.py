@@ -1,1 +1,1 @@
-"""Time and memory benchmarks."""
+"""Benchmarks of time, memory and learning."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks import pi0, rollout, soak, update
+from pitune.experiments.benchmarks.learning import recap
 from pitune.experiments.compare import CompareConfig
 from pitune.experiments.evaluate import EvaluateConfig
 from pitune.experiments.inspect_run import InspectConfig
@@ -30,6 +31,7 @@ OF_COMMANDS: tuple[type, ...] = (
     TrainConfig,
     VerifyConfig,
     pi0.BenchmarkConfig,
+    recap.BenchmarkConfig,
     rollout.BenchmarkConfig,
     soak.SoakConfig,
     update.BenchmarkConfig,

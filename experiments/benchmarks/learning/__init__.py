@@ -1,0 +1,1 @@
+"""Learning benchmarks: algorithms on the same recorded data."""
