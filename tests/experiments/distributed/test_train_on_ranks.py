@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from small_runs import rows
 from torch import nn
 
 from pitune import rl
+from pitune.experiments.distributed.start import check_settings
+from pitune.experiments.runs.folder.checksums import write_checksums
 from pitune.experiments.train import TrainConfig, Trainer, train
 from pitune.rl import ranks
 from settings import changed
@@ -84,7 +87,13 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_from_which_they_go_on(
     assert rows(tmp_path / "run") == rows(whole.out)
 
 
-@pytest.mark.parametrize("name", ["dsrl", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dsrl",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in sorted(rl.presets()) if n != "dsrl"),
+    ],
+)
 def test_a_run_goes_on_with_other_numbers_of_ranks(
     config: Callable[[str], TrainConfig], name: str, tmp_path: Path
 ) -> None:
@@ -129,6 +138,26 @@ def assert_same(one: Any, other: Any) -> None:
         assert torch.equal(one, other)
     else:
         assert one == other
+
+
+def test_each_rank_reads_a_checkpoint_of_pitune_0_1_with_the_current_names(
+    config: Callable[[str], TrainConfig], tmp_path: Path
+) -> None:
+    begun = replace(config("ppo"), num_iterations=1, eval_episodes=2)
+    on_ranks(partial(train, begun), 2, tmp_path / "a")
+    checkpoint = begun.out / "checkpoint_000001"
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    before = progress["before"]
+    progress["before"] = {"ode": before["deployed"], "stochastic": before["exploring"]}
+    (checkpoint / "progress.json").write_text(json.dumps(progress))
+    write_checksums(checkpoint)
+
+    def resumed() -> dict[str, Any]:
+        trainer = Trainer(replace(begun, num_iterations=2, resume=True))
+        trainer.run.abandon()
+        return trainer.before
+
+    assert on_ranks(resumed, 2, tmp_path / "b") == [before, before]
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(
@@ -198,6 +227,13 @@ def test_a_minibatch_is_a_multiple_of_the_ranks(
     assert [child.wait() for child in children] == [99, 99]
     text = "update.minibatch_size=7 is shared by 2 ranks, so it must be a multiple of that; pass"
     assert f"{text} --algorithm.update.minibatch_size 8" in children[0].output()
+
+
+def test_several_ranks_do_not_act_while_learning(config: Callable[[str], TrainConfig]) -> None:
+    settings = replace(config("dsrl"), act_while_learning=True)
+    message = "act_while_learning=True cannot be combined with 2 ranks, .*--no-act-while-learning"
+    with pytest.raises(ValueError, match=message):
+        check_settings(settings, world=2)
 
 
 def test_ranks_play_the_starts_of_one_run_with_all_their_environments(
