@@ -23,6 +23,7 @@ import torch
 
 from pitune import envs, policies, rl
 from pitune.envs.mock.registration import MockOptions
+from pitune.experiments.benchmarks.learning.settings import keep_settings
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse
 from pitune.experiments.pretrain import PretrainConfig, pretrain
@@ -96,8 +97,13 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
 
 
 def run(config: BenchmarkConfig) -> None:
-    """Run all that is not in --out yet."""
+    """Run all that is not in --out yet.
+
+    Raises:
+        ValueError: --out holds results of other settings.
+    """
     torch.set_num_threads(1)
+    keep_settings(config, config.out)
     train, test = write_texts(config.out)
     env = envs.make(config.env)
     for seed in config.seeds:

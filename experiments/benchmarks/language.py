@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from pitune import envs, policies, rl
+from pitune.experiments.benchmarks.learning.settings import keep_settings
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse
 from pitune.experiments.pretrain import PretrainConfig, pretrain
@@ -85,8 +86,13 @@ def num_chunks(word: Word) -> int:
 
 
 def run(config: BenchmarkConfig) -> None:
-    """Run all that is not in --out yet."""
+    """Run all that is not in --out yet.
+
+    Raises:
+        ValueError: --out holds results of other settings.
+    """
     torch.set_num_threads(1)
+    keep_settings(config, config.out)
     env: envs.CheckedEnv | None = None
     for seed in config.seeds:
         folder = config.out / f"seed_{seed}"

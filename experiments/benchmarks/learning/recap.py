@@ -14,14 +14,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.learning.recap_tables import DEPLOYED, tables
+from pitune.experiments.benchmarks.learning.settings import keep_settings
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse
 from pitune.experiments.runs.progress import screen
@@ -78,12 +79,6 @@ class BenchmarkConfig(Settings):
         steps = self.gradient_steps
         return rl.BCConfig(gradient_steps=steps, minibatch_size=128, decay_steps=steps)
 
-    @property
-    def fixed(self) -> dict[str, Any]:
-        """The settings that all results of a folder share."""
-        free = ("seeds", "arms", "out", "table")
-        return {name: value for name, value in asdict(self).items() if name not in free}
-
 
 def run(config: BenchmarkConfig) -> None:
     """Run all that is not in --out yet.
@@ -92,15 +87,7 @@ def run(config: BenchmarkConfig) -> None:
         ValueError: --out holds results of other settings.
     """
     torch.set_num_threads(1)
-    config.out.mkdir(parents=True, exist_ok=True)
-    file = config.out / "settings.json"
-    if not file.exists():
-        file.write_text(json.dumps(config.fixed, indent=2) + "\n")
-    if (written := json.loads(file.read_text())) != config.fixed:
-        raise ValueError(
-            f"{file} has {written}, but this command has {config.fixed}; pass another --out, or "
-            "the same settings"
-        )
+    keep_settings(config, config.out)
     for seed in config.seeds:
         folder = config.out / f"seed_{seed}"
         missing = [arm for arm in config.arms if not (folder / f"{arm}.json").exists()]
