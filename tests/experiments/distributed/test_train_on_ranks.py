@@ -62,10 +62,17 @@ def test_a_run_on_two_ranks_resumes_with_the_same_numbers(
     assert resumed[0]["restarts"] == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["ppo", *(pytest.param(n, marks=pytest.mark.slow) for n in sorted(rl.presets()) if n != "ppo")],
+)
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_from_which_they_go_on(
-    config: Callable[[str], TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Callable[[str], TrainConfig],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = replace(config("ppo"), out=tmp_path / "whole", eval_every=4)
+    whole = replace(config(name), out=tmp_path / "whole", eval_every=4)
     on_ranks(partial(train, whole), 2, tmp_path / "a")
 
     def train_with_a_signal() -> None:
@@ -242,12 +249,18 @@ def test_ranks_play_the_starts_of_one_run_with_all_their_environments(
     def starts(num_envs: int) -> list[Any]:
         settings = replace(config("ppo"), env=replace(config("ppo").env, num_envs=num_envs))
         trainer = Trainer(replace(settings, out=tmp_path / f"run_{num_envs}"))
-        evaluation = rl.evaluate(trainer.env, trainer.algorithm.actor, 11, seed=3)
+        played: list[Any] = []
+        evaluation = rl.evaluate(
+            trainer.env, trainer.algorithm.actor, 11, seed=3, on_episode=played.append
+        )
         seeds = trainer.rollouts._chunk_env.seeds
         train_seeds = ranks.joined(seeds.next(torch.arange(num_envs)))
         trainer.run.abandon()
-        return [train_seeds.tolist(), evaluation.rows]
+        return [train_seeds.tolist(), evaluation.rows, len(played)]
 
     (alone,) = on_ranks(partial(starts, 8), 1, tmp_path / "one")
     first, second = on_ranks(partial(starts, 4), 2, tmp_path / "two")
-    assert first == second == alone
+    assert first[:2] == second[:2] == alone[:2]
+    # each rank has played its share
+    assert (alone[2], first[2] + second[2]) == (11, 11)
+    assert min(first[2], second[2]) >= 4
