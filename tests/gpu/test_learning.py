@@ -20,6 +20,7 @@ from device_runs import (
     STATE_ENV,
     algorithm_config,
     policy_of,
+    with_outcomes,
 )
 
 from pitune import envs, rl
@@ -55,6 +56,7 @@ def run(
         for _ in range(2):
             algorithm.update(rollouts.collect())
         rollout = rollouts.collect()
+        with_outcomes(rollout, algorithm)
         with cuda_waits() as found:
             metrics = algorithm.update(rollout)
         return found, metrics
