@@ -52,7 +52,7 @@ IN_UPDATE = {
     "rl/policy_gradient/rescoring.py": 4,
     # of GRPO: which episodes are whole, and which groups have rewards that differ
     "rl/policy_gradient/episodes.py": 7,
-    "rl/algorithms/grpo.py": 8,
+    "rl/algorithms/grpo.py": 10,
     # which flow steps of a chain have noise
     "policies/likelihood/flow_steps.py": 2,
     # of an algorithm's own metrics and choices

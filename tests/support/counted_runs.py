@@ -16,7 +16,7 @@ from typing import Any
 
 import pretend_device
 import torch
-from device_runs import HORIZON, NUM_CHUNKS, STATE_ENV, algorithm_config, policy_of
+from device_runs import HORIZON, NUM_CHUNKS, STATE_ENV, algorithm_config, policy_of, with_outcomes
 from pretend_device import Events, PretendTensor
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -171,6 +171,7 @@ def counted(
     ):
         rollout = rollouts.collect()
     control_steps = env.num_calls - calls
+    with_outcomes(rollout, algorithm)
     with (
         pretend_device.count() as events,
         gradient_steps() as steps,

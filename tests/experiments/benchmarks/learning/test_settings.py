@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pitune.experiments.benchmarks import insulation, language
-from pitune.experiments.benchmarks.learning import recap
-from pitune.experiments.benchmarks.learning.settings import keep_settings
+from pitune.experiments.benchmarks.learning import iterated, recap
+from pitune.experiments.benchmarks.learning.results import check_settings
 
-MODULES = [insulation, language, recap]
+MODULES = [insulation, iterated, language, recap]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.rpartition(".")[2])
@@ -35,9 +35,9 @@ def test_results_without_settings_are_noted(
     (tmp_path / "seed_0").mkdir()
     (tmp_path / "seed_0" / "clone.json").write_text("{}")
     config = language.BenchmarkConfig(out=tmp_path)
-    keep_settings(config, tmp_path)
+    check_settings(tmp_path, config.fixed)
     text = " ".join(capsys.readouterr().err.split())
     assert "results of an older version of pitune, which kept no settings" in text
     assert "'dsrl_iterations': 36" in text
-    keep_settings(config, tmp_path)
+    check_settings(tmp_path, config.fixed)
     assert capsys.readouterr().err == ""
