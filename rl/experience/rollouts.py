@@ -23,9 +23,10 @@ from pitune.envs import (
     MemoryChunkEnv,
     Starts,
 )
-from pitune.policies import FlowPolicy
+from pitune.policies import FlowPolicy, LikelihoodActor
 from pitune.policies.actor import ActingPolicy
 from pitune.policies.finetuning.shard import gather
+from pitune.policies.host_prefixes import HostPrefixes, with_host_prefix
 from pitune.policies.under_delay import remainder_steps
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm
@@ -204,12 +205,25 @@ class Rollouts:
         self._begun = True
         gather(self.algorithm.actor.policy)
         steps, seconds = self._chunk_env.num_env_steps, self._chunk_env.simulator_seconds
-        rollout: TensorDictBase = next(self._collector)
+        rollout = self._next()
         self.num_env_steps += self._chunk_env.num_env_steps - steps
         self.simulator_seconds = self._chunk_env.simulator_seconds - seconds
         if self._num_episodes is None:  # otherwise the next rollout has new episodes anyway
             self._played.add(rollout)
         return rollout
+
+    def _next(self) -> TensorDictBase:
+        """Return the collector's next rollout (E, T), with encoded observations of the host."""
+        actor = self.algorithm.actor
+        if not isinstance(actor, LikelihoodActor) or not actor.prefixes_on_host:
+            rollout: TensorDictBase = next(self._collector)
+            return rollout
+        actor.host_prefixes = HostPrefixes(self.num_chunks)
+        try:
+            rollout = next(self._collector)
+            return with_host_prefix(rollout, actor.host_prefixes.rollout())
+        finally:
+            actor.host_prefixes = None
 
 
 def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:
