@@ -72,7 +72,7 @@ class HostPrefixes:
                 f"{self._added}; collect a whole rollout"
             )
         if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
+            torch.get_device_module(self._device).synchronize(self._device)
         return self._blocks.transpose(0, 1)  # (T, E) -> (E, T)
 
 

@@ -7,17 +7,19 @@ The numbers before these budgets were held are in docs/devices.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from counted_runs import HORIZON, Counts, counted
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune import envs, rl
 from pitune.policies import FlowPolicy
+from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import ENV
 
 ALGORITHMS = (
@@ -50,6 +52,7 @@ ON_HOST = ("ppo", "grpo", "dsrl")
 """Algorithms with a simulator of the host outside the slow tests: one for each form of a rollout,
 with many entries of a decision, with whole episodes and with replay."""
 
+STEP = "rl/gradient_step.py"
 IN_UPDATE = {
     # of the rollout: rows to learn from (each member of EPO has its own), their transitions
     "rl/experience/sub_dict.py": 3,
@@ -131,9 +134,9 @@ def run(
 ) -> Callable[[str, str, bool], Counts]:
     """Return the counts of an algorithm with a policy and a place of the simulator."""
 
-    def counts(name: str, kind: str, on_device: bool) -> Counts:
+    def counts(name: str, kind: str, on_device: bool, **settings: Any) -> Counts:
         policy = tiny_policy(horizon=HORIZON, executed=HORIZON)
-        return counted(name, kind, policy, demonstrations, on_device)
+        return counted(name, kind, policy, demonstrations, on_device, **settings)
 
     return counts
 
@@ -182,6 +185,60 @@ def test_a_policy_with_cameras_and_words_stays_in_its_budget(
     name: str, kind: str, run: Callable
 ) -> None:
     check(run(name, kind, True), name, kind, True)
+
+
+HOST = "policies/host_prefixes.py"
+COPIES_OF_PREFIX = {
+    # a copy for each of four minibatches, and one for the spread of the last flow step
+    "ppo": 4 + 1,
+    "fpo": 4 + 1,
+    # the same, one per minibatch for the other members' decisions, and one for their log-ratios
+    # and each member's actions
+    "epo": 4 + 1 + 4 + 3,
+    "filtered_bc": 3,
+    "grpo": 0,  # no group has successes and failures
+}
+"""Copies of each entry of a prefix to the device in an update, if the host holds the prefixes."""
+
+
+@pytest.mark.parametrize("name", COPIES_OF_PREFIX)
+def test_a_prefix_of_the_host_is_copied_once_per_minibatch(name: str, run: Callable) -> None:
+    entries = 4  # of a prefix
+    kept = run(name, "pi0 frozen", True)
+    found = run(name, "pi0 frozen", True, prefix_gib=1e-6)
+    assert found.encoded == kept.encoded  # none in gradient steps
+
+    # rollout: each entry of a decision is copied without waiting, and there is one wait at the end
+    rollout = found.rollout
+    assert rollout.files("later to host") == {HOST: entries * found.decisions}, rollout.text()
+    assert rollout.files("sync") == kept.rollout.files("sync") | {HOST: 1}, rollout.text()
+    assert rollout.waits == kept.rollout.waits + 1, rollout.text()
+
+    # update: nothing waits for the copies, and rows are read once for each choice of decisions
+    update = found.update
+    moved = [line for kind, line in update.lines if kind == "to device" and HOST in line]
+    copies = max((update.lines["to device", line] for line in moved), default=0)
+    assert copies == entries * COPIES_OF_PREFIX[name], update.text()
+    choices = 6 if name == "epo" else 3
+    assert update.waits <= kept.update.waits + choices, update.text()
+    assert not {file for file in update.files("to host") if file not in (HOST, *IN_UPDATE, STEP)}
+
+
+def test_a_prefix_that_is_copied_twice_exceeds_the_budget(
+    run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: the minibatches hold none, so the policy and its reference copy it."""
+    from pitune.rl import gradient_step
+
+    def without(batch: TensorDictBase, rows: list[Tensor]) -> Iterator[TensorDictBase]:
+        return (sub_dict(batch, part) for part in rows)
+
+    settings = {"prefix_gib": 1e-6, "kl_coefficient": 0.1}
+    once = run("ppo", "pi0 frozen", True, **settings).update
+    monkeypatch.setattr(gradient_step, "with_prefixes", without)
+    twice = run("ppo", "pi0 frozen", True, **settings).update
+    assert twice.copied_bytes["to device"] > 1.5 * once.copied_bytes["to device"]
+    assert twice.waits > once.waits
 
 
 @pytest.mark.slow
