@@ -92,30 +92,19 @@ COPIES_PER_UPDATE = 60
 def in_rollout(found: Counts, kind: str, on_device: bool) -> dict[str, int]:
     """Return the most reads of a rollout by file. A file that is not named reads nothing."""
     decisions, resets = found.decisions, found.resets
-    preprocessed = decisions + resets  # observations after each of both
-    # an instruction is chosen by the task, and the words of π0.5 hold the state
-    tasks = preprocessed if on_device and kind != "state" else 0
-    words = preprocessed if kind.startswith("pi05") else 0
-    budget = {
-        "policies/preprocessing/preprocessor.py": words,
-        # actions, memories and the fingerprint, from which a run goes on in the midst of episodes
-        "rl/experience/repeated.py": 4,
-    }
+    # the actions, memories and fingerprint from which a run goes on in the midst of episodes
+    budget = {"envs/border.py": 1}
     if not on_device:
-        return budget | {
-            # the policy's input is computed on the device and kept beside the simulator
-            "policies/preprocessing/model_input.py": found.inputs * preprocessed,
-            # TorchRL moves each entry of a decision to the simulator
-            "rl/experience/rollouts.py": found.outputs * decisions,
-        }
+        return budget | {"envs/chunk_env.py": decisions}  # the actions
+    preprocessed = decisions + resets  # observations after each of both
     return budget | {
-        # the checks of a chunk, in one read
+        # the checks of a chunk and the ends of episodes, in one read
         "envs/deferred_checks.py": decisions,
-        # the environments that begin, and those that have episodes left
-        "envs/chunk_env.py": resets + found.whole_episodes * decisions,
-        "policies/preprocessing/model_input.py": tasks,
-        # TorchRL asks twice after a decision whether an episode ended, and once after a reset
-        "rl/experience/rollouts.py": 2 * decisions + resets,
+        # the environments that have episodes left
+        "envs/chunk_env.py": found.whole_episodes * (resets + decisions),
+        # an instruction is chosen by the task, and the words of π0.5 hold the state
+        "policies/preprocessing/model_input.py": preprocessed if kind != "state" else 0,
+        "policies/preprocessing/preprocessor.py": preprocessed if kind.startswith("pi05") else 0,
     }
 
 
