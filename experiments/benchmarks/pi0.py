@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from pitune.experiments.benchmarks.parts.clock import wait_for
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
@@ -143,10 +144,10 @@ def seconds(act: Callable[[], object], repeats: int, device: torch.device) -> fl
     """Return the median time of a function [s]."""
     durations = []
     for _ in range(repeats + (repeats > 1)):
+        wait_for(device)
         start = time.perf_counter()
         act()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         durations.append(time.perf_counter() - start)
     return statistics.median(durations[1:] if repeats > 1 else durations)
 

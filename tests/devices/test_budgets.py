@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counted_runs import HORIZON, Counts, counted
+from counted_runs import Counts, counted
+from device_runs import ALGORITHMS, COVERING, HORIZON
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -22,10 +23,6 @@ from pitune.policies import FlowPolicy
 from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import ENV
 
-ALGORITHMS = (
-    *("ppo", "grpo", "fpo", "epo", "filtered_bc"),
-    *("bc", "dsrl", "dsrl:noise_aliased", "wsrl", "dgn"),
-)
 POLICIES = (
     "state",
     *(
@@ -34,20 +31,6 @@ POLICIES = (
         for option in ("", " frozen", " lora", " frozen bf16", " lora bf16")
     ),
 )
-COVERING = {
-    "ppo": "pi0 frozen bf16",
-    "grpo": "pi05 lora",
-    "fpo": "pi05 frozen",
-    "epo": "pi0 lora bf16",
-    "filtered_bc": "pi0 frozen",
-    "bc": "pi05 lora bf16",
-    "dsrl": "pi05 frozen bf16",
-    "dsrl:noise_aliased": "pi0 frozen",
-    "wsrl": "pi0 lora",
-    "dgn": "pi05 frozen bf16",
-}
-"""A policy with cameras and words for each algorithm, so that every option is met."""
-
 ON_HOST = ("ppo", "grpo", "dsrl")
 """Algorithms with a simulator of the host outside the slow tests: one for each form of a rollout,
 with many entries of a decision, with whole episodes and with replay."""
