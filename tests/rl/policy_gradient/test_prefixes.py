@@ -158,6 +158,35 @@ def test_without_the_budget_each_gradient_step_encodes(new: Callable, encoded: l
     assert sum(encoded) > metrics["gradient_steps"] * algorithm.config.update.minibatch_size
 
 
+def test_a_rollout_of_the_host_has_a_note(new: Callable) -> None:
+    rollouts = rl.Rollouts(envs.make(ENV), new("ppo", **ON_HOST), 6, seed=0)
+    (note,) = rollouts.notes
+    assert "more than prefix_gib=1e-06, so the host holds them" in note
+
+
+@pytest.mark.parametrize("stored", ["device", "host", "nowhere"])
+@pytest.mark.parametrize("place", [{}, ON_HOST], ids=["device", "host"])
+def test_pending_decisions_of_a_checkpoint_join_those_of_a_new_rollout(
+    stored: str, place: dict[str, float], new: Callable
+) -> None:
+    """Wherever the prefixes of both are. Without those of one, none have any."""
+    settings = {"device": {}, "host": ON_HOST, "nowhere": {"prefix_gib": 0.0}}[stored]
+    parts = []
+    before, after = new("grpo", **settings), new("grpo", **place)
+    for algorithm in (before, after):
+        rollout = solved(rl.Rollouts(envs.make(ENV), algorithm, 6, seed=0).collect())
+        parts.append(algorithm.prepare(rollout)[0])
+    before.pending = parts[:1]
+    after.load_extra_state(before.extra_state())
+    after.pending.append(parts[1])
+    batch = after._whole_batch()
+    assert len(batch) == len(parts[0]) + len(parts[1]) > 0
+    assert ("prefix" in batch.keys()) == (stored != "nowhere")
+    if stored != "nowhere":
+        expected = torch.cat([part["prefix", "keys"] for part in parts])
+        assert torch.equal(batch["prefix", "keys"], expected)
+
+
 def test_a_rollout_beyond_the_budget_is_encoded_anew_with_a_note(new: Callable) -> None:
     algorithm = new("ppo", prefix_gib=1e-6, prefix_host_gib=1e-6)
     rollouts = rl.Rollouts(envs.make(ENV), algorithm, 6, seed=0)
