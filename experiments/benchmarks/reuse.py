@@ -24,12 +24,13 @@ from rich.table import Table
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from pitune import envs, policies, rl
+from pitune.experiments.benchmarks.parts.clock import wait_for
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config, pi0, tiny
 from pitune.policies.network.held_casts import hold_casts
 from pitune.policies.preprocessing.images import PicturesConfig
-from pitune.ranges import DeviceName, PositiveInt, Settings, Threads
+from pitune.ranges import DeviceName, PositiveFloat, PositiveInt, Settings, Threads
 from pitune.rl import optimizers
 from pitune.rl.actor_critic.q_ensemble import QEnsemble, make_target, polyak_update
 from pitune.rl.policy_gradient.advantage import generalized_advantage_estimate
@@ -54,6 +55,10 @@ class ReuseConfig(Settings):
     """Environments of the on-policy iteration."""
     num_chunks: PositiveInt = 4
     """Decisions per environment and rollout."""
+    minibatch_size: PositiveInt = 16
+    """Decisions of a gradient step."""
+    prefix_gib: PositiveFloat = 4.0
+    """Memory for the prefixes that the newer form keeps [GiB]."""
     only: Literal["all", "ppo"] = "all"
     """`ppo` measures the on-policy iteration alone."""
     size: Literal["tiny", "pi0"] = "tiny"
@@ -107,7 +112,9 @@ def on_policy_iteration(config: ReuseConfig, reuses: bool) -> Work:
     """Return one rollout and update of PPO on a π0 with a frozen VLM."""
     torch.manual_seed(0)
     policy = frozen_policy(config)
-    update = rl.UpdateConfig(minibatch_size=16, prefix_gib=4.0 if reuses else 0.0)
+    update = rl.UpdateConfig(
+        minibatch_size=config.minibatch_size, prefix_gib=config.prefix_gib if reuses else 0.0
+    )
     algorithm = rl.make(replace(rl.PPOConfig(critic_warmup=0), update=update), policy)
     env = envs.EnvConfig(
         id="mock/Reach",
@@ -195,12 +202,11 @@ def small_forms() -> dict[str, tuple[Work, Work]]:
     }
 
 
-def seconds(work: Work) -> float:
+def seconds(work: Work, device: str = "cpu") -> float:
     """Return the time of one call, to the end of its work on an accelerator [s]."""
     start = time.perf_counter()
     work()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    wait_for(torch.device(device))
     return time.perf_counter() - start
 
 
@@ -215,7 +221,7 @@ def benchmark(config: ReuseConfig) -> dict[str, float]:
         # once without a clock, for caches and lazy initialization
         for work in pair:
             work()
-        times = [[seconds(work) for work in pair] for _ in range(config.repetitions)]
+        times = [[seconds(work, config.device) for work in pair] for _ in range(config.repetitions)]
         old, new = (median(column) for column in zip(*times, strict=True))
         ratios[name] = old / new
         table.add_row(name, f"{1000 * old:.3f}", f"{1000 * new:.3f}", f"{old / new:.2f}")

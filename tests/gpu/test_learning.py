@@ -20,6 +20,7 @@ from device_runs import (
     STATE_ENV,
     algorithm_config,
     policy_of,
+    with_outcomes,
 )
 
 from pitune import envs, rl
@@ -55,6 +56,7 @@ def run(
         for _ in range(2):
             algorithm.update(rollouts.collect())
         rollout = rollouts.collect()
+        with_outcomes(rollout, algorithm)
         with cuda_waits() as found:
             metrics = algorithm.update(rollout)
         return found, metrics
@@ -72,13 +74,18 @@ def test_every_algorithm_learns(name: str, state: bool, run: Callable) -> None:
     assert found.total(), "CUDA reported no wait, so nothing was counted"
 
 
-@pytest.mark.parametrize(("name", "setting"), [("ppo", "num_epochs"), ("dsrl", "gradient_steps")])
-def test_a_gradient_step_waits_once(name: str, setting: str, run: Callable) -> None:
+@pytest.mark.parametrize(
+    ("name", "setting", "values"),
+    [("ppo", "num_epochs", (4, 8)), ("dsrl", "updates_per_decision", (0.25, 0.5))],
+)
+def test_a_gradient_step_waits_once(
+    name: str, setting: str, values: tuple[float, float], run: Callable
+) -> None:
     """CUDA's own count of a longer update, less that of a shorter one."""
     counts, steps = [], []
-    for number in (4, 8):
-        found, _ = run(name, "state", **{setting: number})
+    for value in values:
+        found, _ = run(name, "state", **{setting: value})
         counts.append(found.total())
-        steps.append(sum(value for line, value in found.items() if line.startswith(FILE)))
+        steps.append(sum(num for line, num in found.items() if line.startswith(FILE)))
     assert steps[1] > steps[0]
     assert counts[1] - counts[0] == steps[1] - steps[0]

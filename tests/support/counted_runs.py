@@ -16,7 +16,7 @@ from typing import Any
 
 import pretend_device
 import torch
-from device_runs import HORIZON, NUM_CHUNKS, STATE_ENV, algorithm_config, policy_of
+from device_runs import HORIZON, NUM_CHUNKS, STATE_ENV, algorithm_config, policy_of, with_outcomes
 from pretend_device import Events, PretendTensor
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -27,9 +27,7 @@ from pitune.envs.chunk_env import ChunkEnv
 from pitune.envs.vector_env import Observation, StepResult
 from pitune.policies import FlowPolicy, Pi0
 from pitune.policies.network.layers import Linear
-from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl import gradient_step
-from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import ENV
 
 
@@ -88,10 +86,6 @@ class Counts:
     """Calls of the actor."""
     resets: int
     """Times that environments of the rollout began new episodes."""
-    inputs: int
-    """Entries of the policy's input."""
-    outputs: int
-    """Entries of a decision."""
     whole_episodes: bool
     """Whether the rollout ends with its episodes."""
     encoded: int
@@ -171,6 +165,7 @@ def counted(
     ):
         rollout = rollouts.collect()
     control_steps = env.num_calls - calls
+    with_outcomes(rollout, algorithm)
     with (
         pretend_device.count() as events,
         gradient_steps() as steps,
@@ -186,8 +181,6 @@ def counted(
         control_steps=control_steps,
         decisions=rollout.batch_size[-1],
         resets=len(resets),
-        inputs=len(sub_dict(rollout, MODEL_INPUT).keys()) if MODEL_INPUT in rollout.keys() else 0,
-        outputs=len(list(rollout.select(*algorithm.actor.out_keys, strict=False).keys(True, True))),
         whole_episodes=algorithm.needs.whole_episodes,
         encoded=sum(rows),
         decided=rollout.batch_size.numel(),

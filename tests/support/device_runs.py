@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FlowPolicy
+from pitune.rl.experience.sub_dict import sub_dict
 from settings import changed
 from vision_policies import vision_policy
 
@@ -85,3 +87,15 @@ def algorithm_config(name: str, demonstrations: Path, **settings: Any) -> rl.Alg
     name, _, variant = name.partition(":")
     config = with_settings(rl.preset(name), values)
     return changed(config, variant=variant) if variant else config
+
+
+def with_outcomes(rollout: TensorDictBase, algorithm: rl.Algorithm[Any]) -> None:
+    """Let every second environment succeed and rewards differ, or little is learned on policy."""
+    if not algorithm.needs.rollouts:
+        return
+    outcome = sub_dict(rollout, "next")
+    rewards = outcome["reward_steps"]
+    outcome["reward_steps"] = torch.rand(rewards.shape).to(rewards)
+    success = torch.zeros(outcome["success"].shape, dtype=torch.bool)
+    success[::2] = True
+    outcome["success"] = success.to(rewards.device)
