@@ -17,6 +17,7 @@ from pitune.policies.flow.guidance import GuidanceConfig, GuidedField
 from pitune.policies.flow.path import VelocityField
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
+from pitune.policies.network.gemma import Cache
 from pitune.policies.network.options.tokens.conditioning import (
     DROPPED,
     NEGATIVE,
@@ -173,17 +174,25 @@ def with_dropped(network: Pi0, prefix: Context | None, condition: Tensor | None)
             "observations again, or store prefixes with sampler.guidance.scale above 0"
         )
     dropped = dropped.to(prefix.features.device)
-    # (N, 1, 1, 1) against keys and values (N, kv heads, prefix, head dim) of each layer
-    rows = dropped[:, None, None, None]
-    cache = [
-        (torch.where(rows, null_keys, keys), torch.where(rows, null_values, values))
-        for (null_keys, null_values), (keys, values) in zip(null.cache, prefix.cache, strict=True)
-    ]
+    cache = _chosen(dropped, null.cache, prefix.cache)
+    registers = prefix.registers
+    if registers is not None and null.registers is not None:
+        registers = _chosen(dropped, null.registers, registers)
     features = torch.where(dropped[:, None], null.features, prefix.features)
     last = prefix.last
     if last is not None and null.last is not None:
         last = torch.where(dropped[:, None], null.last, last)
-    return prefix._replace(cache=cache, features=features, last=last)
+    return prefix._replace(cache=cache, features=features, last=last, registers=registers)
+
+
+def _chosen(rows: Tensor, given: Cache, otherwise: Cache) -> Cache:
+    """Return the keys and values of one cache in some rows (N,) bool, and of another elsewhere."""
+    # (N, 1, 1, 1) against keys and values (N, kv heads, prefix, head dim) of each layer
+    rows = rows[:, None, None, None]
+    return [
+        (torch.where(rows, keys, other_keys), torch.where(rows, values, other_values))
+        for (keys, values), (other_keys, other_values) in zip(given, otherwise, strict=True)
+    ]
 
 
 def _dropped(network: Pi0, condition: Tensor | None) -> Tensor | None:

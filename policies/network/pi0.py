@@ -32,6 +32,7 @@ from pitune.policies.network.gemma import Cache
 from pitune.policies.network.options.blocks import drop_words, with_registers, with_state_tokens
 from pitune.policies.network.options.insulation import for_expert
 from pitune.policies.network.options.language_head import prompt_end
+from pitune.policies.network.options.tokens.gated_tokens import Extra
 from pitune.policies.network.options.tokens.memory import with_read_memory
 from pitune.policies.network.parts import Pi0Parts
 from pitune.policies.network.siglip import Siglip
@@ -115,11 +116,12 @@ class Pi0(Pi0Parts):
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         is_padded = image_mask is not None or token_mask is not None
         mask = valid[:, None, None] if is_padded else None
-        hidden, cache = self.vlm.language_model(embedded, positions, mask)
+        hidden, cache, registers = self.vlm.encode(embedded, positions, mask)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
         last = prompt_end(hidden, valid, self.config.options)
-        return Context(cache, features, valid if is_padded else None, last=last)
+        valid_tokens = valid if is_padded else None
+        return Context(cache, features, valid_tokens, last=last, registers=registers)
 
     @compilable
     def with_state(
@@ -142,10 +144,10 @@ class Pi0(Pi0Parts):
                 )
             context = prefix._replace(condition_offset=state_offset)
         elif prefix is None:
-            hidden, cache, valid = self._encode_state(state, None, None, state_offset)
+            hidden, cache, valid = self._encode_state(state, None, state_offset)
             context = Context(cache, hidden[:, -1].float(), valid)
         else:
-            _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
+            _, cache, valid = self._encode_state(state, prefix, state_offset)
             context = prefix._replace(cache=cache, valid=valid)
         return with_state_tokens(self, context, state)
 
@@ -187,7 +189,7 @@ class Pi0(Pi0Parts):
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
     def _encode_state(
-        self, state: Tensor, cache: Cache | None, valid: Tensor | None, offset: Tensor | None
+        self, state: Tensor, prefix: Context | None, offset: Tensor | None
     ) -> tuple[Tensor, Cache, Tensor | None]:
         """Return the state token's hidden state (B, 1, D), the cache with it, and the new padding.
 
@@ -197,13 +199,17 @@ class Pi0(Pi0Parts):
         if offset is not None:
             token = token + offset
         tokens = token[:, None].to(self.compute_dtype)  # (B, 1, D)
+        cache, valid, extra = None, None, None
+        if prefix is not None:
+            cache, valid = prefix.cache, prefix.valid
+            extra = Extra(side=prefix.side or {})
         if valid is None:
             before = 0 if cache is None else cache[0][0].shape[2]
             positions = torch.full(tokens.shape[:2], before, device=state.device)
-            return *self.expert(tokens, positions, None, cache), None
+            return *self.expert(tokens, positions, None, cache, extra=extra), None
         positions = valid.sum(1, keepdim=True)
         valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
-        return *self.expert(tokens, positions, valid[:, None, None], cache), valid
+        return *self.expert(tokens, positions, valid[:, None, None], cache, extra=extra), valid
 
     @compilable
     def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:

@@ -70,5 +70,6 @@ def prefix_budget(config: Any) -> float:
 def _needed_bytes(policy: FlowPolicy, num_decisions: int) -> int:
     """Return the size of the encoded observations of a rollout, in all their copies [bytes]."""
     prefix = pack(policy.encode_prefix(example_input(policy)))
-    row = sum(prefix[key].nbytes for key in prefix.keys())
+    # nested entries: the null of guidance, and registers
+    row = sum(value.nbytes for value in prefix.values(include_nested=True, leaves_only=True))
     return NUM_COPIES * num_decisions * row

@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from network_options import perturb
 from pitune import policies, rl
 from pitune.policies import (
     Actor,
@@ -34,6 +35,7 @@ from pitune.policies.network.options.tokens.conditioning import (
     condition_of,
     drop_conditions,
 )
+from pitune.policies.network.options.tokens.registers import RegistersConfig
 from pitune.rl.algorithms.bc import CloningStep
 from vision_policies import vision_policy
 
@@ -268,13 +270,19 @@ def test_a_prefix_that_was_encoded_without_some_words_is_taken_as_it_is(encoded:
 @torch.no_grad()
 def test_a_dropped_row_of_a_kept_prefix_predicts_tokens_without_its_words() -> None:
     policy = conditioned(vision_policy(), WORDS, scale=1.0)
-    head = NetworkOptions(language_head=LanguageHeadConfig(enabled=True))
+    head = NetworkOptions(
+        language_head=LanguageHeadConfig(enabled=True), registers=RegistersConfig(prefix=2)
+    )
     policy = policy.replace(network=network_with_options(policy.network, head, None))
+    perturb(policy.network)  # so that registers differ between rows
     inputs = replace(seen_rows(policy), condition=torch.tensor([[0], [-1], [0]]))
     kept = text_of(policy.encode(inputs, policy.encode_prefix(seen_rows(policy))))
     fresh = text_of(policy.encode(inputs))
     assert torch.allclose(kept.last, fresh.last, atol=1e-5)
     assert torch.allclose(kept.cache[0][1], fresh.cache[0][1], atol=1e-5)
+    assert kept.registers is not None
+    assert fresh.registers is not None
+    assert torch.allclose(kept.registers[1][1], fresh.registers[1][1], atol=1e-5)
 
 
 def test_a_trained_null_of_the_words_is_no_frozen_prefix() -> None:
