@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -24,6 +24,7 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.find_checkpoint import with_environment
 from pitune.experiments.pretraining import data
+from pitune.experiments.pretraining.cloning import cloning_config, options_for
 from pitune.experiments.pretraining.state import clone_and_save, restore_cloning, save_cloning
 from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import plain, write_config
@@ -31,7 +32,7 @@ from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
+from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Range, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep
 from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.datasets.config import DataConfig, RecordConfig
@@ -93,6 +94,8 @@ class PretrainConfig(Settings):
     """Draws of noise and flow time for each chunk, which share the encoding of the observation."""
     immiscible_noise: bool = False
     """Whether the noise of a minibatch is assigned to its chunks, see `BCConfig`."""
+    condition_dropout: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.0
+    """Share of each kind of condition that is dropped [-], for guidance (network_options)."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture while cloning [pixels], a fresh one in each step."""
     language: LanguageLossConfig = field(default_factory=LanguageLossConfig)
@@ -208,7 +211,9 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
     data.check_new(config.record)
     env = envs.make(config.env)
     spec = env.spec
-    if config.words:  # instructions that cannot be read are rejected here
+    # instructions that cannot be read are rejected here
+    options_for(config.network_options, spec.tasks, spec.id)
+    if config.words:
         data.tokenizer_for(spec.tasks, config.vlm, config.out / TOKENIZER, config.language.text)
     num_tasks = len(spec.tasks) if spec.seeded_tasks else 1
     total = num_tasks * config.num_demonstrations
@@ -237,7 +242,7 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
 
 def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> CloningStep:
     """Return a new policy with the optimizer that clones the demonstrations."""
-    tokenizer = None
+    tokenizer, source = None, str(config.dataset or config.env.id)
     if config.words:
         tokenizer = data.tokenizer_for(
             demonstrations.tasks, config.vlm, config.out / TOKENIZER, config.language.text
@@ -252,7 +257,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         image_size=config.env.image_size,
         tokenizer=tokenizer,
         vlm=config.vlm if config.has_vlm else None,
-        options=config.network_options,
+        options=options_for(config.network_options, demonstrations.tasks, source),
     )
     real_time = config.sampler.real_time
     if config.real_time_delay:
@@ -267,23 +272,7 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
     floored = policy.preprocessor.floored()
     if any(floored.values()):
         screen.note(f"dimensions that hardly moved, scaled as if they had: {floored}")
-    # all that depends on the policy by default is that of an untrained one
-    cloning = rl.BCConfig(
-        learning_rate=config.learning_rate,
-        warmup_steps=0,
-        decay_steps=config.gradient_steps,
-        final_fraction=0.01,
-        weight_decay=1e-4,
-        ema_decay=0.0,
-        minibatch_size=config.minibatch_size,
-        real_time_delay=config.real_time_delay,
-        draws_per_chunk=config.draws_per_chunk,
-        immiscible_noise=config.immiscible_noise,
-        picture_shift=config.picture_shift,
-        language=config.language,
-        status=config.status,
-    )
-    return CloningStep(policy, cloning)
+    return CloningStep(policy, cloning_config(config))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -84,7 +84,7 @@ def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput)
     highest return, and their instruction.
 
     Raises:
-        ValueError: there is a `condition`, but the network has none.
+        ValueError: there is a `condition`, but the network has none, or there is no task.
     """
     option = network.config.options.conditioning
     if not option.kinds:
@@ -98,8 +98,27 @@ def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput)
     if inputs.condition is not None:
         return inputs.condition.to(device)
     # act towards success: the configured advantage, and the bin of the highest return
-    values = {"advantage": _INDEX[guidance.advantage], "return": option.return_bins - 1}
+    values: dict[str, Tensor | int] = {
+        "advantage": _INDEX[guidance.advantage],
+        "return": option.return_bins - 1,
+    }
+    if option.task:
+        values["task"] = task_of(inputs)
     return condition_of(option.kinds, len(inputs), values).to(device)
+
+
+def task_of(inputs: ModelInput) -> Tensor:
+    """Return the tasks (N,) of observations, for a velocity that is conditioned on them.
+
+    Raises:
+        ValueError: the observations have none.
+    """
+    if inputs.task_id is None:
+        raise ValueError(
+            "the velocity is conditioned on the task (options.conditioning.task), and the "
+            "observations have no task_id; make them with `policy.observation_preprocessor(tasks)`"
+        )
+    return inputs.task_id
 
 
 def encode_words(

@@ -196,6 +196,9 @@ def example_input(policy: FlowPolicy) -> ModelInput:
         last_action=torch.zeros(1, preprocessor.action_dim, device=device)
         if policy.reads_last_action
         else None,
+        task_id=torch.zeros(1, dtype=torch.int64, device=device)
+        if policy.condition_tasks
+        else None,
     )
 
 

@@ -102,6 +102,8 @@ class AuxiliaryLosses:
         inputs = sub_dict(batch, MODEL_INPUT).copy()
         for name in ("tokens", "token_mask"):
             inputs[name] = torch.where(invalid[:, None], other[name], inputs[name])
+        if "task_id" in other.keys():  # of a velocity that is conditioned on the task
+            inputs["task_id"] = torch.where(invalid, other["task_id"], inputs["task_id"])
         # these rows have no flow loss, because their actions do not follow the words
         kept = (~invalid).float()
         weight = kept / ranks.mean(kept).clamp(min=1 / len(batch))  # 1 on average

@@ -29,6 +29,8 @@ from pitune.policies.network.options.tokens.registers import RegistersConfig
 from pitune.policies.network.options.tokens.state_tokens import StateTokensConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 
+TASKS = ("put_the bowl", "reach the goal", "go away from the goal and stop there")
+"""Tasks of the observations in the contract."""
 BOTH: tuple[Family, ...] = ("pi0", "pi05")
 
 
@@ -183,8 +185,10 @@ CASES: tuple[OptionCase, ...] = (
     ),
     OptionCase(
         name="advantage",
-        options=NetworkOptions(conditioning=ConditioningConfig(advantage=True, return_bins=5)),
-        unused=("nulls.advantage", "nulls.return"),  # nothing is dropped
+        options=NetworkOptions(
+            conditioning=ConditioningConfig(advantage=True, return_bins=5, task=True, tasks=TASKS)
+        ),
+        unused=("nulls.advantage", "nulls.return", "nulls.task"),  # nothing is dropped
     ),
     OptionCase(
         name="instruction",
