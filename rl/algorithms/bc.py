@@ -41,7 +41,7 @@ from pitune.ranges import (
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.cloning.loop import clone
-from pitune.rl.cloning.losses import AuxiliaryLosses
+from pitune.rl.cloning.losses import AuxiliaryLosses, check_status_data
 from pitune.rl.config import CloningDrawsConfig, MinibatchConfig
 from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.demonstrations import chunk_source
@@ -255,9 +255,11 @@ class BehaviorCloning(Algorithm[BCConfig]):
             policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
         likelihood = {"flow": "flow_sde", "fast": "fast"}[policy.sampler.decoder]
         super().__init__(config, LikelihoodActor(policy, likelihood_config(likelihood)))
+        check_status_data(config.status, config.demonstrations, "demonstrations")
         burn_in = config.memory_burn_in
         self.chunks = chunk_source(policy, config.demonstrations, config.data, burn_in)
         self.step = CloningStep(policy, config)
+        self.step.auxiliary.check_entries(self.chunks.entries)
         self.optimizers["policy"] = self.step.optimizer
 
         self._averaged = ExitStack()

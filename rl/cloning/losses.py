@@ -6,6 +6,8 @@ action dim, D width of the action expert.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -20,6 +22,7 @@ from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl import ranks
 from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.cloning.text_set import read_texts, text_loss, text_rows
+from pitune.rl.datasets.demonstrations import is_file_of_ours
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.gradient_step import Metrics
 
@@ -75,6 +78,23 @@ class AuxiliaryLosses:
             entries |= self._status_rows(batch)
         return entries
 
+    def check_entries(self, entries: set[str]) -> None:
+        """Check that chunks have the entries that the losses need.
+
+        Args:
+            entries: Names of the entries of a chunk.
+
+        Raises:
+            ValueError: the status is learned, and one is missing.
+        """
+        missing = [name for name in self._labels if name not in entries]
+        if self.status.weight and missing:
+            raise ValueError(
+                f"status.weight={self.status.weight} needs {missing}, which these chunks lack: "
+                "clone a demonstrations.safetensors, of several tasks or with "
+                "status.invalid_share=0"
+            )
+
     @property
     def _labels(self) -> list[str]:
         """Entries of chunks that the labels of the status come from."""
@@ -82,12 +102,7 @@ class AuxiliaryLosses:
 
     def _status_rows(self, batch: TensorDictBase) -> dict[str, Entry]:
         """Return the labels of a minibatch (B), its instructions and the weights of its flow."""
-        missing = [name for name in self._labels if name not in batch.keys()]
-        if missing:
-            raise ValueError(
-                f"status.weight needs {missing}, which these chunks lack: clone a "
-                "demonstrations.safetensors, of several tasks or with status.invalid_share=0"
-            )
+        self.check_entries(set(batch.keys()))
         # "done" where the episode succeeds within the actions that this decision executes
         device = batch["action"].device
         horizon = self.policy.sampler.execution_horizon
@@ -165,6 +180,25 @@ class AuxiliaryLosses:
         means = {name: float(total) / num for name, total in self._sums.items()}
         self._sums, self._num_steps = {}, 0
         return means
+
+
+def check_status_data(status: StatusLossConfig, path: Path | None, name: str) -> None:
+    """Reject a dataset for the loss of the status, because it does not hold the ends of episodes.
+
+    Args:
+        status: Loss of the status.
+        path: Of the demonstrations, None for those of an expert.
+        name: Name of the setting.
+
+    Raises:
+        ValueError: it is a dataset, and the status is learned.
+    """
+    if status.weight and path is not None and not is_file_of_ours(path):
+        raise ValueError(
+            f"status.weight={status.weight} learns from the ends of episodes, which a LeRobot "
+            f"dataset ({name}={path}) does not hold; clone a demonstrations.safetensors, or leave "
+            "the weight at 0"
+        )
 
 
 def fast_targets(policy: FlowPolicy, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
