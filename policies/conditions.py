@@ -134,15 +134,18 @@ def encode_words(
     """
     parts = images, None, inputs.tokens, inputs.token_mask
     dropped = _dropped(network, inputs.condition)
-    prefix = network.encode_prefix(*parts, dropped)
+    is_guided = guidance is not None and guidance.scale
+    has_null = bool(is_guided) and network.config.options.conditioning.instruction
+    # both prefixes have the same pictures
+    embedded = network.embed_pictures(images) if has_null and images is not None else None
+    prefix = network.encode_prefix(*parts, dropped, embedded)
     if dropped is not None:  # `with_dropped` has nothing left to do
         prefix = prefix._replace(condition=inputs.condition)
-    is_guided = guidance is not None and guidance.scale
-    if not is_guided or not network.config.options.conditioning.instruction:
+    if not has_null:
         return prefix
     # the null is the same prefix with the words of every row dropped
     every = torch.ones(len(inputs), dtype=torch.bool, device=inputs.state.device)
-    return prefix._replace(null=network.encode_prefix(*parts, every))
+    return prefix._replace(null=network.encode_prefix(*parts, every, embedded))
 
 
 def encode_state(

@@ -99,10 +99,12 @@ class Pi0(Pi0Parts):
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
         dropped: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> Context:
         """Return the context of pictures and prompt. It does not depend on the action expert.
 
         See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped.
+        `embedded` is the result of `embed_pictures`, for several prompts with the same pictures.
 
         Raises:
             ValueError: the network has no vision-language model.
@@ -112,11 +114,12 @@ class Pi0(Pi0Parts):
                 "this network has vlm=None, so it reads its state alone and has no prefix to "
                 "encode; use `encode`"
             )
-        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask, dropped)
+        parts = images, image_mask, tokens, token_mask, dropped, embedded
+        prefix, valid = self.embed_prefix(*parts)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         is_padded = image_mask is not None or token_mask is not None
         mask = valid[:, None, None] if is_padded else None
-        hidden, cache, registers = self.vlm.encode(embedded, positions, mask)
+        hidden, cache, registers = self.vlm.encode(prefix, positions, mask)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
         last = prompt_end(hidden, valid, self.config.options)
@@ -158,6 +161,7 @@ class Pi0(Pi0Parts):
         tokens: Tensor | None,
         token_mask: Tensor | None,
         dropped: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the prefix's tokens (B, prefix, D) and False for their padding (B, prefix).
 
@@ -171,13 +175,11 @@ class Pi0(Pi0Parts):
         parts: list[Tensor] = []
         masks: list[Tensor] = []
         if images is not None and vlm is not None:
-            tower: Siglip = vlm.vision_tower["vision_model"]  # type: ignore[assignment]
-            pictures = tower(rearrange(images, "b v c y x -> (b v) c y x"), self.compute_dtype)
-            pictures = vlm.multi_modal_projector["linear"](pictures)  # (B * V, patches, D)
+            pictures = self.embed_pictures(images) if embedded is None else embedded
             if image_mask is None:
                 image_mask = images.new_ones(images.shape[:2], dtype=torch.bool)
-            patches = pictures.shape[1]
-            parts.append(rearrange(pictures, "(b v) p d -> b (v p) d", b=len(images)))
+            patches = pictures.shape[1] // images.shape[1]
+            parts.append(pictures)
             masks.append(repeat(image_mask.bool(), "b v -> b (v p)", p=patches))
         if tokens is not None and vlm is not None:
             words = vlm.language_model.embed_tokens(tokens).to(self.compute_dtype)
@@ -187,6 +189,24 @@ class Pi0(Pi0Parts):
                 torch.ones_like(tokens).bool() if token_mask is None else token_mask.bool()
             )
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
+
+    @compilable
+    def embed_pictures(self, images: Tensor) -> Tensor:
+        """Return the tokens of pictures (B, V * patches, D), in the prefix's width.
+
+        Args:
+            images: (B, V, C, Y, X) in [-1, 1].
+
+        Raises:
+            ValueError: the network has no vision tower.
+        """
+        vlm = self.vlm
+        if vlm is None or self.config.vision is None:
+            raise ValueError("this network reads no pictures, so it embeds none; use `encode`")
+        tower: Siglip = vlm.vision_tower["vision_model"]  # type: ignore[assignment]
+        pictures = tower(rearrange(images, "b v c y x -> (b v) c y x"), self.compute_dtype)
+        pictures = vlm.multi_modal_projector["linear"](pictures)  # (B * V, patches, D)
+        return rearrange(pictures, "(b v) p d -> b (v p) d", b=len(images))
 
     def _encode_state(
         self, state: Tensor, prefix: Context | None, offset: Tensor | None

@@ -228,6 +228,25 @@ def test_a_kept_prefix_keeps_both(encoded: list[int]) -> None:
     assert not torch.allclose(stored.null.cache[0][1], stored.cache[0][1], atol=1e-3)
 
 
+@torch.no_grad()
+def test_both_prefixes_share_one_pass_of_the_vision_tower() -> None:
+    policy = conditioned(vision_policy(), WORDS, scale=1.0)
+    inputs, passes = seen_rows(policy), []
+    vlm: Any = policy.network.vlm
+    tower = vlm.vision_tower["vision_model"]
+    tower.register_forward_hook(lambda *_: passes.append(1))
+    prefix = policy.encode_prefix(inputs)
+    assert len(passes) == 1
+    # the same numbers as two passes
+    apart = replace(inputs, condition=torch.full((3, 1), -1))
+    null = with_guidance(policy).encode_prefix(apart)
+    assert prefix.null is not None
+    assert torch.equal(prefix.null.features, null.features)
+    plain = with_guidance(policy).encode_prefix(inputs)
+    assert torch.equal(prefix.features, plain.features)
+    assert len(passes) == 3
+
+
 def test_the_loss_of_a_guided_policy_encodes_no_null(encoded: list[int]) -> None:
     policy = conditioned(vision_policy(), WORDS, scale=1.0)
     inputs, noise, time = seen_rows(policy), noise_of(policy, 3), torch.rand(3)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fast_policies import REACH, fast_policy
+from tensordict import TensorDict
 from torch import Tensor
 
 from pitune import envs, rl
