@@ -22,6 +22,7 @@ from pitune.policies.finetuning.memory import available_bytes, check_memory, par
 from pitune.policies.finetuning.shard import is_sharded
 from pitune.rl import ranks
 from pitune.rl.algorithm import no_progress
+from pitune.rl.cloning.losses import predicted_tokens
 from pitune.rl.evaluation.outcome import text_of
 from pitune.rl.policy_gradient.prefixes import kept_prefix_bytes, prefix_budget
 
@@ -199,7 +200,8 @@ def report_memory(policy: FlowPolicy, config: TrainConfig) -> None:
     """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
     budget = prefix_budget(config.algorithm)
     kept = kept_prefix_bytes(policy, config.env.num_envs * config.num_chunks, budget)
-    report = parameter_report(policy, ranks.share(config.algorithm.policy_minibatch), kept)
+    batch = ranks.share(config.algorithm.policy_minibatch)
+    report = parameter_report(policy, batch, kept, predicted_tokens(policy, config.algorithm))
     if policy.network.vlm is not None:
         screen.print(report.table())
     num_ranks = ranks.world() if is_sharded(policy) else 1

@@ -133,7 +133,7 @@ class MemoryReport:
 
 
 def parameter_report(
-    policy: FlowPolicy, batch_size: int = 1, prefix_bytes: int = 0
+    policy: FlowPolicy, batch_size: int = 1, prefix_bytes: int = 0, predicted: int = 0
 ) -> MemoryReport:
     """Return the memory of training a policy, after `pitune.policies.apply_finetuning`.
 
@@ -141,6 +141,7 @@ def parameter_report(
         policy: The policy. Parameters with `requires_grad` are trained.
         batch_size: Observations in one gradient step, each with one flow time.
         prefix_bytes: Encoded observations of a rollout, see `kept_prefix_bytes` [bytes].
+        predicted: Tokens that a language head predicts for each observation, 0 without its loss.
     """
     rows, network = [], policy.network
     groups = parameter_groups(network)
@@ -162,7 +163,7 @@ def parameter_report(
     return MemoryReport(
         rows=tuple(rows),
         batch_size=batch_size,
-        activation_bytes=activation_bytes(policy, batch_size),
+        activation_bytes=activation_bytes(policy, batch_size, predicted),
         prefix_bytes=prefix_bytes,
     )
 

@@ -6,7 +6,9 @@ action dim, D width of the action expert.
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -20,7 +22,11 @@ from pitune.policies.network.options.language_head import text_of, token_loss
 from pitune.policies.network.options.status import DONE, INVALID, ONGOING
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl import ranks
-from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
+from pitune.rl.cloning.config import (
+    LanguageLossConfig,
+    LanguageRegularizationConfig,
+    StatusLossConfig,
+)
 from pitune.rl.cloning.text_set import read_texts, text_loss, text_rows
 from pitune.rl.datasets.demonstrations import is_file_of_ours
 from pitune.rl.experience.sub_dict import Entry, sub_dict
@@ -199,6 +205,23 @@ def check_status_data(status: StatusLossConfig, path: Path | None, name: str) ->
             f"dataset ({name}={path}) does not hold; clone a demonstrations.safetensors, or leave "
             "the weight at 0"
         )
+
+
+def predicted_tokens(policy: FlowPolicy, config: Any) -> int:
+    """Return the tokens that the language head predicts for each row of a minibatch, 0 for none.
+
+    Args:
+        policy: The trained policy.
+        config: Settings of an algorithm, or of a part of it.
+    """
+    if isinstance(config, LanguageLossConfig | LanguageRegularizationConfig):
+        num = fast_vocabulary(policy).max_tokens if config.fast_weight else 0
+        if config.text is not None:
+            num += text_rows(policy, read_texts(config.text))["answer"].shape[1]
+        return num
+    blocks = (getattr(config, entry.name) for entry in fields(config))
+    found = (predicted_tokens(policy, block) for block in blocks if is_dataclass(block))
+    return max(found, default=0)
 
 
 def fast_targets(policy: FlowPolicy, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
