@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from pitune.compilation import Compilation
+from pitune.experiments.benchmarks.parts.clock import wait_for
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
@@ -58,6 +60,8 @@ class BenchmarkConfig(Settings):
     """K."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the towers; norms, embeddings of pictures and projections stay float32."""
+    compile: bool = False
+    """Whether to compile the network with `torch.compile`, which takes minutes."""
     training: bool = True
     """Whether to also time a training step of all parameters, which needs memory for gradients."""
     repeats: PositiveInt = 3
@@ -87,6 +91,8 @@ def network_of(config: BenchmarkConfig) -> Pi0:
         nn.init.normal_(value, std=0.02)
         setattr(parent, name.rpartition(".")[2], nn.Parameter(value))
     network.compute_dtype = dtype
+    if config.compile:
+        network.compilation = Compilation(torch.device(config.device))
     return network
 
 
@@ -143,10 +149,10 @@ def seconds(act: Callable[[], object], repeats: int, device: torch.device) -> fl
     """Return the median time of a function [s]."""
     durations = []
     for _ in range(repeats + (repeats > 1)):
+        wait_for(device)
         start = time.perf_counter()
         act()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         durations.append(time.perf_counter() - start)
     return statistics.median(durations[1:] if repeats > 1 else durations)
 

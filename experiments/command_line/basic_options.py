@@ -85,6 +85,7 @@ ALL_BASIC = (
     "CompareConfig",
     "EnvOptions",
     "NormStatsConfig",
+    "PartsConfig",
     "QuickstartConfig",
     "QuickstartEnv",
     "ServingConfig",

@@ -25,6 +25,7 @@ from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.immiscible import assigned_noise
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.flow.real_time import clean_prefix
+from pitune.policies.host_prefixes import fetched, on_device
 from pitune.policies.network.context import stored_prefix
 from pitune.policies.preprocessing.images import check_shift, shift_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
@@ -41,7 +42,7 @@ from pitune.ranges import (
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
 from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.cloning.loop import clone
-from pitune.rl.cloning.losses import AuxiliaryLosses, check_status_data
+from pitune.rl.cloning.losses import AuxiliaryLosses
 from pitune.rl.config import CloningDrawsConfig, MinibatchConfig
 from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.demonstrations import chunk_source
@@ -139,8 +140,8 @@ class CloningStep:
         config: Step sizes.
 
     Raises:
-        ValueError: `real_time_delay` is not below the action horizon, or there are several draws
-            for each chunk too.
+        ValueError: `real_time_delay` is not below the action horizon, there are several draws
+            for each chunk too, or the policy acts by tokens and the loss leaves them out.
 
     Example:
         >>> step = CloningStep(policy, BCConfig())  # doctest: +SKIP
@@ -158,6 +159,11 @@ class CloningStep:
         if delay and draws > 1:
             given = f"draws_per_chunk={draws} cannot be combined with real_time_delay={delay}"
             raise ValueError(f"{given}; leave one of them out")
+        if policy.sampler.decoder == "fast" and not config.language.fast_weight:
+            raise ValueError(
+                "language.fast_weight=0 does not train the tokens that this policy acts by "
+                "(sampler.decoder='fast'); set language.fast_weight=1, or take decoder='flow'"
+            )
         check_shift(policy.preprocessor.config.pictures, config.picture_shift)
         check_dropout(policy.network, config.condition_dropout)
         self.parameters = [value for value in policy.parameters() if value.requires_grad]
@@ -180,7 +186,7 @@ class CloningStep:
             group["lr"] = config.step_size(self.num_steps)
 
         # random draws of the whole minibatch
-        batch: TensorDictBase = chunks.to(self.policy.device).copy()
+        batch = fetched(on_device(chunks, self.policy.device))
         draws = config.draws_per_chunk
         noise = policy.draw_noise(num * draws)
         flow_time = sample_flow_time(num * draws, policy.device)
@@ -255,13 +261,11 @@ class BehaviorCloning(Algorithm[BCConfig]):
             policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
         likelihood = {"flow": "flow_sde", "fast": "fast"}[policy.sampler.decoder]
         super().__init__(config, LikelihoodActor(policy, likelihood_config(likelihood)))
-        check_status_data(config.status, config.demonstrations, "demonstrations")
-        burn_in = config.memory_burn_in
-        self.chunks = chunk_source(policy, config.demonstrations, config.data, burn_in)
+        source, burn_in = config.demonstrations, config.memory_burn_in
+        self.chunks = chunk_source(policy, source, config.data, burn_in)
         self.step = CloningStep(policy, config)
         self.step.auxiliary.check_entries(self.chunks.entries)
         self.optimizers["policy"] = self.step.optimizer
-
         self._averaged = ExitStack()
         """While it is open, the policy has the averaged weights and the EMA the raw ones."""
 

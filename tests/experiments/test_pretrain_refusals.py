@@ -63,14 +63,14 @@ def test_a_single_task_has_no_other_words_and_nothing_is_played(tmp_path: Path) 
     assert not (out / "pretrain.json").exists()
 
 
-def test_bc_refuses_a_dataset_for_the_status_before_it_is_read(
+def test_bc_refuses_a_dataset_for_the_status_when_it_is_made(
     tmp_path: Path, tiny_policy: Callable[..., FlowPolicy]
 ) -> None:
-    policy = tiny_policy()
+    policy = tiny_policy(3, 2)
     policy = policy.replace(network=Pi0(replace(policy.network.config, options=STATUS)))
     folder = version_2(tmp_path / "data", episodes())
     config = rl.BCConfig(demonstrations=folder, status=WEIGHT)
-    with pytest.raises(ValueError, match=r"LeRobot dataset \(demonstrations=.*data\) does not"):
+    with pytest.raises(ValueError, match=r"needs \['steps_left', 'other_prompt'\], which these"):
         rl.make(config, policy)
 
 

@@ -2,17 +2,20 @@
 
     pitune bench
     pitune bench parts --size tiny --no-compile --algorithms ppo dsrl
+    pitune bench --device cuda --dtype bfloat16 --size tiny
 
 The bare network is its module calls alone: `encode`, `velocity`, and their backward passes. A part
 that takes 1.2 times as long spends a sixth of its time elsewhere. The weights are random, because
-time does not depend on their values. Times are those of the process on one thread, so other work
-on the machine matters less. Each is the median of --repeats rounds over all parts.
+time does not depend on their values. Times on the CPU are those of the process on one thread, so
+other work on the machine matters less. Those on an accelerator are by the clock on the wall, from
+an idle device until it is idle again. Each is the median of --repeats rounds over all parts, after
+a call that is not measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -22,17 +25,17 @@ from rich.table import Table
 
 from pitune import rl
 from pitune.compilation import CompileClock
+from pitune.experiments.benchmarks.parts.clock import seconds
 from pitune.experiments.benchmarks.parts.work import (
     GROWTH,
     Work,
     WorkConfig,
-    seconds,
     temporary_folder,
 )
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.runs.run import provenance
-from pitune.ranges import PositiveFloat, PositiveInt, Settings
+from pitune.ranges import PositiveFloat, PositiveInt
 
 Times = Mapping[str, float]
 """Time of each part [s]."""
@@ -40,8 +43,8 @@ LETTERS = {"num_envs": "E", "action_horizon": "H", "flow_steps": "K", "width": "
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartsConfig(Settings):
-    """Measure all parts.
+class PartsConfig(WorkConfig):
+    """Measure all parts of work of these sizes.
 
     Raises:
         ValueError: an algorithm is unknown.
@@ -51,7 +54,6 @@ class PartsConfig(Settings):
         3
     """
 
-    work: WorkConfig = field(default_factory=WorkConfig)
     algorithms: tuple[str, ...] = ()
     """Algorithms whose gradient steps are measured, all by default."""
     compile: bool = True
@@ -105,12 +107,13 @@ def measure(config: PartsConfig) -> tuple[list[Row], float]:
     torch.set_num_threads(1)
     names = list(config.algorithms) or sorted(rl.presets())
     with temporary_folder() as folder:
-        eager = Work(config.work, Path(folder), False, names)
+        eager = Work(config, Path(folder), False, names)
+        device = eager.policy.device
         parts, bare = eager.parts(), eager.bare()
         # each compiled part once, so that no compilation falls into a measurement
         compile_clock, compiled_parts = CompileClock(), {}
         if config.compile:
-            compiled_parts = Work(config.work, Path(folder), True, names).parts()
+            compiled_parts = Work(config, Path(folder), True, names).parts()
             for part in compiled_parts.values():
                 part.act()
         compile_clock.stop()
@@ -119,11 +122,11 @@ def measure(config: PartsConfig) -> tuple[list[Row], float]:
         rounds: list[dict[str, float]] = []
         for _ in range(config.repeats):
             least = config.least_seconds
-            times = {f"bare {name}": seconds(act, least) for name, act in bare.items()}
+            times = {f"bare {name}": seconds(act, device, least) for name, act in bare.items()}
             for name, part in parts.items():
-                times[name] = seconds(part.act, least)
+                times[name] = seconds(part.act, device, least)
                 if name in compiled_parts:
-                    times[f"compiled {name}"] = seconds(compiled_parts[name].act, least)
+                    times[f"compiled {name}"] = seconds(compiled_parts[name].act, device, least)
             rounds.append(times)
         middle = {name: median(times[name] for times in rounds) for name in rounds[0]}
         grown = _growth(config, Path(folder), names, middle) if config.growth else {}
@@ -146,8 +149,10 @@ def _growth(
     """Return the time of each part with twice of each size, as a multiple of its base."""
     grown = {}
     for size in GROWTH:
-        parts = Work(config.work.grown(size), folder, False, names).parts().values()
-        times = [seconds(part.act, config.least_seconds) for part in parts]
+        work = Work(config.grown(size), folder, False, names)
+        acts = [part.act for part in work.parts().values()]
+        device, least = work.policy.device, config.least_seconds
+        times = [seconds(act, device, least) for act in acts]
         # the names of some parts hold the number of flow steps, their order stays
         grown[LETTERS[size]] = {
             name: value / base[name]
@@ -163,13 +168,14 @@ def _is_part(name: str) -> bool:
 
 def report(config: PartsConfig, rows: Sequence[Row], compile_seconds: float) -> Table:
     """Return the rows as a table, with the multiple of the bare network in front."""
-    work = config.work
     title = (
-        f"{work.size}: E = {work.num_envs}, H = {work.action_horizon}, K = {work.flow_steps}, "
-        f"width {work.width}, minibatch {work.minibatch_size}"
+        f"{config.size}: E = {config.num_envs}, H = {config.action_horizon}, "
+        f"K = {config.flow_steps}, width {config.width}, minibatch {config.minibatch_size}, "
+        f"{config.dtype} on {config.device}"
     )
     where = provenance()
-    caption = f"medians of {config.repeats}; commit {where['commit'][:10]}; {where['machine']}"
+    machine = where["machine"] if config.device == "cpu" else where["cuda"] or config.device
+    caption = f"medians of {config.repeats}; commit {where['commit'][:10]}; {machine}"
     if config.compile:
         caption += f"; compiled in {compile_seconds:.0f} s"
     table = Table(title=title, caption=caption)

@@ -6,7 +6,6 @@ Letters: E envs, N rows, H action horizon, A model action dim, K flow steps.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, ModelInput
 from pitune.policies.network.config import LAPTOP_EXPERT
-from pitune.ranges import PositiveInt, Settings
+from pitune.ranges import DeviceName, PositiveInt, Settings
 from pitune.rl.experience.sub_dict import sub_dict
 
 Size = Literal["laptop", "tiny"]
@@ -36,7 +35,7 @@ class WorkConfig(Settings):
     """
 
     size: Size = "laptop"
-    """`laptop` reads the state alone. `tiny` reads two pictures and words too."""
+    """`laptop` reads the state alone. `tiny` reads two pictures too."""
     num_envs: PositiveInt = 16
     """E, rows of a decision."""
     action_horizon: PositiveInt = 4
@@ -47,6 +46,10 @@ class WorkConfig(Settings):
     """Width of the transformer."""
     minibatch_size: PositiveInt = 128
     """Decisions of a gradient step."""
+    device: DeviceName = "cpu"
+    """Where the policy computes. The simulator stays on the CPU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the towers. Trained weights are float32, and all weights are trained."""
 
     def grown(self, name: str) -> WorkConfig:
         """Return the sizes with one of them doubled."""
@@ -112,7 +115,8 @@ class Work:
         demonstrations = rl.collect_demonstrations(self.env, 4 * config.num_envs, seed=0)
         self.file = folder / "demonstrations.safetensors"
         demonstrations.save(self.file)
-        self.policy = self._policy(demonstrations)
+        self.policy = self._policy(demonstrations).to(config.device)
+        policies.apply_finetuning(self.policy, policies.FinetuneConfig(dtype=config.dtype))
         if compiled:
             self.policy.compile_functions()
 
@@ -137,8 +141,8 @@ class Work:
         actor = LikelihoodActor(policy, FlowSDEConfig())
         env_obs = TensorDict(self.env.reset(torch.arange(num)), batch_size=[num])
         obs = policy.observation_preprocessor(self.env.spec.tasks)(env_obs)
-        inputs, noise = ModelInput.of(obs), policy.draw_noise(num)
-        time_half = torch.full((num, 1), 0.5)
+        inputs, noise = ModelInput.of(obs).to(policy.device), policy.draw_noise(num)
+        time_half = torch.full((num, 1), 0.5, device=policy.device)
         with torch.no_grad():
             context = policy.encode(inputs)
             decisions = actor(obs.clone())
@@ -173,13 +177,13 @@ class Work:
 
     def bare(self) -> dict[str, Callable[[], int]]:
         """Return the computations of the bare network: module calls with random tensors."""
-        config, network = self.config, self.policy.network
+        config, network, device = self.config, self.policy.network, self.policy.device
         num, k, rows = config.num_envs, config.flow_steps, config.minibatch_size
         inputs = {n: self._network_inputs(n) for n in (num, rows)}
 
         def velocity(n: int, m: int, context: Any) -> Any:
-            x = torch.randn(n, m, *self.policy.chunk_shape)
-            return network.velocity(context, x, torch.full((n, m), 0.5)).velocity
+            x = torch.randn(n, m, *self.policy.chunk_shape, device=device)
+            return network.velocity(context, x, torch.full((n, m), 0.5, device=device)).velocity
 
         def encoded(n: int) -> Any:
             return network.encode(**inputs[n])
@@ -212,11 +216,12 @@ class Work:
 
     def _network_inputs(self, num: int) -> dict[str, Any]:
         """Return random inputs of the network (N)."""
-        sizes = self.policy.network.config
-        inputs: dict[str, Any] = {"state": torch.randn(num, sizes.state_dim)}
+        sizes, device = self.policy.network.config, self.policy.device
+        inputs: dict[str, Any] = {"state": torch.randn(num, sizes.state_dim, device=device)}
         if sizes.vision is not None:
             size, cameras = sizes.vision.image_size, len(self.config.env.cameras)
-            inputs["images"] = 2 * torch.rand(num, cameras, 3, size, size) - 1
+            pictures = torch.rand(num, cameras, 3, size, size, device=device)
+            inputs["images"] = 2 * pictures - 1
         return inputs
 
     def _algorithm(self, name: str) -> tuple[rl.Algorithm[Any], TensorDictBase]:
@@ -229,6 +234,7 @@ class Work:
             "num_epochs": 1,
             "critic_warmup": 0,
             "group_size": 2,
+            "num_pairs": 2,
             "warmup_decisions": 1,
             "warmup_rounds": 1,
             "initial_fit_steps": 1,
@@ -244,7 +250,8 @@ class Work:
         if algorithm.needs.rollouts:
             outcome = sub_dict(rollout, "next")
             outcome["reward_steps"] = torch.rand_like(outcome["reward_steps"])
-            outcome["success"] = torch.rand(outcome["success"].shape) < 0.5
+            success = outcome["success"]
+            outcome["success"] = torch.rand(success.shape, device=success.device) < 0.5
         return algorithm, rollout
 
     def _update(self, name: str) -> Part:
@@ -277,19 +284,6 @@ class Work:
     def _read(self) -> int:
         policies.load(self._checkpoint)
         return 1
-
-
-def seconds(act: Callable[[], int], least: float = 0.2) -> float:
-    """Return the process time of a piece of work [s], from enough repetitions.
-
-    Another program on the machine does not count, unlike with a wall clock.
-    """
-    number, start = 0, time.process_time()
-    while True:
-        number += act()
-        spent = time.process_time() - start
-        if spent >= least:
-            return spent / number
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:

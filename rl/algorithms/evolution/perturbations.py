@@ -127,11 +127,11 @@ class PerturbedActor(Actor):
         # each member decides for its own rows (N / P)
         parts = []
         for index in range(num):
-            rows = torch.arange(index, len(td), num, device=device)
+            rows = slice(index, None, num)  # of the host and of the device alike
             with self.perturbations.member(index):
-                inputs = ModelInput.of(sub_dict(td.select(*self.in_keys), rows))
-                entries = self.deployed_entries(inputs, noise[rows])
-            parts.append(TensorDict(entries, batch_size=[len(rows)]))
+                obs = sub_dict(td.select(*self.in_keys), rows).contiguous()
+                entries = self.deployed_entries(ModelInput.of(obs), noise[rows].contiguous())
+            parts.append(TensorDict(entries, batch_size=[len(obs)]))
         # P x (N / P) -> (N)
         acted: TensorDict = torch.stack(parts, 1).reshape(-1)  # type: ignore[assignment, arg-type]
         return td.update(acted).set(MEMBER, member)

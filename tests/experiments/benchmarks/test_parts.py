@@ -6,21 +6,23 @@ import pytest
 
 from pitune.experiments.benchmarks import command
 from pitune.experiments.benchmarks.parts.table import PartsConfig, measure, report
-from pitune.experiments.benchmarks.parts.work import WorkConfig
 
-SMALL = WorkConfig(num_envs=2, action_horizon=2, flow_steps=2, width=16, minibatch_size=4)
+SMALL = PartsConfig(
+    num_envs=2,
+    action_horizon=2,
+    flow_steps=2,
+    width=16,
+    minibatch_size=4,
+    algorithms=("ppo",),
+    compile=False,
+    growth=False,
+    repeats=1,
+    least_seconds=0.001,
+)
 
 
 def test_every_part_is_measured_against_the_bare_network() -> None:
-    config = PartsConfig(
-        work=SMALL,
-        algorithms=("ppo",),
-        compile=False,
-        growth=False,
-        repeats=1,
-        least_seconds=0.001,
-    )
-    rows, compile_seconds = measure(config)
+    rows, compile_seconds = measure(SMALL)
     assert [row.name for row in rows] == [
         "encode",
         "one flow step",
@@ -34,7 +36,7 @@ def test_every_part_is_measured_against_the_bare_network() -> None:
     ]
     assert all(row.share > 0 and row.speedup is None for row in rows)
     assert compile_seconds == 0
-    assert report(config, rows, compile_seconds).row_count == len(rows)
+    assert report(SMALL, rows, compile_seconds).row_count == len(rows)
 
 
 def test_sizes_are_doubled_one_at_a_time() -> None:

@@ -23,7 +23,8 @@ from pitune.policies.network.options.language_head import (
     token_loss,
 )
 from pitune.policies.network.options.tokens.registers import PREFIX_REGISTERS, RegistersConfig
-from pitune.rl.policy_gradient.prefixes import NUM_COPIES, kept_prefix_bytes
+from pitune.rl.config import PrefixConfig
+from pitune.rl.policy_gradient.prefixes import NUM_COPIES, kept_prefixes
 from vision_policies import vision_policy
 
 HEAD = LanguageHeadConfig(enabled=True)
@@ -181,14 +182,14 @@ def test_kept_prefixes_count_their_registers_and_are_kept_only_if_these_are_froz
         network = Pi0(replace(policy.network.config, options=options))
         policy = policy.replace(network=network)
         policy = apply_finetuning(policy, FinetuneConfig(trainable=("action_expert",)))
-        sizes[num] = kept_prefix_bytes(policy, num_decisions=10, budget_gib=1.0)
+        sizes[num] = kept_prefixes(policy, 10, PrefixConfig(prefix_gib=1.0)).device_bytes
     tower = network.config.vlm
     assert tower is not None
     row = NUM * tower.depth * 2 * tower.num_kv_heads * tower.head_dim * 4  # float32
     assert sizes[NUM] - sizes[0] == NUM_COPIES * 10 * row
     trained = apply_finetuning(policy, FinetuneConfig(trainable=("registers",)))
     assert not trained.prefix_is_frozen
-    assert kept_prefix_bytes(trained, num_decisions=10, budget_gib=1.0) == 0
+    assert not kept_prefixes(trained, 10, PrefixConfig(prefix_gib=1.0)).anywhere
 
 
 def test_prefix_registers_need_a_language_model() -> None:
