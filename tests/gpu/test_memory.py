@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -32,7 +33,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_table_is_near_the_peak_of_a_training_step(name: str, cuda: torch.device) -> None:
-    torch.cuda.empty_cache()
+    gc.collect()  # a test that failed before holds its policy
     before = torch.cuda.memory_allocated()
     with cuda:
         network = policies.Pi0(replace(pi0(), vocab_size=0))
