@@ -3,8 +3,9 @@
     python -m pitune.experiments.benchmarks.insulation --seeds 0 1 2 --out runs/insulation
 
 For each seed it clones two tasks together with questions about words. Then `ppo` fine-tunes the
-clone twice, once as it is and once with insulation. The language loss of questions that were never
-trained is measured before and after. Results are written into --out as JSON, and the same command
+clone three times: as it is, with insulation, and with insulation and the loss of the trained
+questions beside the policy gradient. The language loss of questions that were never trained is
+measured before and after. Results are written into --out as JSON, and the same command
 goes on where it was interrupted. `--table` prints the results so far.
 """
 
@@ -42,7 +43,8 @@ WORDS = (
 )
 """Verbs, colors and things of the questions."""
 NAMES = ("verb", "color", "thing")
-ARMS = ("plain", "insulated")
+ARMS = ("plain", "insulated", "regularized")
+"""Fine-tuning as it is, with insulation, and with insulation and the language loss beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,7 @@ def run(config: BenchmarkConfig) -> None:
         _record(config, env, policies.load(folder / "clone" / "pretrained"), folder, "clone", test)
         for arm in ARMS:
             if not (folder / f"{arm}.json").exists():
-                policy = _fine_tuned(config, env, folder, arm, seed)
+                policy = _fine_tuned(config, env, folder, arm, seed, train)
                 _record(config, env, policy, folder, arm, test)
     env.close()
 
@@ -144,16 +146,25 @@ def _clone(config: BenchmarkConfig, seed: int, folder: Path, texts: Path) -> Non
 
 
 def _fine_tuned(
-    config: BenchmarkConfig, env: envs.CheckedEnv, folder: Path, arm: str, seed: int
+    config: BenchmarkConfig,
+    env: envs.CheckedEnv,
+    folder: Path,
+    arm: str,
+    seed: int,
+    texts: Path,
 ) -> policies.FlowPolicy:
     """Return a clone that `ppo` has fine-tuned."""
-    # both arms differ in this option alone
-    insulation = InsulationConfig(enabled=arm == "insulated")
+    # the arms differ in these options alone
+    insulation = InsulationConfig(enabled=arm != "plain")
+    language = rl.LanguageRegularizationConfig()
+    if arm == "regularized":
+        language = rl.LanguageRegularizationConfig(text=texts, text_weight=1.0)
     load = policies.LoadConfig(options=policies.NetworkOptions(insulation=insulation))
     policy = policies.load(folder / "clone" / "pretrained", load)
     torch.manual_seed(seed)
     update = rl.UpdateConfig(minibatch_size=64)
-    algorithm = rl.make(rl.PPOConfig(update=update, critic_warmup=1), policy)
+    settings = rl.PPOConfig(update=update, critic_warmup=1, language=language)
+    algorithm = rl.make(settings, policy)
     rollouts = rl.Rollouts(env, algorithm, 10, seed)
     for _ in range(config.iterations):
         algorithm.update(rollouts.collect())

@@ -39,6 +39,10 @@ class ChunkSource(Protocol):
     def fps(self) -> float | None:
         """Steps per second that must be those of the environment [Hz], None for any."""
 
+    @property
+    def entries(self) -> set[str]:
+        """Names of the entries of a chunk."""
+
     def __len__(self) -> int:
         """Return the number of different chunks."""
 
@@ -70,6 +74,10 @@ class RandomChunks:
     @property
     def fps(self) -> float | None:
         return self._fps
+
+    @property
+    def entries(self) -> set[str]:
+        return set(self.chunks.keys())
 
     def __len__(self) -> int:
         return len(self.chunks)

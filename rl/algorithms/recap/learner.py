@@ -21,7 +21,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, LikelihoodActor
+from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput
+from pitune.policies.conditions import task_of
 from pitune.policies.network.options.add import network_with_options
 from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.options.tokens.conditioning import ConditioningConfig, condition_of
@@ -99,6 +100,8 @@ class Recap(Algorithm[RecapConfig]):
         chunks = data.select(MODEL_INPUT, "action", IS_PAD, strict=False).copy()
         option = policy.network.config.options.conditioning
         values = {"advantage": label, "return": return_bin(returns, option.return_bins)}
+        if option.task:
+            values["task"] = task_of(ModelInput.of(data))
         # a copy, so that the stored rows get no condition
         chunks[MODEL_INPUT] = sub_dict(chunks, MODEL_INPUT).copy()
         chunks[MODEL_INPUT, "condition"] = condition_of(option.kinds, len(data), values)
