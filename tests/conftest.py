@@ -56,7 +56,6 @@ def tiny_policy() -> Callable[..., FlowPolicy]:
 def small_preset(demonstrations_file: Path) -> Callable[[str], rl.AlgorithmConfig]:
     """Return the preset of an algorithm by name, with settings that take no time."""
     values = {
-        "demonstrations": demonstrations_file,
         "minibatch_size": 8,
         "gradient_steps": 2,
         "num_epochs": 2,
@@ -71,7 +70,13 @@ def small_preset(demonstrations_file: Path) -> Callable[[str], rl.AlgorithmConfi
         "fit_steps": 2,
         "fit_every": 16,
     }
-    return lambda name: with_settings(rl.preset(name), values)
+
+    def preset(name: str) -> rl.AlgorithmConfig:
+        # the file of the algorithm itself, not of losses that are off
+        small: rl.AlgorithmConfig = with_settings(rl.preset(name), values)
+        return small.with_demonstrations(demonstrations_file)
+
+    return preset
 
 
 @pytest.fixture(scope="session")

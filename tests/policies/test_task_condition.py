@@ -24,7 +24,7 @@ from pitune.policies.network.options.tokens.conditioning import (
 )
 from pitune.policies.preprocessing.model_input import task_numbers
 from pitune.rl.algorithms.bc import CloningStep
-from pitune.rl.experience.demonstrations import demonstrations_for
+from pitune.rl.datasets.demonstrations import demonstrations_for
 
 TASKS = ("reach the green goal", "reach the red goal")
 TASK = ConditioningConfig(task=True, tasks=TASKS)

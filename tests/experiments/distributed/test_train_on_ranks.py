@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_processes import on_ranks, start_ranks
+from rank_processes import SECONDS, on_ranks, start_ranks
 from small_runs import rows
 from torch import nn
 
@@ -87,7 +87,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_from_which_they_go_on(
         train(replace(whole, out=tmp_path / "run"))
 
     children = start_ranks(train_with_a_signal, 2, tmp_path / "b")
-    assert [child.wait() for child in children] == [128 + signal.SIGTERM] * 2
+    assert [child.wait(SECONDS) for child in children] == [128 + signal.SIGTERM] * 2
     assert "stopped at the checkpoint of iteration 2" in children[0].output()
     again = replace(whole, out=tmp_path / "run", resume=True)
     on_ranks(partial(train, again), 2, tmp_path / "c")

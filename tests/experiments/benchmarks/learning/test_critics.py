@@ -62,7 +62,7 @@ def test_an_interrupted_benchmark_goes_on_from_its_clone(config: BenchmarkConfig
 
 def test_other_settings_are_refused(config: BenchmarkConfig) -> None:
     run(replace(config, seeds=()))
-    with pytest.raises(ValueError, match=r"'time_limit': 12, .*; pass another --out, or the"):
+    with pytest.raises(ValueError, match=r"time_limit: 12 -> 10; pass another --out, or the"):
         run(replace(config, seeds=(), time_limit=10))
 
 
