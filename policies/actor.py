@@ -27,11 +27,11 @@ from torch import Tensor
 
 from pitune.policies.conditions import check_stateless
 from pitune.policies.decision import Decision, memory_marks
-from pitune.policies.host_prefixes import PREFIX, HostPrefixes
+from pitune.policies.host_prefixes import PREFIX, HostPrefixes, stored_prefix
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
 from pitune.policies.likelihood.registry import likelihood_name, make_likelihood
-from pitune.policies.network.context import Context, pack, stored_prefix
+from pitune.policies.network.context import Context, pack
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, WRITTEN, ModelInput

@@ -18,6 +18,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.network import context
+from pitune.policies.network.context import Context
+
 PREFIX = "prefix"
 """Key of the encoded observations."""
 
@@ -153,6 +156,11 @@ def fetched(rows: TensorDictBase) -> TensorDictBase:
     if prefix is None:
         return rows
     return rows.copy().set(PREFIX, to_device(prefix, device_of(rows)))
+
+
+def stored_prefix(rows: TensorDictBase) -> Context | None:
+    """Return the encoded prefixes of rows (N) beside their other entries, or None without any."""
+    return context.stored_prefix(fetched(rows))
 
 
 def to_device(prefix: TensorDictBase, device: torch.device) -> TensorDictBase:

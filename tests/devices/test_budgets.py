@@ -168,7 +168,7 @@ COPIES_OF_PREFIX = {
     # and each member's actions
     "epo": 4 + 1 + 4 + 3,
     "filtered_bc": 3,
-    "grpo": 0,  # no group has successes and failures
+    "grpo": 4,
 }
 """Copies of each entry of a prefix to the device in an update, if the host holds the prefixes."""
 
