@@ -165,7 +165,7 @@ COPIES_OF_PREFIX = {
     # step has some rows
     "ppo": (2, 1, 1),
     "fpo": (2, 1, 1),
-    # the other members' decisions of each minibatch too, their log-ratios, and each member's actions
+    # those of the other members too, their log-ratios, and the actions of each member
     "epo": (2, 2, 1 + 3),
     "grpo": (1, 1, 0),
     "filtered_bc": (1, 1, 0),
