@@ -27,11 +27,11 @@ from torch import Tensor
 
 from pitune.policies.conditions import check_stateless
 from pitune.policies.decision import Decision, memory_marks
-from pitune.policies.host_prefixes import PREFIX, HostPrefixes
+from pitune.policies.host_prefixes import PREFIX, HostPrefixes, stored_prefix
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
 from pitune.policies.likelihood.registry import likelihood_name, make_likelihood
-from pitune.policies.network.context import Context, pack, stored_prefix
+from pitune.policies.network.context import Context, pack
 from pitune.policies.policy import FlowPolicy
 from pitune.policies.policy_config import SamplerConfig
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, WRITTEN, ModelInput
@@ -167,8 +167,8 @@ class LikelihoodActor(Actor):
         likelihood: Samples and scores chains. Its learned noise is trained with the policy.
         keep_prefix: Whether decisions hold the encoded pictures and prompt as `prefix`, so that
             scoring does not encode them again. Only for frozen encoders, see `keep_prefixes`.
-        prefixes_on_host: Whether they are held in memory of the host.
-        host_prefixes: Place for those of the rollout that is being collected.
+        prefixes_on_host: Whether the host holds them.
+        host_prefixes: Those of the rollout that is collected now.
 
     Example:
         >>> from tensordict import TensorDict
@@ -205,11 +205,7 @@ class LikelihoodActor(Actor):
         self.out_keys += self.likelihood.draw_keys
 
     def keep_prefixes(self, on_host: bool = False) -> None:
-        """Store the encoded pictures and prompt of each decision from now on.
-
-        Args:
-            on_host: Whether to store them in memory of the host while a rollout is collected, and
-                not with the other entries of a decision.
+        """Store the encoded pictures and prompt of each decision, on the host if `on_host`.
 
         Raises:
             ValueError: the policy has no frozen encoder, so that stored prefixes would be stale.
@@ -225,21 +221,14 @@ class LikelihoodActor(Actor):
             self.out_keys = [*self.out_keys, PREFIX]
 
     def encode(self, td: TensorDictBase, prefix: Context | None = None) -> Context:
-        """Return the encoded observations (N) that sampling and scoring share.
-
-        Args:
-            td: Observations.
-            prefix: Their encoded pictures and prompt. By default they are encoded here.
-        """
+        """Return the encoded observations (N), from their prefixes if there are any."""
         return self.policy.encode(ModelInput.of(td), prefix, state_offset=self.state_offset(td))
 
     def encode_decisions(self, td: TensorDictBase) -> Context:
         """Return the encoded observations of decisions (N), from their prefixes if they have any.
 
-        With a history of each, the memory that it read is written again, with a gradient.
-
-        A collector carries the last decision's entries into the next input, so acting may not use
-        this function.
+        With a history of each, the memory that it read is written again, with a gradient. A
+        collector carries a decision's entries into the next input, so acting may not use this.
         """
         return self.encode(with_recalled_memory(self.policy, td), stored_prefix(td))
 

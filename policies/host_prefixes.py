@@ -18,6 +18,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.network import context
+from pitune.policies.network.context import Context
+
 PREFIX = "prefix"
 """Key of the encoded observations."""
 
@@ -54,10 +57,10 @@ class HostPrefixes:
                 "another one; collect with one `HostPrefixes` per rollout"
             )
         if self._blocks is None:
-            self._device = next(iter(packed.values(True, True))).device
+            self._device = _tensors(packed)[0][1].device
             self._blocks = _empty_like(packed, self.num_decisions, self._device)
-        for key in packed.keys(True, True):
-            self._blocks[key][self._added].copy_(packed[key], non_blocking=True)
+        for key, value in _tensors(packed):
+            self._blocks[key][self._added].copy_(value, non_blocking=True)
         self._added += 1
 
     def rollout(self) -> TensorDict:
@@ -79,8 +82,7 @@ class HostPrefixes:
 def _empty_like(packed: TensorDict, num: int, device: torch.device) -> TensorDict:
     """Return memory of the host for some copies of rows (N), as a table (num, N)."""
     blocks = TensorDict(batch_size=[num, *packed.batch_size], device="cpu")
-    for key in packed.keys(True, True):
-        value = packed[key]
+    for key, value in _tensors(packed):
         blocks[key] = _host_memory((num, *value.shape), value.dtype, device)
     return blocks
 
@@ -101,8 +103,12 @@ def on_host(rows: TensorDictBase) -> TensorDictBase | None:
 
 def device_of(rows: TensorDictBase) -> torch.device:
     """Return the device of the other entries of rows (N) with a prefix of the host."""
-    device: torch.device = next(iter(rows.exclude(PREFIX).values(True, True))).device
-    return device
+    return _tensors(rows.exclude(PREFIX))[0][1].device
+
+
+def _tensors(rows: TensorDictBase) -> list[tuple[Any, Tensor]]:
+    """Return the tensors of a table, nested ones too, with their keys."""
+    return list(rows.items(True, True))
 
 
 def with_host_prefix(rows: TensorDictBase, prefix: TensorDictBase) -> TensorDictBase:
@@ -123,7 +129,8 @@ def placed_as(rows: TensorDictBase, others: TensorDictBase) -> TensorDictBase:
     """Return rows (N) of the host with each entry where that of other rows is."""
     if on_host(others) is None:
         return rows
-    return with_host_prefix(rows.to(device_of(others)), rows.select(PREFIX)[PREFIX])
+    prefix: Any = rows[PREFIX]
+    return with_host_prefix(rows.to(device_of(others)), prefix)
 
 
 def select_rows(rows: TensorDictBase, index: Any) -> Any:
@@ -137,7 +144,7 @@ def select_rows(rows: TensorDictBase, index: Any) -> Any:
     if prefix is None:
         return rows[index]
     here, there = _moved(index, device_of(rows)), _moved(index, torch.device("cpu"))
-    chosen: TensorDictBase = rows.exclude(PREFIX)[here]
+    chosen: Any = rows.exclude(PREFIX)[here]
     return chosen.set(PREFIX, prefix[there])
 
 
@@ -155,13 +162,17 @@ def fetched(rows: TensorDictBase) -> TensorDictBase:
     return rows.copy().set(PREFIX, to_device(prefix, device_of(rows)))
 
 
+def stored_prefix(rows: TensorDictBase) -> Context | None:
+    """Return the encoded prefixes of rows (N) beside their other entries, or None without any."""
+    return context.stored_prefix(fetched(rows))
+
+
 def to_device(prefix: TensorDictBase, device: torch.device) -> TensorDictBase:
     """Return encoded observations (N) on a device, by one copy per entry that nobody waits for."""
     if device.type == "cpu" or prefix.device == device:
         return prefix
     moved = TensorDict(batch_size=prefix.batch_size, device=device)
-    for key in prefix.keys(True, True):
-        value = prefix[key]
+    for key, value in _tensors(prefix):
         if value.device.type == "cpu" and not value.is_pinned():
             value = _host_memory(value.shape, value.dtype, device).copy_(value)
         moved[key] = value.to(device, non_blocking=True)
@@ -179,20 +190,19 @@ def minibatches(batch: TensorDictBase, rows: Sequence[Tensor]) -> Iterator[Tenso
     """
     prefix = on_host(batch)
     if prefix is None or not rows:
-        yield from (batch[part] for part in rows)
+        yield from (select_rows(batch, part) for part in rows)
         return
     rest, device = batch.exclude(PREFIX), device_of(batch)
     indices = torch.cat(list(rows)).cpu().split([len(part) for part in rows])
     for part, index in zip(rows, indices, strict=True):
-        minibatch = rest[part]
+        minibatch: Any = rest[part]
         yield minibatch.set(PREFIX, _gathered(prefix, index, device))
 
 
 def _gathered(prefix: TensorDictBase, index: Tensor, device: torch.device) -> TensorDictBase:
     """Return some rows of encoded observations on a device."""
     chosen = TensorDict(batch_size=[len(index)], device="cpu")
-    for key in prefix.keys(True, True):
-        value = prefix[key]
+    for key, value in _tensors(prefix):
         memory = _host_memory((len(index), *value.shape[1:]), value.dtype, device)
         chosen[key] = torch.index_select(value, 0, index, out=memory)
     return to_device(chosen, device)

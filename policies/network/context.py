@@ -13,7 +13,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pitune.policies.host_prefixes import PREFIX, device_of, on_host, to_device
 from pitune.policies.network.gemma import Cache
 
 
@@ -101,6 +100,5 @@ def _unstacked(packed: TensorDictBase) -> Cache:
 
 def stored_prefix(rows: TensorDictBase) -> Context | None:
     """Return the encoded prefixes of rows (N), or None if the rows hold pictures and tokens."""
-    packed = on_host(rows)
-    packed = rows.get(PREFIX, None) if packed is None else to_device(packed, device_of(rows))
+    packed = rows.get("prefix", None)
     return unpack(packed) if isinstance(packed, TensorDictBase) else None

@@ -205,7 +205,8 @@ class ObservationPreprocessor(TensorDictModuleBase):
         if self._table is not None:  # (tasks, L) -> (N, L)
             if "task_id" in obs.keys() and len(obs):  # the least and the greatest, in one read
                 self._check_tasks(torch.stack(task_id.aminmax()).tolist())
-            tokens, mask = self._table = tuple(column.to(device) for column in self._table)
+            self._table = self._table[0].to(device), self._table[1].to(device)
+            tokens, mask = self._table
             task_id = task_id.to(device)
             return tokens[task_id], mask[task_id]
 

@@ -25,8 +25,7 @@ from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.immiscible import assigned_noise
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.flow.real_time import clean_prefix
-from pitune.policies.host_prefixes import fetched, on_device
-from pitune.policies.network.context import stored_prefix
+from pitune.policies.host_prefixes import fetched, on_device, stored_prefix
 from pitune.policies.preprocessing.images import check_shift, shift_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.policies.recurrence import with_recalled_memory

@@ -22,6 +22,7 @@ from pitune.policies.finetuning.memory import GIB, example_input, readable
 from pitune.policies.host_prefixes import PREFIX, with_host_prefix
 from pitune.policies.network.context import pack
 from pitune.rl.config import PrefixConfig
+from pitune.rl.experience.sub_dict import sub_dict
 
 NUM_COPIES = 3
 """Greatest number of copies of a prefix in one place: the collector's, the batch's, and a
@@ -128,7 +129,9 @@ def prefixes_together(
     device, held = actor.policy.device, all(PREFIX in part.keys() for part in parts)
     if not held or not actor.prefixes_on_host:
         return [(part if held else part.exclude(PREFIX)).to(device) for part in parts]
-    return [with_host_prefix(part.exclude(PREFIX).to(device), part[PREFIX]) for part in parts]
+    return [
+        with_host_prefix(part.exclude(PREFIX).to(device), sub_dict(part, PREFIX)) for part in parts
+    ]
 
 
 @torch.no_grad()

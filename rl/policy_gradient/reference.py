@@ -23,7 +23,7 @@ from pitune.policies import (
 from pitune.policies.finetuning.shard import copied_networks
 from pitune.policies.flow.kernels import kl_divergence
 from pitune.policies.flow.path import sample_flow_time
-from pitune.policies.network.context import stored_prefix
+from pitune.policies.host_prefixes import stored_prefix
 
 KLSpace = Literal["kernel", "velocity"]
 ModuleType = TypeVar("ModuleType", bound=nn.Module)

@@ -9,7 +9,7 @@ import pretend_device
 import pytest
 import torch
 from counted_runs import DeviceSimulator
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune import envs, policies, rl
@@ -38,8 +38,10 @@ KINDS: dict[str, Callable[..., ChunkEnv]] = {
 
 def make(kind: str, place: str, num_episodes: int | None) -> ChunkEnv:
     """Return an environment whose episodes end at different times."""
-    simulator, device = Script(E, lengths=LENGTHS, ends=ENDS), pretend_device.device()
-    env = CheckedEnv(DeviceSimulator(simulator) if place == "on the device" else simulator)
+    device: Any = pretend_device.device()
+    simulator: Any = Script(E, lengths=LENGTHS, ends=ENDS)
+    simulator = DeviceSimulator(simulator) if place == "on the device" else simulator
+    env = CheckedEnv(simulator)
     seeds = EpisodeSeeds(E, seed=0, split="train")
     named = {} if place == "one device" else {"device": device}
     return KINDS[kind](env, H, seeds, num_episodes, **named)
@@ -56,7 +58,7 @@ def play(env: ChunkEnv, num: int = 6) -> TensorDictBase:
         td, following = env.step_and_maybe_reset(td)
         rows.append(td.cpu())
         td = following
-    return torch.stack(rows, 1)
+    return TensorDict.stack(rows, 1)
 
 
 def differences(first: TensorDictBase, second: TensorDictBase, most: float = 0.0) -> list[Any]:
@@ -123,7 +125,7 @@ def test_tensors_move_together_in_one_copy() -> None:
         moved = moved_together(values, pretend_device.device())
     assert events.total() == events.total("to device") == 1
     with pretend_device.count() as events:
-        read = read_together(moved)  # type: ignore[arg-type]
+        read = read_together(moved)
     assert events.total() == events.waits == 1
     for key, value in values.items():
         assert moved[key].dtype == value.dtype

@@ -31,8 +31,9 @@ def observation(height: int = SMALL, width: int = SMALL) -> TensorDict:
     generator = torch.Generator().manual_seed(0)
     shape = (NUM, 3, height, width)
     noise = [torch.randint(256, shape, generator=generator).to(torch.uint8) for _ in range(CAMERAS)]
-    cameras = dict(zip(("image/front", "image/wrist"), noise, strict=True))
-    return TensorDict({"state": torch.zeros(NUM, 4), **cameras}, [NUM])
+    front, wrist = noise
+    values = {"state": torch.zeros(NUM, 4), "image/front": front, "image/wrist": wrist}
+    return TensorDict(values, [NUM])
 
 
 @RESIZES
@@ -74,7 +75,8 @@ def test_resizing_on_the_host_moves_more_bytes(resize: Any) -> None:
 @RESIZES
 def test_pictures_of_a_simulator_on_the_device_never_leave_it(resize: Any) -> None:
     device = pretend_device.device()
-    on_device, obs = preprocessor(resize).to(device), observation().to(device)
+    on_device, obs = preprocessor(resize).to(device), observation()
+    obs = obs.to(device)
     on_device.images_and_state(obs)
     with pretend_device.count() as events:
         on_device.images_and_state(obs)

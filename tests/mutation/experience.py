@@ -35,8 +35,8 @@ EXPERIENCE = [
             ),
             Change(
                 "waiting environments begin anew",
-                "mask.flatten() & self._playing()",
-                "mask.flatten()",
+                "begins.to(self.home) & self._playing()",
+                "begins.to(self.home)",
             ),
             Change(
                 "earlier observations change",

@@ -400,8 +400,8 @@ POLICIES = [
         [
             Change(
                 "task of a row",
-                "return tokens[task_id.to(device)]",
-                "return tokens[0 * task_id.to(device)]",
+                "return tokens[task_id],",
+                "return tokens[0 * task_id],",
             ),
             Change(
                 "task of a written state",

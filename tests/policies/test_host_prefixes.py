@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -36,7 +38,7 @@ def held() -> TensorDictBase:
 
 
 def test_a_rollout_has_the_rows_of_each_decision() -> None:
-    prefix = held()["prefix"]
+    prefix: Any = held()["prefix"]
     assert prefix.batch_size == (3, 2)
     assert torch.equal(prefix["keys"][:, 1], packed(100.0)["keys"])
     assert torch.equal(prefix["null", "keys"][:, 0], packed(0.0)["null", "keys"])
@@ -73,12 +75,12 @@ def test_rows_are_chosen_with_their_encoded_observations(index: object) -> None:
 
 def test_minibatches_have_the_encoded_observations_of_their_rows() -> None:
     batch = held().flatten()
-    prefix = batch["prefix"]
+    prefix: Any = batch["prefix"]
     order = [torch.tensor([4, 1]), torch.tensor([0, 0, 5])]
     for rows, minibatch in zip(order, minibatches(batch, order), strict=True):
         assert torch.equal(minibatch["row"], rows)
-        for key in ("keys", ("null", "keys")):
-            assert torch.equal(minibatch["prefix"][key], prefix[key][rows])
+        assert torch.equal(minibatch["prefix", "keys"], prefix["keys"][rows])
+        assert torch.equal(minibatch["prefix", "null", "keys"], prefix["null", "keys"][rows])
     assert list(minibatches(batch, [])) == []
 
 

@@ -83,9 +83,9 @@ def policy_of(kind: str, state_policy: FlowPolicy, device: torch.device) -> Flow
 
 def algorithm_config(name: str, demonstrations: Path, **settings: Any) -> rl.AlgorithmConfig:
     """Return the preset of an algorithm with small settings."""
-    values = SETTINGS | {"demonstrations": demonstrations} | settings
     name, _, variant = name.partition(":")
-    config = with_settings(rl.preset(name), values)
+    config = rl.preset(name).with_demonstrations(demonstrations)
+    config = with_settings(config, SETTINGS | settings)
     return changed(config, variant=variant) if variant else config
 
 

@@ -20,7 +20,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from pitune.policies import FlowPolicy, LikelihoodActor, LikelihoodConfig, ModelInput
-from pitune.policies.network.context import stored_prefix
+from pitune.policies.host_prefixes import stored_prefix
 from pitune.ranges import (
     NonNegativeFloat,
     NonNegativeInt,

@@ -11,8 +11,8 @@ import torch
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FinetuneConfig, FlowSDEConfig, LikelihoodActor, host_prefixes
+from pitune.policies.host_prefixes import stored_prefix
 from pitune.policies.network.config import Family
-from pitune.policies.network.context import stored_prefix
 from pitune.rl.config import PrefixConfig
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.reference import Reference
