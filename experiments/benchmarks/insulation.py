@@ -24,10 +24,12 @@ import torch
 
 from pitune import envs, policies, rl
 from pitune.envs.mock.registration import MockOptions
+from pitune.experiments.benchmarks.learning.results import check_settings
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse
 from pitune.experiments.pretrain import PretrainConfig, pretrain
 from pitune.experiments.reports.task_table import rate_text
+from pitune.experiments.runs.config_file import plain
 from pitune.experiments.runs.progress import screen
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
@@ -72,6 +74,12 @@ class BenchmarkConfig(Settings):
     """Print the table of the results in --out, and run nothing."""
 
     @property
+    def fixed(self) -> dict[str, Any]:
+        """The settings that all results of a folder share."""
+        free = ("seeds", "out", "table")
+        return {name: value for name, value in plain(self).items() if name not in free}
+
+    @property
     def env(self) -> envs.EnvConfig:
         """The environment: two goals, of which the words name one."""
         options = MockOptions(num_tasks=2)
@@ -98,8 +106,13 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
 
 
 def run(config: BenchmarkConfig) -> None:
-    """Run all that is not in --out yet."""
+    """Run all that is not in --out yet.
+
+    Raises:
+        ValueError: --out holds results of other settings.
+    """
     torch.set_num_threads(1)
+    check_settings(config.out, config.fixed)
     train, test = write_texts(config.out)
     env = envs.make(config.env)
     for seed in config.seeds:

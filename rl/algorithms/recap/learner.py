@@ -41,7 +41,7 @@ from pitune.rl.algorithms.recap.labels import (
     steps_ahead,
 )
 from pitune.rl.algorithms.recap.value import ReturnValue
-from pitune.rl.datasets.demonstrations import RandomChunks, demonstrations_for, load_demonstrations
+from pitune.rl.datasets.demonstrations import RandomChunks, demonstrations_and_tasks
 from pitune.rl.experience.demonstrations import IS_PAD, check_no_delay
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.registry import register
@@ -73,10 +73,8 @@ class Recap(Algorithm[RecapConfig]):
             self.needs = Needs(rollouts=False)
 
         # data
-        table = demonstrations_for(policy, config.demonstrations, config.data)
+        table, task = demonstrations_and_tasks(policy, config.demonstrations, config.data)
         self._fps = table.fps
-        task = load_demonstrations(config.demonstrations, config.data).obs.get("task_id")
-        task = task if isinstance(task, Tensor) else None
         self.recorded = of_demonstrations(table, task, policy.chunk_shape[0])
         self.own: TensorDictBase = TensorDict({}, [0])
 
