@@ -14,7 +14,7 @@ import torch
 from small_runs import assert_same_run, rows, small_run
 
 from network_options import CASES, OptionCase, perturb
-from pitune import experiments, policies, rl
+from pitune import envs, experiments, policies, rl
 from pitune.experiments.train import train
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
 
@@ -64,7 +64,10 @@ def interrupted_and_whole(folder: Path, case: OptionCase, **settings: Any) -> tu
     update = rl.UpdateConfig(minibatch_size=8, num_epochs=1)
     algorithm = rl.PPOConfig(critic_warmup=0, update=update, **settings)
     start, folders = checkpoint(folder, case), (folder / "parts", folder / "whole")
-    changes: dict[str, Any] = {"num_iterations": 3, "eval_every": 1}
+    # a reward in every step, so that an untrained policy has advantages to learn from
+    sizes: dict[str, Any] = {"num_envs": 4, "num_workers": 0, "max_episode_steps": 7}
+    env = envs.config_for("mock/Reach", reward="dense", **sizes)
+    changes: dict[str, Any] = {"num_iterations": 3, "eval_every": 1, "env": env}
     train(small_run(algorithm, start, folders[0], **{**changes, "num_iterations": 1}))
     train(small_run(algorithm, start, folders[0], resume=True, **changes))
     train(small_run(algorithm, start, folders[1], **changes))
