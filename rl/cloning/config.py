@@ -58,14 +58,14 @@ class LanguageRegularizationConfig(Settings):
     """Set of texts: a file with a JSON object on each line, with a `prompt` and an `answer`."""
     fast_weight: NonNegativeFloat = 0.0
     """Weight of the loss on the FAST tokens of demonstrated chunks [-]."""
-    demonstrations: Path | None = None
-    """File of demonstrations, or a LeRobot dataset, all in memory."""
+    chunks: Path | None = None
+    """File of demonstrations, or a LeRobot dataset, whose chunks they are, all in memory."""
     data: DataConfig = field(default_factory=DataConfig)
     """Features of a LeRobot dataset, and the memory for it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for weight, source in (("text_weight", "text"), ("fast_weight", "demonstrations")):
+        for weight, source in (("text_weight", "text"), ("fast_weight", "chunks")):
             value, path = getattr(self, weight), getattr(self, source)
             if (path is None) != (value == 0):
                 raise ValueError(

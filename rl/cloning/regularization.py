@@ -60,8 +60,8 @@ class LanguageRegularizer:
                 "frozen; add vlm to finetune.trainable, or set both to 0"
             )
         self.chunks: TensorDictBase | None = None
-        if config.demonstrations is not None:
-            table = demonstrations_for(policy, config.demonstrations, config.data)
+        if config.chunks is not None:
+            table = demonstrations_for(policy, config.chunks, config.data)
             self.chunks = table.chunks(policy.chunk_shape[0])
 
     def draws(self, num_rows: int) -> dict[str, Entry]:

@@ -127,8 +127,8 @@ def test_activations_are_estimated_within_15_percent(
 
 
 OPTIONS: dict[str, NetworkOptions] = {
-    "2 fixed streams": NetworkOptions(
-        hyper_connections=HyperConnectionsConfig(streams=2, dynamic=False)
+    "4 fixed streams": NetworkOptions(
+        hyper_connections=HyperConnectionsConfig(streams=4, dynamic=False)
     ),
     "4 streams": NetworkOptions(hyper_connections=HyperConnectionsConfig(streams=4)),
     "registers": NetworkOptions(registers=RegistersConfig(num=16)),

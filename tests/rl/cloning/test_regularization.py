@@ -46,7 +46,7 @@ def language(folder: Path, demonstrations: Path, *names: str) -> LanguageRegular
     file = folder / "texts.jsonl"
     file.write_text(json.dumps({"prompt": "reach the goal", "answer": "green"}) + "\n")
     text: dict[str, Any] = {"text_weight": 2.0, "text": file}
-    fast: dict[str, Any] = {"fast_weight": 3.0, "demonstrations": demonstrations}
+    fast: dict[str, Any] = {"fast_weight": 3.0, "chunks": demonstrations}
     chosen = (text if "text" in names else {}) | (fast if "fast" in names else {})
     return LanguageRegularizationConfig(**chosen)
 
@@ -136,8 +136,8 @@ def test_the_loss_is_the_policy_s_plus_the_weighted_ones(
 def test_what_the_losses_need_is_named(tmp_path: Path, demonstrations: Path) -> None:
     with pytest.raises(ValueError, match=r"language\.text=None and language\.text_weight=1\.0 bel"):
         LanguageRegularizationConfig(text_weight=1.0)
-    with pytest.raises(ValueError, match=r"language\.demonstrations=.* belong together"):
-        LanguageRegularizationConfig(demonstrations=demonstrations)
+    with pytest.raises(ValueError, match=r"language\.chunks=.* belong together"):
+        LanguageRegularizationConfig(chunks=demonstrations)
     text = language(tmp_path, demonstrations, "text")
     frozen = apply_finetuning(new_policy(tmp_path), FinetuneConfig(trainable=("action_expert",)))
     with pytest.raises(ValueError, match="train the language model, and it is frozen; add vlm"):
