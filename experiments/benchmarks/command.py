@@ -11,6 +11,7 @@ from pitune.experiments.command_line.mistakes import HELP_ALL
 from pitune.experiments.command_line.parsing import arguments
 
 BENCHMARKS: Mapping[str, str] = {
+    "attention": "forms of π0's attention at its full sizes",
     "delay": "success and smoothness under decision delays, by seam",
     "network_options": "loss and success of clones with options of the network",
     "parts": "time of every part, as a multiple of the bare network's",
@@ -24,7 +25,11 @@ BENCHMARKS: Mapping[str, str] = {
 }
 """Module of each benchmark, with one line for the overview."""
 
+<<<<<<< HEAD
 MODULES = {"parts": "parts.table", "saving": "parts.saving", "workers": "parts.workers"}
+=======
+MODULES = {"attention": "parts.attention", "parts": "parts.table"}
+>>>>>>> int
 """Modules that are not named like their benchmark."""
 DEFAULT = "parts"
 """The benchmark without a word."""

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from pitune.compilation import Compilation
 from pitune.experiments.benchmarks.parts.clock import wait_for
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
@@ -59,6 +60,8 @@ class BenchmarkConfig(Settings):
     """K."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the towers; norms, embeddings of pictures and projections stay float32."""
+    compile: bool = False
+    """Whether to compile the network with `torch.compile`, which takes minutes."""
     training: bool = True
     """Whether to also time a training step of all parameters, which needs memory for gradients."""
     repeats: PositiveInt = 3
@@ -88,6 +91,8 @@ def network_of(config: BenchmarkConfig) -> Pi0:
         nn.init.normal_(value, std=0.02)
         setattr(parent, name.rpartition(".")[2], nn.Parameter(value))
     network.compute_dtype = dtype
+    if config.compile:
+        network.compilation = Compilation(torch.device(config.device))
     return network
 
 

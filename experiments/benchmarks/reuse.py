@@ -1,6 +1,8 @@
 """Time of the work that is done once instead of again, against its older form.
 
     python -m pitune.experiments.benchmarks.reuse
+    python -m pitune.experiments.benchmarks.reuse --only ppo --size pi0 --image-size 224 \
+        --dtype bfloat16 --device cuda
 
 Both forms run in one process, in turn, and the table has the median of the repetitions. The older
 forms are a frozen prefix that every gradient step encodes, Adam's loop, target networks one tensor
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -21,17 +24,20 @@ from rich.table import Table
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from pitune import envs, policies, rl
+from pitune.experiments.benchmarks.parts.clock import wait_for
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
-from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config, tiny
+from pitune.policies.network.config import LAPTOP_EXPERT, Pi0Config, pi0, tiny
 from pitune.policies.network.held_casts import hold_casts
 from pitune.policies.preprocessing.images import PicturesConfig
-from pitune.ranges import PositiveInt, Settings
+from pitune.ranges import DeviceName, PositiveFloat, PositiveInt, Settings, Threads
 from pitune.rl import optimizers
 from pitune.rl.actor_critic.q_ensemble import QEnsemble, make_target, polyak_update
 from pitune.rl.policy_gradient.advantage import generalized_advantage_estimate
 
 Work = Callable[[], object]
+SLOTS = {"base_0_rgb": "front", "left_wrist_0_rgb": "wrist"}
+"""Camera of the environment for each slot of π0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,24 @@ class ReuseConfig(Settings):
     """Environments of the on-policy iteration."""
     num_chunks: PositiveInt = 4
     """Decisions per environment and rollout."""
+    minibatch_size: PositiveInt = 16
+    """Decisions of a gradient step."""
+    prefix_gib: PositiveFloat = 4.0
+    """Memory for the prefixes that the newer form keeps [GiB]."""
+    only: Literal["all", "ppo"] = "all"
+    """`ppo` measures the on-policy iteration alone."""
+    size: Literal["tiny", "pi0"] = "tiny"
+    """Network of the on-policy iteration. `pi0` is the real size, with random weights."""
+    cameras: Literal[1, 2] = 1
+    """Pictures per observation."""
+    image_size: PositiveInt = 28
+    """Side of a picture [pixels], a multiple of 14. π0 is trained with 224."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the network's towers."""
+    device: DeviceName = "cpu"
+    """Where the on-policy iteration computes."""
+    torch_threads: Threads = 1
+    """Threads of PyTorch on the CPU."""
 
 
 @contextmanager
@@ -61,24 +85,43 @@ def loop_optimizers() -> Iterator[None]:
         optimizers.FUSED_DEVICES = fused
 
 
-def on_policy_iteration(config: ReuseConfig, reuses: bool) -> Work:
-    """Return one rollout and update of PPO on the tiny π0 with a frozen VLM."""
-    torch.manual_seed(0)
+def frozen_policy(config: ReuseConfig) -> policies.FlowPolicy:
+    """Return a π0 with random weights whose VLM is frozen."""
     identity = policies.NormStats.identity
+    slots = dict(list(SLOTS.items())[: config.cameras])
     preprocessor = policies.PreprocessorConfig(
         state=identity(4),
         action=identity(2),
-        pictures=PicturesConfig(cameras={"base_0_rgb": "front"}, size=28, resize="torch"),
+        pictures=PicturesConfig(cameras=slots, size=config.image_size, resize="torch"),
     )
-    network = replace(tiny("pi0", action_horizon=8, image_size=28), vocab_size=0)
+    if config.size == "tiny":
+        sizes = tiny("pi0", action_horizon=8, image_size=config.image_size)
+    else:
+        sizes = pi0(action_horizon=8)
+    with torch.device(config.device):
+        network = policies.Pi0(replace(sizes, vocab_size=0))
     sampler = policies.SamplerConfig(flow_steps=4, execution_horizon=4)
-    policy = policies.FlowPolicy(policies.Pi0(network), preprocessor, sampler)
-    trained = policies.FinetuneConfig(trainable=("action_expert", "projections"))
-    policy = policies.apply_finetuning(policy, trained)
-    update = rl.UpdateConfig(minibatch_size=16, prefix_gib=4.0 if reuses else 0.0)
+    trained = policies.FinetuneConfig(
+        trainable=("action_expert", "projections"), dtype=config.dtype
+    )
+    policy = policies.FlowPolicy(network, preprocessor, sampler).to(config.device)
+    return policies.apply_finetuning(policy, trained)
+
+
+def on_policy_iteration(config: ReuseConfig, reuses: bool) -> Work:
+    """Return one rollout and update of PPO on a π0 with a frozen VLM."""
+    torch.manual_seed(0)
+    policy = frozen_policy(config)
+    update = rl.UpdateConfig(
+        minibatch_size=config.minibatch_size, prefix_gib=config.prefix_gib if reuses else 0.0
+    )
     algorithm = rl.make(replace(rl.PPOConfig(critic_warmup=0), update=update), policy)
     env = envs.EnvConfig(
-        id="mock/Reach", num_envs=config.num_envs, num_workers=0, cameras=("front",), image_size=28
+        id="mock/Reach",
+        num_envs=config.num_envs,
+        num_workers=0,
+        cameras=tuple(SLOTS.values())[: config.cameras],
+        image_size=config.image_size,
     )
     rollouts = rl.Rollouts(envs.make(env), algorithm, config.num_chunks, seed=0)
     return lambda: algorithm.update(rollouts.collect())
@@ -118,6 +161,19 @@ def advantages(estimate: Callable[..., object]) -> Work:
 
 def forms(config: ReuseConfig) -> dict[str, tuple[Work, Work]]:
     """Return the older and the newer form of each kind of work."""
+    with loop_optimizers():
+        older = on_policy_iteration(config, reuses=False)
+    iteration = {
+        f"PPO iteration, {config.size} π0, frozen VLM": (
+            older,
+            on_policy_iteration(config, reuses=True),
+        )
+    }
+    return iteration if config.only == "ppo" else iteration | small_forms()
+
+
+def small_forms() -> dict[str, tuple[Work, Work]]:
+    """Return the older and the newer form of the work that needs no environment."""
     laptop = Pi0Config(state_dim=8, action_dim=4, action_horizon=8, expert=LAPTOP_EXPERT)
     critics = QEnsemble(32, num_members=10, hidden=(256, 256))
     target = make_target(critics)
@@ -127,20 +183,16 @@ def forms(config: ReuseConfig) -> dict[str, tuple[Work, Work]]:
         for slow, fast in zip(target.parameters(), critics.parameters(), strict=True):
             slow.lerp_(fast, 0.005)
 
+    def optimized() -> tuple[Work, Work]:
+        members = QEnsemble(32, num_members=10, hidden=(256, 256))
+        return optimizer_step(policies.Pi0(laptop)), optimizer_step(members)
+
     with loop_optimizers():
-        older = (
-            on_policy_iteration(config, reuses=False),
-            optimizer_step(policies.Pi0(laptop)),
-            optimizer_step(QEnsemble(32, num_members=10, hidden=(256, 256))),
-        )
-    newer = (
-        on_policy_iteration(config, reuses=True),
-        optimizer_step(policies.Pi0(laptop)),
-        optimizer_step(QEnsemble(32, num_members=10, hidden=(256, 256))),
-    )
-    names = ("PPO iteration, tiny π0, frozen VLM", "Adam, actor", "Adam, ten critics")
+        older = optimized()
+    newer = optimized()
     return {
-        **{name: (old, new) for name, old, new in zip(names, older, newer, strict=True)},
+        "Adam, actor": (older[0], newer[0]),
+        "Adam, ten critics": (older[1], newer[1]),
         "target networks": (one_by_one, lambda: polyak_update(target, critics, 0.005)),
         "ten flow steps in bfloat16": (sampling(holds=False), sampling(holds=True)),
         "advantages": (
@@ -150,16 +202,17 @@ def forms(config: ReuseConfig) -> dict[str, tuple[Work, Work]]:
     }
 
 
-def seconds(work: Work) -> float:
-    """Return the time of one call [s]."""
+def seconds(work: Work, device: str = "cpu") -> float:
+    """Return the time of one call, to the end of its work on an accelerator [s]."""
     start = time.perf_counter()
     work()
+    wait_for(torch.device(device))
     return time.perf_counter() - start
 
 
 def benchmark(config: ReuseConfig) -> dict[str, float]:
     """Measure, print the table, and return the ratio of older to newer time by kind of work."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(config.torch_threads)
     table = Table(title=f"older / newer time, medians of {config.repetitions}")
     for column in ("work", "older [ms]", "newer [ms]", "ratio"):
         table.add_column(column, justify="left" if column == "work" else "right")
@@ -168,7 +221,7 @@ def benchmark(config: ReuseConfig) -> dict[str, float]:
         # once without a clock, for caches and lazy initialization
         for work in pair:
             work()
-        times = [[seconds(work) for work in pair] for _ in range(config.repetitions)]
+        times = [[seconds(work, config.device) for work in pair] for _ in range(config.repetitions)]
         old, new = (median(column) for column in zip(*times, strict=True))
         ratios[name] = old / new
         table.add_row(name, f"{1000 * old:.3f}", f"{1000 * new:.3f}", f"{old / new:.2f}")

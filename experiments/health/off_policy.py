@@ -61,6 +61,15 @@ LEARNING_FROM_MEMORY = (
         optional=True,
     ),
     Metric(
+        name="explained_variance",
+        algorithms=OFF_POLICY,
+        meaning="share of the variance of the critics' targets that the critics explain [-]",
+        healthy="rises to 0.5 and more; the targets hold values of the critics themselves, so it "
+        "is above the share of the returns' variance",
+        advice="If it stays near 0, raise `updates_per_decision` or `critic_learning_rate`.",
+        optional=True,
+    ),
+    Metric(
         name="q_disagreement",
         algorithms=OFF_POLICY,
         meaning="standard deviation between the critics [reward]",

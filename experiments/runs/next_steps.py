@@ -72,7 +72,12 @@ def evaluate_command(config: Mapping[str, Any], checkpoint: Path) -> str:
 
 
 def other_algorithm(name: str) -> str:
-    """Return an algorithm to compare with one, which needs nothing but successes."""
+    """Return an algorithm to compare with one, which needs nothing but successes.
+
+    For a policy that acts by tokens it is one that trains them.
+    """
+    if name.endswith(":fast"):
+        return "grpo:fast" if name == "ppo:fast" else "ppo:fast"
     return "ppo" if name == "filtered_bc" else "filtered_bc"
 
 

@@ -57,7 +57,7 @@ def ode_step(x: Tensor, output: FlowOutput, step: Tensor, grid: TimeGrid) -> Tra
     return Transition(x - grid.dt * output.velocity, x.new_zeros(()))
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, because torch 2.12 does not trace the making of a frozen one
 class FlowSDE:
     """Euler-Maruyama step of the SDE with the same marginals as the ODE, at any noise level.
 
@@ -103,7 +103,7 @@ class FlowSDE:
         return Transition((1 - next_t) * action + noise_weight * noise, g * math.sqrt(grid.dt))
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, see `FlowSDE`
 class FlowNoise:
     """Euler step plus noise of a learned, bounded standard deviation.
 

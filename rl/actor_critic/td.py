@@ -9,6 +9,7 @@ Letters: B minibatch rows, Q critics, D width of a critic's input.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -56,6 +57,10 @@ def regression_loss(critic: QEnsemble, batch: TensorDictBase) -> tuple[Tensor, M
     else:
         values = critic(batch["input"])  # (Q, B)
         loss = (values - target).square().mean(1).sum()
+    # share of the targets' variance that the critics' mean explains, nan for equal targets
+    variance = target.var(correction=0)
+    rest = (target - values.detach().mean(0)).var(correction=0)
+    extra["explained_variance"] = (1 - rest / variance).masked_fill(variance < 1e-12, math.nan)
     return loss, {
         **extra,
         "q_loss": loss,

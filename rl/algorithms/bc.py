@@ -139,8 +139,8 @@ class CloningStep:
         config: Step sizes.
 
     Raises:
-        ValueError: `real_time_delay` is not below the action horizon, or there are several draws
-            for each chunk too.
+        ValueError: `real_time_delay` is not below the action horizon, there are several draws
+            for each chunk too, or the policy acts by tokens and the loss leaves them out.
 
     Example:
         >>> step = CloningStep(policy, BCConfig())  # doctest: +SKIP
@@ -158,6 +158,11 @@ class CloningStep:
         if delay and draws > 1:
             given = f"draws_per_chunk={draws} cannot be combined with real_time_delay={delay}"
             raise ValueError(f"{given}; leave one of them out")
+        if policy.sampler.decoder == "fast" and not config.language.fast_weight:
+            raise ValueError(
+                "language.fast_weight=0 does not train the tokens that this policy acts by "
+                "(sampler.decoder='fast'); set language.fast_weight=1, or take decoder='flow'"
+            )
         check_shift(policy.preprocessor.config.pictures, config.picture_shift)
         check_dropout(policy.network, config.condition_dropout)
         self.parameters = [value for value in policy.parameters() if value.requires_grad]

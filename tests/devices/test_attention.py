@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from counted_runs import policy_of
+from device_runs import policy_of
 from pretend_device import device
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -59,7 +59,7 @@ def test_every_attention_has_a_form_that_a_fast_kernel_of_cuda_takes(
     kind: str, tiny_policy: Callable[..., FlowPolicy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By rules of torch's `sdp_utils.cpp` that hold in every version, see `fast_kernels`."""
-    policy = policy_of(kind, tiny_policy())
+    policy = policy_of(kind, tiny_policy(), device())
     config = policy.network.config
     images = tokens = mask = None
     if config.vision is not None:
@@ -123,7 +123,7 @@ def fast_kernels(form: dict[str, Any]) -> list[str]:
 
 def test_without_padding_there_is_no_mask(tiny_policy: Callable[..., FlowPolicy]) -> None:
     """Pictures and unpadded words attend as with a mask that is true everywhere."""
-    policy = policy_of("pi0 frozen", tiny_policy()).to("cpu")
+    policy = policy_of("pi0 frozen", tiny_policy(), torch.device("cpu"))
     network, config = policy.network, policy.network.config
     assert config.vision is not None
     images = torch.rand(2, 2, 3, config.vision.image_size, config.vision.image_size)

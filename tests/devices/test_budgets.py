@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counted_runs import HORIZON, Counts, counted
+from counted_runs import Counts, counted
+from device_runs import ALGORITHMS, COVERING, HORIZON
 from torch import Tensor
 
 from pitune import envs, rl
 from pitune.policies import FlowPolicy
 from vision_policies import ENV
 
-ALGORITHMS = (
-    *("ppo", "grpo", "fpo", "epo", "filtered_bc"),
-    *("bc", "dsrl", "dsrl:noise_aliased", "wsrl", "dgn"),
-)
 POLICIES = (
     "state",
     *(
@@ -32,20 +29,6 @@ POLICIES = (
         for option in ("", " frozen", " lora", " frozen bf16", " lora bf16")
     ),
 )
-COVERING = {
-    "ppo": "pi0 frozen bf16",
-    "grpo": "pi05 lora",
-    "fpo": "pi05 frozen",
-    "epo": "pi0 lora bf16",
-    "filtered_bc": "pi0 frozen",
-    "bc": "pi05 lora bf16",
-    "dsrl": "pi05 frozen bf16",
-    "dsrl:noise_aliased": "pi0 frozen",
-    "wsrl": "pi0 lora",
-    "dgn": "pi05 frozen bf16",
-}
-"""A policy with cameras and words for each algorithm, so that every option is met."""
-
 ON_HOST = ("ppo", "grpo", "dsrl")
 """Algorithms with a simulator of the host outside the slow tests: one for each form of a rollout,
 with many entries of a decision, with whole episodes and with replay."""
@@ -69,7 +52,7 @@ IN_UPDATE = {
     "rl/policy_gradient/rescoring.py": 4,
     # of GRPO: which episodes are whole, and which groups have rewards that differ
     "rl/policy_gradient/episodes.py": 7,
-    "rl/algorithms/grpo.py": 8,
+    "rl/algorithms/grpo.py": 10,
     # which flow steps of a chain have noise
     "policies/likelihood/flow_steps.py": 2,
     # of an algorithm's own metrics and choices

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from compiled_policies import both, forget_compiled, num_graphs
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.compilation import Compilation, CompileClock, check_compiler
@@ -17,7 +17,7 @@ from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput, likelihoods
 from pitune.policies.flow.delay import DelayConfig
 from pitune.rl.algorithms.ppo import PPOConfig, policy_loss
 from pitune.rl.experience.sub_dict import sub_dict
-from vision_policies import vision_policy
+from vision_policies import preprocessed, vision_policy
 
 
 @pytest.fixture(autouse=True)
@@ -26,19 +26,6 @@ def _fresh() -> Iterator[None]:
     forget_compiled()
     yield
     forget_compiled()
-
-
-def observations(policy: FlowPolicy, num: int) -> TensorDictBase:
-    """Return preprocessed observations (N)."""
-    generator = torch.Generator().manual_seed(3)
-    rows: dict[str, Tensor] = {"state": torch.rand(num, 4, generator=generator)}
-    for key in policy.obs_keys:
-        if key.startswith("image/"):
-            pictures = torch.randint(0, 255, (num, 3, 20, 20), generator=generator)
-            rows[key] = pictures.to(torch.uint8)
-    rows["task_id"] = torch.zeros(num, dtype=torch.int64)
-    preprocess = policy.observation_preprocessor(("push the block",))
-    return preprocess(TensorDict(rows, batch_size=[num]))
 
 
 def acted(policy: FlowPolicy, obs: TensorDictBase, name: str) -> tuple[Tensor, Tensor]:
@@ -65,7 +52,7 @@ def test_acting_and_the_loss_of_each_likelihood_are_whole_graphs(
     eager, compiled = both(tiny_policy(horizon=4))
     config = PPOConfig(likelihood=likelihoods()[name])
     losses = [policy_loss(LikelihoodActor(p, config.likelihood), config) for p in (eager, compiled)]
-    obs = observations(eager, 6)
+    obs = preprocessed(eager, 6)
     for num in (6, 4, 5):
         expected, actual = (acted(p, sub_dict(obs, slice(num)), name) for p in (eager, compiled))
         assert torch.equal(actual[0], expected[0])
@@ -86,7 +73,7 @@ def test_the_exact_density_computes_eagerly_after_a_compiled_loop(
     tiny_policy: Callable[..., FlowPolicy],
 ) -> None:
     eager, compiled = both(tiny_policy())
-    obs = observations(eager, 3)
+    obs = preprocessed(eager, 3)
     for expected, actual in zip(acted(eager, obs, "ode"), acted(compiled, obs, "ode"), strict=True):
         assert torch.equal(actual, expected)
     assert num_graphs() > 0
@@ -96,7 +83,7 @@ def test_the_exact_density_computes_eagerly_after_a_compiled_loop(
 @pytest.mark.parametrize("family", ["pi0", "pi05"])
 def test_a_policy_with_pictures_and_words_has_no_graph_break(family: Any) -> None:
     eager, compiled = both(vision_policy(family))
-    obs = observations(eager, 3)
+    obs = preprocessed(eager, 3)
     inputs, noise = ModelInput.of(obs), eager.draw_noise(3)
     with torch.no_grad():
         assert torch.equal(
@@ -115,7 +102,7 @@ def test_a_policy_with_pictures_and_words_has_no_graph_break(family: Any) -> Non
 def test_a_decision_delay_still_acts(tiny_policy: Callable[..., FlowPolicy]) -> None:
     policy = tiny_policy(horizon=4).with_delay(DelayConfig(steps=1))
     eager, compiled = both(policy)
-    obs = observations(eager, 2)
+    obs = preprocessed(eager, 2)
     assert not eager.is_traceable
     assert torch.equal(acted(compiled, obs, "flow_sde")[0], acted(eager, obs, "flow_sde")[0])
 
@@ -124,7 +111,7 @@ def test_copies_of_a_compiled_policy_have_their_own_weights(
     tiny_policy: Callable[..., FlowPolicy],
 ) -> None:
     _, compiled = both(tiny_policy())
-    obs, noise = ModelInput.of(observations(compiled, 2)), compiled.draw_noise(2)
+    obs, noise = ModelInput.of(preprocessed(compiled, 2)), compiled.draw_noise(2)
     with torch.no_grad():
         before = compiled.sample_actions(obs, noise)
         copy = deepcopy(compiled)
@@ -138,7 +125,7 @@ def test_copies_of_a_compiled_policy_have_their_own_weights(
 
 def test_the_weights_keep_their_names(tiny_policy: Callable[..., FlowPolicy]) -> None:
     eager, compiled = both(tiny_policy())
-    compiled.sample_actions(ModelInput.of(observations(compiled, 2)))
+    compiled.sample_actions(ModelInput.of(preprocessed(compiled, 2)))
     assert list(compiled.state_dict()) == list(eager.state_dict())
 
 
@@ -183,7 +170,7 @@ def test_compiled_code_gives_the_eager_numbers_and_a_ratio_of_one(
     tiny_policy: Callable[..., FlowPolicy], name: str
 ) -> None:
     eager, compiled = both(tiny_policy(horizon=4), "inductor")
-    obs = observations(eager, 6)
+    obs = preprocessed(eager, 6)
     for expected, actual in zip(acted(eager, obs, name), acted(compiled, obs, name), strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 

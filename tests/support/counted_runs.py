@@ -16,6 +16,7 @@ from typing import Any
 
 import pretend_device
 import torch
+from device_runs import HORIZON, NUM_CHUNKS, STATE_ENV, algorithm_config, policy_of, with_outcomes
 from pretend_device import Events, PretendTensor
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -24,35 +25,12 @@ from pitune import envs, policies, rl
 from pitune.envs import CheckedEnv
 from pitune.envs.chunk_env import ChunkEnv
 from pitune.envs.vector_env import Observation, StepResult
-from pitune.experiments.benchmarks.update import with_settings
 from pitune.policies import FlowPolicy, Pi0
 from pitune.policies.network.layers import Linear
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl import gradient_step
 from pitune.rl.experience.sub_dict import sub_dict
-from settings import changed
-from vision_policies import ENV, vision_policy
-
-STATE_ENV = envs.EnvConfig(id="mock/Reach", num_envs=8, num_workers=0, max_episode_steps=16)
-NUM_CHUNKS = 4
-HORIZON = 4
-"""Executed actions of a decision."""
-SETTINGS: dict[str, Any] = {
-    "minibatch_size": 8,
-    "gradient_steps": 3,
-    "num_epochs": 2,
-    "critic_warmup": 0,
-    "group_size": 2,
-    "num_members": 2,
-    "min_kept": 0.0,
-    "hidden": (16, 16),
-    "warmup_decisions": 8,
-    "warmup_rounds": 4,
-    "initial_fit_steps": 3,
-    "fit_steps": 3,
-    "fit_every": 8,
-}
-"""Small settings with several gradient steps in each update."""
+from vision_policies import ENV
 
 
 class DeviceSimulator:
@@ -153,39 +131,6 @@ def counted_calls(owner: Any, name: str, amount: Callable[[Any], int]) -> Iterat
         setattr(owner, name, original)
 
 
-def policy_of(kind: str, state_policy: FlowPolicy) -> FlowPolicy:
-    """Return a policy on the pretend device.
-
-    Args:
-        kind: "state", or "pi0" and "pi05" with cameras and words, followed by "frozen", "lora",
-            "bf16" or nothing.
-        state_policy: The small policy for "state".
-    """
-    family, *options = kind.split()
-    policy = state_policy
-    if family != "state":
-        policy = vision_policy(family)  # type: ignore[arg-type]
-        policy = policy.replace(sampler=replace(policy.sampler, execution_horizon=HORIZON))
-    settings: dict[str, Any] = {}
-    if "frozen" in options:
-        settings["trainable"] = ("action_expert", "projections")
-    if "lora" in options:
-        lora = policies.LoRAConfig(rank=2, targets=("gemma_expert.*_proj",))
-        settings |= {"lora": lora, "trainable": ("projections",)}
-    if "bf16" in options:
-        settings["dtype"] = "bfloat16"
-    policy = policies.apply_finetuning(policy, policies.FinetuneConfig(**settings))
-    return policy.to(pretend_device.device())
-
-
-def algorithm_config(name: str, demonstrations: Path, **settings: Any) -> rl.AlgorithmConfig:
-    """Return the preset of an algorithm with small settings."""
-    values = SETTINGS | {"demonstrations": demonstrations} | settings
-    name, _, variant = name.partition(":")
-    config = with_settings(rl.preset(name), values)
-    return changed(config, variant=variant) if variant else config
-
-
 def make_env(on_device: bool, cameras: bool) -> CheckedEnv:
     """Return `mock/Reach`, on the host or on the device."""
     env = envs.make(replace(ENV, max_episode_steps=NUM_CHUNKS * HORIZON) if cameras else STATE_ENV)
@@ -213,7 +158,7 @@ def counted(
         **settings: Further settings of the algorithm.
     """
     torch.manual_seed(0)
-    policy = policy_of(kind, state_policy)
+    policy = policy_of(kind, state_policy, pretend_device.device())
     algorithm = rl.make(algorithm_config(name, demonstrations, **settings), policy)
     env = make_env(on_device, policy.feature_dim > 0)
     rollouts = rl.Rollouts(env, algorithm, NUM_CHUNKS, seed=0)
@@ -226,6 +171,7 @@ def counted(
     ):
         rollout = rollouts.collect()
     control_steps = env.num_calls - calls
+    with_outcomes(rollout, algorithm)
     with (
         pretend_device.count() as events,
         gradient_steps() as steps,

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from pitune import envs, policies
 from pitune.policies import FlowPolicy, NormStats, Pi0
@@ -55,3 +57,16 @@ def vision_policy(family: Family = "pi0", **changes: Any) -> FlowPolicy:
     sampler = policies.SamplerConfig(flow_steps=2, execution_horizon=2)
     info = policies.PolicyInfo(tokenizer=Tokenizer.load(TOKENIZER))
     return FlowPolicy(Pi0(network), preprocessor, sampler, info=info)
+
+
+def preprocessed(policy: FlowPolicy, num: int) -> TensorDictBase:
+    """Return preprocessed observations (N) of this policy, or of a small one of the state."""
+    generator = torch.Generator().manual_seed(3)
+    rows: dict[str, Tensor] = {"state": torch.rand(num, 4, generator=generator)}
+    for key in policy.obs_keys:
+        if key.startswith("image/"):
+            pictures = torch.randint(0, 255, (num, 3, 20, 20), generator=generator)
+            rows[key] = pictures.to(torch.uint8)
+    rows["task_id"] = torch.zeros(num, dtype=torch.int64)
+    preprocess = policy.observation_preprocessor(("push the block",))
+    return preprocess(TensorDict(rows, batch_size=[num]))

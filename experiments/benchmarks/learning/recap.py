@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ import torch
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.learning.recap_tables import DEPLOYED, tables
+from pitune.experiments.benchmarks.learning.results import check_settings
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse
+from pitune.experiments.runs.config_file import plain
 from pitune.experiments.runs.progress import screen
 from pitune.policies.flow.guidance import GuidanceConfig
 from pitune.ranges import PositiveInt, Seed, Settings, Share
@@ -33,13 +35,15 @@ from pitune.rl.experience.demonstrations import Demonstrations
 Arm = Literal["bc", "filtered", "recap", "inverted", "shuffled"]
 
 SEGMENT = 4
-"""Steps of a segment of the expert, of a chunk and of an advantage [control steps]."""
+"""Steps of a segment of the expert and of a chunk [control steps]."""
 GUIDANCE = {
     "negative": GuidanceConfig(advantage="negative"),
     **{f"s = {s:g}": GuidanceConfig(scale=s) for s in (-1, 0, 0.5, 1, 2, 4, 8)},
     **{f"apg, s = {s:g}": GuidanceConfig(scale=s, form="apg") for s in (1, 2, 4, 8)},
 }
 """Everything that `recap` acts with."""
+FEW = ("negative", DEPLOYED, "s = 1")
+"""Guidances without the sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,8 @@ class BenchmarkConfig(Settings):
     """Arms that are run."""
     out: Path = Path("runs/attempts")
     """Folder of attempts and results."""
+    env_id: str = "mock/Reach"
+    """An environment with an expert."""
     num_envs: PositiveInt = 50
     """Environments that step together."""
     num_attempts: PositiveInt = 200
@@ -67,10 +73,19 @@ class BenchmarkConfig(Settings):
     """Steps of cloning."""
     value_steps: PositiveInt = 200
     """Steps of RECAP's value."""
+    advantage_steps: PositiveInt = SEGMENT
+    """Control steps of RECAP's advantage."""
+    sweep: bool = True
+    """Whether `recap` plays with all scales of guidance, or with 0 and 1 alone."""
     eval_episodes: PositiveInt = 300
     """Test episodes of each seed."""
     table: bool = False
     """Print the tables of the results in --out, and run nothing."""
+
+    @property
+    def env(self) -> envs.EnvConfig:
+        """The environment, in this process."""
+        return envs.config_for(self.env_id, num_envs=self.num_envs, num_workers=0)
 
     @property
     def cloning(self) -> rl.BCConfig:
@@ -82,7 +97,7 @@ class BenchmarkConfig(Settings):
     def fixed(self) -> dict[str, Any]:
         """The settings that all results of a folder share."""
         free = ("seeds", "arms", "out", "table")
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        return {name: value for name, value in plain(self).items() if name not in free}
 
 
 def run(config: BenchmarkConfig) -> None:
@@ -92,15 +107,7 @@ def run(config: BenchmarkConfig) -> None:
         ValueError: --out holds results of other settings.
     """
     torch.set_num_threads(1)
-    config.out.mkdir(parents=True, exist_ok=True)
-    file = config.out / "settings.json"
-    if not file.exists():
-        file.write_text(json.dumps(config.fixed, indent=2) + "\n")
-    if (written := json.loads(file.read_text())) != config.fixed:
-        raise ValueError(
-            f"{file} has {written}, but this command has {config.fixed}; pass another --out, or "
-            "the same settings"
-        )
+    check_settings(config.out, config.fixed)
     for seed in config.seeds:
         folder = config.out / f"seed_{seed}"
         missing = [arm for arm in config.arms if not (folder / f"{arm}.json").exists()]
@@ -111,7 +118,7 @@ def run(config: BenchmarkConfig) -> None:
 def _run_seed(config: BenchmarkConfig, folder: Path, seed: int, arms: Sequence[Arm]) -> None:
     """Record the attempts of a seed, and write the record of each arm."""
     folder.mkdir(exist_ok=True)
-    env = envs.make(envs.EnvConfig(id="mock/Reach", num_envs=config.num_envs, num_workers=0))
+    env = envs.make(config.env)
     attempts = collect_attempts(
         env, config.num_attempts, seed, error_share=config.error_share, segment=SEGMENT
     )
@@ -121,8 +128,8 @@ def _run_seed(config: BenchmarkConfig, folder: Path, seed: int, arms: Sequence[A
     for arm in arms:
         start = time.perf_counter()
         metrics, policy = _trained(config, env, folder, arm, seed, attempts)
-        plays = GUIDANCE if arm == "recap" else {DEPLOYED: GUIDANCE[DEPLOYED]}
-        found = {name: _play(config, env, policy, guidance) for name, guidance in plays.items()}
+        plays = (tuple(GUIDANCE) if config.sweep else FEW) if arm == "recap" else (DEPLOYED,)
+        found = {name: _play(config, env, policy, GUIDANCE[name]) for name in plays}
         record = {
             "seed": seed,
             "arm": arm,
@@ -170,7 +177,7 @@ def _algorithm(config: BenchmarkConfig, folder: Path, arm: Arm) -> rl.AlgorithmC
     return rl.RecapConfig(
         demonstrations=attempts,
         rollouts=False,
-        advantage_steps=SEGMENT,
+        advantage_steps=config.advantage_steps,
         indicator="advantage" if arm == "recap" else arm,
         value_steps=config.value_steps,
         cloning=replace(config.cloning, condition_dropout=0.3),

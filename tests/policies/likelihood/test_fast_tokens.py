@@ -300,6 +300,11 @@ def test_an_algorithm_runs_on_tokens_and_changes_the_language_model(
         "grpo:fast": {"group_size": 2, "min_kept": 0.0},
     }
     config = replace(preset(word), **changes.get(word, {}))
+    if isinstance(config, rl.FilteredBCConfig):
+        with pytest.raises(ValueError, match=r"fast_weight=0 does not train the tokens that this"):
+            rl.make(config, policy)
+        weights = rl.LanguageLossConfig(fast_weight=1.0)
+        config = replace(config, cloning=replace(config.cloning, language=weights))
     env = envs.make(REACH)
     torch.manual_seed(0)
     algorithm = rl.make(config, policy)

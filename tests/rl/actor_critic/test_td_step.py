@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from pitune.rl.actor_critic.q_ensemble import QEnsemble
-from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig
+from pitune.rl.actor_critic.td import OffPolicy, OffPolicyConfig, regression_loss
 
 CONFIG = OffPolicyConfig(
     capacity=50, minibatch_size=8, hidden=(8,), discount=0.9, warmup_decisions=0
@@ -115,6 +116,19 @@ def test_the_targets_and_the_loss_by_hand() -> None:
     assert metrics["q_loss"] == pytest.approx(loss)
     assert metrics["q"] == pytest.approx(2.5)
     assert metrics["q_disagreement"] == pytest.approx(1.5)
+
+
+def test_critics_explain_a_share_of_the_variance_of_their_targets() -> None:
+    """Targets 1 and 3; two critics whose means 1 and 2 leave the errors 0 and 1."""
+    memory = learner(num_critics=2)
+    rows = TensorDict({"input": torch.zeros(2, 6), "target": torch.tensor([1.0, 3.0])}, [2])
+    values = torch.tensor([[0.0, 2.0], [2.0, 2.0]])
+    memory.critic.forward = lambda *x: values  # type: ignore[method-assign, assignment]
+    _, metrics = regression_loss(memory.critic, rows)
+    assert float(metrics["explained_variance"]) == 0.75
+    rows["target"] = torch.ones(2)
+    _, metrics = regression_loss(memory.critic, rows)
+    assert math.isnan(float(metrics["explained_variance"]))
 
 
 def test_critics_move_to_their_targets_and_the_target_critics_follow_them() -> None:

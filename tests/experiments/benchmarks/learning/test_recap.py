@@ -106,6 +106,19 @@ def test_the_guidance_of_a_play_reaches_the_policy(
     assert (seen[0].advantage, seen[1].scale, seen[-1].form) == ("negative", -1, "apg")
 
 
+def test_another_environment_plays_without_the_sweep(
+    config: BenchmarkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = []
+    make = recap.envs.make
+    monkeypatch.setattr(recap.envs, "make", lambda env: kinds.append(env) or make(env))
+    short = replace(config, env_id="mock/TwoGoals", arms=("recap",), sweep=False)
+    run(replace(short, advantage_steps=2, error_share=0.3))
+    assert [(env.id, env.num_envs) for env in kinds] == [("mock/TwoGoals", 4)]
+    found = json.loads((config.out / "seed_0" / "recap.json").read_text())
+    assert list(found["plays"]) == ["negative", "s = 0", "s = 1"]
+
+
 def test_the_tables_pool_seeds_and_pair_starts(tmp_path: Path) -> None:
     solved, failed = [True] * 8, [False] * 8
     write(
