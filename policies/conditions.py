@@ -26,6 +26,7 @@ from pitune.policies.network.options.tokens.conditioning import (
 )
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy_config import SamplerConfig
+from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
 
 _INDEX = {"positive": POSITIVE, "negative": NEGATIVE, "dropped": DROPPED}
@@ -102,7 +103,10 @@ def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput)
 
 
 def encode_words(
-    network: Pi0, guidance: GuidanceConfig | None, inputs: ModelInput, images: Tensor | None
+    network: Pi0,
+    guidance: GuidanceConfig | None,
+    inputs: ModelInput,
+    with_features: bool = True,
 ) -> Context:
     """Return encoded pictures and prompts (N), with their null if guidance drops the instruction.
 
@@ -110,11 +114,12 @@ def encode_words(
         network: Encodes them.
         guidance: Decides whether the null is needed, None without guidance.
         inputs: Observations (N). Rows whose condition drops the instruction have the null's words.
-        images: Scaled pictures of all cameras, or None.
+        with_features: Whether critics read the features.
     """
+    images = None if inputs.images is None else scaled_pictures(inputs.images)
     parts = images, None, inputs.tokens, inputs.token_mask
     dropped = _dropped(network, inputs.condition)
-    prefix = network.encode_prefix(*parts, dropped)
+    prefix = network.encode_prefix(*parts, dropped, with_features)
     if dropped is not None:  # `with_dropped` has nothing left to do
         prefix = prefix._replace(condition=inputs.condition)
     is_guided = guidance is not None and guidance.scale
@@ -122,7 +127,7 @@ def encode_words(
         return prefix
     # the null is the same prefix with the words of every row dropped
     every = torch.ones(len(inputs), dtype=torch.bool, device=inputs.state.device)
-    return prefix._replace(null=network.encode_prefix(*parts, every))
+    return prefix._replace(null=network.encode_prefix(*parts, every, with_features))
 
 
 def encode_state(

@@ -25,11 +25,12 @@ BENCHMARKS: Mapping[str, str] = {
 }
 """Module of each benchmark, with one line for the overview."""
 
-<<<<<<< HEAD
-MODULES = {"parts": "parts.table", "saving": "parts.saving", "workers": "parts.workers"}
-=======
-MODULES = {"attention": "parts.attention", "parts": "parts.table"}
->>>>>>> int
+MODULES = {
+    "attention": "parts.attention",
+    "parts": "parts.table",
+    "saving": "parts.saving",
+    "workers": "parts.workers",
+}
 """Modules that are not named like their benchmark."""
 DEFAULT = "parts"
 """The benchmark without a word."""

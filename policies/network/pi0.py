@@ -98,10 +98,12 @@ class Pi0(Pi0Parts):
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
         dropped: Tensor | None = None,
+        with_features: bool = True,
     ) -> Context:
         """Return the context of pictures and prompt. It does not depend on the action expert.
 
-        See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped.
+        See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped. Without
+        features, which only critics read, the last layer computes no more than keys and values.
 
         Raises:
             ValueError: the network has no vision-language model.
@@ -115,11 +117,16 @@ class Pi0(Pi0Parts):
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         is_padded = image_mask is not None or token_mask is not None
         mask = valid[:, None, None] if is_padded else None
-        hidden, cache = self.vlm.language_model(embedded, positions, mask)
+        padding = valid if is_padded else None
+        tower, language = self.vlm.language_model, self.config.options.language_head.is_on
+        if not with_features and not language:
+            _, cache = tower(embedded, positions, mask, cache_only=True)
+            return Context(cache, embedded.new_zeros(len(embedded), 0).float(), padding)
+        hidden, cache = tower(embedded, positions, mask)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
         last = prompt_end(hidden, valid, self.config.options)
-        return Context(cache, features, valid if is_padded else None, last=last)
+        return Context(cache, features, padding, last=last)
 
     @compilable
     def with_state(
@@ -145,7 +152,8 @@ class Pi0(Pi0Parts):
             hidden, cache, valid = self._encode_state(state, None, None, state_offset)
             context = Context(cache, hidden[:, -1].float(), valid)
         else:
-            _, cache, valid = self._encode_state(state, prefix.cache, prefix.valid, state_offset)
+            rest = prefix.cache, prefix.valid, state_offset
+            _, cache, valid = self._encode_state(state, *rest, cache_only=True)
             context = prefix._replace(cache=cache, valid=valid)
         return with_state_tokens(self, context, state)
 
@@ -187,7 +195,12 @@ class Pi0(Pi0Parts):
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
     def _encode_state(
-        self, state: Tensor, cache: Cache | None, valid: Tensor | None, offset: Tensor | None
+        self,
+        state: Tensor,
+        cache: Cache | None,
+        valid: Tensor | None,
+        offset: Tensor | None,
+        cache_only: bool = False,
     ) -> tuple[Tensor, Cache, Tensor | None]:
         """Return the state token's hidden state (B, 1, D), the cache with it, and the new padding.
 
@@ -200,10 +213,11 @@ class Pi0(Pi0Parts):
         if valid is None:
             before = 0 if cache is None else cache[0][0].shape[2]
             positions = torch.full(tokens.shape[:2], before, device=state.device)
-            return *self.expert(tokens, positions, None, cache), None
+            return *self.expert(tokens, positions, None, cache, cache_only=cache_only), None
         positions = valid.sum(1, keepdim=True)
         valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
-        return *self.expert(tokens, positions, valid[:, None, None], cache), valid
+        mask = valid[:, None, None]
+        return *self.expert(tokens, positions, mask, cache, cache_only=cache_only), valid
 
     @compilable
     def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:
