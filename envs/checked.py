@@ -145,7 +145,7 @@ class CheckedEnv:
         )
 
     def confirm(self, *numbers: Tensor) -> list[int]:
-        """Read the checks of the steps so far and further integers () in one read.
+        """Read the checks of the steps so far and further integers, () or (N,), in one read.
 
         On the host every step was checked at once. On an accelerator an error is raised here, after
         a chunk of steps and before its results are used.

@@ -17,9 +17,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
-from torchrl.envs import EnvBase
 from torchrl.envs.utils import make_composite_from_td
 
+from pitune.envs.border import BorderEnv
 from pitune.envs.checked import CheckedEnv
 from pitune.envs.last_action import LastAction
 from pitune.envs.seeding import EpisodeSeeds
@@ -27,7 +27,7 @@ from pitune.envs.success import EpisodeSuccess
 from pitune.envs.vector_env import Observation
 
 
-class ChunkEnv(EnvBase):
+class ChunkEnv(BorderEnv):
     """E simulators that execute chunks (E, h, d) [robot units].
 
     Besides the observation, a step writes these entries under `next`: `reward_steps` (E, h), the
@@ -51,6 +51,7 @@ class ChunkEnv(EnvBase):
             once per observation, and the results replace the pictures.
         record_success: Whether to write the flags of success, by default if they are known.
         last_action: Whether `preprocess` also gets the entries of `LastAction`.
+        device: Device of actions and outcomes, that of the simulator by default.
 
     Raises:
         ValueError: when stepped, an action chunk has the wrong shape.
@@ -76,16 +77,17 @@ class ChunkEnv(EnvBase):
         preprocess: Callable[[TensorDictBase], TensorDictBase] | None = None,
         record_success: bool | None = None,
         last_action: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         spec = env.spec
-        super().__init__(device=spec.device, batch_size=torch.Size([spec.num_envs]))
+        super().__init__(spec.device, device, spec.num_envs)
         self.env, self.execution_horizon, self.seeds = env, execution_horizon, seeds
         self.num_env_steps = 0
         """Simulator steps executed so far, over all environments."""
         self.simulator_seconds = 0.0
         """Time inside the simulator so far [s]. On a GPU it ends when the work is queued."""
         # state of the episodes (E,)
-        self._steps = torch.zeros(spec.num_envs, dtype=torch.int64, device=spec.device)
+        self._steps = self._zeros(spec.num_envs, dtype=torch.int64)
         self._num_episodes = num_episodes
         self._played = torch.zeros_like(self._steps)
         recorded = spec.success_signal if record_success is None else record_success
@@ -130,7 +132,7 @@ class ChunkEnv(EnvBase):
             observation |= {str(key): added[key] for key in added.keys()}
 
         self.observation_spec = Composite(observation, shape=(n,))
-        low, high = self.env.low.expand(n, h, -1), self.env.high.expand(n, h, -1)
+        low, high = (x.to(device).expand(n, h, -1) for x in (self.env.low, self.env.high))
         self.action_spec = Bounded(low, high, shape=low.shape, device=device)
         self.reward_spec = Unbounded(one, device=device)
         self.done_spec = Composite(
@@ -146,12 +148,14 @@ class ChunkEnv(EnvBase):
             begins = self._playing()
         else:
             self._check_unchanged()
-            begins = mask.flatten() & self._playing()
+            begins = mask.flatten()  # on the host, in a rollout
+            if self._num_episodes is not None:
+                begins = begins.to(self.home) & self._playing()
 
         # new episodes, whose seeds are made on the host
         rows = begins.cpu().nonzero().flatten()
         if len(rows):
-            seeds, env_idx = self.seeds.next(rows).to(self.device), rows.to(self.device)
+            seeds, env_idx = self.seeds.next(rows).to(self.home), rows.to(self.home)
             start = time.perf_counter()
             self._obs = self.env.reset(seeds, env_idx)
             self._num_calls = self.env.num_calls
@@ -162,18 +166,18 @@ class ChunkEnv(EnvBase):
                 self._success.start(env_idx)
             self._preprocess_rows(env_idx)
 
-        n, h, device = self.batch_size[0], self.execution_horizon, self.device
+        n, h = self.batch_size[0], self.execution_horizon
         steps = {
-            "reward_steps": torch.zeros(n, h, device=device),
-            "live": torch.zeros(n, h, dtype=torch.bool, device=device),
-            "duration": torch.zeros(n, 1, dtype=torch.int64, device=device),
+            "reward_steps": self._zeros(n, h),
+            "live": self._zeros(n, h, dtype=torch.bool),
+            "duration": self._zeros(n, 1, dtype=torch.int64),
         }
         names = (*self._success_flags(), "invalid", "terminated", "truncated", "done")
-        flags = {key: torch.zeros(n, 1, dtype=torch.bool, device=device) for key in names}
+        flags = {key: self._zeros(n, 1, dtype=torch.bool) for key in names}
         return self._tensordict({**self._observation(), **steps, **flags})
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        chunk, n, h = tensordict["action"], self.batch_size[0], self.execution_horizon
+        n, h, chunk = self.batch_size[0], self.execution_horizon, tensordict["action"]
         expected = (n, h, self.env.spec.action_dim)
         if tuple(chunk.shape) != expected:
             raise ValueError(
@@ -181,6 +185,7 @@ class ChunkEnv(EnvBase):
                 "execution_horizon, action dim"
             )
 
+        chunk = chunk.to(self.home)  # the only read of a decision with a simulator of the host
         self._check_unchanged()  # running episodes, and their outcome so far (E,)
         active = executed = self._playing()
         flags = {key: torch.zeros_like(active) for key in ("terminated", "truncated", "invalid")}
@@ -204,10 +209,10 @@ class ChunkEnv(EnvBase):
                     self._success.add(info["success"], active)
                 active = active & ~(terminated | truncated)
             else:
-                rewards.append(torch.zeros(n, device=self.device))
+                rewards.append(self._zeros(n))
 
         # observations after the chunk, preprocessed once
-        every = torch.arange(n, device=self.device) if self._num_episodes is None else None
+        every = torch.arange(n, device=self.home) if self._num_episodes is None else None
         self._preprocess_rows(executed.nonzero().flatten() if every is None else every)
         # h x (E,) -> (E, h)
         return self._outcome(torch.stack(rewards, 1), torch.stack(live, 1), flags)
@@ -224,19 +229,20 @@ class ChunkEnv(EnvBase):
         else:
             # a copy, because earlier observations hold the old table
             self._preprocessed = self._preprocessed.clone()
-            self._preprocessed[env_idx] = added
+            self._preprocessed[env_idx.to(self.device)] = added
 
     def _added(self, obs: Observation, rows: slice | Tensor) -> TensorDict:
         """Return the entries that preprocessing adds to some rows (N) of observations (E)."""
         (preprocess,) = self._preprocess
         values = {key: value[rows] for key, value in {**obs, **self._last.entries()}.items()}
-        td = TensorDict(values, batch_size=[len(values["state"])], device=self.device)
+        device = None if self.is_split else self.device  # the added entries may be elsewhere
+        td = TensorDict(values, batch_size=[len(values["state"])], device=device)
         return td.select() if preprocess is None else preprocess(td).exclude(*values)
 
     def _outcome(self, reward_steps: Tensor, live: Tensor, flags: dict[str, Tensor]) -> TensorDict:
         """Return the entries of a step from rewards and live mask (E, h) and flags (E,)."""
-        self.num_env_steps += self.env.confirm(live.sum())[0]
         done = flags["terminated"] | flags["truncated"]
+        self.num_env_steps += self._read_ends(self.env, live.sum(), done)
         self._played += done
         flags |= {key: flag & live[:, 0] for key, flag in self._success_flags().items()}
         return self._tensordict(
@@ -261,9 +267,6 @@ class ChunkEnv(EnvBase):
                 "another environment there"
             )
 
-    def _reset_check_done(self, *_: object) -> None:
-        """Read nothing. TorchRL asks thrice per reset whether `_reset` left a flag up."""
-
     @property
     def stale(self) -> bool:
         """Whether another owner has changed the environment since this one's last call."""
@@ -286,9 +289,6 @@ class ChunkEnv(EnvBase):
             return {**self._obs, "elapsed": elapsed}
         kept = {key: value for key, value in self._obs.items() if not key.startswith("image/")}
         return {**kept, **self._preprocessed, "elapsed": elapsed}
-
-    def _tensordict(self, values: dict[str, Tensor]) -> TensorDict:
-        return TensorDict(values, batch_size=self.batch_size, device=self.device)
 
     def _set_seed(self, seed: int | None) -> None:
         """Start the seed stream anew, for TorchRL's `set_seed`."""

@@ -49,7 +49,10 @@ class DeferredChecks:
             self.confirm()
 
     def confirm(self, *numbers: Tensor) -> list[int]:
-        """Read the waiting conditions and further integers () in one read, and return these.
+        """Read the waiting conditions and further integers in one read, and return these.
+
+        Args:
+            *numbers: Integers () or lists of them (N,), which are returned one after the other.
 
         Raises:
             ValueError: a condition does not hold.
@@ -59,7 +62,7 @@ class DeferredChecks:
         values = [*(holds.all() for holds, _ in waiting), *numbers]
         if not values:
             return []
-        read: list[int] = torch.stack([value.long() for value in values]).tolist()
+        read: list[int] = torch.cat([value.long().view(-1) for value in values]).tolist()
         for (holds, message), is_fine in zip(waiting, read, strict=False):
             if not is_fine:
                 raise ValueError(message((~holds).nonzero().flatten().tolist()))

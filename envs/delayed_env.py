@@ -42,6 +42,8 @@ class DelayedChunkEnv(ChunkEnv):
         num_episodes: See `ChunkEnv`.
         preprocess: See `ChunkEnv`. It gets `remainder` and `delay` too.
         record_success: See `ChunkEnv`.
+        last_action: See `ChunkEnv`.
+        device: See `ChunkEnv`.
         remainder_steps: R.
         draw_delay: `(number, generator) -> delays (number,)` int64 of decisions, at most R and h.
 
@@ -69,6 +71,7 @@ class DelayedChunkEnv(ChunkEnv):
         preprocess: Callable[[TensorDictBase], TensorDictBase] | None = None,
         record_success: bool | None = None,
         last_action: bool = False,
+        device: torch.device | None = None,
         *,
         remainder_steps: int,
         draw_delay: Callable[[int, torch.Generator], Tensor],
@@ -82,7 +85,7 @@ class DelayedChunkEnv(ChunkEnv):
         self._draw_delay = draw_delay
         self._generator = torch.Generator().manual_seed(_delay_seed(seeds))
         args = (env, execution_horizon, seeds, num_episodes, preprocess, record_success)
-        super().__init__(*args, last_action)
+        super().__init__(*args, last_action, device)
 
     def _make_specs(self) -> None:
         super()._make_specs()
@@ -93,18 +96,19 @@ class DelayedChunkEnv(ChunkEnv):
         self.observation_spec = observation
         # a whole plan (E, h + R, d)
         num = self.execution_horizon + steps
-        low, high = self.env.low.expand(n, num, -1), self.env.high.expand(n, num, -1)
+        low, high = (x.to(device).expand(n, num, -1) for x in (self.env.low, self.env.high))
         self.action_spec = Bounded(low, high, shape=low.shape, device=device)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        begins = torch.ones_like(self._delay, dtype=torch.bool) if mask is None else mask.flatten()
+        begins = torch.ones_like(self._delay, dtype=torch.bool)
+        begins = begins if mask is None else mask.flatten().to(self.home)
         self._rest = torch.where(begins[:, None, None], 0.0, self._rest)
         self._delay = torch.where(begins, -1, self._delay)
         return super()._reset(tensordict, **kwargs)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        plan, h = tensordict["action"], self.execution_horizon
+        plan, h = tensordict["action"].to(self.home), self.execution_horizon
         num = h + self._rest.shape[1]
         if plan.shape[:2] != (self.batch_size[0], num):
             raise ValueError(
@@ -119,7 +123,7 @@ class DelayedChunkEnv(ChunkEnv):
         self._rest = executed[:, h:]
         delay = self._draw_delay(len(plan), self._generator)
         self._delay = delay.to(self._delay)
-        chunk = TensorDict({"action": executed[:, :h]}, self.batch_size, device=self.device)
+        chunk = TensorDict({"action": executed[:, :h]}, self.batch_size, device=self.home)
         return super()._step(chunk)
 
     def _added(self, obs: Observation, rows: slice | Tensor) -> TensorDict:

@@ -40,6 +40,7 @@ class MemoryChunkEnv(ChunkEnv):
         preprocess: See `ChunkEnv`. It gets `memory` too.
         record_success: See `ChunkEnv`.
         last_action: See `ChunkEnv`.
+        device: See `ChunkEnv`. The memory is there.
         memory_shape: (memory, D).
 
     Raises:
@@ -65,14 +66,15 @@ class MemoryChunkEnv(ChunkEnv):
         preprocess: Callable[[TensorDictBase], TensorDictBase] | None = None,
         record_success: bool | None = None,
         last_action: bool = False,
+        device: torch.device | None = None,
         *,
         memory_shape: tuple[int, int],
     ) -> None:
         spec = env.spec
         # a plain attribute that the base class's constructor reads
-        self._memory = torch.zeros(spec.num_envs, *memory_shape, device=spec.device)
+        self._memory = torch.zeros(spec.num_envs, *memory_shape, device=device or spec.device)
         args = (env, execution_horizon, seeds, num_episodes, preprocess, record_success)
-        super().__init__(*args, last_action)
+        super().__init__(*args, last_action, device)
 
     def _make_specs(self) -> None:
         super()._make_specs()
@@ -86,7 +88,8 @@ class MemoryChunkEnv(ChunkEnv):
             self._memory = torch.zeros_like(self._memory)
         else:
             # (E, 1, 1) against (E, memory, D)
-            self._memory = self._memory.masked_fill(mask.reshape(-1, 1, 1), 0.0)
+            mask = mask.to(self._memory.device).reshape(-1, 1, 1)
+            self._memory = self._memory.masked_fill(mask, 0.0)
         return super()._reset(tensordict, **kwargs)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pitune.policies.conditions import check_stateless
 from pitune.policies.decision import Decision, memory_marks
+from pitune.policies.host_prefixes import PREFIX, HostPrefixes
 from pitune.policies.likelihood.config import LikelihoodConfig
 from pitune.policies.likelihood.distributions import ActionDistribution
 from pitune.policies.likelihood.registry import likelihood_name, make_likelihood
@@ -166,6 +167,8 @@ class LikelihoodActor(Actor):
         likelihood: Samples and scores chains. Its learned noise is trained with the policy.
         keep_prefix: Whether decisions hold the encoded pictures and prompt as `prefix`, so that
             scoring does not encode them again. Only for frozen encoders, see `keep_prefixes`.
+        prefixes_on_host: Whether they are held in memory of the host.
+        host_prefixes: Place for those of the rollout that is being collected.
 
     Example:
         >>> from tensordict import TensorDict
@@ -180,6 +183,8 @@ class LikelihoodActor(Actor):
     """
 
     keep_prefix: bool = False
+    prefixes_on_host: bool = False
+    host_prefixes: HostPrefixes | None = None
 
     def __init__(self, policy: FlowPolicy, config: LikelihoodConfig) -> None:
         super().__init__(policy)
@@ -199,8 +204,12 @@ class LikelihoodActor(Actor):
             self.out_keys.append("features")
         self.out_keys += self.likelihood.draw_keys
 
-    def keep_prefixes(self) -> None:
+    def keep_prefixes(self, on_host: bool = False) -> None:
         """Store the encoded pictures and prompt of each decision from now on.
+
+        Args:
+            on_host: Whether to store them in memory of the host while a rollout is collected, and
+                not with the other entries of a decision.
 
         Raises:
             ValueError: the policy has no frozen encoder, so that stored prefixes would be stale.
@@ -210,9 +219,10 @@ class LikelihoodActor(Actor):
                 "prefixes can be stored only while the VLM is frozen: this policy has none, or "
                 "trains it; encode the observations in each gradient step"
             )
+        self.prefixes_on_host = on_host
         if not self.keep_prefix:
             self.keep_prefix = True
-            self.out_keys = [*self.out_keys, "prefix"]
+            self.out_keys = [*self.out_keys, PREFIX]
 
     def encode(self, td: TensorDictBase, prefix: Context | None = None) -> Context:
         """Return the encoded observations (N) that sampling and scoring share.
@@ -279,7 +289,8 @@ class LikelihoodActor(Actor):
         draws = self.likelihood.draw(self.policy, len(td))
         # chain, from the encoded observations
         with torch.no_grad():
-            prefix = self.policy.encode_prefix(ModelInput.of(td)) if self.keep_prefix else None
+            keeps = self.keep_prefix and (self.host_prefixes or not self.prefixes_on_host)
+            prefix = self.policy.encode_prefix(ModelInput.of(td)) if keeps else None
             context = self.encode(td, prefix)
             num_layers = self.policy.loop_layers if self.config.compiled else math.inf
             sample = self.policy.compiled(LikelihoodActor.sample_chain, num_layers)
@@ -290,8 +301,10 @@ class LikelihoodActor(Actor):
         self.write_memory(td, context)
         if self.policy.feature_dim:  # cached for the critics, because encoding is expensive
             td.set("features", context.features)
-        if prefix is not None:
-            td.set("prefix", pack(prefix))
+        if prefix is not None and self.host_prefixes is not None:
+            self.host_prefixes.add(pack(prefix))
+        elif prefix is not None:
+            td.set(PREFIX, pack(prefix))
         td.set("chain", chain)
         td.set("action", self.policy.executed(chain[:, -1], ModelInput.of(td)))
         return td.set("action_log_prob", log_prob)

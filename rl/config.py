@@ -37,13 +37,16 @@ class PrefixConfig(Settings):
     """Memory for encoded observations.
 
     Example:
-        >>> PrefixConfig(prefix_gib=8.0).prefix_gib
-        8.0
+        >>> PrefixConfig(prefix_gib=8.0).prefix_host_gib
+        32.0
     """
 
     prefix_gib: NonNegativeFloat = 4.0
     """Memory for the encoded pictures and prompts of a rollout [GiB]. With a frozen VLM each
     observation is then encoded once instead of in every gradient step. 0 disables it."""
+    prefix_host_gib: NonNegativeFloat = 32.0
+    """Memory of the host for those of a rollout that needs more than `prefix_gib` [GiB]. They are
+    copied to the device in each gradient step. 0 encodes again instead."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from pitune.policies.host_prefixes import minibatches as with_prefixes
 from pitune.rl import gradients, ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -67,8 +68,8 @@ def run_epochs(
     """
     # gradient steps
     history: list[dict[str, float]] = []
-    for part in rows:
-        history.append(step(sub_dict(batch, part)))
+    for minibatch in with_prefixes(batch, rows):
+        history.append(step(minibatch))
         # of all ranks, because one that stops alone would leave the others waiting
         if ranks.mean_number(history[-1].get("approx_kl", 0.0)) > target_kl:
             break

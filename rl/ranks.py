@@ -21,6 +21,7 @@ import torch.distributed as dist
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.host_prefixes import placed_as
 from pitune.rl.experience.sub_dict import sub_dict
 
 Value = TypeVar("Value")
@@ -233,5 +234,5 @@ def balanced(rows: TensorDictBase, group: str | None = None) -> TensorDictBase:
         if group is not None:
             part[group] = torch.full_like(part[group], int(index.max() if len(index) else 0))
             part[group] += 1 + number
-        parts.append(part.to(rows.device) if rows.device is not None else part)
+        parts.append(part.to(rows.device) if rows.device is not None else placed_as(part, rows))
     return TensorDict.cat(parts) if len(parts) > 1 else parts[0]

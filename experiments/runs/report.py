@@ -23,7 +23,7 @@ from pitune.policies.finetuning.shard import is_sharded
 from pitune.rl import ranks
 from pitune.rl.algorithm import no_progress
 from pitune.rl.evaluation.outcome import text_of
-from pitune.rl.policy_gradient.prefixes import kept_prefix_bytes, prefix_budget
+from pitune.rl.policy_gradient.prefixes import kept_prefixes, prefix_config
 
 if TYPE_CHECKING:
     from pitune.experiments.runs.train_config import TrainConfig
@@ -197,10 +197,13 @@ def print_steps(console: Console, files: list[Step], commands: list[Step]) -> No
 
 def report_memory(policy: FlowPolicy, config: TrainConfig) -> None:
     """Print the trainable parameters and the memory estimate, and fail if it cannot fit."""
-    budget = prefix_budget(config.algorithm)
-    kept = kept_prefix_bytes(policy, config.env.num_envs * config.num_chunks, budget)
-    report = parameter_report(policy, ranks.share(config.algorithm.policy_minibatch), kept)
+    minibatch = ranks.share(config.algorithm.policy_minibatch)
+    num_decisions = config.env.num_envs * config.num_chunks
+    kept = kept_prefixes(policy, num_decisions, prefix_config(config.algorithm), minibatch)
+    report = parameter_report(policy, minibatch, kept.device_bytes, kept.host_bytes)
     if policy.network.vlm is not None:
         screen.print(report.table())
     num_ranks = ranks.world() if is_sharded(policy) else 1
-    check_memory(report, available_bytes(policy.device), num_ranks=num_ranks)
+    device = policy.device
+    other = report.host_prefix_bytes if device.type == "cpu" else 0  # the same memory
+    check_memory(report, available_bytes(device), other, num_ranks)

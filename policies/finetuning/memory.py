@@ -70,7 +70,9 @@ class MemoryReport:
     """Activations that one batch keeps for its gradient, and trained weights in the precision of
     the towers, estimated [bytes]."""
     prefix_bytes: int = 0
-    """Encoded observations of a rollout, in all their copies [bytes]."""
+    """Encoded observations of a rollout on the policy's device, in all their copies [bytes]."""
+    host_prefix_bytes: int = 0
+    """Those that the host holds, which are no part of the sums [bytes]."""
 
     @property
     def trained(self) -> int:
@@ -95,7 +97,7 @@ class MemoryReport:
             return self.total_bytes
         parts = sum(row.total_bytes for row in self.rows)
         gathered = sum(row.weight_bytes for row in self.rows)
-        return -(-parts // num_ranks) + gathered + self.activation_bytes
+        return -(-parts // num_ranks) + gathered + self.activation_bytes + self.prefix_bytes
 
     def table(self) -> Table:
         """Return a table for `rich`."""
@@ -115,6 +117,9 @@ class MemoryReport:
         table.add_row("activations (estimate)", "", "", "", "", readable(self.activation_bytes))
         if self.prefix_bytes:
             table.add_row("encoded observations", "", "", "", "", readable(self.prefix_bytes))
+        if self.host_prefix_bytes:
+            host = f"{readable(self.host_prefix_bytes)} of the host"
+            table.add_row("encoded observations beyond", "", "", "", "", host)
         parameters = sum(row.parameters for row in self.rows)
         total = readable(self.total_bytes)
         table.add_row("all", f"{parameters:,}", f"{self.trained:,}", "", "", total)
@@ -133,14 +138,15 @@ class MemoryReport:
 
 
 def parameter_report(
-    policy: FlowPolicy, batch_size: int = 1, prefix_bytes: int = 0
+    policy: FlowPolicy, batch_size: int = 1, prefix_bytes: int = 0, host_prefix_bytes: int = 0
 ) -> MemoryReport:
     """Return the memory of training a policy, after `pitune.policies.apply_finetuning`.
 
     Args:
         policy: The policy. Parameters with `requires_grad` are trained.
         batch_size: Observations in one gradient step, each with one flow time.
-        prefix_bytes: Encoded observations of a rollout, see `kept_prefix_bytes` [bytes].
+        prefix_bytes: Encoded observations of a rollout on the device, see `kept_prefixes` [bytes].
+        host_prefix_bytes: Those of the host [bytes].
     """
     rows, network = [], policy.network
     groups = parameter_groups(network)
@@ -164,6 +170,7 @@ def parameter_report(
         batch_size=batch_size,
         activation_bytes=activation_bytes(policy, batch_size),
         prefix_bytes=prefix_bytes,
+        host_prefix_bytes=host_prefix_bytes,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.host_prefixes import PREFIX, device_of, on_host, to_device
 from pitune.policies.network.gemma import Cache
 
 
@@ -93,5 +94,6 @@ def _unstacked(packed: TensorDictBase) -> Cache:
 
 def stored_prefix(rows: TensorDictBase) -> Context | None:
     """Return the encoded prefixes of rows (N), or None if the rows hold pictures and tokens."""
-    packed = rows.get("prefix", None)
+    packed = on_host(rows)
+    packed = rows.get(PREFIX, None) if packed is None else to_device(packed, device_of(rows))
     return unpack(packed) if isinstance(packed, TensorDictBase) else None

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from pitune.policies.preprocessing.pillow_resize import resize
 from pitune.ranges import PositiveInt, Settings
 
 Bars = Literal["black", "minus_three", "left_top", "unknown"]
@@ -99,6 +100,19 @@ def nearest(names: Iterable[str], known: Iterable[str]) -> str:
     return f" (did you mean {', '.join(hints)}?)" if hints else ""
 
 
+def moved_pictures(images: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Return the pictures of V cameras (N, 3, Y, X) on a device, in one copy if they are alike.
+
+    Args:
+        images: One tensor per camera.
+        device: Of the policy.
+    """
+    alike = len({(image.shape, image.dtype, image.device) for image in images}) == 1
+    if images[0].device == device or not alike:
+        return [image.to(device) for image in images]
+    return list(torch.stack(images).to(device))  # (V, N, 3, Y, X)
+
+
 def resized_pictures(images: list[Tensor], config: PicturesConfig) -> Tensor:
     """Return the pictures of V cameras at the network's size (N, V, 3, size, size).
 
@@ -176,12 +190,21 @@ def shift_pictures(images: Tensor, pixels: int) -> Tensor:
 
 
 def _resize_bytes(image: Tensor, size: int) -> Tensor:
-    """Resize pictures (N, 3, Y, X) as openpi: antialiased, with black bars, rounded to bytes."""
+    """Resize pictures (N, 3, Y, X) as openpi: antialiased, with black bars, rounded to bytes.
+
+    Away from the host the pictures stay on their device, and the bytes are the same.
+    """
     if image.shape[-2:] == (size, size):
         return image
+    if image.device.type != "cpu":
+        height, width = _fit_size(image.shape[-2], image.shape[-1], size)
+        top, left = (size - height) // 2, (size - width) // 2
+        framed = image.new_zeros(*image.shape[:2], size, size)
+        framed[..., top : top + height, left : left + width] = resize(image, height, width)
+        return framed
     pixels = rearrange(image, "n c y x -> n y x c").cpu().numpy()
     rows = np.stack([_resize_picture(picture, size) for picture in pixels])
-    return rearrange(torch.from_numpy(rows), "n y x c -> n c y x").to(image.device)
+    return rearrange(torch.from_numpy(rows), "n y x c -> n c y x")
 
 
 def _resize_picture(picture: np.ndarray, size: int) -> np.ndarray:

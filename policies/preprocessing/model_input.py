@@ -192,16 +192,18 @@ class ObservationPreprocessor(TensorDictModuleBase):
         if self._table is not None:  # (tasks, L) -> (N, L)
             if "task_id" in obs.keys() and len(obs):  # the least and the greatest, in one read
                 self._check_tasks(torch.stack(task_id.aminmax()).tolist())
-            tokens, mask = (column.to(device) for column in self._table)
-            return tokens[task_id.to(device)], mask[task_id.to(device)]
+            tokens, mask = self._table = tuple(column.to(device) for column in self._table)
+            task_id = task_id.to(device)
+            return tokens[task_id], mask[task_id]
 
         # prompts that hold the state of their row
         if self._tokenizer is None:
             raise ValueError("a policy with a prompt needs a tokenizer")
         tasks = task_id.tolist()
         self._check_tasks(tasks)
-        state = obs["state"].to(device)
-        return self._preprocessor.tokens([self._tasks[i] for i in tasks], state, self._tokenizer)
+        words = [self._tasks[i] for i in tasks]
+        tokens, mask = self._preprocessor.tokens(words, obs["state"], self._tokenizer)
+        return tokens.to(device), mask.to(device)
 
     def _task_ids(self, obs: TensorDictBase) -> Tensor:
         """Return the task of each row (N,). Without a `task_id` it is the only task."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pitune.policies.preprocessing import aloha
-from pitune.policies.preprocessing.images import PicturesConfig, resized_pictures
+from pitune.policies.preprocessing.images import PicturesConfig, moved_pictures, resized_pictures
 from pitune.policies.preprocessing.norm_stats import NormStats
 from pitune.policies.preprocessing.prompt import Encoder, PromptConfig, tokenize
 from pitune.ranges import NonNegativeFloat, Settings
@@ -210,9 +210,9 @@ class Preprocessor(nn.Module):
         values = {"state": self.normalize_state(state), "robot_state": state.float()}
         if self.config.pictures is not None:
             cameras = self.config.pictures.cameras.values()
-            # Pillow runs on the host, so only the resized pictures move to the device
-            images = [obs[f"image/{camera}"] for camera in cameras]
-            values["images"] = resized_pictures(images, self.config.pictures).to(device)
+            # moved as bytes of the simulator's size, and resized on the device
+            images = moved_pictures([obs[f"image/{camera}"] for camera in cameras], device)
+            values["images"] = resized_pictures(images, self.config.pictures)
         return values
 
     def tokens(

@@ -25,6 +25,7 @@ from pitune.policies.finetuning.ema import EMA
 from pitune.policies.flow.immiscible import assigned_noise
 from pitune.policies.flow.path import sample_flow_time
 from pitune.policies.flow.real_time import clean_prefix
+from pitune.policies.host_prefixes import fetched, on_device
 from pitune.policies.network.context import stored_prefix
 from pitune.policies.preprocessing.images import check_shift, shift_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
@@ -185,7 +186,7 @@ class CloningStep:
             group["lr"] = config.step_size(self.num_steps)
 
         # random draws of the whole minibatch
-        batch: TensorDictBase = chunks.to(self.policy.device).copy()
+        batch = fetched(on_device(chunks, self.policy.device))
         draws = config.draws_per_chunk
         noise = policy.draw_noise(num * draws)
         flow_time = sample_flow_time(num * draws, policy.device)

@@ -21,6 +21,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
+from pitune.policies.host_prefixes import on_device
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, Needs
 from pitune.rl.algorithms.evolution.epo_evolution import Fitness, evolve
@@ -89,7 +90,7 @@ class EPO(Algorithm[EPOConfig]):
         self.num_replaced = 0
 
     def plan_rollouts(self, num_decisions: int) -> list[str]:
-        return plan_prefixes(self.actor, num_decisions, self.config.ppo.update.prefix_gib)
+        return plan_prefixes(self.actor, num_decisions, self.config.ppo.update)
 
     def notes(self) -> list[str]:
         notes = rescore_notes(self.actor.policy, self.config.ppo.rescore)
@@ -98,7 +99,7 @@ class EPO(Algorithm[EPOConfig]):
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # rollout with the member and the features of each observation
         config, ppo = self.config, self.config.ppo
-        rollout = rollout.to(self.actor.policy.device).copy()
+        rollout = on_device(rollout, self.actor.policy.device)
         rollout["next", "member"] = rollout["member"]
         if self.critic.feature_dim:
             add_next_features(self.actor.policy, rollout)
@@ -115,7 +116,8 @@ class EPO(Algorithm[EPOConfig]):
 
         # gradient steps
         update, target_kl = ppo.update, ppo.update.target_kl
-        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs, rollout.device)
+        device = self.actor.policy.device
+        rows = minibatches(len(batch), update.minibatch_size, update.num_epochs, device)
         learns = iter(learns_from(batch["advantage"], rows))
         metrics |= run_epochs(
             batch, rows, lambda part: self.minibatch_step(part, others, next(learns)), target_kl

@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig, ModelInput
+from pitune.policies.host_prefixes import on_device
 from pitune.policies.recurrence import HISTORY
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
@@ -75,11 +76,11 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
     def plan_rollouts(self, num_decisions: int) -> list[str]:
         if self.config.cloning.picture_shift:  # each gradient step encodes other pictures
             return []
-        return plan_prefixes(self.actor, num_decisions, self.config.prefix_gib)
+        return plan_prefixes(self.actor, num_decisions, self.config)
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         # the same number on every rank, so that all or none of them clone
-        chunks = ranks.balanced(self.successes(rollout.to(self.actor.policy.device)))
+        chunks = ranks.balanced(self.successes(on_device(rollout, self.actor.policy.device)))
         self.num_updates += 1
         metrics = {"cloned_chunks": float(len(chunks))}
         if len(chunks):
@@ -115,7 +116,7 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
             chosen["chain"][:, -1], ModelInput.of(chosen).robot_state
         )
         entries = {**chosen.exclude("chain"), "action": action}
-        return TensorDict(entries, batch_size=[len(chosen)], device=action.device)
+        return TensorDict(entries, batch_size=[len(chosen)], device=chosen.device)
 
     def extra_state(self) -> dict[str, int]:
         return {"num_steps": self.step.num_steps}

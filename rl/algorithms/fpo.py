@@ -142,7 +142,7 @@ class FPO(Algorithm[FPOConfig]):
         return batch, metrics
 
     def plan_rollouts(self, num_decisions: int) -> list[str]:
-        return plan_prefixes(self.actor, num_decisions, self.config.update.prefix_gib)
+        return plan_prefixes(self.actor, num_decisions, self.config.update)
 
     def notes(self) -> list[str]:
         return rescore_notes(self.actor.policy, self.config.rescore)

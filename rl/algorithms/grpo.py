@@ -25,6 +25,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, LikelihoodConfig
+from pitune.policies.host_prefixes import on_device
 from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveFloat, Range
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
@@ -43,7 +44,7 @@ from pitune.rl.policy_gradient.loss import (
     log_ratios,
 )
 from pitune.rl.policy_gradient.policy_step import policy_step
-from pitune.rl.policy_gradient.prefixes import plan_prefixes
+from pitune.rl.policy_gradient.prefixes import plan_prefixes, prefixes_together
 from pitune.rl.policy_gradient.reference import KLSpace
 from pitune.rl.policy_gradient.rescoring import actor_score, rescore, rescore_notes, rescores
 from pitune.rl.policy_gradient.surrogate import clipped_surrogate, trajectory_log_ratio
@@ -126,7 +127,7 @@ class GRPO(Algorithm[GRPOConfig]):
         self.num_pending_groups = 0
 
     def plan_rollouts(self, num_decisions: int) -> list[str]:
-        return plan_prefixes(self.actor, num_decisions, self.config.update.prefix_gib)
+        return plan_prefixes(self.actor, num_decisions, self.config.update)
 
     def notes(self) -> list[str]:
         notes = rescore_notes(self.actor.policy, self.config.rescore)
@@ -166,7 +167,7 @@ class GRPO(Algorithm[GRPOConfig]):
             )
 
         # groups (groups, size) with unequal outcomes
-        rollout = rollout.to(self.actor.policy.device).copy()
+        rollout = on_device(rollout, self.actor.policy.device)
         played = episodes(rollout, config.discount)
         counted, success = grouped(played.counted, size), grouped(played.success, size)
         wins = (success & counted).sum(1)
@@ -231,7 +232,7 @@ class GRPO(Algorithm[GRPOConfig]):
         """
         # episode numbers that are unique over the rollouts
         offset, parts = 0, []
-        for part in self.pending:
+        for part in prefixes_together(self.pending, self.actor):
             parts.append(part.copy().set("episode", part["episode"] + offset))
             offset += int(part["episode"].max()) + 1 if len(part) else 0
         self.pending, self.num_pending_groups = [], 0
@@ -282,9 +283,8 @@ class GRPO(Algorithm[GRPOConfig]):
         return {"pending": pending, "num_pending_groups": self.num_pending_groups}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        device = self.actor.policy.device
         self.pending = [
-            TensorDict(part, batch_size=[len(part["chain"])]).unflatten_keys(".").to(device)
+            TensorDict(part, batch_size=[len(part["chain"])]).unflatten_keys(".")
             for part in state["pending"]
         ]
         self.num_pending_groups = state["num_pending_groups"]

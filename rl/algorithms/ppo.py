@@ -220,7 +220,7 @@ class PPO(Algorithm[PPOConfig]):
         return batch, metrics
 
     def plan_rollouts(self, num_decisions: int) -> list[str]:
-        return plan_prefixes(self.actor, num_decisions, self.config.update.prefix_gib)
+        return plan_prefixes(self.actor, num_decisions, self.config.update)
 
     def notes(self) -> list[str]:
         notes = rescore_notes(self.actor.policy, self.config.rescore)

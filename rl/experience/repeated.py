@@ -19,6 +19,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from pitune.envs.border import read_together
 from pitune.policies.actor import Actor
 from pitune.policies.preprocessing.model_input import WRITTEN
 from pitune.rl.experience.sub_dict import sub_dict
@@ -52,13 +53,15 @@ class PlayedActions:
         """Remember a rollout (E, T), unless that would take too much memory."""
         if not self.complete:
             return
+        # of an accelerator in one read
         outcome = sub_dict(rollout, "next")
-        self.actions.append(rollout["action"].detach().cpu().clone())
-        if WRITTEN in rollout.keys():
-            self.written.append(rollout[WRITTEN].detach().cpu().clone())
-        self.fingerprint = {
-            key: outcome[key].detach().cpu().clone() for key in FINGERPRINT if key in outcome.keys()
-        }
+        decided = {key: rollout[key] for key in ("action", WRITTEN) if key in rollout.keys()}
+        ends = {key: outcome[key] for key in FINGERPRINT if key in outcome.keys()}
+        read = read_together(decided | ends)
+        self.actions.append(read["action"])
+        if WRITTEN in read:
+            self.written.append(read[WRITTEN])
+        self.fingerprint = {key: read[key] for key in ends}
         if sum(stored.nbytes for stored in (*self.actions, *self.written)) > MOST_BYTES:
             self.actions, self.written, self.fingerprint, self.complete = [], [], {}, False
 

@@ -23,9 +23,10 @@ from pitune.envs import (
     MemoryChunkEnv,
     Starts,
 )
-from pitune.policies import FlowPolicy
+from pitune.policies import FlowPolicy, LikelihoodActor
 from pitune.policies.actor import ActingPolicy
 from pitune.policies.finetuning.shard import gather
+from pitune.policies.host_prefixes import HostPrefixes, with_host_prefix
 from pitune.policies.under_delay import remainder_steps
 from pitune.rl import ranks
 from pitune.rl.algorithm import Algorithm
@@ -42,6 +43,7 @@ def chunk_env_for(
     num_episodes: int | Tensor | None,
     tasks: Sequence[str] | None = None,
     record_success: bool | None = None,
+    device: torch.device | None = None,
 ) -> ChunkEnv:
     """Return the environment whose steps are the policy's decisions, late if its sampler sets so.
 
@@ -52,6 +54,7 @@ def chunk_env_for(
         num_episodes: Episodes of every environment.
         tasks: Instructions, the environment's own by default.
         record_success: Whether to write the flags of success.
+        device: Of actions and outcomes, that of the simulator by default.
     """
     sampler = policy.sampler
     preprocess = policy.observation_preprocessor(env.spec.tasks if tasks is None else tasks)
@@ -59,11 +62,11 @@ def chunk_env_for(
     steps = remainder_steps(sampler, policy.chunk_shape[0])
     last = bool(getattr(policy, "reads_last_action", False))  # not of a policy behind a server
     if isinstance(policy, FlowPolicy) and policy.has_memory:  # and no delay, see `check_parts`
-        return MemoryChunkEnv(*args, memory_shape=policy.memory_shape, last_action=last)
+        return MemoryChunkEnv(*args, last, device, memory_shape=policy.memory_shape)
     if not steps:
-        return ChunkEnv(*args, last_action=last)
+        return ChunkEnv(*args, last, device)
     draw = sampler.delay.draw
-    return DelayedChunkEnv(*args, remainder_steps=steps, draw_delay=draw, last_action=last)
+    return DelayedChunkEnv(*args, last, device, remainder_steps=steps, draw_delay=draw)
 
 
 class Rollouts:
@@ -146,7 +149,9 @@ class Rollouts:
         )
         seeds.episodes += iteration * 1_000_000  # unique episode numbers in a run
         policy = self.algorithm.actor.policy
-        self._chunk_env = chunk_env_for(policy, self.env, seeds, self._num_episodes)
+        self._chunk_env = chunk_env_for(
+            policy, self.env, seeds, self._num_episodes, device=policy.device
+        )
         self._iteration, self._begun, self._played = iteration, False, PlayedActions()
 
         # collector
@@ -204,12 +209,25 @@ class Rollouts:
         self._begun = True
         gather(self.algorithm.actor.policy)
         steps, seconds = self._chunk_env.num_env_steps, self._chunk_env.simulator_seconds
-        rollout: TensorDictBase = next(self._collector)
+        rollout = self._next()
         self.num_env_steps += self._chunk_env.num_env_steps - steps
         self.simulator_seconds = self._chunk_env.simulator_seconds - seconds
         if self._num_episodes is None:  # otherwise the next rollout has new episodes anyway
             self._played.add(rollout)
         return rollout
+
+    def _next(self) -> TensorDictBase:
+        """Return the collector's next rollout (E, T), with encoded observations of the host."""
+        actor = self.algorithm.actor
+        if not isinstance(actor, LikelihoodActor) or not actor.prefixes_on_host:
+            rollout: TensorDictBase = next(self._collector)
+            return rollout
+        actor.host_prefixes = HostPrefixes(self.num_chunks)
+        try:
+            rollout = next(self._collector)
+            return with_host_prefix(rollout, actor.host_prefixes.rollout())
+        finally:
+            actor.host_prefixes = None
 
 
 def rollout_metrics(rollout: TensorDictBase) -> dict[str, float]:

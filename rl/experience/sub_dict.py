@@ -11,6 +11,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from pitune.policies.host_prefixes import select_rows
+
 Entry: TypeAlias = Tensor | TensorDictBase
 """A tensor, or a nested entry."""
 Index: TypeAlias = str | tuple[str, ...] | int | slice | Tensor | tuple[int | slice | Tensor, ...]
@@ -37,7 +39,7 @@ def sub_dict(td: TensorDictBase, index: Index) -> TensorDictBase:
     """
     if isinstance(index, Tensor) and index.dtype == torch.bool:
         index = index.nonzero(as_tuple=True)  # once, and not for each entry
-    value = td[index]
+    value = select_rows(td, index)
     if not isinstance(value, TensorDictBase):
         raise TypeError(
             f"entry {index!r} is a {type(value).__name__}, not a TensorDict; read a tensor with "

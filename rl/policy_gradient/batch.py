@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput
+from pitune.policies.host_prefixes import on_device
 from pitune.rl import ranks
 from pitune.rl.experience.history import with_history
 from pitune.rl.experience.keys import select_decisions
@@ -45,7 +46,7 @@ def advantage_batch(
         memory_decisions: Decisions that a gradient flows through, for a policy with a memory.
     """
     # values before and after each decision
-    rollout = rollout.to(actor.policy.device).copy()
+    rollout = on_device(rollout, actor.policy.device)
     if critic.feature_dim and "features" not in sub_dict(rollout, "next").keys():
         add_next_features(actor.policy, rollout)
     rollout["state_value"] = critic.value(rollout)  # (E, T, 1)

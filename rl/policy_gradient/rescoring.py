@@ -15,6 +15,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune.policies import FlowPolicy, LikelihoodActor
+from pitune.policies.host_prefixes import fetched
 from pitune.rl import ranks
 from pitune.rl.experience.sub_dict import sub_dict
 
@@ -91,7 +92,7 @@ def rescore(
     parts = []
     for start in starts:
         first = max(0, min(start, num - size))
-        log_prob = score(sub_dict(batch, slice(first, first + size)))
+        log_prob = score(fetched(sub_dict(batch, slice(first, first + size))))
         parts.append(log_prob[start - first :])
     new = torch.cat(parts)  # (B,) or (B, M)
     gap = (new - batch["action_log_prob"]).abs()

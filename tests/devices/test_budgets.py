@@ -7,7 +7,7 @@ The numbers before these budgets were held are in docs/devices.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from counted_runs import Counts, counted
 from device_runs import ALGORITHMS, COVERING, HORIZON
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from pitune import envs, rl
 from pitune.policies import FlowPolicy
+from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import ENV
 
 POLICIES = (
@@ -33,6 +35,7 @@ ON_HOST = ("ppo", "grpo", "dsrl")
 """Algorithms with a simulator of the host outside the slow tests: one for each form of a rollout,
 with many entries of a decision, with whole episodes and with replay."""
 
+STEP = "rl/gradient_step.py"
 IN_UPDATE = {
     # of the rollout: rows to learn from (each member of EPO has its own), their transitions
     "rl/experience/sub_dict.py": 3,
@@ -72,30 +75,19 @@ COPIES_PER_UPDATE = 60
 def in_rollout(found: Counts, kind: str, on_device: bool) -> dict[str, int]:
     """Return the most reads of a rollout by file. A file that is not named reads nothing."""
     decisions, resets = found.decisions, found.resets
-    preprocessed = decisions + resets  # observations after each of both
-    # an instruction is chosen by the task, and the words of π0.5 hold the state
-    tasks = preprocessed if on_device and kind != "state" else 0
-    words = preprocessed if kind.startswith("pi05") else 0
-    budget = {
-        "policies/preprocessing/preprocessor.py": words,
-        # actions, memories and the fingerprint, from which a run goes on in the midst of episodes
-        "rl/experience/repeated.py": 4,
-    }
+    # the actions, memories and fingerprint from which a run goes on in the midst of episodes
+    budget = {"envs/border.py": 1}
     if not on_device:
-        return budget | {
-            # the policy's input is computed on the device and kept beside the simulator
-            "policies/preprocessing/model_input.py": found.inputs * preprocessed,
-            # TorchRL moves each entry of a decision to the simulator
-            "rl/experience/rollouts.py": found.outputs * decisions,
-        }
+        return budget | {"envs/chunk_env.py": decisions}  # the actions
+    preprocessed = decisions + resets  # observations after each of both
     return budget | {
-        # the checks of a chunk, in one read
+        # the checks of a chunk and the ends of episodes, in one read
         "envs/deferred_checks.py": decisions,
-        # the environments that begin, and those that have episodes left
-        "envs/chunk_env.py": resets + found.whole_episodes * decisions,
-        "policies/preprocessing/model_input.py": tasks,
-        # TorchRL asks twice after a decision whether an episode ended, and once after a reset
-        "rl/experience/rollouts.py": 2 * decisions + resets,
+        # the environments that have episodes left
+        "envs/chunk_env.py": found.whole_episodes * (resets + decisions),
+        # an instruction is chosen by the task, and the words of π0.5 hold the state
+        "policies/preprocessing/model_input.py": preprocessed if kind != "state" else 0,
+        "policies/preprocessing/preprocessor.py": preprocessed if kind.startswith("pi05") else 0,
     }
 
 
@@ -114,9 +106,9 @@ def run(
 ) -> Callable[[str, str, bool], Counts]:
     """Return the counts of an algorithm with a policy and a place of the simulator."""
 
-    def counts(name: str, kind: str, on_device: bool) -> Counts:
+    def counts(name: str, kind: str, on_device: bool, **settings: Any) -> Counts:
         policy = tiny_policy(horizon=HORIZON, executed=HORIZON)
-        return counted(name, kind, policy, demonstrations, on_device)
+        return counted(name, kind, policy, demonstrations, on_device, **settings)
 
     return counts
 
@@ -165,6 +157,60 @@ def test_a_policy_with_cameras_and_words_stays_in_its_budget(
     name: str, kind: str, run: Callable
 ) -> None:
     check(run(name, kind, True), name, kind, True)
+
+
+HOST = "policies/host_prefixes.py"
+COPIES_OF_PREFIX = {
+    # a copy for each of four minibatches, and one for the spread of the last flow step
+    "ppo": 4 + 1,
+    "fpo": 4 + 1,
+    # the same, one per minibatch for the other members' decisions, and one for their log-ratios
+    # and each member's actions
+    "epo": 4 + 1 + 4 + 3,
+    "filtered_bc": 3,
+    "grpo": 0,  # no group has successes and failures
+}
+"""Copies of each entry of a prefix to the device in an update, if the host holds the prefixes."""
+
+
+@pytest.mark.parametrize("name", COPIES_OF_PREFIX)
+def test_a_prefix_of_the_host_is_copied_once_per_minibatch(name: str, run: Callable) -> None:
+    entries = 4  # of a prefix
+    kept = run(name, "pi0 frozen", True)
+    found = run(name, "pi0 frozen", True, prefix_gib=1e-6)
+    assert found.encoded == kept.encoded  # none in gradient steps
+
+    # rollout: each entry of a decision is copied without waiting, and there is one wait at the end
+    rollout = found.rollout
+    assert rollout.files("later to host") == {HOST: entries * found.decisions}, rollout.text()
+    assert rollout.files("sync") == kept.rollout.files("sync") | {HOST: 1}, rollout.text()
+    assert rollout.waits == kept.rollout.waits + 1, rollout.text()
+
+    # update: nothing waits for the copies, and rows are read once for each choice of decisions
+    update = found.update
+    moved = [line for kind, line in update.lines if kind == "to device" and HOST in line]
+    copies = max((update.lines["to device", line] for line in moved), default=0)
+    assert copies == entries * COPIES_OF_PREFIX[name], update.text()
+    choices = 6 if name == "epo" else 3
+    assert update.waits <= kept.update.waits + choices, update.text()
+    assert not {file for file in update.files("to host") if file not in (HOST, *IN_UPDATE, STEP)}
+
+
+def test_a_prefix_that_is_copied_twice_exceeds_the_budget(
+    run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: the minibatches hold none, so the policy and its reference copy it."""
+    from pitune.rl import gradient_step
+
+    def without(batch: TensorDictBase, rows: list[Tensor]) -> Iterator[TensorDictBase]:
+        return (sub_dict(batch, part) for part in rows)
+
+    settings = {"prefix_gib": 1e-6, "kl_coefficient": 0.1}
+    once = run("ppo", "pi0 frozen", True, **settings).update
+    monkeypatch.setattr(gradient_step, "with_prefixes", without)
+    twice = run("ppo", "pi0 frozen", True, **settings).update
+    assert twice.copied_bytes["to device"] > 1.5 * once.copied_bytes["to device"]
+    assert twice.waits > once.waits
 
 
 @pytest.mark.slow

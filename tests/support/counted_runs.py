@@ -27,9 +27,7 @@ from pitune.envs.chunk_env import ChunkEnv
 from pitune.envs.vector_env import Observation, StepResult
 from pitune.policies import FlowPolicy, Pi0
 from pitune.policies.network.layers import Linear
-from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl import gradient_step
-from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import ENV
 
 
@@ -88,10 +86,6 @@ class Counts:
     """Calls of the actor."""
     resets: int
     """Times that environments of the rollout began new episodes."""
-    inputs: int
-    """Entries of the policy's input."""
-    outputs: int
-    """Entries of a decision."""
     whole_episodes: bool
     """Whether the rollout ends with its episodes."""
     encoded: int
@@ -187,8 +181,6 @@ def counted(
         control_steps=control_steps,
         decisions=rollout.batch_size[-1],
         resets=len(resets),
-        inputs=len(sub_dict(rollout, MODEL_INPUT).keys()) if MODEL_INPUT in rollout.keys() else 0,
-        outputs=len(list(rollout.select(*algorithm.actor.out_keys, strict=False).keys(True, True))),
         whole_episodes=algorithm.needs.whole_episodes,
         encoded=sum(rows),
         decided=rollout.batch_size.numel(),

@@ -32,8 +32,9 @@ NAME = "pretend"
 ROOT = Path(__file__).parents[2]
 SUPPORT = Path(__file__).parent
 
-Kind = Literal["sync", "to host", "to device", "index"]
-"""A wait for the device, a read of the host, a copy to the device, an index from the host."""
+Kind = Literal["sync", "to host", "later to host", "to device", "index"]
+"""A wait for the device, a read of the host, a copy to the host that does not wait, a copy to the
+device, an index from the host."""
 
 SHAPED_BY_VALUES = frozenset(
     f"aten::{name}"
@@ -74,6 +75,8 @@ class Events:
     """Number of events by kind and line of this project, `file:line`."""
     operations: Counter[str] = field(default_factory=Counter)
     """Number of operations on the device by name."""
+    copied_bytes: Counter[Kind] = field(default_factory=Counter)
+    """Size of the copies by kind [bytes]."""
     weight_casts: int = 0
     """Parameters that were converted to another dtype."""
 
@@ -192,12 +195,13 @@ def _leaves(values: Any) -> list[Any]:
     return found
 
 
-def _record(kind: Kind) -> None:
+def _record(kind: Kind, num_bytes: int = 0) -> None:
     if not _open:
         return
     line = _line()
     for events in _open:
         events.lines[kind, line] += 1
+        events.copied_bytes[kind] += num_bytes
 
 
 def _line() -> str:
@@ -262,9 +266,9 @@ def _check_devices(name: str, args: Any, kwargs: Any) -> None:
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     if _on_device(target) and not _on_device(source):
-        _record("to device")
+        _record("to device", source.nbytes)
     if _on_device(source) and not _on_device(target):
-        _record("to host")
+        _record("later to host" if non_blocking else "to host", source.nbytes)
     _host(target).copy_(_host(source))
     return target
 
@@ -273,7 +277,7 @@ def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     wanted = kwargs.get("device")
     leaves = wanted is not None and torch.device(wanted).type != NAME
     if leaves:
-        _record("to host")
+        _record("to host", args[0].nbytes)
     elif isinstance(args[0], torch.nn.Parameter) and kwargs.get("dtype") != args[0].dtype:
         for events in _open:
             events.weight_casts += 1

@@ -223,6 +223,17 @@ def test_the_table_lists_every_part_of_the_memory() -> None:
     )
 
 
+def test_the_table_names_the_observations_of_the_host_and_does_not_add_them() -> None:
+    report = report_of(3 * GIB, 2**20, 2**21, 5 * 2**20)
+    kept = replace(report, prefix_bytes=GIB, host_prefix_bytes=7 * GIB)
+    assert kept.total_bytes == report.total_bytes + GIB
+    assert kept.rank_bytes(4) == report.rank_bytes(4) + GIB
+    text = kept.text()
+    assert "1.00 GiB" in text
+    assert "7.00 GiB of the host" in text
+    assert "of the host" not in report.text()
+
+
 def test_a_group_that_is_not_there_has_no_row() -> None:
     expert = GemmaConfig(width=16, depth=1, mlp_dim=16, num_heads=2, num_kv_heads=1, head_dim=8)
     network = Pi0Config(state_dim=4, action_dim=3, action_horizon=2, expert=expert)

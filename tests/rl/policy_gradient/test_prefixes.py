@@ -10,9 +10,10 @@ import torch
 
 from pitune import envs, policies, rl
 from pitune.experiments.benchmarks.update import with_settings
-from pitune.policies import FinetuneConfig, FlowSDEConfig, LikelihoodActor
+from pitune.policies import FinetuneConfig, FlowSDEConfig, LikelihoodActor, host_prefixes
 from pitune.policies.network.config import Family
 from pitune.policies.network.context import stored_prefix
+from pitune.rl.config import PrefixConfig
 from pitune.rl.policy_gradient.prefixes import plan_prefixes
 from pitune.rl.policy_gradient.reference import Reference
 from vision_policies import ENV, vision_policy
@@ -83,14 +84,53 @@ def test_a_kept_prefix_teaches_exactly_as_encoding_anew(
         assert torch.allclose(value, other[key], atol=1e-6), key
 
 
+ON_HOST = {"prefix_gib": 1e-6}
+"""Memory for no rollout, so that the host holds its prefixes."""
+
+
 @CASE
+def test_a_prefix_of_the_host_teaches_exactly_as_one_of_the_device(
+    name: str, family: Family, new: Callable
+) -> None:
+    """Bit for bit."""
+    kept, held = new(name, family), new(name, family, **ON_HOST)
+    for first, second in zip(learned(kept), learned(held), strict=True):
+        assert first == pytest.approx(second, rel=0, abs=0, nan_ok=True)
+    assert held.actor.prefixes_on_host
+    assert not kept.actor.prefixes_on_host
+    now, other = (a.actor.policy.state_dict() for a in (kept, held))
+    start = vision_policy(family).state_dict()
+    assert any(not torch.equal(now[key], start[key]) for key in start)
+    for key, value in now.items():
+        assert torch.equal(value, other[key]), key
+
+
+def test_a_wrong_prefix_of_the_host_would_be_seen(
+    new: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above: rows of other decisions."""
+    kept, held = new("ppo"), new("ppo", **ON_HOST)
+    chosen = host_prefixes._gathered
+    monkeypatch.setattr(
+        host_prefixes, "_gathered", lambda prefix, index, device: chosen(prefix, index * 0, device)
+    )
+    assert learned(kept) != learned(held)
+
+
+@CASE
+@pytest.mark.parametrize("place", [{}, ON_HOST], ids=["device", "host"])
 @pytest.mark.parametrize("regularized", [False, True], ids=["plain", "regularized"])
 def test_each_decision_is_encoded_once(
-    name: str, family: Family, regularized: bool, new: Callable, encoded: list[int]
+    name: str,
+    family: Family,
+    regularized: bool,
+    place: dict[str, float],
+    new: Callable,
+    encoded: list[int],
 ) -> None:
     """One prefix for each decision, and for critics one for each last observation."""
     changes = REGULARIZED if regularized and name in ("ppo", "epo") else {}
-    algorithm = new(name, family, **changes)
+    algorithm = new(name, family, **changes, **place)
     rollouts = rl.Rollouts(envs.make(ENV), algorithm, 6, seed=0)
     for _ in range(2):
         encoded.clear()
@@ -118,13 +158,43 @@ def test_without_the_budget_each_gradient_step_encodes(new: Callable, encoded: l
     assert sum(encoded) > metrics["gradient_steps"] * algorithm.config.update.minibatch_size
 
 
+def test_a_rollout_of_the_host_has_a_note(new: Callable) -> None:
+    rollouts = rl.Rollouts(envs.make(ENV), new("ppo", **ON_HOST), 6, seed=0)
+    (note,) = rollouts.notes
+    assert "more than prefix_gib=1e-06, so the host holds them" in note
+
+
+@pytest.mark.parametrize("stored", ["device", "host", "nowhere"])
+@pytest.mark.parametrize("place", [{}, ON_HOST], ids=["device", "host"])
+def test_pending_decisions_of_a_checkpoint_join_those_of_a_new_rollout(
+    stored: str, place: dict[str, float], new: Callable
+) -> None:
+    """Wherever the prefixes of both are. Without those of one, none have any."""
+    settings = {"device": {}, "host": ON_HOST, "nowhere": {"prefix_gib": 0.0}}[stored]
+    parts = []
+    before, after = new("grpo", **settings), new("grpo", **place)
+    for algorithm in (before, after):
+        rollout = solved(rl.Rollouts(envs.make(ENV), algorithm, 6, seed=0).collect())
+        parts.append(algorithm.prepare(rollout)[0])
+    before.pending = parts[:1]
+    after.load_extra_state(before.extra_state())
+    after.pending.append(parts[1])
+    batch = after._whole_batch()
+    assert len(batch) == len(parts[0]) + len(parts[1]) > 0
+    assert ("prefix" in batch.keys()) == (stored != "nowhere")
+    if stored != "nowhere":
+        expected = torch.cat([part["prefix", "keys"] for part in parts])
+        assert torch.equal(batch["prefix", "keys"], expected)
+
+
 def test_a_rollout_beyond_the_budget_is_encoded_anew_with_a_note(new: Callable) -> None:
-    algorithm = new("ppo", prefix_gib=1e-6)
+    algorithm = new("ppo", prefix_gib=1e-6, prefix_host_gib=1e-6)
     rollouts = rl.Rollouts(envs.make(ENV), algorithm, 6, seed=0)
     assert not algorithm.actor.keep_prefix
     assert len(rollouts.notes) == 1
     assert "of 24 decisions need" in rollouts.notes[0]
-    assert "raise prefix_gib or lower num_chunks" in rollouts.notes[0]
+    assert "prefix_gib=1e-06 and prefix_host_gib=1e-06" in rollouts.notes[0]
+    assert "raise one of them or lower num_chunks" in rollouts.notes[0]
     assert "prefix" not in rollouts.collect().keys()
 
 
@@ -140,7 +210,7 @@ def test_a_trained_encoder_has_no_kept_prefix(trainable: tuple, new: Callable) -
 
 def test_a_policy_of_states_has_no_prefix(tiny_policy: Callable) -> None:
     actor = LikelihoodActor(tiny_policy(), FlowSDEConfig())
-    assert plan_prefixes(actor, 100, 4.0) == []
+    assert plan_prefixes(actor, 100, PrefixConfig()) == []
     assert actor.out_keys == ["action", "chain", "action_log_prob"]
 
 

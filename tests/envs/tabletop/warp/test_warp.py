@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from cuda_waits import cuda_waits
 from host_copies import host_copies
 from torch import Tensor
 
@@ -268,6 +269,32 @@ def test_without_warp_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
     options = TabletopOptions(backend="warp")
     with pytest.raises(ImportError, match=re.escape(install_command("warp"))):
         envs.make(envs.config_for("mujoco/PickCube", options=options))
+
+
+@pytest.mark.gpu
+@needs_warp
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_cuda_device_starts_as_the_c_engine_and_its_expert_solves_the_task(task: str) -> None:
+    """Neither a step nor a reset waits for the device."""
+    from pitune.envs.tabletop.warp.env import WarpTabletop
+
+    cuda = torch.device("cuda")
+    warp, c = WarpTabletop(task, 64, device=cuda), Tabletop(task, 64)
+    seeds = torch.arange(64, device=cuda)
+    assert torch.equal(warp.reset(seeds)["state"].cpu(), c.reset(seeds.cpu())["state"])
+    expert, active = warp.expert(), all_of(warp).to(cuda)
+    warp.step(expert.act(), active)  # compiles
+    warp.reset(seeds)
+    expert = warp.expert()
+    solved = torch.zeros_like(active)
+    with cuda_waits() as found:
+        for _ in range(warp.spec.max_episode_steps):
+            result = warp.step(expert.act(), active)
+            solved |= result.info["success"]
+            active = active & ~(result.terminated | result.truncated)
+        warp.reset(seeds)
+    assert not found, found
+    assert int(solved.sum()) >= 62
 
 
 @pytest.mark.gpu
