@@ -31,6 +31,20 @@ Observation = dict[str, Tensor]
 """`state` (E, s) float32 [robot units]. `image/<camera>` (E, C, Y, X) uint8. `task_id` (E,)."""
 
 
+def with_index(device: torch.device) -> torch.device:
+    """Return a device with its index, which tensors on it have. Without CUDA it is unchanged.
+
+    `cuda` and `cuda:0` are not equal, and MuJoCo Warp asks for the index.
+
+    Example:
+        >>> with_index(torch.device("cpu"))
+        device(type='cpu')
+    """
+    if device.type != "cuda" or device.index is not None or not torch.cuda.is_available():
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnvSpec:
     """The properties of an environment that are known before its first step.
@@ -72,7 +86,8 @@ class EnvSpec:
     simulator: str
     """Package and version of the simulator, recorded with a run."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Device of the observations and of all other tensors."""
+    """Device of the observations and of all other tensors. `cuda` becomes `cuda:0`, as tensors
+    name it."""
     deterministic_reset: bool = True
     """Whether a seed alone fixes the initial state. Group resets and exact resumption need it. For
     environments of users it is verified once, by two resets with one seed."""
@@ -96,6 +111,7 @@ class EnvSpec:
     """Tasks of a suite whose expert is missing. It does not act in their episodes."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "device", with_index(self.device))
         if self.task_names and len(self.task_names) != len(self.tasks):
             raise ValueError(
                 f"task_names={self.task_names} of {self.id} must have one name for each of its "

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -24,6 +24,7 @@ from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse, program
 from pitune.experiments.find_checkpoint import with_environment
 from pitune.experiments.pretraining import data
+from pitune.experiments.pretraining.checks import check_settings, check_status_tasks
 from pitune.experiments.pretraining.state import clone_and_save, restore_cloning, save_cloning
 from pitune.experiments.recipes import DEMONSTRATIONS
 from pitune.experiments.runs.config_file import plain, write_config
@@ -31,12 +32,17 @@ from pitune.experiments.runs.folder.same_config import check_same
 from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.signals import exit_on_signal
 from pitune.policies.flow.real_time import RealTimeConfig
-from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Seed, Settings, Threads
+from pitune.ranges import NonNegativeInt, PositiveFloat, PositiveInt, Range, Seed, Settings, Threads
 from pitune.rl.algorithms.bc import CloningStep
 from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
 from pitune.rl.datasets.config import DataConfig, RecordConfig
 from pitune.rl.datasets.demonstrations import load_demonstrations
 
+CLONING = (
+    *("learning_rate", "minibatch_size", "real_time_delay", "draws_per_chunk", "picture_shift"),
+    *("immiscible_noise", "condition_dropout", "language", "status"),
+)
+"""Settings that are those of the gradient steps too."""
 RECORD, PARTIAL = "pretrain.json", "cloning.pt"
 """Files in --out: the settings, and the state of a cloning that is not finished."""
 TOKENIZER = Path("tokenizer/tokenizer.json")
@@ -93,6 +99,8 @@ class PretrainConfig(Settings):
     """Draws of noise and flow time for each chunk, which share the encoding of the observation."""
     immiscible_noise: bool = False
     """Whether the noise of a minibatch is assigned to its chunks, see `BCConfig`."""
+    condition_dropout: Annotated[float, Range(low=0, high=1, high_open=True)] = 0.0
+    """Share of each kind of condition that is dropped [-], for guidance (network_options)."""
     picture_shift: NonNegativeInt = 0
     """Greatest random shift of a picture while cloning [pixels], a fresh one in each step."""
     language: LanguageLossConfig = field(default_factory=LanguageLossConfig)
@@ -109,29 +117,7 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler.execution_horizon > self.action_horizon:
-            raise ValueError(
-                f"sampler.execution_horizon={self.sampler.execution_horizon} must be at most "
-                f"action_horizon={self.action_horizon}: only predicted actions can be executed"
-            )
-        if self.real_time_delay >= self.action_horizon:
-            raise ValueError(
-                f"real_time_delay={self.real_time_delay} must be below "
-                f"action_horizon={self.action_horizon}: the rest of a chunk is learned"
-            )
-        if self.picture_shift and not self.env.cameras:
-            raise ValueError(
-                f"picture_shift={self.picture_shift} has no use without pictures; name some "
-                "cameras (--env.cameras), or leave it out"
-            )
-        if self.vlm != policies.SmallVLMConfig() and not self.has_vlm:
-            raise ValueError(
-                f"vlm={self.vlm} has no use without pictures and words; name some cameras "
-                "(--env.cameras), add --words, or leave the sizes out"
-            )
-        data.check_record(self.record, self.dataset)
-        if self.env.cameras:
-            self.vlm.vision(self.env.image_size)  # sizes that do not fit are rejected here
+        check_settings(self)
 
     @property
     def has_vlm(self) -> bool:
@@ -208,7 +194,10 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
     data.check_new(config.record)
     env = envs.make(config.env)
     spec = env.spec
-    if config.words:  # instructions that cannot be read are rejected here
+    # instructions that cannot be read are rejected here
+    data.options_for(config.network_options, spec.tasks, spec.id)
+    check_status_tasks(config.status, spec.tasks)
+    if config.words:
         data.tokenizer_for(spec.tasks, config.vlm, config.out / TOKENIZER, config.language.text)
     num_tasks = len(spec.tasks) if spec.seeded_tasks else 1
     total = num_tasks * config.num_demonstrations
@@ -237,7 +226,7 @@ def _collect(config: PretrainConfig) -> rl.Demonstrations:
 
 def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> CloningStep:
     """Return a new policy with the optimizer that clones the demonstrations."""
-    tokenizer = None
+    tokenizer, source = None, str(config.dataset or config.env.id)
     if config.words:
         tokenizer = data.tokenizer_for(
             demonstrations.tasks, config.vlm, config.out / TOKENIZER, config.language.text
@@ -252,15 +241,14 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         image_size=config.env.image_size,
         tokenizer=tokenizer,
         vlm=config.vlm if config.has_vlm else None,
-        options=config.network_options,
+        options=data.options_for(config.network_options, demonstrations.tasks, source),
     )
     real_time = config.sampler.real_time
     if config.real_time_delay:
         real_time = real_time or RealTimeConfig(method="trained")
-    policy = policy.replace(
-        sampler=replace(config.sampler, real_time=real_time),
-        info=replace(policy.info, real_time_delay=config.real_time_delay),
-    )
+    sampler = replace(config.sampler, real_time=real_time)
+    info = replace(policy.info, real_time_delay=config.real_time_delay)
+    policy = policy.replace(sampler=sampler, info=info)
     policy = data.with_fast_tokenizer(policy, demonstrations, config.vlm)
     if config.compile:
         policy.compile_functions()
@@ -269,19 +257,12 @@ def _cloning_step(config: PretrainConfig, demonstrations: rl.Demonstrations) -> 
         screen.note(f"dimensions that hardly moved, scaled as if they had: {floored}")
     # all that depends on the policy by default is that of an untrained one
     cloning = rl.BCConfig(
-        learning_rate=config.learning_rate,
         warmup_steps=0,
         decay_steps=config.gradient_steps,
         final_fraction=0.01,
         weight_decay=1e-4,
         ema_decay=0.0,
-        minibatch_size=config.minibatch_size,
-        real_time_delay=config.real_time_delay,
-        draws_per_chunk=config.draws_per_chunk,
-        immiscible_noise=config.immiscible_noise,
-        picture_shift=config.picture_shift,
-        language=config.language,
-        status=config.status,
+        **{name: getattr(config, name) for name in CLONING},
     )
     return CloningStep(policy, cloning)
 

@@ -55,7 +55,8 @@ def fast_vocabulary(policy: PolicyParts) -> FastVocabulary:
         )
     shape = (policy.chunk_shape[0], policy.preprocessor.action_dim)
     size = policy.network.config.vocab_size
-    return FastVocabulary(info.fast, info.tokenizer, size, shape, policy.sampler.fast)
+    parts = info.fast, info.tokenizer, size, shape, policy.sampler.fast
+    return FastVocabulary(*parts, policy.device)
 
 
 def chunks_of(

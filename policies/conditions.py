@@ -17,6 +17,7 @@ from pitune.policies.flow.guidance import GuidanceConfig, GuidedField
 from pitune.policies.flow.path import VelocityField
 from pitune.policies.network.config import Pi0Config
 from pitune.policies.network.context import Context
+from pitune.policies.network.gemma import Cache
 from pitune.policies.network.options.tokens.conditioning import (
     DROPPED,
     NEGATIVE,
@@ -84,7 +85,7 @@ def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput)
     highest return, and their instruction.
 
     Raises:
-        ValueError: there is a `condition`, but the network has none.
+        ValueError: there is a `condition`, but the network has none, or there is no task.
     """
     option = network.config.options.conditioning
     if not option.kinds:
@@ -98,8 +99,27 @@ def acting_condition(network: Pi0, guidance: GuidanceConfig, inputs: ModelInput)
     if inputs.condition is not None:
         return inputs.condition.to(device)
     # act towards success: the configured advantage, and the bin of the highest return
-    values = {"advantage": _INDEX[guidance.advantage], "return": option.return_bins - 1}
+    values: dict[str, Tensor | int] = {
+        "advantage": _INDEX[guidance.advantage],
+        "return": option.return_bins - 1,
+    }
+    if option.task:
+        values["task"] = task_of(inputs)
     return condition_of(option.kinds, len(inputs), values).to(device)
+
+
+def task_of(inputs: ModelInput) -> Tensor:
+    """Return the tasks (N,) of observations, for a velocity that is conditioned on them.
+
+    Raises:
+        ValueError: the observations have none.
+    """
+    if inputs.task_id is None:
+        raise ValueError(
+            "the velocity is conditioned on the task (options.conditioning.task), and the "
+            "observations have no task_id; make them with `policy.observation_preprocessor(tasks)`"
+        )
+    return inputs.task_id
 
 
 def encode_words(
@@ -119,15 +139,19 @@ def encode_words(
     images = None if inputs.images is None else scaled_pictures(inputs.images)
     parts = images, None, inputs.tokens, inputs.token_mask
     dropped = _dropped(network, inputs.condition)
-    prefix = network.encode_prefix(*parts, dropped, with_features)
+    is_guided = guidance is not None and guidance.scale
+    has_null = bool(is_guided) and network.config.options.conditioning.instruction
+    # both prefixes have the same pictures
+    embedded = network.embed_pictures(images) if has_null and images is not None else None
+    prefix = network.encode_prefix(*parts, dropped, embedded, with_features)
     if dropped is not None:  # `with_dropped` has nothing left to do
         prefix = prefix._replace(condition=inputs.condition)
-    is_guided = guidance is not None and guidance.scale
-    if not is_guided or not network.config.options.conditioning.instruction:
+    if not has_null:
         return prefix
     # the null is the same prefix with the words of every row dropped
     every = torch.ones(len(inputs), dtype=torch.bool, device=inputs.state.device)
-    return prefix._replace(null=network.encode_prefix(*parts, every, with_features))
+    null = network.encode_prefix(*parts, every, embedded, with_features)
+    return prefix._replace(null=null)
 
 
 def encode_state(
@@ -178,17 +202,25 @@ def with_dropped(network: Pi0, prefix: Context | None, condition: Tensor | None)
             "observations again, or store prefixes with sampler.guidance.scale above 0"
         )
     dropped = dropped.to(prefix.features.device)
-    # (N, 1, 1, 1) against keys and values (N, kv heads, prefix, head dim) of each layer
-    rows = dropped[:, None, None, None]
-    cache = [
-        (torch.where(rows, null_keys, keys), torch.where(rows, null_values, values))
-        for (null_keys, null_values), (keys, values) in zip(null.cache, prefix.cache, strict=True)
-    ]
+    cache = _chosen(dropped, null.cache, prefix.cache)
+    registers = prefix.registers
+    if registers is not None and null.registers is not None:
+        registers = _chosen(dropped, null.registers, registers)
     features = torch.where(dropped[:, None], null.features, prefix.features)
     last = prefix.last
     if last is not None and null.last is not None:
         last = torch.where(dropped[:, None], null.last, last)
-    return prefix._replace(cache=cache, features=features, last=last)
+    return prefix._replace(cache=cache, features=features, last=last, registers=registers)
+
+
+def _chosen(rows: Tensor, given: Cache, otherwise: Cache) -> Cache:
+    """Return the keys and values of one cache in some rows (N,) bool, and of another elsewhere."""
+    # (N, 1, 1, 1) against keys and values (N, kv heads, prefix, head dim) of each layer
+    rows = rows[:, None, None, None]
+    return [
+        (torch.where(rows, keys, other_keys), torch.where(rows, values, other_values))
+        for (keys, values), (other_keys, other_values) in zip(given, otherwise, strict=True)
+    ]
 
 
 def _dropped(network: Pi0, condition: Tensor | None) -> Tensor | None:

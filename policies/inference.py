@@ -104,7 +104,9 @@ def robot_input(
         memory: Memory that the decision reads (1, memory, D), of a policy with one.
     """
     prompt = policy.preprocessor.config.prompt
-    instructions = () if prompt is None else (instruction_of(prompt, raw),)
+    instructions: tuple[str, ...] = ()
+    if prompt is not None or policy.condition_tasks:
+        instructions = (instruction_of(prompt, raw),)
     return policy.model_input(observation(policy, raw), instructions, memory)
 
 

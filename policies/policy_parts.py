@@ -90,7 +90,13 @@ class PolicyParts(nn.Module):
     @property
     def obs_keys(self) -> list[str]:
         """Keys of the observations that the policy uses."""
-        return self.preprocessor.obs_keys
+        keys = self.preprocessor.obs_keys
+        return list(dict.fromkeys([*keys, "task_id"])) if self.condition_tasks else keys
+
+    @property
+    def condition_tasks(self) -> tuple[str, ...]:
+        """Tasks that the velocity is conditioned on."""
+        return self.network.config.options.conditioning.tasks
 
     @property
     def feature_dim(self) -> int:
@@ -288,4 +294,5 @@ class PolicyParts(nn.Module):
         Args:
             tasks: The environment's instructions, `EnvSpec.tasks`.
         """
-        return ObservationPreprocessor(self.preprocessor, self.info.tokenizer, tasks)
+        tokenizer, conditions = self.info.tokenizer, self.condition_tasks
+        return ObservationPreprocessor(self.preprocessor, tokenizer, tasks, conditions)

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from pitune.rl.algorithms.recap.config import RecapConfig
     from pitune.rl.algorithms.recap.learner import Recap
     from pitune.rl.algorithms.wsrl import WSRL, WSRLConfig
-    from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
+    from pitune.rl.cloning.config import (
+        LanguageLossConfig,
+        LanguageRegularizationConfig,
+        StatusLossConfig,
+    )
     from pitune.rl.evaluation.evaluate import evaluate
     from pitune.rl.evaluation.outcome import EpisodeOutcome, Evaluation
     from pitune.rl.evaluation.paired import PairedTest, paired_test
@@ -73,6 +77,7 @@ __all__ = [
     "FilteredBCConfig",
     "GRPOConfig",
     "LanguageLossConfig",
+    "LanguageRegularizationConfig",
     "Needs",
     "OffPolicyConfig",
     "PPOClipConfig",
@@ -114,7 +119,11 @@ _MODULES = {
     "algorithms.recap.config": ("RecapConfig",),
     "algorithms.recap.learner": ("Recap",),
     "algorithms.wsrl": ("WSRL", "WSRLConfig"),
-    "cloning.config": ("LanguageLossConfig", "StatusLossConfig"),
+    "cloning.config": (
+        "LanguageLossConfig",
+        "LanguageRegularizationConfig",
+        "StatusLossConfig",
+    ),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.outcome": ("EpisodeOutcome", "Evaluation"),
     "evaluation.paired": ("PairedTest", "paired_test"),

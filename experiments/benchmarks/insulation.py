@@ -3,8 +3,9 @@
     python -m pitune.experiments.benchmarks.insulation --seeds 0 1 2 --out runs/insulation
 
 For each seed it clones two tasks together with questions about words. Then `ppo` fine-tunes the
-clone twice, once as it is and once with insulation. The language loss of questions that were never
-trained is measured before and after. Results are written into --out as JSON, and the same command
+clone three times: as it is, with insulation, and with insulation and the loss of the trained
+questions beside the policy gradient. The language loss of questions that were never trained is
+measured before and after. Results are written into --out as JSON, and the same command
 goes on where it was interrupted. `--table` prints the results so far.
 """
 
@@ -23,10 +24,12 @@ import torch
 
 from pitune import envs, policies, rl
 from pitune.envs.mock.registration import MockOptions
+from pitune.experiments.benchmarks.learning.results import check_settings
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse
 from pitune.experiments.pretrain import PretrainConfig, pretrain
 from pitune.experiments.reports.task_table import rate_text
+from pitune.experiments.runs.config_file import plain
 from pitune.experiments.runs.progress import screen
 from pitune.policies.network.options.insulation import InsulationConfig
 from pitune.policies.network.options.language_head import LanguageHeadConfig
@@ -40,7 +43,8 @@ WORDS = (
 )
 """Verbs, colors and things of the questions."""
 NAMES = ("verb", "color", "thing")
-ARMS = ("plain", "insulated")
+ARMS = ("plain", "insulated", "regularized")
+"""Fine-tuning as it is, with insulation, and with insulation and the language loss beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,12 @@ class BenchmarkConfig(Settings):
     """Print the table of the results in --out, and run nothing."""
 
     @property
+    def fixed(self) -> dict[str, Any]:
+        """The settings that all results of a folder share."""
+        free = ("seeds", "out", "table")
+        return {name: value for name, value in plain(self).items() if name not in free}
+
+    @property
     def env(self) -> envs.EnvConfig:
         """The environment: two goals, of which the words name one."""
         options = MockOptions(num_tasks=2)
@@ -96,8 +106,13 @@ def write_texts(folder: Path) -> tuple[Path, Path]:
 
 
 def run(config: BenchmarkConfig) -> None:
-    """Run all that is not in --out yet."""
+    """Run all that is not in --out yet.
+
+    Raises:
+        ValueError: --out holds results of other settings.
+    """
     torch.set_num_threads(1)
+    check_settings(config.out, config.fixed)
     train, test = write_texts(config.out)
     env = envs.make(config.env)
     for seed in config.seeds:
@@ -107,7 +122,7 @@ def run(config: BenchmarkConfig) -> None:
         _record(config, env, policies.load(folder / "clone" / "pretrained"), folder, "clone", test)
         for arm in ARMS:
             if not (folder / f"{arm}.json").exists():
-                policy = _fine_tuned(config, env, folder, arm, seed)
+                policy = _fine_tuned(config, env, folder, arm, seed, train)
                 _record(config, env, policy, folder, arm, test)
     env.close()
 
@@ -131,16 +146,25 @@ def _clone(config: BenchmarkConfig, seed: int, folder: Path, texts: Path) -> Non
 
 
 def _fine_tuned(
-    config: BenchmarkConfig, env: envs.CheckedEnv, folder: Path, arm: str, seed: int
+    config: BenchmarkConfig,
+    env: envs.CheckedEnv,
+    folder: Path,
+    arm: str,
+    seed: int,
+    texts: Path,
 ) -> policies.FlowPolicy:
     """Return a clone that `ppo` has fine-tuned."""
-    # both arms differ in this option alone
-    insulation = InsulationConfig(enabled=arm == "insulated")
+    # the arms differ in these options alone
+    insulation = InsulationConfig(enabled=arm != "plain")
+    language = rl.LanguageRegularizationConfig()
+    if arm == "regularized":
+        language = rl.LanguageRegularizationConfig(text=texts, text_weight=1.0)
     load = policies.LoadConfig(options=policies.NetworkOptions(insulation=insulation))
     policy = policies.load(folder / "clone" / "pretrained", load)
     torch.manual_seed(seed)
     update = rl.UpdateConfig(minibatch_size=64)
-    algorithm = rl.make(rl.PPOConfig(update=update, critic_warmup=1), policy)
+    settings = rl.PPOConfig(update=update, critic_warmup=1, language=language)
+    algorithm = rl.make(settings, policy)
     rollouts = rl.Rollouts(env, algorithm, 10, seed)
     for _ in range(config.iterations):
         algorithm.update(rollouts.collect())

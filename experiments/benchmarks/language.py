@@ -20,10 +20,12 @@ from typing import Any, Literal
 import torch
 
 from pitune import envs, policies, rl
+from pitune.experiments.benchmarks.learning.results import check_settings
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.command_line.parsing import arguments, parse
 from pitune.experiments.pretrain import PretrainConfig, pretrain
 from pitune.experiments.reports.task_table import rate_text
+from pitune.experiments.runs.config_file import plain
 from pitune.experiments.runs.progress import screen
 from pitune.ranges import PositiveInt, Seed, Settings
 from pitune.rl.evaluation.instructions import shuffled_instructions
@@ -67,6 +69,12 @@ class BenchmarkConfig(Settings):
     """Print the table of the results in --out, and run nothing."""
 
     @property
+    def fixed(self) -> dict[str, Any]:
+        """The settings that all results of a folder share."""
+        free = ("seeds", "algorithms", "out", "table")
+        return {name: value for name, value in plain(self).items() if name not in free}
+
+    @property
     def env(self) -> envs.EnvConfig:
         """The environment."""
         return envs.config_for(
@@ -85,8 +93,13 @@ def num_chunks(word: Word) -> int:
 
 
 def run(config: BenchmarkConfig) -> None:
-    """Run all that is not in --out yet."""
+    """Run all that is not in --out yet.
+
+    Raises:
+        ValueError: --out holds results of other settings.
+    """
     torch.set_num_threads(1)
+    check_settings(config.out, config.fixed)
     env: envs.CheckedEnv | None = None
     for seed in config.seeds:
         folder = config.out / f"seed_{seed}"

@@ -16,7 +16,7 @@ from pitune.experiments.runs.folder.rank_state import restore, write_rank_state
 from pitune.experiments.runs.folder.segments import Segments
 from pitune.experiments.runs.folder.sharded import write_sharded
 from pitune.experiments.runs.folder.state import read_checkpoint
-from pitune.experiments.runs.run import Run, with_current_names
+from pitune.experiments.runs.run import Run
 from pitune.policies.finetuning.shard import unsharded
 from pitune.rl import Algorithm, ranks
 
@@ -75,10 +75,7 @@ class OtherRank(Run):
         parts = read_checkpoint(folder, needed)
         self.episodes = restore(algorithm, folder, parts, self.segments)
         self._recent.extend(ranks.of_first(self.recent))
-        progress = parts[2]
-        if "before" in progress:
-            progress["before"] = with_current_names(progress["before"])
-        return progress
+        return parts[2]
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write nothing."""

@@ -155,6 +155,22 @@ POLICY_GRADIENT = (
         optional=True,
     ),
     Metric(
+        name="text_loss",
+        algorithms=("ppo", "grpo", "fpo", "epo", "bc"),
+        meaning="with `language.text_weight`: loss of the language model's answers [nats]",
+        healthy="steady or falling",
+        advice="If it rises, raise `language.text_weight`, or insulate the language model.",
+        optional=True,
+    ),
+    Metric(
+        name="fast_loss",
+        algorithms=("ppo", "grpo", "fpo", "epo", "bc"),
+        meaning="with `language.fast_weight`: loss of the demonstrations' FAST tokens [nats]",
+        healthy="steady or falling",
+        advice="If it rises, raise `language.fast_weight`, or insulate the language model.",
+        optional=True,
+    ),
+    Metric(
         name="entropy",
         algorithms=("ppo", "epo"),
         meaning="with `entropy_coefficient`: entropy of the learned noise [nats]",

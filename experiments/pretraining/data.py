@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pitune import envs, rl
-from pitune.policies import FlowPolicy, SmallVLMConfig
+from pitune.policies import FlowPolicy, NetworkOptions, SmallVLMConfig
 from pitune.policies.fast.tokenizer import FastTokenizer
+from pitune.policies.network.options.tokens.conditioning import with_tasks
 from pitune.policies.preprocessing.own_tokenizer import make_tokenizer
 from pitune.policies.preprocessing.tokenizer import Tokenizer
 from pitune.rl.cloning.text_set import read_texts
@@ -32,19 +33,6 @@ def chunks_of(
     if dataset is not None:
         return chunk_source(policy, dataset, data)
     return random_chunks(policy, demonstrations.preprocess(policy), recorded=demonstrations)
-
-
-def check_record(record: Path | None, dataset: Path | None) -> None:
-    """Reject recording without an expert.
-
-    Raises:
-        ValueError: both are given.
-    """
-    if record is not None and dataset is not None:
-        raise ValueError(
-            f"record={record} stores the demonstrations of the expert, but dataset={dataset} takes "
-            "its place; leave one of them out"
-        )
 
 
 def check_new(record: Path | None) -> None:
@@ -146,3 +134,17 @@ def with_fast_tokenizer(
         action[..., : policy.preprocessor.action_dim], vocab_size=vlm.fast_tokens, skip_tokens=0
     )
     return policy.replace(info=replace(policy.info, fast=fast))
+
+
+def options_for(options: NetworkOptions, tasks: Sequence[str], source: str) -> NetworkOptions:
+    """Return the options of a network, conditioned on given tasks if they condition on the task.
+
+    Args:
+        options: As they were given.
+        tasks: Instructions of the environment or the dataset.
+        source: Its name, for the error.
+
+    Raises:
+        ValueError: there are no tasks to condition on.
+    """
+    return replace(options, conditioning=with_tasks(options.conditioning, tasks, source))

@@ -11,10 +11,10 @@ from pitune.experiments.runs.folder.checkpoints import (
     damage_of,
     own_checkpoints,
     read_progress,
+    with_current_names,
 )
 from pitune.experiments.runs.folder.metrics_file import METRICS, Row, parse
 from pitune.experiments.runs.results_table import read_run
-from pitune.experiments.runs.run import with_current_names
 
 
 class RunRecord(NamedTuple):

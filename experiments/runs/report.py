@@ -22,6 +22,7 @@ from pitune.policies.finetuning.memory import available_bytes, check_memory, par
 from pitune.policies.finetuning.shard import is_sharded
 from pitune.rl import ranks
 from pitune.rl.algorithm import no_progress
+from pitune.rl.cloning.losses import predicted_tokens
 from pitune.rl.evaluation.outcome import text_of
 from pitune.rl.policy_gradient.prefixes import kept_prefixes, prefix_config
 
@@ -200,7 +201,8 @@ def report_memory(policy: FlowPolicy, config: TrainConfig) -> None:
     minibatch = ranks.share(config.algorithm.policy_minibatch)
     num_decisions = config.env.num_envs * config.num_chunks
     kept = kept_prefixes(policy, num_decisions, prefix_config(config.algorithm), minibatch)
-    report = parameter_report(policy, minibatch, kept.device_bytes, kept.host_bytes)
+    predicted = predicted_tokens(policy, config.algorithm)
+    report = parameter_report(policy, minibatch, kept.device_bytes, kept.host_bytes, predicted)
     if policy.network.vlm is not None:
         screen.print(report.table())
     num_ranks = ranks.world() if is_sharded(policy) else 1

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from pitune.experiments.command_line.errors import exit_with_message
 from pitune.experiments.runs.config_file import read_config
+from pitune.experiments.runs.folder.checkpoints import with_current_names
 from pitune.experiments.runs.report import percent
-from pitune.experiments.runs.run import with_current_names
 from pitune.ranges import Settings
 
 HEADER = (

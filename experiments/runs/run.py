@@ -40,14 +40,6 @@ from pitune.policies.checkpoints.native import write_policy
 from pitune.policies.finetuning.shard import unsharded
 from pitune.rl import Algorithm, ranks
 
-OLD_NAMES = {"ode": "deployed", "stochastic": "exploring"}
-"""Names of the two evaluations in summaries of pitune 0.1, and their names now."""
-
-
-def with_current_names(evaluations: dict[str, Any]) -> dict[str, Any]:
-    """Return the evaluations of a summary, of any version, as `deployed` and `exploring`."""
-    return {OLD_NAMES.get(name, name): evaluation for name, evaluation in evaluations.items()}
-
 
 class Run:
     """Writes the folder of a run. Make one with `create` or `resume`.
@@ -284,8 +276,6 @@ class Run:
         # progress, and the rows up to here: those after the checkpoint are written again
         for damaged, fault in faults.items():
             folders.set_aside(damaged, "damaged", f"{fault}, so {folder.name} is used instead")
-        if "before" in progress:
-            progress["before"] = with_current_names(progress["before"])
         self._first_weights = progress.pop("first_weights", None)
         progress.pop("changed", None)
         self.metrics.restore(progress["iteration"], folder / METRICS)

@@ -32,7 +32,6 @@ from pitune.envs.workers.launch import end_group, fork_server, kill_group, lead_
 from pitune.experiments.runs.loop.clock import WorkClock
 from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.training.policy import policy_to_train
-from pitune.rl import ranks
 from pitune.rl.experience.rollouts import Rollouts
 
 MOST_UPDATES_BEHIND = 1
@@ -51,7 +50,7 @@ class ActingRollouts(Rollouts):
         algorithm: Learns in this process.
 
     Raises:
-        ValueError: the algorithm is on-policy, or there are several ranks.
+        ValueError: the algorithm is on-policy.
 
     Example:
         >>> rollouts = ActingRollouts(config, env, algorithm)  # doctest: +SKIP
@@ -157,7 +156,7 @@ def check_acting(config: rl.AlgorithmConfig) -> None:
     """Reject an algorithm that learns from the actions of its present policy only.
 
     Raises:
-        ValueError: it does, or there are several ranks.
+        ValueError: it does.
     """
     name = rl.name_of(config)
     if not rl.registry.entry(name).off_policy:
@@ -165,11 +164,6 @@ def check_acting(config: rl.AlgorithmConfig) -> None:
         raise ValueError(
             f"act_while_learning=True is not supported by {name}, which is on-policy: its rollouts "
             f"must be of the present policy; leave it out, or use one of {names}"
-        )
-    if ranks.world() > 1:
-        raise ValueError(
-            "act_while_learning=True is not supported on several ranks; leave it out, or start one "
-            "process"
         )
 
 

@@ -19,7 +19,7 @@ from pitune.experiments.runs.progress import screen
 from pitune.experiments.runs.report import report_memory
 from pitune.experiments.runs.run import Run
 from pitune.experiments.runs.train_config import TrainConfig
-from pitune.experiments.training.acting import rollouts_of
+from pitune.experiments.training.acting import check_acting, rollouts_of
 from pitune.experiments.training.policy import policy_to_train
 from pitune.rl import ranks
 
@@ -41,6 +41,8 @@ class TrainState:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        if config.act_while_learning:
+            check_acting(config.algorithm)
         join(config)
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.torch_threads)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pitune.policies.fast.config import FastDecodingConfig
 from pitune.policies.fast.tokenizer import FastTokenizer
@@ -34,6 +35,7 @@ class FastVocabulary:
         vocab_size: Embeddings of the network.
         chunk_shape: (H, d).
         decoding: Settings.
+        device: Device of the choices, on which its tables are held.
 
     Raises:
         ValueError: the network has no room for the tokens, or the settings do not fit them.
@@ -55,6 +57,7 @@ class FastVocabulary:
         vocab_size: int,
         chunk_shape: tuple[int, int],
         decoding: FastDecodingConfig,
+        device: torch.device | None = None,
     ) -> None:
         self.fast, self.chunk_shape, self.decoding = fast, chunk_shape, decoding
         fast.check_sizes(*chunk_shape)
@@ -69,8 +72,11 @@ class FastVocabulary:
         numbers = torch.arange(fast.vocab_size)
         own = vocab_size - 1 - fast.settings.skip_tokens - numbers
         end = tokenizer.encode(END_TEXT, bos=False)[-1]
-        self.rows = torch.cat([own, torch.tensor([end])])
+        self.rows = torch.cat([own, torch.tensor([end])]).to(device)
         """Tokens of the network for each choice (choices,)."""
+        lengths = fast.lengths
+        # the end writes nothing
+        self._lengths = None if lengths is None else pad(lengths, (0, 1)).to(device)
         self.num_coefficients = chunk_shape[0] * chunk_shape[1]
         self.max_tokens = decoding.max_tokens or self.num_coefficients + 1
 
@@ -92,9 +98,8 @@ class FastVocabulary:
         encoded = [[*row, self.end] for row in self.fast.encode(chunks)]
         # rows of different lengths, padded on the right to (N, L)
         width = max(map(len, encoded))
-        choices = torch.tensor([row + [PADDING] * (width - len(row)) for row in encoded])
-        tokens, mask = self.tokens(choices)
-        return tokens.to(chunks.device), mask.to(chunks.device)
+        padded = [row + [PADDING] * (width - len(row)) for row in encoded]
+        return self.tokens(torch.tensor(padded, device=chunks.device))
 
     def chunks(self, choices: Tensor) -> tuple[Tensor, Tensor]:
         """Return the chunks (N, H, d) of choices (N, L), and which could not be decoded (N,)."""
@@ -114,19 +119,17 @@ class FastVocabulary:
 
         After a whole chunk only the end may follow.
         """
-        lengths = self.fast.lengths
-        if not self.decoding.constrained or lengths is None:
+        if not self.decoding.constrained or self._lengths is None:
             return None
         left = (self.num_coefficients - written)[..., None]  # (..., 1)
-        return torch.cat([lengths.to(written.device) <= left, left == 0], dim=-1)
+        lengths = self._lengths[:-1].to(written.device)
+        return torch.cat([lengths <= left, left == 0], dim=-1)
 
     def written(self, choices: Tensor) -> Tensor:
         """Return the number of coefficients that choices (N, L) write each (N, L)."""
-        lengths = self.fast.lengths
-        if lengths is None:
+        if self._lengths is None:
             return torch.zeros_like(choices)
-        # the end writes nothing
-        lengths = torch.cat([lengths, lengths.new_zeros(1)]).to(choices.device)
+        lengths = self._lengths.to(choices.device)
         return lengths[choices.clamp(min=0)] * (choices != PADDING)
 
 

@@ -138,7 +138,11 @@ class MemoryReport:
 
 
 def parameter_report(
-    policy: FlowPolicy, batch_size: int = 1, prefix_bytes: int = 0, host_prefix_bytes: int = 0
+    policy: FlowPolicy,
+    batch_size: int = 1,
+    prefix_bytes: int = 0,
+    host_prefix_bytes: int = 0,
+    predicted: int = 0,
 ) -> MemoryReport:
     """Return the memory of training a policy, after `pitune.policies.apply_finetuning`.
 
@@ -147,6 +151,7 @@ def parameter_report(
         batch_size: Observations in one gradient step, each with one flow time.
         prefix_bytes: Encoded observations of a rollout on the device, see `kept_prefixes` [bytes].
         host_prefix_bytes: Those of the host [bytes].
+        predicted: Tokens that a language head predicts for each observation, 0 without its loss.
     """
     rows, network = [], policy.network
     groups = parameter_groups(network)
@@ -168,7 +173,7 @@ def parameter_report(
     return MemoryReport(
         rows=tuple(rows),
         batch_size=batch_size,
-        activation_bytes=activation_bytes(policy, batch_size),
+        activation_bytes=activation_bytes(policy, batch_size, predicted),
         prefix_bytes=prefix_bytes,
         host_prefix_bytes=host_prefix_bytes,
     )
@@ -202,6 +207,9 @@ def example_input(policy: FlowPolicy) -> ModelInput:
         memory=policy.empty_memory(1),
         last_action=torch.zeros(1, preprocessor.action_dim, device=device)
         if policy.reads_last_action
+        else None,
+        task_id=torch.zeros(1, dtype=torch.int64, device=device)
+        if policy.condition_tasks
         else None,
     )
 

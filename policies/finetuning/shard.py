@@ -32,7 +32,7 @@ from pitune.policies.network.pi0 import Pi0
 from pitune.policies.network.siglip import VisionLayer
 from pitune.policies.policy import FlowPolicy
 
-FORWARD_METHODS = ("encode", "encode_prefix", "with_state", "velocity")
+FORWARD_METHODS = ("encode", "encode_prefix", "embed_pictures", "with_state", "velocity")
 """Methods of the network that compute with its weights from outside."""
 
 

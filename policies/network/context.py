@@ -48,6 +48,8 @@ class Context(NamedTuple):
     """Added to the flow-time condition of π0.5 (B, D) or (1, D), e.g. a gene of a population."""
     last: Tensor | None = None
     """Hidden state of the prompt's last token (B, D), with a language head."""
+    registers: Cache | None = None
+    """Keys and values of the prefix's registers, which its own tokens and predicted ones read."""
     language: Cache | None = None
     """Keys and values of the prefix for the language head, which insulation leaves a gradient."""
     condition: Tensor | None = None
@@ -60,10 +62,12 @@ class Context(NamedTuple):
 def pack(context: Context) -> TensorDict:
     """Return the tensors of a context (N); the keys and values of the layers side by side."""
     # the cache of the language head is that of the prefix
-    left_out = ("cache", "side", "language", "null")
+    left_out = ("cache", "registers", "side", "language", "null")
     rest = {k: v for k, v in context._asdict().items() if k not in left_out}
     tensors = {name: value for name, value in rest.items() if value is not None}
     td = TensorDict(_stacked(context.cache) | tensors, batch_size=[len(context.features)])
+    if context.registers is not None:
+        td["registers"] = TensorDict(_stacked(context.registers), batch_size=td.batch_size)
     for kind, cache in (context.side or {}).items():
         td["side", kind] = TensorDict(_stacked(cache), batch_size=td.batch_size)
     if context.null is not None:
@@ -73,7 +77,10 @@ def pack(context: Context) -> TensorDict:
 
 def unpack(packed: TensorDictBase) -> Context:
     """Return the context that `pack` took apart."""
-    rest = dict(packed.exclude("keys", "values", "side", "null").items())
+    rest = dict(packed.exclude("keys", "values", "registers", "side", "null").items())
+    registers = packed.get("registers", None)
+    if isinstance(registers, TensorDictBase):
+        rest["registers"] = _unstacked(registers)
     side = packed.get("side", None)
     if side is not None:
         rest["side"] = {kind: _unstacked(part) for kind, part in side.items()}

@@ -18,6 +18,7 @@ Source: Black et al. 2024; Physical Intelligence 2025; openpi `models_pytorch/pi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -32,6 +33,7 @@ from pitune.policies.network.gemma import Cache
 from pitune.policies.network.options.blocks import drop_words, with_registers, with_state_tokens
 from pitune.policies.network.options.insulation import for_expert
 from pitune.policies.network.options.language_head import prompt_end
+from pitune.policies.network.options.tokens.gated_tokens import Extra
 from pitune.policies.network.options.tokens.memory import with_read_memory
 from pitune.policies.network.parts import Pi0Parts
 from pitune.policies.network.siglip import Siglip
@@ -98,12 +100,15 @@ class Pi0(Pi0Parts):
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
         dropped: Tensor | None = None,
+        embedded: Tensor | None = None,
         with_features: bool = True,
     ) -> Context:
         """Return the context of pictures and prompt. It does not depend on the action expert.
 
-        See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped. Without
-        features, which only critics read, the last layer computes no more than keys and values.
+        See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped.
+        `embedded` is the result of `embed_pictures`, for several prompts with the same pictures.
+        Without features, which only critics read, the last layer computes no more than its keys
+        and values.
 
         Raises:
             ValueError: the network has no vision-language model.
@@ -113,20 +118,21 @@ class Pi0(Pi0Parts):
                 "this network has vlm=None, so it reads its state alone and has no prefix to "
                 "encode; use `encode`"
             )
-        embedded, valid = self.embed_prefix(images, image_mask, tokens, token_mask, dropped)
+        parts = images, image_mask, tokens, token_mask, dropped, embedded
+        prefix, valid = self.embed_prefix(*parts)
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         is_padded = image_mask is not None or token_mask is not None
         mask = valid[:, None, None] if is_padded else None
-        padding = valid if is_padded else None
-        tower, language = self.vlm.language_model, self.config.options.language_head.is_on
-        if not with_features and not language:
-            _, cache = tower(embedded, positions, mask, cache_only=True)
-            return Context(cache, embedded.new_zeros(len(embedded), 0).float(), padding)
-        hidden, cache = tower(embedded, positions, mask)
+        cache_only = not with_features and not self.config.options.language_head.is_on
+        hidden, cache, registers = self.vlm.encode(prefix, positions, mask, cache_only)
+        valid_tokens = valid if is_padded else None
+        if cache_only:
+            features = hidden.new_zeros(len(hidden), 0).float()
+            return Context(cache, features, valid_tokens, registers=registers)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
         last = prompt_end(hidden, valid, self.config.options)
-        return Context(cache, features, padding, last=last)
+        return Context(cache, features, valid_tokens, last=last, registers=registers)
 
     @compilable
     def with_state(
@@ -149,11 +155,10 @@ class Pi0(Pi0Parts):
                 )
             context = prefix._replace(condition_offset=state_offset)
         elif prefix is None:
-            hidden, cache, valid = self._encode_state(state, None, None, state_offset)
+            hidden, cache, valid = self._encode_state(state, None, state_offset)
             context = Context(cache, hidden[:, -1].float(), valid)
         else:
-            rest = prefix.cache, prefix.valid, state_offset
-            _, cache, valid = self._encode_state(state, *rest, cache_only=True)
+            _, cache, valid = self._encode_state(state, prefix, state_offset)
             context = prefix._replace(cache=cache, valid=valid)
         return with_state_tokens(self, context, state)
 
@@ -164,6 +169,7 @@ class Pi0(Pi0Parts):
         tokens: Tensor | None,
         token_mask: Tensor | None,
         dropped: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the prefix's tokens (B, prefix, D) and False for their padding (B, prefix).
 
@@ -177,13 +183,11 @@ class Pi0(Pi0Parts):
         parts: list[Tensor] = []
         masks: list[Tensor] = []
         if images is not None and vlm is not None:
-            tower: Siglip = vlm.vision_tower["vision_model"]  # type: ignore[assignment]
-            pictures = tower(rearrange(images, "b v c y x -> (b v) c y x"), self.compute_dtype)
-            pictures = vlm.multi_modal_projector["linear"](pictures)  # (B * V, patches, D)
+            pictures = self.embed_pictures(images) if embedded is None else embedded
             if image_mask is None:
                 image_mask = images.new_ones(images.shape[:2], dtype=torch.bool)
-            patches = pictures.shape[1]
-            parts.append(rearrange(pictures, "(b v) p d -> b (v p) d", b=len(images)))
+            patches = pictures.shape[1] // images.shape[1]
+            parts.append(pictures)
             masks.append(repeat(image_mask.bool(), "b v -> b (v p)", p=patches))
         if tokens is not None and vlm is not None:
             words = vlm.language_model.embed_tokens(tokens).to(self.compute_dtype)
@@ -194,13 +198,26 @@ class Pi0(Pi0Parts):
             )
         return torch.cat(parts, dim=1), torch.cat(masks, dim=1)
 
+    @compilable
+    def embed_pictures(self, images: Tensor) -> Tensor:
+        """Return the tokens of pictures (B, V * patches, D), in the prefix's width.
+
+        Args:
+            images: (B, V, C, Y, X) in [-1, 1].
+
+        Raises:
+            ValueError: the network has no vision tower.
+        """
+        vlm = self.vlm
+        if vlm is None or self.config.vision is None:
+            raise ValueError("this network reads no pictures, so it embeds none; use `encode`")
+        tower: Siglip = vlm.vision_tower["vision_model"]  # type: ignore[assignment]
+        pictures = tower(rearrange(images, "b v c y x -> (b v) c y x"), self.compute_dtype)
+        pictures = vlm.multi_modal_projector["linear"](pictures)  # (B * V, patches, D)
+        return rearrange(pictures, "(b v) p d -> b (v p) d", b=len(images))
+
     def _encode_state(
-        self,
-        state: Tensor,
-        cache: Cache | None,
-        valid: Tensor | None,
-        offset: Tensor | None,
-        cache_only: bool = False,
+        self, state: Tensor, prefix: Context | None, offset: Tensor | None
     ) -> tuple[Tensor, Cache, Tensor | None]:
         """Return the state token's hidden state (B, 1, D), the cache with it, and the new padding.
 
@@ -210,14 +227,19 @@ class Pi0(Pi0Parts):
         if offset is not None:
             token = token + offset
         tokens = token[:, None].to(self.compute_dtype)  # (B, 1, D)
+        cache, valid, extra = None, None, None
+        if prefix is not None:
+            cache, valid = prefix.cache, prefix.valid
+            extra = Extra(side=prefix.side or {})
+        # only a state without a prefix has a use for its hidden state
+        rest: dict[str, Any] = {"extra": extra, "cache_only": prefix is not None}
         if valid is None:
             before = 0 if cache is None else cache[0][0].shape[2]
             positions = torch.full(tokens.shape[:2], before, device=state.device)
-            return *self.expert(tokens, positions, None, cache, cache_only=cache_only), None
+            return *self.expert(tokens, positions, None, cache, **rest), None
         positions = valid.sum(1, keepdim=True)
         valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
-        mask = valid[:, None, None]
-        return *self.expert(tokens, positions, mask, cache, cache_only=cache_only), valid
+        return *self.expert(tokens, positions, valid[:, None, None], cache, **rest), valid
 
     @compilable
     def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from pitune.policies.network.config import Pi0Config
-from pitune.policies.network.gemma import Gemma
+from pitune.policies.network.gemma import Cache, Gemma
 from pitune.policies.network.layers import Linear
+from pitune.policies.network.options.layers import add_register_gates
+from pitune.policies.network.options.tokens.gated_tokens import Extra
+from pitune.policies.network.options.tokens.registers import PrefixRegisters
 from pitune.policies.network.siglip import Siglip
 from pitune.policies.network.sizes import GemmaConfig
 
@@ -21,6 +25,8 @@ class VisionLanguageModel(nn.Module):
         ['vision_tower', 'multi_modal_projector', 'language_model']
     """
 
+    registers: PrefixRegisters | None
+
     def __init__(self, config: Pi0Config, vlm: GemmaConfig) -> None:
         super().__init__()
         if config.vision is not None:
@@ -28,6 +34,34 @@ class VisionLanguageModel(nn.Module):
             projector = nn.ModuleDict({"linear": Linear(config.vision.width, vlm.width)})
             self.multi_modal_projector = projector
         self.language_model = Gemma(vlm, config.vocab_size)
+        self.register_module("registers", None)
+        if config.options.registers.prefix:
+            self.registers = PrefixRegisters(config.options.registers.prefix, vlm.width)
+            add_register_gates(self.language_model.layers, vlm)
+
+    def encode(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache_only: bool = False
+    ) -> tuple[Tensor, Cache, Cache | None]:
+        """Return the hidden states and the cache of a prefix, and the cache of its registers.
+
+        Args:
+            tokens: Embedded pictures and prompt (B, prefix, D).
+            positions: See `Gemma.forward`.
+            mask: True where a token may attend (B, 1, 1, prefix).
+            cache_only: See `Gemma.forward`.
+        """
+        tower, rest = self.language_model, {"cache_only": cache_only}
+        if self.registers is None:
+            return *tower(tokens, positions, mask, **rest), None
+        num = len(self.registers)
+        # registers behind the prefix (B, prefix + registers, D), at the next positions
+        own = torch.arange(1, num + 1, device=positions.device)
+        positions = torch.cat([positions, positions[:, -1:] + own], dim=1)
+        tokens, extra = self.registers(tokens), Extra(registers=num)
+        hidden, cache = tower(tokens, positions, mask, extra=extra, **rest)
+        parts = [extra.split(keys, values) for keys, values in cache]
+        registers = [part for _, part in parts if part is not None]
+        return hidden[:, :-num], [prefix for prefix, _ in parts], registers
 
 
 class Experts(nn.Module):

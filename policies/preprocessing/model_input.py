@@ -54,6 +54,8 @@ class ModelInput:
     last_action: Tensor | None = None
     """The last executed action (N, d) [normalized action], 0 at the start of an episode. For
     critics that read it."""
+    task_id: Tensor | None = None
+    """Task of each row (N,) int64, among those of a velocity that is conditioned on it."""
     condition: Tensor | None = None
     """Conditions of the velocity (N, kinds) int64, -1 where one is dropped. None acts as the
     sampler's `guidance` sets."""
@@ -115,11 +117,12 @@ class ObservationPreprocessor(TensorDictModuleBase):
         preprocessor: Norm stats, picture and prompt settings.
         tokenizer: Tokenizer of a policy with a prompt.
         tasks: Instructions indexed by `task_id`. Without any, the prompt's default is used.
+        conditions: Tasks that the velocity is conditioned on, by their words.
 
     Raises:
         ValueError: the policy has a prompt, but there is no tokenizer, or an instruction has no
-            words. When called: a `task_id` is not an index into the tasks, or it is missing and
-            there are several tasks.
+            words, or the velocity is conditioned on other tasks. When called: a `task_id` is not an
+            index into the tasks, or it is missing and there are several tasks.
 
     Example:
         >>> from tensordict import TensorDict
@@ -136,10 +139,15 @@ class ObservationPreprocessor(TensorDictModuleBase):
     """Written entries. They are declared because mypy does not see the base class's setter."""
 
     def __init__(
-        self, preprocessor: Preprocessor, tokenizer: Encoder | None, tasks: Sequence[str]
+        self,
+        preprocessor: Preprocessor,
+        tokenizer: Encoder | None,
+        tasks: Sequence[str],
+        conditions: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.in_keys, self.out_keys = [*preprocessor.obs_keys], [MODEL_INPUT]
+        self._conditions = task_numbers(conditions, tasks) if conditions else None
         self._preprocessor, self._tokenizer = preprocessor, tokenizer
         self._tasks, self._table = tuple(tasks), None
         prompt = preprocessor.config.prompt
@@ -166,6 +174,11 @@ class ObservationPreprocessor(TensorDictModuleBase):
         if self._preprocessor.config.prompt is not None:
             tokens, mask = self.prompts(td)
             inputs |= {"tokens": tokens, "token_mask": mask}
+        if self._conditions is not None:
+            task_id, device = self._task_ids(td), inputs["state"].device
+            if len(td):  # the least and the greatest, in one read
+                self._check_tasks(torch.stack(task_id.aminmax()).tolist())
+            inputs["task_id"] = self._conditions.to(device)[task_id.to(device)]
         if "remainder" in td.keys():  # under a decision delay
             remainder = td["remainder"].to(inputs["state"].device)
             inputs["remainder"] = self._preprocessor.normalize_action(
@@ -225,6 +238,26 @@ class ObservationPreprocessor(TensorDictModuleBase):
                     f"an observation has task_id={task}, but the tasks are {self._tasks}; "
                     "pass the environment's table of tasks, or give the policy a default prompt"
                 )
+
+
+def task_numbers(known: Sequence[str], tasks: Sequence[str]) -> Tensor:
+    """Return the number of each of some tasks among those of a condition (tasks,) int64.
+
+    Args:
+        known: Tasks of the condition, `ConditioningConfig.tasks`.
+        tasks: Instructions of an environment, a dataset or a robot, in the order of `task_id`.
+
+    Raises:
+        ValueError: a task is none of the condition's, or there is none.
+    """
+    unknown = [words for words in tasks if words not in known]
+    if unknown or not tasks:
+        given = f"{unknown} are none of them" if unknown else "the observations have no task"
+        raise ValueError(
+            f"the velocity is conditioned on the tasks {list(known)} (options.conditioning.task), "
+            f"and {given}; play these tasks, or take a policy without this condition"
+        )
+    return torch.tensor([known.index(words) for words in tasks])
 
 
 def with_words(tasks: Sequence[str], default: str | None) -> tuple[str, ...]:

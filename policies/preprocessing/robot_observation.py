@@ -69,7 +69,7 @@ def robot_observation(config: PreprocessorConfig, raw: Mapping[str, Any]) -> Ten
     return TensorDict(tensors, batch_size=[1])
 
 
-def instruction_of(prompt: PromptConfig, raw: Mapping[str, Any]) -> str:
+def instruction_of(prompt: PromptConfig | None, raw: Mapping[str, Any]) -> str:
     """Return the instruction of one observation, or the prompt's default.
 
     Raises:
@@ -78,7 +78,7 @@ def instruction_of(prompt: PromptConfig, raw: Mapping[str, Any]) -> str:
     flat = dict(_flattened(raw))
     given = {key: flat[key] for key in PROMPTS if flat.get(key) is not None}
     if not given:
-        if prompt.default is None:
+        if prompt is None or prompt.default is None:
             raise ValueError(
                 "the observation has no prompt, and the policy no default one; pass the words "
                 f"under one of {list(PROMPTS)} (an environment's are `env.spec.tasks[task_id]`)"

@@ -261,11 +261,11 @@ class BehaviorCloning(Algorithm[BCConfig]):
             policy = policy.replace(info=replace(policy.info, real_time_delay=delay))
         likelihood = {"flow": "flow_sde", "fast": "fast"}[policy.sampler.decoder]
         super().__init__(config, LikelihoodActor(policy, likelihood_config(likelihood)))
-        burn_in = config.memory_burn_in
-        self.chunks = chunk_source(policy, config.demonstrations, config.data, burn_in)
+        source, burn_in = config.demonstrations, config.memory_burn_in
+        self.chunks = chunk_source(policy, source, config.data, burn_in)
         self.step = CloningStep(policy, config)
+        self.step.auxiliary.check_entries(self.chunks.entries)
         self.optimizers["policy"] = self.step.optimizer
-
         self._averaged = ExitStack()
         """While it is open, the policy has the averaged weights and the EMA the raw ones."""
 

@@ -49,6 +49,12 @@ class FilteredBCConfig(AlgorithmConfig, PrefixConfig):
                 f"cloning.ema_decay={self.cloning.ema_decay} does not apply to filtered_bc, which "
                 "deploys the weights that it trains; leave it out"
             )
+        if self.cloning.status.weight:
+            raise ValueError(
+                f"cloning.status.weight={self.cloning.status.weight} does not apply to "
+                "filtered_bc, whose decisions have no labels of the status; leave it out, or clone "
+                "a demonstrations.safetensors (pitune pretrain, bc)"
+            )
 
     @property
     def policy_minibatch(self) -> int:
@@ -74,7 +80,8 @@ class FilteredBC(Algorithm[FilteredBCConfig]):
         self.optimizers["policy"] = self.step.optimizer
 
     def plan_rollouts(self, num_decisions: int) -> list[str]:
-        if self.config.cloning.picture_shift:  # each gradient step encodes other pictures
+        # each gradient step encodes other pictures, or leaves out other words
+        if self.config.cloning.picture_shift or self.config.cloning.condition_dropout:
             return []
         return plan_prefixes(self.actor, num_decisions, self.config)
 

@@ -104,7 +104,7 @@ class FPO(Algorithm[FPOConfig]):
         )
         self.critic = critic.to(policy.device)
         self.networks["critic"] = self.critic
-        self.loss = PolicyLoss(self.actor, self._surrogate)
+        self.loss = PolicyLoss(self.actor, self._surrogate, language=config.language)
         self.information = Information()
         self.optimizers = {
             "actor": adam(self.actor.parameters(), lr=config.actor_learning_rate),
@@ -174,7 +174,7 @@ class FPO(Algorithm[FPOConfig]):
             metrics |= policy_step(
                 self.optimizers["actor"],
                 self.loss,
-                batch,
+                self.loss.with_draws(batch),
                 learns=has_advantage(batch) if learns is None else learns,
                 clip=self.config.clip,
                 update=update,

@@ -28,21 +28,16 @@ from pitune.policies import FlowPolicy, FlowSDEConfig, LikelihoodActor, Likeliho
 from pitune.policies.host_prefixes import on_device
 from pitune.ranges import DiscountFactor, NonNegativeFloat, PositiveFloat, Range
 from pitune.rl import ranks
-from pitune.rl.algorithm import Algorithm, AlgorithmConfig, Needs
+from pitune.rl.algorithm import Algorithm, Needs
 from pitune.rl.experience.history import with_history
 from pitune.rl.experience.keys import select_decisions
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.gradient_step import Metrics, minibatches, run_epochs
 from pitune.rl.optimizers import adam
 from pitune.rl.policy_gradient.advantage import GroupScale, group_relative
-from pitune.rl.policy_gradient.config import ClipConfig, UpdateConfig
+from pitune.rl.policy_gradient.config import ClipConfig, RegularizedConfig, UpdateConfig
 from pitune.rl.policy_gradient.episodes import Episodes, episodes, grouped, ungrouped
-from pitune.rl.policy_gradient.loss import (
-    PolicyLoss,
-    check_trainable,
-    clip_notes,
-    log_ratios,
-)
+from pitune.rl.policy_gradient.loss import PolicyLoss, check_trainable, clip_notes, log_ratios
 from pitune.rl.policy_gradient.policy_step import policy_step
 from pitune.rl.policy_gradient.prefixes import plan_prefixes, prefixes_together
 from pitune.rl.policy_gradient.reference import KLSpace
@@ -52,7 +47,7 @@ from pitune.rl.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig(AlgorithmConfig):
+class GRPOConfig(RegularizedConfig):
     """Clipped policy gradient on advantages within groups of equal starts.
 
     Example:
@@ -120,6 +115,7 @@ class GRPO(Algorithm[GRPOConfig]):
             partial(clipped_surrogate, clip_low=clip.low, clip_high=clip.high),
             kl_coefficient=config.kl_coefficient,
             kl_space=config.kl_space,
+            language=config.language,
         )
         self.optimizers["actor"] = adam(self.actor.parameters(), lr=config.learning_rate)
         self.pending: list[TensorDictBase] = []
@@ -264,7 +260,7 @@ class GRPO(Algorithm[GRPOConfig]):
         return policy_step(
             self.optimizers["actor"],
             self._trajectory_loss if whole_episodes else self.loss,
-            batch,
+            self.loss.with_draws(batch),
             learns=True,
             clip=self.config.clip,
             update=self.config.update,

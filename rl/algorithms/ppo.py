@@ -132,6 +132,7 @@ def policy_loss(actor: LikelihoodActor, config: PPOConfig) -> PolicyLoss:
         kl_coefficient=config.kl_coefficient,
         kl_space=config.kl_space,
         bc_coefficient=config.bc_coefficient,
+        language=config.language,
     )
 
 

@@ -6,6 +6,10 @@ action dim, D width of the action expert.
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -18,8 +22,13 @@ from pitune.policies.network.options.language_head import text_of, token_loss
 from pitune.policies.network.options.status import DONE, INVALID, ONGOING
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
 from pitune.rl import ranks
-from pitune.rl.cloning.config import LanguageLossConfig, StatusLossConfig
+from pitune.rl.cloning.config import (
+    LanguageLossConfig,
+    LanguageRegularizationConfig,
+    StatusLossConfig,
+)
 from pitune.rl.cloning.text_set import read_texts, text_loss, text_rows
+from pitune.rl.datasets.demonstrations import is_file_of_ours
 from pitune.rl.experience.sub_dict import Entry, sub_dict
 from pitune.rl.gradient_step import Metrics
 
@@ -75,6 +84,23 @@ class AuxiliaryLosses:
             entries |= self._status_rows(batch)
         return entries
 
+    def check_entries(self, entries: set[str]) -> None:
+        """Check that chunks have the entries that the losses need.
+
+        Args:
+            entries: Names of the entries of a chunk.
+
+        Raises:
+            ValueError: the status is learned, and one is missing.
+        """
+        missing = [name for name in self._labels if name not in entries]
+        if self.status.weight and missing:
+            raise ValueError(
+                f"status.weight={self.status.weight} needs {missing}, which these chunks lack: "
+                "clone a demonstrations.safetensors, of several tasks or with "
+                "status.invalid_share=0"
+            )
+
     @property
     def _labels(self) -> list[str]:
         """Entries of chunks that the labels of the status come from."""
@@ -82,12 +108,7 @@ class AuxiliaryLosses:
 
     def _status_rows(self, batch: TensorDictBase) -> dict[str, Entry]:
         """Return the labels of a minibatch (B), its instructions and the weights of its flow."""
-        missing = [name for name in self._labels if name not in batch.keys()]
-        if missing:
-            raise ValueError(
-                f"status.weight needs {missing}, which these chunks lack: clone a "
-                "demonstrations.safetensors, of several tasks or with status.invalid_share=0"
-            )
+        self.check_entries(set(batch.keys()))
         # "done" where the episode succeeds within the actions that this decision executes
         device = batch["action"].device
         horizon = self.policy.sampler.execution_horizon
@@ -102,6 +123,8 @@ class AuxiliaryLosses:
         inputs = sub_dict(batch, MODEL_INPUT).copy()
         for name in ("tokens", "token_mask"):
             inputs[name] = torch.where(invalid[:, None], other[name], inputs[name])
+        if "task_id" in other.keys():  # of a velocity that is conditioned on the task
+            inputs["task_id"] = torch.where(invalid, other["task_id"], inputs["task_id"])
         # these rows have no flow loss, because their actions do not follow the words
         kept = (~invalid).float()
         weight = kept / ranks.mean(kept).clamp(min=1 / len(batch))  # 1 on average
@@ -163,6 +186,42 @@ class AuxiliaryLosses:
         means = {name: float(total) / num for name, total in self._sums.items()}
         self._sums, self._num_steps = {}, 0
         return means
+
+
+def check_status_data(status: StatusLossConfig, path: Path | None, name: str) -> None:
+    """Reject a dataset for the loss of the status, because it does not hold the ends of episodes.
+
+    Args:
+        status: Loss of the status.
+        path: Of the demonstrations, None for those of an expert.
+        name: Name of the setting.
+
+    Raises:
+        ValueError: it is a dataset, and the status is learned.
+    """
+    if status.weight and path is not None and not is_file_of_ours(path):
+        raise ValueError(
+            f"status.weight={status.weight} learns from the ends of episodes, which a LeRobot "
+            f"dataset ({name}={path}) does not hold; clone a demonstrations.safetensors, or leave "
+            "the weight at 0"
+        )
+
+
+def predicted_tokens(policy: FlowPolicy, config: Any) -> int:
+    """Return the tokens that the language head predicts for each row of a minibatch, 0 for none.
+
+    Args:
+        policy: The trained policy.
+        config: Settings of an algorithm, or of a part of it.
+    """
+    if isinstance(config, LanguageLossConfig | LanguageRegularizationConfig):
+        num = fast_vocabulary(policy).max_tokens if config.fast_weight else 0
+        if config.text is not None:
+            num += text_rows(policy, read_texts(config.text))["answer"].shape[1]
+        return num
+    blocks = (getattr(config, entry.name) for entry in fields(config))
+    found = (predicted_tokens(policy, block) for block in blocks if is_dataclass(block))
+    return max(found, default=0)
 
 
 def fast_targets(policy: FlowPolicy, batch: TensorDictBase) -> tuple[Tensor, Tensor]:

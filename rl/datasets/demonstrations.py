@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.model_input import MODEL_INPUT
@@ -37,6 +38,10 @@ class ChunkSource(Protocol):
     @property
     def fps(self) -> float | None:
         """Steps per second that must be those of the environment [Hz], None for any."""
+
+    @property
+    def entries(self) -> set[str]:
+        """Names of the entries of a chunk."""
 
     def __len__(self) -> int:
         """Return the number of different chunks."""
@@ -69,6 +74,10 @@ class RandomChunks:
     @property
     def fps(self) -> float | None:
         return self._fps
+
+    @property
+    def entries(self) -> set[str]:
+        return set(self.chunks.keys())
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -127,10 +136,8 @@ def chunk_source(
             the dataset does not fit into `memory_gib`.
     """
     if is_file_of_ours(path):
-        table = files.demonstrations_for(policy, path)
-        if policy.network.config.options.status.is_on:
-            return random_chunks(policy, table, burn_in, Demonstrations.load(path))
-        return random_chunks(policy, table, burn_in)
+        recorded = files.recorded_for(policy, path)
+        return random_chunks(policy, recorded.preprocess(policy), burn_in, recorded)
     dataset = open_for(policy, path, data)
     needed = ChunkRows(dataset, policy).row_bytes * dataset.num_frames / GIB
     if needed > dataset.config.memory_gib:
@@ -141,13 +148,25 @@ def chunk_source(
                 "does not hold; raise memory_gib, or read fewer episodes (data.max_episodes)"
             )
         return ChunkStream(dataset, policy)
-    return random_chunks(policy, _in_memory(dataset, policy), burn_in)
+    return random_chunks(policy, _in_memory(dataset, policy)[0], burn_in)
 
 
 def demonstrations_for(
     policy: FlowPolicy, path: Path, data: DataConfig | None = None
 ) -> Demonstrations:
     """Load and preprocess demonstrations for a policy, all into memory.
+
+    Args and errors are those of `demonstrations_and_tasks`.
+    """
+    return demonstrations_and_tasks(policy, path, data)[0]
+
+
+def demonstrations_and_tasks(
+    policy: FlowPolicy, path: Path, data: DataConfig | None = None
+) -> tuple[Demonstrations, Tensor]:
+    """Load and preprocess demonstrations, and return the index of each step's task (N,) too.
+
+    All are held in memory, and read once.
 
     Args:
         policy: Preprocesses the observations.
@@ -159,7 +178,10 @@ def demonstrations_for(
         ValueError: a file is damaged, does not match the policy, or needs more than `memory_gib`.
     """
     if is_file_of_ours(path):
-        return files.demonstrations_for(policy, path)
+        recorded = files.recorded_for(policy, path)
+        # without an index, all steps are of one task
+        task = recorded.obs.get("task_id", torch.zeros_like(recorded.episode))
+        return recorded.preprocess(policy), cast(Tensor, task)
     dataset = open_for(policy, path, data)
     first = _preprocess(policy, dataset, dataset.frames(0, 0, 1))
     needed = first.bytes() * dataset.num_frames / GIB
@@ -209,8 +231,11 @@ def open_for(policy: FlowPolicy, path: Path, data: DataConfig | None = None) -> 
     return dataset
 
 
-def _in_memory(dataset: EpisodeDataset, policy: FlowPolicy) -> Demonstrations:
-    """Return a dataset with the policy's input as observations, one episode after the other."""
+def _in_memory(dataset: EpisodeDataset, policy: FlowPolicy) -> tuple[Demonstrations, Tensor]:
+    """Return a dataset with the policy's input as observations, and the tasks of its steps (N,).
+
+    It is read one episode after the other.
+    """
     parts: list[Frames] = []
     table: TensorDictBase | None = None
     first = 0
@@ -221,10 +246,12 @@ def _in_memory(dataset: EpisodeDataset, policy: FlowPolicy) -> Demonstrations:
             table = sub_dict(rows, slice(1)).expand(dataset.num_frames).clone()
         table[first : first + len(rows)] = rows
         first += len(rows)
-        parts.append(replace(frames, obs={}))
+        parts.append(replace(frames, obs={"task_id": frames.obs["task_id"]}))
     if table is None:
         raise ValueError(f"{dataset.name} holds no episode")
-    return replace(_joined(dataset, parts), obs={MODEL_INPUT: table[MODEL_INPUT]})
+    joined = _joined(dataset, parts)
+    task = cast(Tensor, joined.obs["task_id"])
+    return replace(joined, obs={MODEL_INPUT: table[MODEL_INPUT]}), task
 
 
 def _preprocess(policy: FlowPolicy, dataset: EpisodeDataset, frames: Frames) -> TensorDictBase:

@@ -194,6 +194,10 @@ class ChunkStream:
     def fps(self) -> float | None:
         return self.data.required_fps
 
+    @property
+    def entries(self) -> set[str]:
+        return {MODEL_INPUT, "action"}
+
     def __len__(self) -> int:
         return self.data.num_frames
 

@@ -237,8 +237,8 @@ def without_padding(loss: Tensor, rows: TensorDictBase) -> Tensor:
     return loss * (kept[:, None] if loss.ndim == 4 else kept)
 
 
-def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
-    """Load and preprocess demonstrations for a policy. Without a `task_id` they have task 0.
+def recorded_for(policy: FlowPolicy, path: Path) -> Demonstrations:
+    """Load demonstrations that a policy can preprocess. Without a `task_id` they have task 0.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -250,7 +250,7 @@ def demonstrations_for(policy: FlowPolicy, path: Path) -> Demonstrations:
         obs = {**demonstrations.obs, "task_id": task_id}
         demonstrations = replace(demonstrations, obs=obs)
     _check_demonstrations(demonstrations, policy, path)
-    return demonstrations.preprocess(policy)
+    return demonstrations
 
 
 def check_no_delay(policy: FlowPolicy, name: str, advice: str) -> None:

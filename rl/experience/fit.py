@@ -9,7 +9,7 @@ from typing import Any
 from pitune.envs import EnvSpec
 from pitune.policies import FlowPolicy
 from pitune.policies.preprocessing.images import nearest
-from pitune.policies.preprocessing.model_input import with_words
+from pitune.policies.preprocessing.model_input import task_numbers, with_words
 from pitune.rl.algorithm import Algorithm
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
 
     Raises:
         ValueError: their state or action dims differ, or the environment lacks cameras or the
-            instructions of the policy.
+            instructions of the policy, or has tasks that it was not conditioned on.
     """
     # widths of state and action
     pairs = (
@@ -43,11 +43,13 @@ def check_fit(policy: FlowPolicy, spec: EnvSpec) -> None:
             f"{list(spec.cameras)}{nearest(missing, spec.cameras)}; {_camera_advice(spec.id)}"
         )
 
-    # instructions
+    # tasks and instructions
+    if policy.condition_tasks:
+        task_numbers(policy.condition_tasks, spec.tasks)
     prompt = policy.preprocessor.config.prompt
     if prompt is not None:
         with_words(spec.tasks, prompt.default)
-    elif len(spec.tasks) > 1:
+    elif len(spec.tasks) > 1 and not policy.condition_tasks:
         _warn_of_tasks(spec.id, len(spec.tasks))
 
 

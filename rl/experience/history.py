@@ -103,6 +103,11 @@ class ChunksWithHistory:
         horizon = policy.sampler.execution_horizon
         self._steps, self._there = decisions_before(demonstrations.episode, horizon, burn_in)
 
+    @property
+    def entries(self) -> set[str]:
+        """Names of the entries of a chunk."""
+        return set(self.chunks.keys())
+
     def __len__(self) -> int:
         return len(self.chunks)
 

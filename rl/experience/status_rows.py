@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from pitune.policies import FlowPolicy
+from pitune.policies.preprocessing.model_input import task_numbers
 from pitune.rl.experience.demonstrations import Demonstrations
 from pitune.rl.experience.sub_dict import Entry
 
@@ -60,7 +61,7 @@ def _other_prompts(policy: FlowPolicy, demonstrations: Demonstrations) -> Tensor
     obs = TensorDict({name: demonstrations.obs[name] for name in names}, [len(task_id)])
     inputs = preprocess.prompts(obs.set("task_id", other))
     exists: Tensor = other != task_id
-    return TensorDict(
-        {"tokens": inputs[0].cpu(), "token_mask": inputs[1].cpu(), "exists": exists},
-        batch_size=[len(task_id)],
-    )
+    entries = {"tokens": inputs[0].cpu(), "token_mask": inputs[1].cpu(), "exists": exists}
+    if policy.condition_tasks:
+        entries["task_id"] = task_numbers(policy.condition_tasks, tasks)[other]
+    return TensorDict(entries, batch_size=[len(task_id)])

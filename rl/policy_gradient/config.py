@@ -16,6 +16,7 @@ from pitune.ranges import (
     Share,
 )
 from pitune.rl.algorithm import AlgorithmConfig
+from pitune.rl.cloning.config import LanguageRegularizationConfig
 from pitune.rl.config import MemoryGradientConfig, MinibatchConfig, PrefixConfig, ReturnConfig
 from pitune.rl.value_distribution import DistributionConfig
 
@@ -87,7 +88,20 @@ class PPOClipConfig(ClipConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CriticBasedConfig(AlgorithmConfig):
+class RegularizedConfig(AlgorithmConfig):
+    """Settings of a policy gradient with losses of the language model beside it.
+
+    Example:
+        >>> RegularizedConfig().language.is_on
+        False
+    """
+
+    language: LanguageRegularizationConfig = field(default_factory=LanguageRegularizationConfig)
+    """Losses of the language head on texts and demonstrations, beside the policy gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticBasedConfig(RegularizedConfig):
     """Settings of a policy gradient with a critic.
 
     Example:

@@ -20,6 +20,9 @@ from pitune.policies import (
     likelihoods,
 )
 from pitune.policies.likelihood.flow_steps import noise_mask
+from pitune.rl.cloning.config import LanguageRegularizationConfig
+from pitune.rl.cloning.regularization import LanguageRegularizer
+from pitune.rl.experience.sub_dict import Entry
 from pitune.rl.gradient_step import Metrics
 from pitune.rl.policy_gradient.config import ClipConfig
 from pitune.rl.policy_gradient.reference import KLSpace, Reference
@@ -90,6 +93,7 @@ class PolicyLoss:
         kl_coefficient: Weight of the divergence from the pretrained policy, per scored flow step.
         kl_space: Space of that divergence.
         bc_coefficient: Weight of cloning the pretrained policy at the visited observations.
+        language: Losses of the language model.
 
     Example:
         >>> surrogate = partial(clipped_surrogate, clip_low=0.2, clip_high=0.2)  # doctest: +SKIP
@@ -106,6 +110,7 @@ class PolicyLoss:
         kl_coefficient: float = 0.0,
         kl_space: KLSpace = "kernel",
         bc_coefficient: float = 0.0,
+        language: LanguageRegularizationConfig | None = None,
     ) -> None:
         self.actor, self.surrogate = actor, surrogate
         self.entropy_coefficient, self.bc_coefficient = entropy_coefficient, bc_coefficient
@@ -118,12 +123,18 @@ class PolicyLoss:
                 "to 0"
             )
         self.reference = Reference(actor) if needed else None
+        self.language: LanguageRegularizer | None = None
+        if language is not None and language.is_on:
+            self.language = LanguageRegularizer(actor.policy, language)
 
     def with_draws(self, batch: TensorDictBase) -> TensorDictBase:
         """Return decisions (B) with all random draws that the loss needs."""
-        if self.reference is None or self.bc_coefficient == 0:
-            return batch
-        return batch.copy().update(self.reference.cloning_draws(self.actor, len(batch)))
+        entries: dict[str, Entry] = {}
+        if self.reference is not None and self.bc_coefficient > 0:
+            entries |= self.reference.cloning_draws(self.actor, len(batch))
+        if self.language is not None:
+            entries |= self.language.draws(len(batch))
+        return batch.copy().update(entries) if entries else batch
 
     def __call__(self, batch: TensorDictBase) -> tuple[Tensor, Metrics]:
         """Return the loss of decisions (B) and its metrics.
@@ -136,7 +147,7 @@ class PolicyLoss:
         """
         policy = self.actor.policy
         compiles = policy.network.compilation is not None and self.actor.config.decoder == "flow"
-        if not compiles or not policy.is_traceable:
+        if not compiles or not policy.is_traceable or self.language is not None:
             return self._of_batch(batch)
         # compiled code takes the number of rows from tensors, and not from a TensorDict
         compute = policy.compiled(PolicyLoss._of_entries)
@@ -174,6 +185,11 @@ class PolicyLoss:
         if self.reference is not None and self.bc_coefficient > 0:
             metrics["reference_bc"] = self.reference.cloning_loss(self.actor, batch).mean()
             loss = loss + self.bc_coefficient * metrics["reference_bc"]
+
+        # losses of the language model
+        if self.language is not None:
+            language, single = self.language(batch)
+            loss, metrics = loss + language, {**metrics, **single}
         return loss, {**metrics, "log_ratio": log_ratio}
 
 

@@ -135,4 +135,5 @@ def prefixes_together(
 def _row_bytes(policy: FlowPolicy) -> int:
     """Return the size of one encoded observation [bytes]."""
     prefix = pack(policy.encode_prefix(example_input(policy)))
+    # nested entries too: the null of guidance, and registers
     return sum(prefix[key].nbytes for key in prefix.keys(True, True))

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import rows, small_run
+from small_runs import assert_same, assert_same_run, read, rows, small_run
 
 from pitune import envs, experiments, policies, rl
 from pitune.experiments.inspect_run import main as inspect_main
@@ -93,44 +93,6 @@ def train_until_killed(config: TrainConfig, owner: Any, function: str, call: int
 
 def iterations(folder: Path) -> list[int]:
     return [int(row["iteration"]) for row in rows(folder)]
-
-
-def read(file: Path) -> Any:
-    return json.loads(file.read_text())
-
-
-def assert_same(first: Any, second: Any, where: str = "") -> None:
-    """Compare nested dicts and lists of tensors and numbers exactly."""
-    assert type(first) is type(second), where
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), where
-        for i, (a, b) in enumerate(zip(first, second, strict=True)):
-            assert_same(a, b, f"{where}/{i}")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    else:
-        assert first == second, where
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    """Two runs agree in metrics, results and last state, but for what a clock measured."""
-    assert rows(first) == rows(second)
-    a, b = (folder / "checkpoint_000004" for folder in (first, second))
-    assert (a / "policy.safetensors").read_bytes() == (b / "policy.safetensors").read_bytes()
-    assert_same(*(torch.load(folder / "training.pt", weights_only=True) for folder in (a, b)))
-    progress = [read(folder / "progress.json") for folder in (a, b)]
-    for values in progress:
-        values.pop("seconds")
-    assert progress[0] == progress[1]
-    results = [read(folder / "summary.json") for folder in (first, second)]
-    for name in ("before", "after", "env_steps", "iterations"):
-        assert results[0][name] == results[1][name], name
-    best = [Path(result["best_checkpoint"]).name for result in results]
-    assert best[0] == best[1]
 
 
 # Resuming

@@ -101,7 +101,9 @@ def parts_of_pitune(size: dict[str, Any], compiles: bool) -> Parts:
         return function if compilation is None else compilation(function)
 
     def encode() -> Any:  # as for deployed policies and cloning, which no critic follows
-        words = form(Pi0.encode_prefix)(network, x["images"], None, x["tokens"], None, None, False)
+        words = form(Pi0.encode_prefix)(
+            network, x["images"], tokens=x["tokens"], with_features=False
+        )
         return form(Pi0.with_state)(network, words, x["state"])
 
     @torch.no_grad()

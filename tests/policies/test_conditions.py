@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from network_options import perturb
 from pitune import policies, rl
 from pitune.policies import (
     Actor,
@@ -34,6 +35,7 @@ from pitune.policies.network.options.tokens.conditioning import (
     condition_of,
     drop_conditions,
 )
+from pitune.policies.network.options.tokens.registers import RegistersConfig
 from pitune.rl.algorithms.bc import CloningStep
 from vision_policies import vision_policy
 
@@ -226,6 +228,25 @@ def test_a_kept_prefix_keeps_both(encoded: list[int]) -> None:
     assert not torch.allclose(stored.null.cache[0][1], stored.cache[0][1], atol=1e-3)
 
 
+@torch.no_grad()
+def test_both_prefixes_share_one_pass_of_the_vision_tower() -> None:
+    policy = conditioned(vision_policy(), WORDS, scale=1.0)
+    inputs, passes = seen_rows(policy), []
+    vlm: Any = policy.network.vlm
+    tower = vlm.vision_tower["vision_model"]
+    tower.register_forward_hook(lambda *_: passes.append(1))
+    prefix = policy.encode_prefix(inputs)
+    assert len(passes) == 1
+    # the same numbers as two passes
+    apart = replace(inputs, condition=torch.full((3, 1), -1))
+    null = with_guidance(policy).encode_prefix(apart)
+    assert prefix.null is not None
+    assert torch.equal(prefix.null.features, null.features)
+    plain = with_guidance(policy).encode_prefix(inputs)
+    assert torch.equal(prefix.features, plain.features)
+    assert len(passes) == 3
+
+
 def test_the_loss_of_a_guided_policy_encodes_no_null(encoded: list[int]) -> None:
     policy = conditioned(vision_policy(), WORDS, scale=1.0)
     inputs, noise, time = seen_rows(policy), noise_of(policy, 3), torch.rand(3)
@@ -268,13 +289,19 @@ def test_a_prefix_that_was_encoded_without_some_words_is_taken_as_it_is(encoded:
 @torch.no_grad()
 def test_a_dropped_row_of_a_kept_prefix_predicts_tokens_without_its_words() -> None:
     policy = conditioned(vision_policy(), WORDS, scale=1.0)
-    head = NetworkOptions(language_head=LanguageHeadConfig(enabled=True))
+    head = NetworkOptions(
+        language_head=LanguageHeadConfig(enabled=True), registers=RegistersConfig(prefix=2)
+    )
     policy = policy.replace(network=network_with_options(policy.network, head, None))
+    perturb(policy.network)  # so that registers differ between rows
     inputs = replace(seen_rows(policy), condition=torch.tensor([[0], [-1], [0]]))
     kept = text_of(policy.encode(inputs, policy.encode_prefix(seen_rows(policy))))
     fresh = text_of(policy.encode(inputs))
     assert torch.allclose(kept.last, fresh.last, atol=1e-5)
     assert torch.allclose(kept.cache[0][1], fresh.cache[0][1], atol=1e-5)
+    assert kept.registers is not None
+    assert fresh.registers is not None
+    assert torch.allclose(kept.registers[1][1], fresh.registers[1][1], atol=1e-5)
 
 
 def test_a_trained_null_of_the_words_is_no_frozen_prefix() -> None:

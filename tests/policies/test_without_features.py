@@ -77,11 +77,12 @@ def test_numbers_and_gradients_are_those_of_an_encoding_with_features(
 
 def test_the_last_layer_of_the_language_model_computes_its_keys_and_values_alone() -> None:
     policy = policy_with("pi0", "none")
-    calls: list[int] = []
-    for i, layer in enumerate(policy.network.vlm.language_model.layers):
-        layer.mlp.register_forward_hook(lambda *_, i=i: calls.append(i))
-    inputs = ModelInput.of(preprocessed(policy, NUM))
-    last = len(policy.network.vlm.language_model.layers) - 1
+    vlm, calls = policy.network.vlm, []
+    assert vlm is not None
+    layers = list(vlm.language_model.layers)
+    for i, layer in enumerate(layers):
+        layer.get_submodule("mlp").register_forward_hook(lambda *_, i=i: calls.append(i))
+    inputs, last = ModelInput.of(preprocessed(policy, NUM)), len(layers) - 1
     policy.decide(inputs)
     assert calls == list(range(last))
     calls.clear()

@@ -29,6 +29,8 @@ from pitune.policies.network.options.tokens.registers import RegistersConfig
 from pitune.policies.network.options.tokens.state_tokens import StateTokensConfig
 from pitune.policies.network.options.value_residual import ValueResidualConfig
 
+TASKS = ("put_the bowl", "reach the goal", "go away from the goal and stop there")
+"""Tasks of the observations in the contract."""
 BOTH: tuple[Family, ...] = ("pi0", "pi05")
 
 
@@ -49,10 +51,14 @@ class OptionCase:
     """Ends of the names of parameters whose gradient is 0 until the option is trained."""
     unused: tuple[str, ...] = ()
     """Ends of the names of parameters that the velocity does not read."""
+    in_vlm: tuple[str, ...] = ()
+    """Ends of the names of parameters that the flow has no gradient for under insulation."""
     refused_likelihoods: tuple[str, ...] = ()
     """Likelihoods that cannot score with it, and name it."""
 
     def __and__(self, other: OptionCase) -> OptionCase:
+        in_vlm = (*self.in_vlm, *other.in_vlm)
+        behind = in_vlm if "insulation" in (*self.on, *other.on) else ()
         return OptionCase(
             name=f"{self.name}+{other.name}",
             options=self.options.merged(other.options),
@@ -61,7 +67,8 @@ class OptionCase:
             has_parameters=self.has_parameters or other.has_parameters,
             silent=all(case.silent or not case.has_parameters for case in (self, other)),
             unused_at_start=(*self.unused_at_start, *other.unused_at_start),
-            unused=(*self.unused, *other.unused),
+            unused=(*self.unused, *other.unused, *behind),
+            in_vlm=in_vlm,
             refused_likelihoods=(*self.refused_likelihoods, *other.refused_likelihoods),
         )
 
@@ -105,6 +112,17 @@ CASES: tuple[OptionCase, ...] = (
         name="registers",
         options=NetworkOptions(registers=RegistersConfig(num=2)),
         unused_at_start=(".tokens",),
+    ),
+    OptionCase(
+        name="prefix_registers",
+        options=NetworkOptions(registers=RegistersConfig(prefix=2)),
+        unused_at_start=("model.registers.tokens",),
+        # behind the last keys and values of the prefix, which the flow reads
+        unused=("language_model.layers.1.self_attn.gates.registers.gate",),
+        in_vlm=(
+            "model.registers.tokens",
+            "language_model.layers.0.self_attn.gates.registers.gate",
+        ),
     ),
     OptionCase(
         name="hyper_connections",
@@ -167,8 +185,10 @@ CASES: tuple[OptionCase, ...] = (
     ),
     OptionCase(
         name="advantage",
-        options=NetworkOptions(conditioning=ConditioningConfig(advantage=True, return_bins=5)),
-        unused=("nulls.advantage", "nulls.return"),  # nothing is dropped
+        options=NetworkOptions(
+            conditioning=ConditioningConfig(advantage=True, return_bins=5, task=True, tasks=TASKS)
+        ),
+        unused=("nulls.advantage", "nulls.return", "nulls.task"),  # nothing is dropped
     ),
     OptionCase(
         name="instruction",

@@ -6,6 +6,7 @@ hold all rows in their order. What differs is the order of sums.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from pitune.policies.flow import path
 from pitune.rl import Algorithm, ranks
 from pitune.rl.actor_critic.td import OffPolicy
 from pitune.rl.algorithms.dgn_noise import DifferenceModel
@@ -47,6 +49,7 @@ def same_draws(all_of_them: bool) -> None:
     Args:
         all_of_them: Whether indices into a local table are all of its rows instead.
     """
+    _draw_times_for_all(torch.rand)
     randn, rand = _sized(torch.randn), _sized(torch.rand)
     randint: Callable[..., Tensor] = torch.randint
 
@@ -74,6 +77,25 @@ def same_draws(all_of_them: bool) -> None:
         return draw(self, size) if len(self) > 150 else self.chunks
 
     RandomChunks.draw = chunks  # type: ignore[method-assign]
+
+
+def _draw_times_for_all(rand: Callable[..., Tensor]) -> None:
+    """Replace the draws of flow times in all modules that have their function.
+
+    They are powers of random numbers. Of 16 numbers they differ from those of 32 in the last bit,
+    and the shortest period of the flow time's embedding multiplies the difference by 1,571.
+    """
+    draw = path.sample_flow_time
+
+    def drawn(num: int, device: torch.device | None = None) -> Tensor:
+        replaced, torch.rand = torch.rand, rand
+        times = draw(ranks.world() * num, device)
+        torch.rand = replaced
+        return mine(times)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pitune.") and vars(module).get(draw.__name__) is draw:
+            vars(module)[draw.__name__] = drawn
 
 
 def _all_rows(self: OffPolicy) -> TensorDictBase:

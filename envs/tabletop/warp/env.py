@@ -75,6 +75,7 @@ class WarpTabletop:
             simulator=version(),
             device=device,
         )
+        device = self.spec.device  # with its index
         # scenes and their episodes (E,)
         self.physics = WarpPhysics(self.task, num_envs, device)
         self._step_counts = torch.zeros(num_envs, dtype=torch.int64, device=device)

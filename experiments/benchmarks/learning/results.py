@@ -13,6 +13,9 @@ from typing import Any
 
 from pitune import rl
 from pitune.experiments.reports.table import TextTable
+from pitune.experiments.runs.config_file import write_whole
+from pitune.experiments.runs.folder.same_config import differences
+from pitune.experiments.runs.progress import screen
 from pitune.rl.evaluation.outcome import EpisodeOutcome
 from pitune.rl.evaluation.paired import paired_test
 
@@ -25,17 +28,26 @@ Results = Mapping[Play, Mapping[int, rl.Evaluation]]
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings that all results of a folder share, or compare them.
 
+    Args:
+        folder: Of the results. It is made if it is missing.
+        settings: JSON values.
+
     Raises:
         ValueError: the folder holds results of other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "settings.json"
     if not file.exists():
-        file.write_text(json.dumps(settings, indent=2) + "\n")
-    if (written := json.loads(file.read_text())) != settings:
+        if any(folder.glob("seed_*/*.json")):
+            screen.note(
+                f"{folder} has results of an older version of pitune, which kept no settings; "
+                f"they count as results of {settings}"
+            )
+        write_whole(file, json.dumps(settings, indent=2) + "\n")
+    found = differences(json.loads(file.read_text()), settings)
+    if found:
         raise ValueError(
-            f"{file} has {written}, but this command has {settings}; pass another --out, or "
-            "the same settings"
+            f"{folder} has results of other settings: {'; '.join(sorted(found))}; pass another "
+            "--out, or the same settings"
         )
 
 

@@ -30,6 +30,7 @@ from pitune.experiments.runs.train_config import TrainConfig
 from pitune.experiments.train import Trainer
 from pitune.ranges import PositiveFloat, PositiveInt, Settings
 from pitune.rl.experience.replay import Replay
+from pitune.rl.experience.sub_dict import sub_dict
 
 NUM_ENVS, NUM_CHUNKS = 16, 8
 CAMERAS = ("front", "wrist")
@@ -109,7 +110,8 @@ class FilledTrainer(Trainer):
         if not self._ended:
             rows = self.memory.all().clone()  # not the memory itself
             while len(self.memory) < self.memory.capacity:
-                self.memory.push(rows[: self.memory.capacity - len(self.memory)])
+                missing = self.memory.capacity - len(self.memory)
+                self.memory.push(sub_dict(rows, slice(missing)))
             self._ended = time.monotonic()
         return metrics
 

@@ -24,6 +24,8 @@ from pitune.experiments.runs.progress import screen
 PROGRESS, TRAINING = "progress.json", "training.pt"
 PARTS = ("policy.safetensors", "policy.json", TRAINING, PROGRESS)
 """Files without which a checkpoint cannot be resumed from."""
+OLD_NAMES = {"ode": "deployed", "stochastic": "exploring"}
+"""Names of the two evaluations in files of pitune 0.1, and their names now."""
 _NAME = re.compile(r"checkpoint_([0-9]{6,})")
 _LEFTOVERS = re.compile(
     r"tmp_(checkpoint_[0-9]+|nonfinite_[0-9]+|initial_policy)_[0-9]+|\.removed_.+_[0-9]+|"
@@ -72,8 +74,13 @@ def _is_own(path: Path, iteration: int) -> bool:
         return True
 
 
+def with_current_names(evaluations: dict[str, Any]) -> dict[str, Any]:
+    """Return the evaluations of a summary, of any version, as `deployed` and `exploring`."""
+    return {OLD_NAMES.get(name, name): evaluation for name, evaluation in evaluations.items()}
+
+
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """Return the progress of a checkpoint.
+    """Return the progress of a checkpoint, with the current names of its evaluations.
 
     Raises:
         DamagedCheckpointError: the file is missing or damaged.
@@ -82,9 +89,11 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
         progress = json.loads((checkpoint / PROGRESS).read_text())
         if not isinstance(progress["iteration"], int):
             raise TypeError("iteration is no integer")
+        if "before" in progress:
+            progress["before"] = with_current_names(progress["before"])
     except FileNotFoundError:
         raise DamagedCheckpointError(f"{PROGRESS} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{PROGRESS} is damaged ({error!r})") from error
     return dict(progress)
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from pitune.policies.network.extensions import Extension, initialize_extensions
+from pitune.policies.network.gemma import Gemma
 from pitune.policies.network.lora import LoRAConfig, add_lora
 from pitune.policies.network.options.config import NetworkOptions
+from pitune.policies.network.siglip import Siglip
 
 if TYPE_CHECKING:
     from pitune.policies.network.config import Pi0Config
@@ -27,7 +29,8 @@ def option_modules(config: Pi0Config) -> dict[str, Extension]:
 def network_with_options(network: Pi0, options: NetworkOptions, lora: LoRAConfig | None) -> Pi0:
     """Return a network with more options, which shares its weights with the given one.
 
-    The new parameters have their initial values, with which the numbers stay the same.
+    The new parameters have their initial values, with which the numbers stay the same. It computes
+    as the given one: in its precision, compiled, and with gradient checkpointing.
 
     Args:
         network: Stays as it is.
@@ -52,5 +55,17 @@ def network_with_options(network: Pi0, options: NetworkOptions, lora: LoRAConfig
     extended.load_state_dict(before, strict=False, assign=True)
     for name, parameter in extended.named_parameters():
         parameter.requires_grad_(trained.get(name, True))
-    extended.compute_dtype = network.compute_dtype
+    _compute_alike(extended, network)
     return extended
+
+
+def _compute_alike(extended: Pi0, network: Pi0) -> None:
+    """Give a network the settings of another's computations, which are not in its config."""
+    extended.compute_dtype = network.compute_dtype
+    extended.compilation = network.compilation
+    extended.train(network.training)
+    given = dict(network.named_modules())
+    for name, module in extended.named_modules():
+        tower = given.get(name)
+        if isinstance(module, Gemma | Siglip) and isinstance(tower, Gemma | Siglip):
+            module.gradient_checkpointing = tower.gradient_checkpointing

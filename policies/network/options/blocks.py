@@ -63,7 +63,8 @@ def encoded_block(
         mask = every[:, None, None].expand(-1, -1, t, -1)
     dtype = network.compute_dtype
     condition = None if condition is None else condition.to(dtype)
-    _, cache = network.expert(tokens.to(dtype), positions, mask, context.cache, condition)
+    extra = Extra(side=context.side or {})
+    _, cache = network.expert(tokens.to(dtype), positions, mask, context.cache, condition, extra)
     # only the block's own keys and values (B, kv heads, parts, head dim)
     return [(keys[:, :, before:], values[:, :, before:]) for keys, values in cache]
 

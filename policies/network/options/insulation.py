@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pitune.policies.network.options.option import OptionConfig
+from pitune.policies.network.options.tokens.registers import PREFIX_REGISTERS
 
 if TYPE_CHECKING:
     from pitune.policies.network.config import Pi0Config
     from pitune.policies.network.context import Context
+    from pitune.policies.network.gemma import Cache
     from pitune.policies.network.options.config import NetworkOptions
 
 
@@ -48,11 +50,15 @@ def for_expert(prefix: Context | None, options: NetworkOptions) -> Context | Non
         return None
     if options.language_head.is_on:
         prefix = prefix._replace(language=prefix.cache)
+    if prefix.registers is not None:
+        prefix = prefix._replace(side={PREFIX_REGISTERS: prefix.registers})
     return insulated(prefix) if options.insulation.is_on else prefix
 
 
 def insulated(prefix: Context) -> Context:
     """Return a prefix whose keys and values have no gradient for the action expert.
+
+    Those of its registers, which the expert reads through gates, have none either.
 
     The pooled features keep theirs: the critics that read them have their own loss. So do the keys
     and values for the language head.
@@ -65,5 +71,9 @@ def insulated(prefix: Context) -> Context:
         >>> insulated(prefix).cache[0][0].requires_grad
         False
     """
-    cache = [(keys.detach(), values.detach()) for keys, values in prefix.cache]
-    return prefix._replace(cache=cache)
+    side = {kind: _detached(cache) for kind, cache in (prefix.side or {}).items()}
+    return prefix._replace(cache=_detached(prefix.cache), side=side or None)
+
+
+def _detached(cache: Cache) -> Cache:
+    return [(keys.detach(), values.detach()) for keys, values in cache]

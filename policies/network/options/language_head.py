@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pitune.policies.network.options.option import OptionConfig
+from pitune.policies.network.options.tokens.gated_tokens import Extra
 
 if TYPE_CHECKING:
     from pitune.policies.network.config import Pi0Config
@@ -70,6 +71,8 @@ class Text(NamedTuple):
     """False for padding (B, before)."""
     last: Tensor
     """Hidden state of the last token (B, D), which predicts the next one."""
+    registers: Cache | None = None
+    """Keys and values of the prefix's registers, which predicted tokens read through gates."""
 
 
 def text_of(context: Context) -> Text:
@@ -88,7 +91,7 @@ def text_of(context: Context) -> Text:
     valid = context.valid
     if valid is None:
         valid = torch.ones(len(keys), keys.shape[2], dtype=torch.bool, device=keys.device)
-    return Text(cache, valid[:, : keys.shape[2]], context.last)
+    return Text(cache, valid[:, : keys.shape[2]], context.last, context.registers)
 
 
 def last_hidden(hidden: Tensor, valid: Tensor) -> Tensor:
@@ -131,13 +134,18 @@ def extend(tower: Gemma, text: Text, tokens: Tensor, mask: Tensor) -> tuple[Tens
     causal = torch.ones(num, num, dtype=torch.bool, device=tokens.device).tril()
     own = causal & mask[:, None]  # (B, L, L)
     seen = torch.cat([text.valid[:, None].expand(-1, num, -1), own], dim=2)
+    extra = None if text.registers is None else Extra(side={"registers": text.registers})
     hidden, cache = tower(
-        words.to(text.last.dtype), positions.clamp(min=0), seen[:, None], text.cache
+        words.to(text.last.dtype),
+        positions.clamp(min=0),
+        seen[:, None],
+        text.cache,
+        extra=extra,
     )
     last = last_hidden(hidden, mask)
     # a row of padding alone keeps its last token
     last = torch.where(mask.any(1)[:, None], last, text.last)
-    return hidden, Text(cache, torch.cat([text.valid, mask], 1), last)
+    return hidden, Text(cache, torch.cat([text.valid, mask], 1), last, text.registers)
 
 
 def text_logits(tower: Gemma, hidden: Tensor, rows: Tensor | None = None) -> Tensor:

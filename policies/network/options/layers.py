@@ -10,13 +10,30 @@ from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.options.hyper_connections import HyperConnection
 from pitune.policies.network.options.linear_norms import LinearNorm
 from pitune.policies.network.options.tokens.gated_tokens import TokenGate
+from pitune.policies.network.options.tokens.registers import PREFIX_REGISTERS
 from pitune.policies.network.options.value_residual import ValueResidual
 
 if TYPE_CHECKING:
     from pitune.policies.network.sizes import GemmaConfig
 
-GATED = ("registers", "state_tokens")
-"""Options whose tokens are read through gates."""
+
+def gated_tokens(options: NetworkOptions) -> dict[str, str]:
+    """Return the kinds of tokens that the action expert reads through gates, and their groups."""
+    registers = options.registers
+    kinds = {
+        "registers": registers.num > 0,
+        "state_tokens": options.state_tokens.is_on,
+        PREFIX_REGISTERS: registers.prefix > 0,
+    }
+    groups = {PREFIX_REGISTERS: "registers"}
+    return {kind: groups.get(kind, kind) for kind, is_on in kinds.items() if is_on}
+
+
+def add_register_gates(layers: nn.ModuleList, config: GemmaConfig) -> None:
+    """Attach the gates to the prefix's registers to the layers of the language model."""
+    for layer in layers:
+        attention: Any = layer.self_attn
+        attention.gates = nn.ModuleDict({"registers": TokenGate("registers", config.num_heads)})
 
 
 def add_layer_options(layers: nn.ModuleList, config: GemmaConfig, options: NetworkOptions) -> None:
@@ -27,7 +44,7 @@ def add_layer_options(layers: nn.ModuleList, config: GemmaConfig, options: Netwo
         config: Sizes of the tower.
         options: Options of the network.
     """
-    width, names = config.width, options.names
+    width, gated = config.width, gated_tokens(options)
     for index, layer in enumerate(layers):
         attention: Any = layer.self_attn
         parts: Any = layer
@@ -36,10 +53,9 @@ def add_layer_options(layers: nn.ModuleList, config: GemmaConfig, options: Netwo
             attention.value_residual = ValueResidual(
                 options.value_residual, width, config.num_kv_heads
             )
-        gated = [name for name in GATED if name in names]
         if gated:
             attention.gates = nn.ModuleDict(
-                {name: TokenGate(name, config.num_heads) for name in gated}
+                {kind: TokenGate(group, config.num_heads) for kind, group in gated.items()}
             )
         # two parts in each layer: attention, and feed-forward part
         if options.hyper_connections.is_on:

@@ -77,6 +77,12 @@ class RecapConfig(AlgorithmConfig):
                 f"cloning.ema_decay={self.cloning.ema_decay} does not apply to recap, which "
                 "deploys the weights that it trains; leave it out"
             )
+        if self.cloning.status.weight:
+            raise ValueError(
+                f"cloning.status.weight={self.cloning.status.weight} does not apply to recap, "
+                "whose decisions have no labels of the status; leave it out, or clone a "
+                "demonstrations.safetensors (pitune pretrain, bc)"
+            )
         if not self.value.used or self.value.low > -1 or self.value.high < 0:
             raise ValueError(
                 f"value={self.value} must have bins from at most -1 to at least 0, where the "

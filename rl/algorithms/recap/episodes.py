@@ -20,14 +20,12 @@ of the episode, its number in ascending order, whether it succeeded, the index o
 whether the row is a human correction."""
 
 
-def of_demonstrations(
-    table: Demonstrations, task: Tensor | None, action_horizon: int
-) -> TensorDict:
+def of_demonstrations(table: Demonstrations, task: Tensor, action_horizon: int) -> TensorDict:
     """Return a row for each recorded step (N), with the next H actions.
 
     Args:
         table: Episodes with the policy's `model_input`.
-        task: Index of each step's task (N,), or None for a single task.
+        task: Index of each step's task (N,).
         action_horizon: H.
     """
     rows = table.chunks(action_horizon)
@@ -40,7 +38,7 @@ def of_demonstrations(
         "length": length,
         "episode": table.episode,
         "solved": table.solved(),
-        "task": torch.zeros_like(length) if task is None else task,
+        "task": task,
         "forced": none if table.intervention is None else table.intervention,
     }
     return rows.update(facts)

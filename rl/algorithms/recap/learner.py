@@ -21,7 +21,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, LikelihoodActor
+from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput
+from pitune.policies.conditions import task_of
 from pitune.policies.network.options.add import network_with_options
 from pitune.policies.network.options.config import NetworkOptions
 from pitune.policies.network.options.tokens.conditioning import ConditioningConfig, condition_of
@@ -40,7 +41,7 @@ from pitune.rl.algorithms.recap.labels import (
     steps_ahead,
 )
 from pitune.rl.algorithms.recap.value import ReturnValue
-from pitune.rl.datasets.demonstrations import RandomChunks, demonstrations_for, load_demonstrations
+from pitune.rl.datasets.demonstrations import RandomChunks, demonstrations_and_tasks
 from pitune.rl.experience.demonstrations import IS_PAD, check_no_delay
 from pitune.rl.experience.sub_dict import sub_dict
 from pitune.rl.registry import register
@@ -72,10 +73,8 @@ class Recap(Algorithm[RecapConfig]):
             self.needs = Needs(rollouts=False)
 
         # data
-        table = demonstrations_for(policy, config.demonstrations, config.data)
+        table, task = demonstrations_and_tasks(policy, config.demonstrations, config.data)
         self._fps = table.fps
-        task = load_demonstrations(config.demonstrations, config.data).obs.get("task_id")
-        task = task if isinstance(task, Tensor) else None
         self.recorded = of_demonstrations(table, task, policy.chunk_shape[0])
         self.own: TensorDictBase = TensorDict({}, [0])
 
@@ -101,6 +100,8 @@ class Recap(Algorithm[RecapConfig]):
         chunks = data.select(MODEL_INPUT, "action", IS_PAD, strict=False).copy()
         option = policy.network.config.options.conditioning
         values = {"advantage": label, "return": return_bin(returns, option.return_bins)}
+        if option.task:
+            values["task"] = task_of(ModelInput.of(data))
         # a copy, so that the stored rows get no condition
         chunks[MODEL_INPUT] = sub_dict(chunks, MODEL_INPUT).copy()
         chunks[MODEL_INPUT, "condition"] = condition_of(option.kinds, len(data), values)

@@ -99,6 +99,9 @@ KEYS: dict[str, Key] = {
     "model_input.token_mask": declare(
         "mask of the tokens, False in padding", "L", _INPUTS, _CONDITIONS, _INPUT, "bool"
     ),
+    "model_input.task_id": declare(
+        "task that the velocity is conditioned on", "scalar", _INPUTS, _CONDITIONS, _INPUT
+    ),
     "model_input.condition": declare(
         "condition of each kind, -1 if dropped", "kinds", _RECAP, _CONDITIONS, _INPUT
     ),

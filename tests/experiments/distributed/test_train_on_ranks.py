@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from small_runs import rows
 from torch import nn
 
 from pitune import rl
+from pitune.experiments.distributed.start import check_settings
+from pitune.experiments.runs.folder.checksums import write_checksums
 from pitune.experiments.train import TrainConfig, Trainer, train
 from pitune.rl import ranks
 from settings import changed
@@ -59,10 +62,17 @@ def test_a_run_on_two_ranks_resumes_with_the_same_numbers(
     assert resumed[0]["restarts"] == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["ppo", *(pytest.param(n, marks=pytest.mark.slow) for n in sorted(rl.presets()) if n != "ppo")],
+)
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_from_which_they_go_on(
-    config: Callable[[str], TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Callable[[str], TrainConfig],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = replace(config("ppo"), out=tmp_path / "whole", eval_every=4)
+    whole = replace(config(name), out=tmp_path / "whole", eval_every=4)
     on_ranks(partial(train, whole), 2, tmp_path / "a")
 
     def train_with_a_signal() -> None:
@@ -84,7 +94,13 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_from_which_they_go_on(
     assert rows(tmp_path / "run") == rows(whole.out)
 
 
-@pytest.mark.parametrize("name", ["dsrl", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dsrl",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in sorted(rl.presets()) if n != "dsrl"),
+    ],
+)
 def test_a_run_goes_on_with_other_numbers_of_ranks(
     config: Callable[[str], TrainConfig], name: str, tmp_path: Path
 ) -> None:
@@ -129,6 +145,26 @@ def assert_same(one: Any, other: Any) -> None:
         assert torch.equal(one, other)
     else:
         assert one == other
+
+
+def test_each_rank_reads_a_checkpoint_of_pitune_0_1_with_the_current_names(
+    config: Callable[[str], TrainConfig], tmp_path: Path
+) -> None:
+    begun = replace(config("ppo"), num_iterations=1, eval_episodes=2)
+    on_ranks(partial(train, begun), 2, tmp_path / "a")
+    checkpoint = begun.out / "checkpoint_000001"
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    before = progress["before"]
+    progress["before"] = {"ode": before["deployed"], "stochastic": before["exploring"]}
+    (checkpoint / "progress.json").write_text(json.dumps(progress))
+    write_checksums(checkpoint)
+
+    def resumed() -> dict[str, Any]:
+        trainer = Trainer(replace(begun, num_iterations=2, resume=True))
+        trainer.run.abandon()
+        return trainer.before
+
+    assert on_ranks(resumed, 2, tmp_path / "b") == [before, before]
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(
@@ -200,18 +236,31 @@ def test_a_minibatch_is_a_multiple_of_the_ranks(
     assert f"{text} --algorithm.update.minibatch_size 8" in children[0].output()
 
 
+def test_several_ranks_do_not_act_while_learning(config: Callable[[str], TrainConfig]) -> None:
+    settings = replace(config("dsrl"), act_while_learning=True)
+    message = "act_while_learning=True cannot be combined with 2 ranks, .*--no-act-while-learning"
+    with pytest.raises(ValueError, match=message):
+        check_settings(settings, world=2)
+
+
 def test_ranks_play_the_starts_of_one_run_with_all_their_environments(
     config: Callable[[str], TrainConfig], tmp_path: Path
 ) -> None:
     def starts(num_envs: int) -> list[Any]:
         settings = replace(config("ppo"), env=replace(config("ppo").env, num_envs=num_envs))
         trainer = Trainer(replace(settings, out=tmp_path / f"run_{num_envs}"))
-        evaluation = rl.evaluate(trainer.env, trainer.algorithm.actor, 11, seed=3)
+        played: list[Any] = []
+        evaluation = rl.evaluate(
+            trainer.env, trainer.algorithm.actor, 11, seed=3, on_episode=played.append
+        )
         seeds = trainer.rollouts._chunk_env.seeds
         train_seeds = ranks.joined(seeds.next(torch.arange(num_envs)))
         trainer.run.abandon()
-        return [train_seeds.tolist(), evaluation.rows]
+        return [train_seeds.tolist(), evaluation.rows, len(played)]
 
     (alone,) = on_ranks(partial(starts, 8), 1, tmp_path / "one")
     first, second = on_ranks(partial(starts, 4), 2, tmp_path / "two")
-    assert first == second == alone
+    assert first[:2] == second[:2] == alone[:2]
+    # each rank has played its share
+    assert (alone[2], first[2] + second[2]) == (11, 11)
+    assert min(first[2], second[2]) >= 4

@@ -123,10 +123,13 @@ def test_another_process_acts_as_the_learner_does(
     assert torch.equal(found[0]["action"], found[1]["action"])
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "bc"])
+@pytest.mark.parametrize("name", ["ppo", "grpo", "bc", "recap", "es"])
 def test_it_is_refused_for_algorithms_that_learn_on_policy(
     name: str, config: TrainConfig, small_preset: Callable
 ) -> None:
+    # before the folder, the policy and the environment
+    config = replace(config, checkpoint=Path("missing"))
     message = rf"act_while_learning=True is not supported by {name}, .*one of dgn, dsrl, wsrl"
     with pytest.raises(ValueError, match=message):
         train(replace(config, algorithm=small_preset(name)))
+    assert not config.out.exists()

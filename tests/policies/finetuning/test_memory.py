@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from torch import Tensor
 
-from pitune.policies import FlowPolicy, GemmaConfig, NormStats, Pi0Config, PreprocessorConfig
+from pitune.policies import (
+    FlowPolicy,
+    GemmaConfig,
+    NetworkOptions,
+    NormStats,
+    Pi0Config,
+    PreprocessorConfig,
+)
 from pitune.policies import SamplerConfig as Sampler
 from pitune.policies.finetuning.activations import activation_bytes
 from pitune.policies.finetuning.memory import (
@@ -23,6 +31,15 @@ from pitune.policies.finetuning.memory import (
 from pitune.policies.finetuning.trainable import FinetuneConfig, apply_finetuning
 from pitune.policies.network.config import Family, pi0, pi05
 from pitune.policies.network.lora import LoRAConfig
+from pitune.policies.network.options.hyper_connections import HyperConnectionsConfig
+from pitune.policies.network.options.language_head import (
+    LanguageHeadConfig,
+    text_of,
+    token_loss,
+)
+from pitune.policies.network.options.tokens.memory import MemoryConfig, with_written_memory
+from pitune.policies.network.options.tokens.registers import RegistersConfig
+from pitune.policies.network.options.tokens.state_tokens import StateTokensConfig
 from pitune.policies.network.siglip import SiglipConfig
 from pitune.policies.preprocessing.images import PicturesConfig
 from pitune.policies.preprocessing.prompt import PromptConfig
@@ -63,7 +80,7 @@ def middling(family: Family) -> Pi0Config:
     )
 
 
-def saved_bytes(policy: FlowPolicy, batch_size: int) -> int:
+def saved_bytes(policy: FlowPolicy, batch_size: int, predicted: int = 0) -> int:
     """Return what autograd saves in one pass, each memory once and no parameter."""
     network = policy.network
     parameters = {value.data_ptr() for value in network.parameters()}
@@ -81,9 +98,17 @@ def saved_bytes(policy: FlowPolicy, batch_size: int) -> int:
             torch.rand(batch_size, 2, 3, 112, 112),
             tokens=torch.randint(128, (batch_size, 48)),
         )
+        memory = policy.empty_memory(batch_size)
+        if memory is not None:
+            context = with_written_memory(network, context, memory)
         x, flow_time = torch.randn(batch_size, 1, 16, 32), torch.rand(batch_size, 1)
         velocity = network.velocity(context, x, flow_time).velocity
-        velocity.square().mean()
+        loss = velocity.square().mean()
+        if predicted:
+            tokens = torch.randint(128, (batch_size, predicted))
+            tower: Any = network.vlm
+            mask = torch.ones_like(tokens).bool()
+            loss = loss + token_loss(tower.language_model, text_of(context), tokens, mask).mean()
     return sum(kept.values())
 
 
@@ -99,6 +124,52 @@ def test_activations_are_estimated_within_15_percent(
     policy = make_policy(middling(family))
     apply_finetuning(policy, FinetuneConfig(trainable=trainable, dtype=dtype))  # type: ignore[arg-type]
     assert activation_bytes(policy, 4) == pytest.approx(saved_bytes(policy, 4), rel=0.15)
+
+
+OPTIONS: dict[str, NetworkOptions] = {
+    "2 fixed streams": NetworkOptions(
+        hyper_connections=HyperConnectionsConfig(streams=2, dynamic=False)
+    ),
+    "4 streams": NetworkOptions(hyper_connections=HyperConnectionsConfig(streams=4)),
+    "registers": NetworkOptions(registers=RegistersConfig(num=16)),
+    "prefix registers": NetworkOptions(registers=RegistersConfig(prefix=32)),
+    "state tokens": NetworkOptions(state_tokens=StateTokensConfig(parts=(1,) * 16)),
+    "memory": NetworkOptions(memory=MemoryConfig(num_tokens=16)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_activations_of_options_are_counted(name: str, dtype: Any) -> None:
+    torch.manual_seed(0)
+    # the action expert alone, which weighs more without the vision-language model
+    trainable = ("all",) if "prefix" in name else ("action_expert", OPTIONS[name].names[0])
+    found: list[tuple[int, int]] = []
+    for options in (NetworkOptions(), OPTIONS[name]):
+        policy = make_policy(replace(middling("pi0"), options=options))
+        groups = trainable if options.names else trainable[:1]
+        apply_finetuning(policy, FinetuneConfig(trainable=groups, dtype=dtype))
+        found.append((activation_bytes(policy, 4), saved_bytes(policy, 4)))
+    (plain, plain_saved), (estimate, saved) = found
+    assert estimate == pytest.approx(saved, rel=0.15)
+    # the option's own share, which is at least a tenth here
+    assert saved > 1.1 * plain_saved
+    assert estimate - plain == pytest.approx(saved - plain_saved, rel=0.3)
+
+
+def test_the_logits_of_a_language_head_are_counted() -> None:
+    head = NetworkOptions(language_head=LanguageHeadConfig(enabled=True))
+    sizes = replace(middling("pi0"), options=head, vocab_size=8192)
+    policy = make_policy(sizes)
+    apply_finetuning(policy, FinetuneConfig())
+    without, with_text = (
+        (activation_bytes(policy, 4, num), saved_bytes(policy, 4, num)) for num in (0, 24)
+    )
+    assert with_text[0] == pytest.approx(with_text[1], rel=0.15)
+    assert with_text[0] - without[0] == pytest.approx(with_text[1] - without[1], rel=0.3)
+    assert with_text[1] > 1.1 * without[1]
+    report = parameter_report(policy, 4, predicted=24)
+    assert report.activation_bytes == with_text[0]
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing() -> None:

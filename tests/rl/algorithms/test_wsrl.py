@@ -20,7 +20,7 @@ from pitune.policies import ModelInput
 from pitune.rl import WSRL, ActorCriticConfig, OffPolicyConfig, WSRLConfig
 from pitune.rl.actor_critic.critic_input import critic_input, executed_chunk
 from pitune.rl.actor_critic.learner import FlowActorCritic
-from pitune.rl.experience.demonstrations import demonstrations_for
+from pitune.rl.datasets.demonstrations import demonstrations_for
 from pitune.rl.experience.sub_dict import sub_dict
 
 SMALL = OffPolicyConfig(

@@ -20,7 +20,11 @@ from lerobot_datasets import LENGTHS, WORDS, episodes, recorded, version_2
 from pitune.rl.datasets.columns import RecordedEpisode
 from pitune.rl.datasets.config import DataConfig
 from pitune.rl.datasets.dataset import EpisodeDataset, Frames
-from pitune.rl.datasets.demonstrations import demonstrations_for
+from pitune.rl.datasets.demonstrations import (
+    demonstrations_and_tasks,
+    demonstrations_for,
+    load_demonstrations,
+)
 from pitune.rl.datasets.layout import find_dataset
 
 DATA = "data/chunk-000/file-000.parquet"
@@ -386,6 +390,30 @@ def test_an_unknown_task_is_named(tmp_path: Path, table: list[RecordedEpisode]) 
     rewrite(folder / DATA, "task_index", spoil)
     with pytest.raises(ValueError, match=r"task_index=5, but the dataset has 2 tasks"):
         EpisodeDataset(folder).frames(0, 0, 7)
+
+
+def test_tasks_come_from_the_same_reading_as_the_observations(
+    tmp_path: Path,
+    table: list[RecordedEpisode],
+    tiny_policy: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = recorded(tmp_path / "d", table)
+    recorded_tasks = load_demonstrations(folder).obs["task_id"]
+    read, frames = [], EpisodeDataset.frames
+
+    def counted(self: EpisodeDataset, number: int, first: int, num: int) -> Any:
+        read.append((number, num))
+        return frames(self, number, first, num)
+
+    monkeypatch.setattr(EpisodeDataset, "frames", counted)
+    found, task = demonstrations_and_tasks(tiny_policy(3, 2), folder)
+    assert isinstance(recorded_tasks, torch.Tensor)
+    assert torch.equal(task, recorded_tasks)
+    assert len(task.unique()) == 2
+    assert found.obs.keys() == {"model_input"}
+    # a frame for the size of all, and each episode once
+    assert read == [(0, 1), *enumerate(LENGTHS)]
 
 
 def test_failures_and_corrections_keep_their_marks(

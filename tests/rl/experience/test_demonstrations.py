@@ -18,7 +18,7 @@ from pitune.envs.mock.reach import Reach, Script
 from pitune.envs.registry import SPARSE_REWARD
 from pitune.policies import FlowPolicy
 from pitune.rl import Demonstrations, collect_demonstrations
-from pitune.rl.experience.demonstrations import demonstrations_for
+from pitune.rl.datasets.demonstrations import demonstrations_for
 from vision_policies import vision_policy
 
 

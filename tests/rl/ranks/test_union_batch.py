@@ -101,7 +101,9 @@ def test_two_ranks_learn_as_one_process_with_the_union_batch(
     assert first["gradients"].keys() == one["gradients"].keys()
     assert one["gradients"]
     for name, gradients in one["gradients"].items():
-        assert largest(gradients, first["gradients"][name]) < 1e-6, name
+        # also in relation to their size, because some are as small as 1e-3
+        size = min(1.0, max(float(gradient.abs().max()) for gradient in gradients))
+        assert largest(gradients, first["gradients"][name]) < 1e-6 * size, name
 
     # parameters, which have changed, and are equal bit for bit between the ranks
     assert first["drifted"] == []

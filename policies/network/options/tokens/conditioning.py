@@ -5,11 +5,12 @@ Each kind of condition has a learned value and a learned null, which stands for 
 - `advantage`: a vector for a negative and one for a positive advantage, added to the action tokens
   (RECAP).
 - `return_bins`: a vector for each bin of the return in [-1, 0], added in the same way.
+- `task`: a vector for each task, added in the same way. The tasks are known by their words.
 - `instruction`: the words themselves. The null is one vector in the place of each word, so the
   language model encodes a second prefix for it.
 
-The vectors of advantages and returns start at 0, so pretrained weights compute the same numbers. A
-null has a gradient only from rows whose condition is dropped.
+The vectors of advantages, returns and tasks start at 0, so pretrained weights compute the same
+numbers. A null has a gradient only from rows whose condition is dropped.
 In shapes, `kinds` is the number of kinds of conditions.
 Letters: B rows, M scored flow steps, H action horizon, L prompt tokens, D width of a tower.
 Sources: Ho & Salimans 2022 (dropped conditions); Physical Intelligence 2025 (π*0.6), which writes
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -33,7 +34,7 @@ from pitune.ranges import NonNegativeInt
 if TYPE_CHECKING:
     from pitune.policies.network.config import Pi0Config
 
-Kind = Literal["advantage", "return", "instruction"]
+Kind = Literal["advantage", "return", "task", "instruction"]
 INSTRUCTION_NULL = "options.conditioning.nulls.instruction"
 """Name of the network's parameter that the encoder of prompts reads."""
 DROPPED, NEGATIVE, POSITIVE = -1, 0, 1
@@ -55,6 +56,10 @@ class ConditioningConfig(OptionConfig):
     """Whether the velocity is conditioned on a negative or positive advantage."""
     return_bins: NonNegativeInt = 0
     """Bins of the return that the velocity is conditioned on, 0 for none."""
+    task: bool = False
+    """Whether the velocity is conditioned on the task of an observation."""
+    tasks: tuple[str, ...] = ()
+    """The tasks, each by its words. `pitune pretrain` takes those of its environment or dataset."""
     instruction: bool = False
     """Whether the instruction has a null, so that it can be dropped."""
 
@@ -64,11 +69,31 @@ class ConditioningConfig(OptionConfig):
         sizes: dict[Kind, int] = {
             "advantage": int(self.advantage),
             "return": self.return_bins,
+            "task": int(self.task),
             "instruction": int(self.instruction),
         }
         return tuple(kind for kind, size in sizes.items() if size)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "tasks", tuple(self.tasks))  # JSON has lists
+        if self.tasks and not self.task:
+            raise ValueError(
+                f"options.conditioning.tasks={self.tasks} without a condition on the task; set "
+                "options.conditioning.task=True, or leave them out"
+            )
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(
+                f"options.conditioning.tasks={self.tasks} has the same words twice, so they do not "
+                "determine the task; name each task in other words"
+            )
+
     def check(self, network: Pi0Config) -> None:
+        if self.task and not self.tasks:
+            raise ValueError(
+                "options.conditioning.task=True has no tasks; name them in words "
+                "(options.conditioning.tasks). pitune pretrain takes those of its environment"
+            )
         if not self.instruction:
             return
         if not network.vocab_size:
@@ -106,7 +131,7 @@ class Conditioning(Extension):
     def __init__(self, config: ConditioningConfig, network: Pi0Config) -> None:
         super().__init__()
         self.kinds, self.width = config.kinds, network.expert.width
-        sizes = {"advantage": 2, "return": config.return_bins}
+        sizes = {"advantage": 2, "return": config.return_bins, "task": len(config.tasks)}
         self.values, self.nulls = nn.ParameterDict(), nn.ParameterDict()
         for kind in self.kinds:
             if kind != "instruction":
@@ -172,6 +197,27 @@ def condition_of(kinds: Sequence[Kind], num: int, values: Mapping[str, Tensor | 
     # kinds columns (B,) -> (B, kinds)
     columns = [torch.as_tensor(values.get(kind, usual.get(kind, DROPPED))) for kind in kinds]
     return torch.stack([column.long().expand(num) for column in columns], dim=-1)
+
+
+def with_tasks(config: ConditioningConfig, tasks: Sequence[str], source: str) -> ConditioningConfig:
+    """Return the settings with the tasks of an environment or a dataset, if they have none.
+
+    Args:
+        config: Settings.
+        tasks: Instructions, in the order of `task_id`.
+        source: Name of the environment or dataset, for the error.
+
+    Raises:
+        ValueError: the velocity is conditioned on the task, and there are no words for it.
+    """
+    if not config.task:
+        return config
+    if not tasks or not all(words.strip() for words in tasks):
+        raise ValueError(
+            f"options.conditioning.task=True conditions on the task, but {source} has no words for "
+            f"each of its tasks ({list(tasks)}); name them (--env.instruction), or leave it out"
+        )
+    return config if config.tasks else replace(config, tasks=tuple(tasks))
 
 
 def drop_conditions(condition: Tensor, share: float) -> Tensor:

@@ -1,7 +1,11 @@
-"""Register tokens: learned tokens beside the actions of each flow time, dropped from the output.
+"""Register tokens: learned tokens beside the actions or the prefix, dropped from the output.
 
-They attend to all that the actions attend to, and all tokens of their flow time attend to them
-through a gate (see `gated_tokens`) that starts at 0. The positions of the other tokens stay.
+Registers of the actions attend to all that the actions attend to, and all tokens of their flow time
+attend to them through a gate (see `gated_tokens`) that starts at 0. Registers of the prefix are
+tokens of the language model. They attend to pictures and prompt. These, the predicted tokens of a
+language head and all tokens of the action expert attend to them through gates. The positions of the
+other tokens stay.
+In shapes, `prefix` is the number of tokens of pictures and prompt.
 Letters: B rows, M scored flow steps, H action horizon, D width.
 Source: Darcet et al. 2023 (registers).
 """
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
     from pitune.policies.network.config import Pi0Config
 
 
+PREFIX_REGISTERS = "prefix_registers"
+"""The kind of tokens that the action expert reads through a gate, in `Context.side`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RegistersConfig(OptionConfig):
     """The number of registers.
@@ -36,29 +44,40 @@ class RegistersConfig(OptionConfig):
 
     num: Annotated[int, Range(low=0, high=256)] = 0
     """Register tokens beside the actions of each flow time. 0 for none."""
+    prefix: Annotated[int, Range(low=0, high=256)] = 0
+    """Register tokens of the language model, beside pictures and prompt. 0 for none."""
 
-    def module(self, network: Pi0Config) -> Registers:
-        return Registers(self, network.expert.width)
+    def check(self, network: Pi0Config) -> None:
+        if self.prefix and network.vlm is None:
+            raise ValueError(
+                f"options.registers.prefix={self.prefix} needs a language model, but vlm is None: "
+                "the policy reads its state alone; leave it out, or make a policy with cameras or "
+                "words"
+            )
+
+    def module(self, network: Pi0Config) -> Registers | None:
+        # those of the prefix are a part of the language model
+        return Registers(self.num, network.expert.width) if self.num else None
 
 
 class Registers(Extension):
-    """The learned tokens.
+    """The learned tokens beside the actions.
 
     Args:
-        config: Settings.
+        num: Number of tokens.
         width: D.
 
     Example:
-        >>> tokens = Registers(RegistersConfig(num=2), width=8)
+        >>> tokens = Registers(2, width=8)
         >>> tokens(torch.zeros(3, 1, 5, 8)).shape  # (B, M, H + registers, D)
         torch.Size([3, 1, 7, 8])
     """
 
     group = "registers"
 
-    def __init__(self, config: RegistersConfig, width: int) -> None:
+    def __init__(self, num: int, width: int) -> None:
         super().__init__()
-        self.tokens = nn.Parameter(torch.empty(config.num, width))
+        self.tokens = nn.Parameter(torch.empty(num, width))
         self.reset_parameters()
 
     def __len__(self) -> int:
@@ -91,3 +110,20 @@ class Registers(Extension):
         each = rearrange(condition, "b (m h) d -> b m h d", m=num_flow_times)
         mean = reduce(each, "b m h d -> b m 1 d", "mean").expand(-1, -1, len(self), -1)
         return rearrange(torch.cat([each, mean], dim=2), "b m h d -> b (m h) d")
+
+
+class PrefixRegisters(Registers):
+    """The learned tokens beside pictures and prompt, of the language model's width.
+
+    See `Registers` for the arguments.
+
+    Example:
+        >>> tokens = PrefixRegisters(2, width=8)
+        >>> tokens(torch.zeros(3, 5, 8)).shape  # (B, prefix + registers, D)
+        torch.Size([3, 7, 8])
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the tokens of a prefix (B, prefix, D) with the registers after them."""
+        # the prefix is a single group
+        return super().forward(tokens[:, None])[:, 0]

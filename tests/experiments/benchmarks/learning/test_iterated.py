@@ -87,7 +87,7 @@ def test_other_settings_and_a_table_without_results_are_refused(
     config: BenchmarkConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(replace(config, seeds=()))
-    with pytest.raises(ValueError, match=r"'updates': 2, .*; pass another --out, or the"):
+    with pytest.raises(ValueError, match=r"updates: 2 -> 3; pass another --out, or the"):
         run(replace(config, seeds=(), updates=3))
     with pytest.raises(SystemExit):
         main(["--table", "--out", str(config.out)])

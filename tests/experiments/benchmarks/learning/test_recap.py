@@ -85,7 +85,7 @@ def test_an_interrupted_benchmark_goes_on_with_the_same_numbers(config: Benchmar
 
 def test_a_folder_holds_results_of_one_setting(config: BenchmarkConfig) -> None:
     run(replace(config, seeds=()))
-    with pytest.raises(ValueError, match=r"'gradient_steps': 2, .*; pass another --out, or the"):
+    with pytest.raises(ValueError, match=r"gradient_steps: 2 -> 3; pass another --out, or the"):
         run(replace(config, seeds=(1,), gradient_steps=3))
     assert not (config.out / "seed_1").exists()
 

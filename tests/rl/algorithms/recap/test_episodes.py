@@ -91,7 +91,6 @@ def test_demonstrated_steps_have_their_facts() -> None:
     assert rows["solved"].tolist() == [YES, YES, NO, NO, NO]
     assert rows["task"].tolist() == [0, 0, 1, 1, 1]
     assert rows["forced"].tolist() == [NO, NO, NO, NO, YES]
-    assert of_demonstrations(table(), None, 2)["task"].tolist() == [0] * 5
 
 
 def test_the_recorded_success_counts_more_than_the_end(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pitune.policies.network.options.tokens.conditioning import ConditioningConf
 from pitune.rl import Recap, RecapConfig
 from pitune.rl.algorithms.recap.learner import with_indicator
 from pitune.rl.experience.attempts import collect_attempts
+from pitune.rl.experience.demonstrations import Demonstrations
 
 CLONING = rl.BCConfig(minibatch_size=8, gradient_steps=2, condition_dropout=0.3)
 
@@ -159,6 +160,33 @@ def test_corrections_are_positive(tiny_policy: Callable, attempts: Path, tmp_pat
     _, label = labels(algorithm)
     assert label[10:40].tolist() == [1] * 30
     assert 0 < float(label.float().mean()) < 0.6
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2])
+def test_a_file_is_read_once_with_the_tasks_of_its_steps(
+    num_tasks: int,
+    tiny_policy: Callable,
+    attempts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = Demonstrations.load(attempts)
+    task = table.episode % num_tasks
+    own = {key: value for key, value in table.obs.items() if key != "task_id"}
+    obs = own if num_tasks == 1 else {**own, "task_id": task}
+    replace(table, obs=obs).save(tmp_path / "own.safetensors")
+    load, files = Demonstrations.load, []
+
+    def counted(path: Path) -> Demonstrations:
+        files.append(path)
+        return load(path)
+
+    monkeypatch.setattr(Demonstrations, "load", counted)
+    algorithm = new(tiny_policy(), tmp_path / "own.safetensors")
+    assert files == [tmp_path / "own.safetensors"]
+    assert torch.equal(algorithm.recorded["task"], task)
+    assert set(algorithm.recorded.keys()) >= {"model_input", "action", "task"}
+    assert "task_id" not in algorithm.recorded.keys()
 
 
 def test_the_oldest_own_episodes_are_dropped(tiny_policy: Callable, attempts: Path) -> None:
