@@ -21,7 +21,7 @@ BENCHMARKS: Mapping[str, str] = {
     "serving": "throughput and latency of a server, for one client and many",
     "soak": "memory and times of a long training, quarter by quarter",
     "update": "time that off-policy learning adds to an environment step",
-    "workers": "time of a chunk by where the environments run: here, in processes, on Ray",
+    "workers": "time of a chunk with environments here, in processes, on Ray",
 }
 """Module of each benchmark, with one line for the overview."""
 
