@@ -27,6 +27,7 @@ from pitune.policies.network.options.tokens.conditioning import (
 )
 from pitune.policies.network.pi0 import Pi0
 from pitune.policies.policy_config import SamplerConfig
+from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import MODEL_INPUT, ModelInput
 
 _INDEX = {"positive": POSITIVE, "negative": NEGATIVE, "dropped": DROPPED}
@@ -122,7 +123,10 @@ def task_of(inputs: ModelInput) -> Tensor:
 
 
 def encode_words(
-    network: Pi0, guidance: GuidanceConfig | None, inputs: ModelInput, images: Tensor | None
+    network: Pi0,
+    guidance: GuidanceConfig | None,
+    inputs: ModelInput,
+    with_features: bool = True,
 ) -> Context:
     """Return encoded pictures and prompts (N), with their null if guidance drops the instruction.
 
@@ -130,22 +134,24 @@ def encode_words(
         network: Encodes them.
         guidance: Decides whether the null is needed, None without guidance.
         inputs: Observations (N). Rows whose condition drops the instruction have the null's words.
-        images: Scaled pictures of all cameras, or None.
+        with_features: Whether critics read the features.
     """
+    images = None if inputs.images is None else scaled_pictures(inputs.images)
     parts = images, None, inputs.tokens, inputs.token_mask
     dropped = _dropped(network, inputs.condition)
     is_guided = guidance is not None and guidance.scale
     has_null = bool(is_guided) and network.config.options.conditioning.instruction
     # both prefixes have the same pictures
     embedded = network.embed_pictures(images) if has_null and images is not None else None
-    prefix = network.encode_prefix(*parts, dropped, embedded)
+    prefix = network.encode_prefix(*parts, dropped, embedded, with_features)
     if dropped is not None:  # `with_dropped` has nothing left to do
         prefix = prefix._replace(condition=inputs.condition)
     if not has_null:
         return prefix
     # the null is the same prefix with the words of every row dropped
     every = torch.ones(len(inputs), dtype=torch.bool, device=inputs.state.device)
-    return prefix._replace(null=network.encode_prefix(*parts, every, embedded))
+    null = network.encode_prefix(*parts, every, embedded, with_features)
+    return prefix._replace(null=null)
 
 
 def encode_state(

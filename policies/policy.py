@@ -36,7 +36,6 @@ from pitune.policies.preprocessing.critic_input import (
     old_chunk,
     old_chunk_dim,
 )
-from pitune.policies.preprocessing.images import scaled_pictures
 from pitune.policies.preprocessing.model_input import ModelInput
 from pitune.policies.status import with_status
 from pitune.policies.under_delay import continued_field, remainder_of, starting_points
@@ -116,6 +115,7 @@ class FlowPolicy(PolicyParts):
         prefix: Context | None = None,
         state_offset: Tensor | None = None,
         with_null: bool = True,
+        with_features: bool = True,
     ) -> Context:
         """Return the context of observations (N), computed once and shared by all flow steps.
 
@@ -124,9 +124,10 @@ class FlowPolicy(PolicyParts):
             prefix: The result of `encode_prefix` for them. By default they are encoded here.
             state_offset: Offset (N, D) or (1, D) that is added to the state token.
             with_null: Whether guidance follows. Otherwise nothing is encoded for it.
+            with_features: Whether critics or a noise source follow, which read them.
         """
         if prefix is None and self.network.vlm is not None:
-            prefix = self.encode_prefix(inputs, with_null)
+            prefix = self.encode_prefix(inputs, with_null, with_features)
         else:
             prefix = with_dropped(self.network, prefix, inputs.condition)
         prefix = prefix if with_null or prefix is None else prefix._replace(null=None)
@@ -138,16 +139,16 @@ class FlowPolicy(PolicyParts):
         old = inputs.remainder.to(self.device), inputs.delay.to(self.device)
         return context._replace(remainder=old[0], delay=old[1])
 
-    def encode_prefix(self, inputs: ModelInput, with_null: bool = True) -> Context:
-        """Return the context of pictures and prompt, without the state.
+    def encode_prefix(
+        self, inputs: ModelInput, with_null: bool = True, with_features: bool = True
+    ) -> Context:
+        """Return the context of pictures and prompt, without the state. See `encode`.
 
         While `prefix_is_frozen` it does not change during training and may be stored. With guidance
-        away from the dropped instruction it has that prefix too, as `null`, if `with_null`.
+        away from the dropped instruction it has that prefix too, as `null`.
         """
-        inputs = inputs.to(self.device)
-        images = None if inputs.images is None else scaled_pictures(inputs.images)
         guidance = self.sampler.guidance if with_null else None
-        return encode_words(self.network, guidance, inputs, images)
+        return encode_words(self.network, guidance, inputs.to(self.device), with_features)
 
     def critic_input(
         self, inputs: ModelInput, context: Context | None, steps: int | None = None
@@ -171,9 +172,8 @@ class FlowPolicy(PolicyParts):
 
     def field(self, context: Context) -> VelocityField:
         """Return the velocity field of encoded observations, which may continue an old chunk."""
-        return continued_field(
-            guided(self.network, context, self.sampler.guidance), context, self.sampler
-        )
+        flow = guided(self.network, context, self.sampler.guidance)
+        return continued_field(flow, context, self.sampler)
 
     def solve(self, context: Context, noise: Tensor) -> Tensor:
         """Return the chunks (N, H, A) at the end of the ODE from noise (N, H, A), normalized.
@@ -211,11 +211,11 @@ class FlowPolicy(PolicyParts):
                 them, given or not.
             state_offset: See `encode`.
         """
-        context = self.encode(inputs, state_offset=state_offset)
         source = self.noise_source
-        if source is not None and source.is_steered:
-            steps = source.config.remainder_steps
-            noise = source(self.critic_input(inputs, context, steps))
+        source = source if source is not None and source.is_steered else None
+        context = self.encode(inputs, state_offset=state_offset, with_features=source is not None)
+        if source is not None:
+            noise = source(self.critic_input(inputs, context, source.config.remainder_steps))
         elif noise is None:
             noise = self.draw_noise(len(inputs))
         check_noise(noise, (len(inputs), *self.chunk_shape))
@@ -288,13 +288,12 @@ class FlowPolicy(PolicyParts):
         action = self.preprocessor.normalize_action(action.to(self.device), state)
         per_step = flow_time if flow_time.ndim == 3 else flow_time[..., None]  # (N, M, H or 1)
         x = interpolate(action[:, None], noise, per_step[..., None])  # (N, M, H, A)
-        context = self.encode(inputs, prefix, state_offset, with_null=False)
+        context = self.encode(inputs, prefix, state_offset, with_null=False, with_features=False)
         output = self.network.velocity(context, x, flow_time)
 
         # squared error
         loss = (output.velocity.float() - target_velocity(action[:, None], noise)).square()
-        prediction = self.network.config.options.prediction
-        loss = prediction.weighted(loss, per_step[..., None])
+        loss = self.network.config.options.prediction.weighted(loss, per_step[..., None])
         if self.preprocessor.config.loss_dims == "robot":
             loss = loss[..., : self.preprocessor.action_dim]
         return loss, output.hidden

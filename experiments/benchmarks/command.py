@@ -17,13 +17,20 @@ BENCHMARKS: Mapping[str, str] = {
     "parts": "time of every part, as a multiple of the bare network's",
     "pi0": "time and memory of a π0: prefix, flow steps, a training step",
     "rollout": "speed of chunked collection against the bare simulator",
+    "saving": "time of checkpoints with a full replay memory of pictures",
     "serving": "throughput and latency of a server, for one client and many",
     "soak": "memory and times of a long training, quarter by quarter",
     "update": "time that off-policy learning adds to an environment step",
+    "workers": "time of a chunk with environments here, in processes, on Ray",
 }
 """Module of each benchmark, with one line for the overview."""
 
-MODULES = {"attention": "parts.attention", "parts": "parts.table"}
+MODULES = {
+    "attention": "parts.attention",
+    "parts": "parts.table",
+    "saving": "parts.saving",
+    "workers": "parts.workers",
+}
 """Modules that are not named like their benchmark."""
 DEFAULT = "parts"
 """The benchmark without a word."""

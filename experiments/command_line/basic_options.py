@@ -88,6 +88,7 @@ ALL_BASIC = (
     "PartsConfig",
     "QuickstartConfig",
     "QuickstartEnv",
+    "SavingConfig",
     "ServingConfig",
     "SoakConfig",
     "VerifyConfig",

@@ -29,7 +29,7 @@ class Context(NamedTuple):
     cache: Cache
     """Keys and values of the blocks before the actions."""
     features: Tensor
-    """Pooled features of the observation (B, D)."""
+    """Pooled features of the observation (B, D). (B, 0) of one that was encoded without them."""
     valid: Tensor | None = None
     """False for padding tokens of the cache (B, prefix + state token). None without padding."""
     remainder: Tensor | None = None

@@ -83,16 +83,8 @@ class Attention(nn.Module):
                 residual.
             extra: Additional tokens of this layer, which are read through gates.
         """
-        # (B, L, heads * head dim) -> (B, heads, L, head dim)
-        query, key, value = (
-            rearrange(
-                project(self, name, x), "b l (heads dim) -> b heads l dim", dim=self.config.head_dim
-            )
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
-        query, key = rotate(query, rotation), rotate(key, rotation)
-        if self.value_residual is not None and first is not None:
-            value = self.value_residual(x, value, first)
+        query = rotate(self._heads("q_proj", x), rotation)
+        key, value = self.own(x, rotation, first)
         # (B, kv heads, prefix + L, head dim), and those of the block's registers apart
         after, registers = joined(before, (key, value)), None
         keys, values = after
@@ -106,6 +98,19 @@ class Attention(nn.Module):
         # (B, heads, L, head dim) -> (B, L, heads * head dim)
         y = rearrange(y, "b heads l dim -> b l (heads dim)")
         return project(self, "o_proj", y), after
+
+    def own(self, x: Tensor, rotation: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return this block's keys and values (B, kv heads, L, head dim). See `forward`."""
+        key, value = rotate(self._heads("k_proj", x), rotation), self._heads("v_proj", x)
+        if self.value_residual is not None and first is not None:
+            value = self.value_residual(x, value, first)
+        return key, value
+
+    def _heads(self, name: str, x: Tensor) -> Tensor:
+        """Return a projection of the tokens (B, heads, L, head dim)."""
+        # (B, L, heads * head dim) -> (B, heads, L, head dim)
+        y, dim = project(self, name, x), self.config.head_dim
+        return rearrange(y, "b l (heads dim) -> b heads l dim", dim=dim)
 
 
 def joined(
@@ -182,10 +187,18 @@ class Layer(nn.Module):
         condition: Tensor | None,
         first: Tensor | None = None,
         extra: Extra | None = None,
+        keys_only: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the tokens after the layer, and the keys and values of all blocks so far.
+
+        See `Gemma.forward` and `Attention.forward` for the arguments. With `keys_only` the tokens
+        are those before the layer.
+        """
         # attention, where only an adaptive norm has a gate
         y, rest, write = self._enter(0, x)
         y, gate = self.input_layernorm(y, condition)
+        if keys_only:
+            return x, joined(before, self.self_attn.own(y, rotation, first))
         y, after = self.self_attn(y, rotation, mask, before, first, extra)
         y = y if gate is None else y * gate
         x = rest + (y if write is None else write * y)
@@ -248,6 +261,7 @@ class Gemma(nn.Module):
         cache: Cache | None = None,
         condition: Tensor | None = None,
         extra: Extra | None = None,
+        cache_only: bool = False,
     ) -> tuple[Tensor, Cache]:
         """Return the hidden states (B, L, D) and the cache including this block.
 
@@ -259,6 +273,8 @@ class Gemma(nn.Module):
             cache: Keys and values of the blocks before.
             condition: Of adaptive norms (B, M, D), each for L / M neighboring tokens.
             extra: Additional tokens, which are read through gates.
+            cache_only: Whether only the cache is used. Then the last layer computes its keys and
+                values alone, and the hidden states are those before it, not normed.
         """
         mask = additive(mask, x.dtype)
         rotation = rotary_angles(positions, self.config.head_dim)
@@ -267,7 +283,8 @@ class Gemma(nn.Module):
         x = expand(x, self.streams) if self.streams else x
         for i, layer in enumerate(self.layers):
             before, additional = None if cache is None else cache[i], extra and extra.at(i)
-            inputs = (x, rotation, mask, before, condition, first, additional)
+            keys_only = cache_only and i == len(self.layers) - 1
+            inputs = (x, rotation, mask, before, condition, first, additional, keys_only)
             # the backward pass computes the layer's activations again
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, keys_values = checkpoint(layer, *inputs, use_reentrant=False)
@@ -275,5 +292,7 @@ class Gemma(nn.Module):
                 x, keys_values = layer(*inputs)
             after.append(keys_values)
             first = keys_values[1][:, :, -positions.shape[1] :] if i == 0 else first
+        if cache_only:
+            return x, after
         x = collapse(x) if self.streams else x
         return self.norm(x, condition)[0], after

@@ -18,6 +18,7 @@ Source: Black et al. 2024; Physical Intelligence 2025; openpi `models_pytorch/pi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -100,11 +101,14 @@ class Pi0(Pi0Parts):
         token_mask: Tensor | None = None,
         dropped: Tensor | None = None,
         embedded: Tensor | None = None,
+        with_features: bool = True,
     ) -> Context:
         """Return the context of pictures and prompt. It does not depend on the action expert.
 
         See `encode` for the arguments. In the rows of `dropped` (B,) the words are dropped.
         `embedded` is the result of `embed_pictures`, for several prompts with the same pictures.
+        Without features, which only critics read, the last layer computes no more than its keys
+        and values.
 
         Raises:
             ValueError: the network has no vision-language model.
@@ -119,11 +123,15 @@ class Pi0(Pi0Parts):
         positions = (valid.cumsum(1) - 1).clamp(min=0)
         is_padded = image_mask is not None or token_mask is not None
         mask = valid[:, None, None] if is_padded else None
-        hidden, cache, registers = self.vlm.encode(prefix, positions, mask)
+        cache_only = not with_features and not self.config.options.language_head.is_on
+        hidden, cache, registers = self.vlm.encode(prefix, positions, mask, cache_only)
+        valid_tokens = valid if is_padded else None
+        if cache_only:
+            features = hidden.new_zeros(len(hidden), 0).float()
+            return Context(cache, features, valid_tokens, registers=registers)
         weight = valid[..., None].float()  # (B, prefix, 1)
         features = (hidden.float() * weight).sum(1) / weight.sum(1)
         last = prompt_end(hidden, valid, self.config.options)
-        valid_tokens = valid if is_padded else None
         return Context(cache, features, valid_tokens, last=last, registers=registers)
 
     @compilable
@@ -223,13 +231,15 @@ class Pi0(Pi0Parts):
         if prefix is not None:
             cache, valid = prefix.cache, prefix.valid
             extra = Extra(side=prefix.side or {})
+        # only a state without a prefix has a use for its hidden state
+        rest: dict[str, Any] = {"extra": extra, "cache_only": prefix is not None}
         if valid is None:
             before = 0 if cache is None else cache[0][0].shape[2]
             positions = torch.full(tokens.shape[:2], before, device=state.device)
-            return *self.expert(tokens, positions, None, cache, extra=extra), None
+            return *self.expert(tokens, positions, None, cache, **rest), None
         positions = valid.sum(1, keepdim=True)
         valid = torch.cat([valid, torch.ones_like(valid[:, :1])], dim=1)
-        return *self.expert(tokens, positions, valid[:, None, None], cache, extra=extra), valid
+        return *self.expert(tokens, positions, valid[:, None, None], cache, **rest), valid
 
     @compilable
     def velocity(self, context: Context, x: Tensor, flow_time: Tensor) -> FlowOutput:

@@ -40,7 +40,7 @@ class VisionLanguageModel(nn.Module):
             add_register_gates(self.language_model.layers, vlm)
 
     def encode(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache_only: bool = False
     ) -> tuple[Tensor, Cache, Cache | None]:
         """Return the hidden states and the cache of a prefix, and the cache of its registers.
 
@@ -48,15 +48,17 @@ class VisionLanguageModel(nn.Module):
             tokens: Embedded pictures and prompt (B, prefix, D).
             positions: See `Gemma.forward`.
             mask: True where a token may attend (B, 1, 1, prefix).
+            cache_only: See `Gemma.forward`.
         """
+        tower, rest = self.language_model, {"cache_only": cache_only}
         if self.registers is None:
-            return *self.language_model(tokens, positions, mask), None
+            return *tower(tokens, positions, mask, **rest), None
         num = len(self.registers)
         # registers behind the prefix (B, prefix + registers, D), at the next positions
         own = torch.arange(1, num + 1, device=positions.device)
         positions = torch.cat([positions, positions[:, -1:] + own], dim=1)
         tokens, extra = self.registers(tokens), Extra(registers=num)
-        hidden, cache = self.language_model(tokens, positions, mask, extra=extra)
+        hidden, cache = tower(tokens, positions, mask, extra=extra, **rest)
         parts = [extra.split(keys, values) for keys, values in cache]
         registers = [part for _, part in parts if part is not None]
         return hidden[:, :-num], [prefix for prefix, _ in parts], registers

@@ -30,7 +30,15 @@ def critic_input(
             limit.
         old_chunk: Rest of the old chunk under a delay (N, R * d + 1), see `old_chunk`.
         memory: Memory that the decision reads (N, memory, D), of a policy with one.
+
+    Raises:
+        ValueError: the observation was encoded without features.
     """
+    if features is not None and not features.shape[-1]:
+        raise ValueError(
+            "the observation was encoded without features, and a critic reads them; encode it with "
+            "with_features=True"
+        )
     parts = [state.clamp(-LARGEST_STATE, LARGEST_STATE)]
     if old_chunk is not None:
         parts.append(old_chunk.clamp(-LARGEST_STATE, LARGEST_STATE))

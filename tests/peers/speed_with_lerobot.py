@@ -80,6 +80,7 @@ def parts_of_pitune(size: dict[str, Any], compiles: bool) -> Parts:
     from pitune.policies.network.gemma import GemmaConfig
     from pitune.policies.network.pi0 import Pi0
     from pitune.policies.network.siglip import SiglipConfig
+    from pitune.rl.optimizers import adamw
 
     heads: dict[str, Any] = {"num_heads": 8, "num_kv_heads": 1}
     network = Pi0(
@@ -94,14 +95,16 @@ def parts_of_pitune(size: dict[str, Any], compiles: bool) -> Parts:
         )
     )
     x = inputs_of(size)
-    observation = {name: x[name] for name in ("state", "images", "tokens")}
     compilation = Compilation(torch.device("cpu")) if compiles else None
 
     def form(function: Any) -> Any:
         return function if compilation is None else compilation(function)
 
-    def encode() -> Any:
-        return form(Pi0.encode)(network, observation["state"], x["images"], None, x["tokens"])
+    def encode() -> Any:  # as for deployed policies and cloning, which no critic follows
+        words = form(Pi0.encode_prefix)(
+            network, x["images"], tokens=x["tokens"], with_features=False
+        )
+        return form(Pi0.with_state)(network, words, x["state"])
 
     @torch.no_grad()
     def sample() -> torch.Tensor:
@@ -117,7 +120,7 @@ def parts_of_pitune(size: dict[str, Any], compiles: bool) -> Parts:
         velocity = form(Pi0.velocity)(network, encode(), point, x["time"][:, None]).velocity
         return mse_loss(velocity[:, 0], x["noise"] - x["actions"])
 
-    return _parts(network, sample, forward)
+    return _parts(network, sample, forward, adamw(network.parameters(), 1e-5, weight_decay=0.01))
 
 
 def parts_of_lerobot(size: dict[str, Any], compiles: bool) -> Parts:
@@ -181,12 +184,15 @@ def parts_of_lerobot(size: dict[str, Any], compiles: bool) -> Parts:
     def forward() -> torch.Tensor:
         return network.forward(*observation, x["actions"], x["noise"], x["time"]).mean()
 
-    return _parts(network, sample, forward)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.01)
+    return _parts(network, sample, forward, optimizer)
 
 
-def _parts(network: torch.nn.Module, sample: Any, forward: Any) -> Parts:
-    """Return sampling, the forward pass, and the forward pass with a step of AdamW."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
+def _parts(network: torch.nn.Module, sample: Any, forward: Any, optimizer: Any) -> Parts:
+    """Return sampling, the forward pass, and the forward pass with a step of AdamW.
+
+    Each package makes the optimizer as its training does: pitune's is fused.
+    """
     sys.stderr.write(f"{sum(p.numel() for p in network.parameters()):,} parameters\n")
 
     def without_gradient() -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_policies import both, forget_compiled, num_graphs
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -18,30 +19,13 @@ from pitune.rl.algorithms.ppo import PPOConfig, policy_loss
 from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import preprocessed, vision_policy
 
-Counts = dict[str, Any]
-
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     """Forget all compiled code before and after a test."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    forget_compiled()
     yield
-    torch._dynamo.reset()
-
-
-def num_graphs() -> int:
-    """Return the graphs so far, and fail if one was broken."""
-    breaks = torch._dynamo.utils.counters["graph_break"]
-    assert not breaks, dict(breaks)
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
-def both(policy: FlowPolicy, backend: str = "eager") -> tuple[FlowPolicy, FlowPolicy]:
-    """Return a policy and a copy that is compiled."""
-    compiled = deepcopy(policy)
-    compiled.compile_functions(backend)
-    return policy, compiled
+    forget_compiled()
 
 
 def acted(policy: FlowPolicy, obs: TensorDictBase, name: str) -> tuple[Tensor, Tensor]:

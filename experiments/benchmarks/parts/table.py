@@ -9,7 +9,8 @@ that takes 1.2 times as long spends a sixth of its time elsewhere. The weights a
 time does not depend on their values. Times on the CPU are those of the process on one thread, so
 other work on the machine matters less. Those on an accelerator are by the clock on the wall, from
 an idle device until it is idle again. Each is the median of --repeats rounds over all parts, after
-a call that is not measured.
+a call that is not measured. A compiled part is measured right after its eager form, and the table
+has the median, least and greatest of their ratios.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ class Row:
     """The measurements of a part.
 
     Example:
-        >>> row = Row("encode", eager=0.2, bare=0.1, compiled=0.1, growth={"E": 1.9})
+        >>> row = Row("encode", eager=0.2, bare=0.1, speedups=(1.9, 2.0, 2.2), growth={"E": 1.9})
         >>> row.share, row.speedup
-        (2.0, 2.0)
+        (2.0, '2.00 x (1.90-2.20)')
     """
 
     name: str
@@ -86,8 +87,8 @@ class Row:
     """Time [s]."""
     bare: float
     """Time of the bare network for the same rows and flow steps [s]."""
-    compiled: float | None
-    """Time with a compiled policy [s]."""
+    speedups: tuple[float, ...]
+    """How many times as fast the compiled policy is, of each round."""
     growth: Times
     """Time with twice of something, as a multiple."""
 
@@ -97,9 +98,12 @@ class Row:
         return self.eager / self.bare
 
     @property
-    def speedup(self) -> float | None:
-        """How many times as fast the compiled policy is."""
-        return None if self.compiled is None else self.eager / self.compiled
+    def speedup(self) -> str:
+        """Median, least and greatest of the speedups in words."""
+        if not self.speedups:
+            return ""
+        least, greatest = min(self.speedups), max(self.speedups)
+        return f"{median(self.speedups):.2f} x ({least:.2f}-{greatest:.2f})"
 
 
 def measure(config: PartsConfig) -> tuple[list[Row], float]:
@@ -135,7 +139,11 @@ def measure(config: PartsConfig) -> tuple[list[Row], float]:
             name,
             middle[name],
             middle[f"bare {part.bare}"],
-            middle.get(f"compiled {name}"),
+            tuple(
+                times[name] / times[f"compiled {name}"]
+                for times in rounds
+                if name in compiled_parts
+            ),
             {letter: times[name] for letter, times in grown.items()},
         )
         for name, part in parts.items()
@@ -186,9 +194,10 @@ def report(config: PartsConfig, rows: Sequence[Row], compile_seconds: float) -> 
     for letter in letters:
         table.add_column(f"2 {letter}", justify="right")
     for row in rows:
-        speedup = "" if row.speedup is None else f"{row.speedup:.2f} x"
         growth = [f"{row.growth[letter]:.2f}" for letter in letters]
-        table.add_row(row.name, f"{row.share:.2f} x", speedup, f"{1000 * row.eager:.2f}", *growth)
+        table.add_row(
+            row.name, f"{row.share:.2f} x", row.speedup, f"{1000 * row.eager:.2f}", *growth
+        )
     return table
 
 

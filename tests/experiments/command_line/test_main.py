@@ -136,7 +136,10 @@ def test_modules_run_as_scripts_under_both_names() -> None:
     [
         ("trian", "unknown command 'trian'; did you mean 'train'? `pitune --help` lists"),
         ("zzzzzz", "unknown command 'zzzzzz'; `pitune --help` lists the commands"),
-        ("bench rolout", "unknown benchmark 'rolout'; did you mean 'rollout'? valid: delay, "),
+        (
+            "bench rolout",
+            "unknown benchmark 'rolout'; did you mean 'rollout'? valid: attention, delay, ",
+        ),
         ("list algoritms", "unknown list 'algoritms'; did you mean 'algorithms'? valid: "),
         ("list algorithms all", "unknown list 'algorithms all'; valid: algorithms, "),
         ("doctor all", "`pitune doctor` takes no arguments, and got 'all'"),

@@ -122,7 +122,7 @@ def prefixes(plain: dict[str, FlowPolicy]) -> dict[str, Any]:
 
 
 def prefix_of(network: Pi0) -> Any:
-    given = {key: value for key, value in inputs().items() if key != "state"}
+    given: dict[str, Any] = {k: v for k, v in inputs().items() if k != "state"}
     with torch.no_grad():
         return network.encode_prefix(**given)
 

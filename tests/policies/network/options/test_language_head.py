@@ -33,7 +33,7 @@ def make_network() -> Pi0:
     return Pi0(replace(tiny(image_size=28, action_horizon=4), options=options))
 
 
-def given(seed: int = 0) -> dict[str, Tensor]:
+def given(seed: int = 0) -> dict[str, Any]:
     """Return inputs of two rows with an absent camera and padding."""
     generator = torch.Generator().manual_seed(seed)
     return {
