@@ -183,7 +183,7 @@ class Pi0(Pi0Parts):
         parts: list[Tensor] = []
         masks: list[Tensor] = []
         if images is not None and vlm is not None:
-            pictures = self.embed_pictures(images) if embedded is None else embedded
+            pictures = self._picture_tokens(images) if embedded is None else embedded
             if image_mask is None:
                 image_mask = images.new_ones(images.shape[:2], dtype=torch.bool)
             patches = pictures.shape[1] // images.shape[1]
@@ -200,18 +200,19 @@ class Pi0(Pi0Parts):
 
     @compilable
     def embed_pictures(self, images: Tensor) -> Tensor:
-        """Return the tokens of pictures (B, V * patches, D), in the prefix's width.
-
-        Args:
-            images: (B, V, C, Y, X) in [-1, 1].
+        """Return the tokens (B, V * patches, D) of pictures (B, V, C, Y, X) in [-1, 1].
 
         Raises:
             ValueError: the network has no vision tower.
         """
-        vlm = self.vlm
-        if vlm is None or self.config.vision is None:
+        if self.vlm is None or self.config.vision is None:
             raise ValueError("this network reads no pictures, so it embeds none; use `encode`")
-        tower: Siglip = vlm.vision_tower["vision_model"]  # type: ignore[assignment]
+        return self._picture_tokens(images)
+
+    def _picture_tokens(self, images: Tensor) -> Tensor:
+        """`embed_pictures` for methods that gather sharded weights. They must not nest."""
+        vlm: Any = self.vlm
+        tower: Siglip = vlm.vision_tower["vision_model"]
         pictures = tower(rearrange(images, "b v c y x -> (b v) c y x"), self.compute_dtype)
         pictures = vlm.multi_modal_projector["linear"](pictures)  # (B * V, patches, D)
         return rearrange(pictures, "(b v) p d -> b (v p) d", b=len(images))

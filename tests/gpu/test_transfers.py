@@ -72,9 +72,10 @@ def test_learning_with_prefixes_of_the_host_is_learning_with_those_of_the_device
         rollouts = rl.Rollouts(envs.make(ENV), algorithm, NUM_CHUNKS, seed=0)
         for _ in range(2):
             rollout = rollouts.collect()
-            entry = next(iter(rollout["prefix"].values(True, True)))
+            prefix: Any = rollout["prefix"]
+            entry = next(iter(prefix.values(True, True)))
             assert (entry.device.type == "cpu") == (gib < 1)
             algorithm.update(rollout)
-        weights.append([value.detach().clone() for value in algorithm.policy.parameters()])
+        weights.append([value.detach().clone() for value in algorithm.actor.policy.parameters()])
     for held, other in zip(*weights, strict=True):
         assert torch.allclose(held, other, atol=1e-5)

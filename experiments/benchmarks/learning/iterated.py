@@ -128,7 +128,7 @@ class SameData(Recap):
 
     def update(self, rollout: TensorDictBase) -> dict[str, float]:
         self._add(rollout)
-        data = join(self.recorded, self.own)
+        data: Any = join(self.recorded, self.own)
         if self.solved_only:
             data = data[data["solved"]]
         chunks = data.select(MODEL_INPUT, "action", IS_PAD, strict=False)

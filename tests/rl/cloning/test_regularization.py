@@ -102,7 +102,7 @@ def rollout_batch(algorithm: Any) -> Any:
 
 
 def test_weights_of_0_change_no_bit_and_draw_nothing(tmp_path: Path) -> None:
-    found = []
+    found: list[Any] = []
     for config in (rl.PPOConfig(critic_warmup=0), rl.PPOConfig(critic_warmup=0)):
         if found:  # every field at its default
             config = replace(config, language=LanguageRegularizationConfig())

@@ -109,9 +109,14 @@ def test_the_guidance_of_a_play_reaches_the_policy(
 def test_another_environment_plays_without_the_sweep(
     config: BenchmarkConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = []
+    kinds: list[Any] = []
     make = recap.envs.make
-    monkeypatch.setattr(recap.envs, "make", lambda env: kinds.append(env) or make(env))
+
+    def noted(env: Any) -> Any:
+        kinds.append(env)
+        return make(env)
+
+    monkeypatch.setattr(recap.envs, "make", noted)
     short = replace(config, env_id="mock/TwoGoals", arms=("recap",), sweep=False)
     run(replace(short, advantage_steps=2, error_share=0.3))
     assert [(env.id, env.num_envs) for env in kinds] == [("mock/TwoGoals", 4)]

@@ -50,7 +50,7 @@ def make_network(
     return network
 
 
-def given(seed: int = 0) -> dict[str, Tensor]:
+def given(seed: int = 0) -> dict[str, Any]:
     """Return inputs of two rows with an absent camera and padding."""
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -72,7 +72,7 @@ def vlm_of(network: Pi0) -> Any:
     return network.vlm
 
 
-def hidden_of_text(network: Pi0, rows: dict[str, Tensor]) -> Tensor:
+def hidden_of_text(network: Pi0, rows: dict[str, Any]) -> Tensor:
     words, mask = text()
     hidden, _ = extend(
         vlm_of(network).language_model, text_of(network.encode_prefix(**rows)), words, mask
