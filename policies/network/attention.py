@@ -1,8 +1,7 @@
 """Attention in the form that the fastest kernel of a device accepts.
 
 On CUDA, torch has three fast kernels and a plain one that keeps all scores in memory. Their rules
-were read from torch's sources, `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`, and were not
-run on CUDA:
+are those of torch's `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`:
 
 - flash takes float16 and bfloat16, heads of up to 256 and fewer key heads, and no mask,
 - memory-efficient takes float32 too, and a mask, and fewer key heads in torch 2.14, not in older
@@ -13,7 +12,8 @@ run on CUDA:
 π0 has eight query heads on one key head of width 256. Where the memory-efficient kernel takes no
 fewer key heads, a mask leaves only the plain kernel. So away from the host the key heads are
 expanded, without a copy, and there is no mask where nothing is padded. A mask of bools is converted
-once for all layers, and not in each of them. The numbers are the same in every form.
+once for all layers, and not in each of them. The numbers are the same in every form, and their
+times on an H100 are in docs/devices.md.
 
 In shapes, `prefix` is the number of tokens of the blocks before.
 Letters: B rows, L tokens of this block.
