@@ -57,17 +57,29 @@ def regression_loss(critic: QEnsemble, batch: TensorDictBase) -> tuple[Tensor, M
     else:
         values = critic(batch["input"])  # (Q, B)
         loss = (values - target).square().mean(1).sum()
-    # share of the targets' variance that the critics' mean explains, nan for equal targets
-    variance = target.var(correction=0)
-    rest = (target - values.detach().mean(0)).var(correction=0)
-    extra["explained_variance"] = (1 - rest / variance).masked_fill(variance < 1e-12, math.nan)
     return loss, {
         **extra,
         "q_loss": loss,
         "q": values.mean(),
         "q_disagreement": values.std(0, correction=0).mean(),
-        "td_target": batch["target"].mean(),
+        "td_target": target.mean(),
+        # per row, see `explained_share`
+        "target": target,
+        "error": target - values.mean(0),
     }
+
+
+def explained_share(metrics: Metrics) -> Metrics:
+    """Return the share of the targets' variance that the critics' mean explains.
+
+    It is nan for equal targets.
+
+    Args:
+        metrics: Those of `regression_loss` for a whole batch.
+    """
+    variance, rest = (metrics[key].var(correction=0) for key in ("target", "error"))
+    share = (1 - rest / variance).masked_fill(variance < 1e-12, math.nan)
+    return {"explained_variance": share}
 
 
 class OffPolicy:
@@ -218,6 +230,7 @@ class OffPolicy:
             name="critic",
             step=f"round {self.num_rounds}",
             num_parts=self.config.num_parts,
+            summarize=explained_share,
         )
         polyak_update(self.target, self.critic, self.config.target_update_rate)
         return to_floats(metrics)
