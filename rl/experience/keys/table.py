@@ -94,7 +94,9 @@ KEYS: dict[str, Key] = {
         _INPUT,
         "robot",
     ),
-    "model_input.images": declare("resized pictures", "V,3,Y,X", _PREPROCESSOR, _POLICY, _INPUT),
+    "model_input.images": declare(
+        "resized pictures", "V,3,Y,X", _PREPROCESSOR, _CONDITIONS, _INPUT
+    ),
     "model_input.tokens": declare("prompt", "L", _INPUTS, _POLICY, _INPUT),
     "model_input.token_mask": declare(
         "mask of the tokens, False in padding", "L", _INPUTS, _CONDITIONS, _INPUT, "bool"

@@ -93,10 +93,15 @@ def test_the_loss_is_the_weighted_sum_and_parts_have_the_gradient_of_the_whole(
         assert one is None or other is None or torch.allclose(one, other, atol=1e-5)
 
 
+def by_flow(policy: FlowPolicy) -> FlowPolicy:
+    """Return a policy that acts by its flow, beside its tokens."""
+    return policy.replace(sampler=replace(policy.sampler, decoder="flow"))
+
+
 def test_without_weights_cloning_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     results = []
     for language in (LanguageLossConfig(), None):
-        policy = fast_policy(tmp_path)
+        policy = by_flow(fast_policy(tmp_path))
         config = BCConfig() if language is None else BCConfig(language=language)
         step = CloningStep(policy, config)
         torch.manual_seed(0)
@@ -109,7 +114,7 @@ def test_insulation_leaves_the_language_model_to_the_tokens(tmp_path: Path) -> N
     insulated = NetworkOptions(insulation=InsulationConfig(enabled=True))
     changes = {}
     for name, weight in (("flow", 0.0), ("tokens", 1.0)):
-        policy = fast_policy(tmp_path, options=insulated)
+        policy = by_flow(fast_policy(tmp_path, options=insulated))
         before = policy.state_dict()
         before = {key: value.clone() for key, value in before.items()}
         language = LanguageLossConfig(fast_weight=weight)
