@@ -150,7 +150,7 @@ MUTANTS = {
     "no sqrt on text": (pi0, "Pi0.embed_prefix", "words * math.sqrt(words.shape[-1])", "words"),
     "picture over sqrt": (
         pi0,
-        "Pi0.embed_prefix",
+        "Pi0._picture_tokens",
         "rearrange(pictures,",
         "rearrange(pictures / math.sqrt(pictures.shape[-1]),",
     ),
