@@ -4,7 +4,7 @@
         --places this_process processes ray
 
 The same environments play the same episodes with actions of zero, in this process, in processes of
-this machine, and in actors of a Ray cluster (`pitune[ray]`). All places are measured in turn, by
+this machine, and in actors of a Ray cluster (the extra `ray`). All places are measured in turn, by
 the clock on the wall, because other processes work too.
 """
 
