@@ -73,7 +73,7 @@ def inputs_of(size: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def parts_of_pitune(size: dict[str, Any], compiles: bool) -> Parts:
     """Return the three computations of pitune's network."""
-    from pitune.compilation import Compilation
+    from pitune.compilation import LOOP_LAYERS, Compilation
     from pitune.policies.flow.ode import integrate
     from pitune.policies.flow.path import TimeGrid
     from pitune.policies.network.config import Pi0Config
@@ -106,14 +106,17 @@ def parts_of_pitune(size: dict[str, Any], compiles: bool) -> Parts:
         )
         return form(Pi0.with_state)(network, words, x["state"])
 
+    grid = TimeGrid(FLOW_STEPS)
+    # a short loop is compiled whole, as a policy compiles it
+    whole = FLOW_STEPS * size["expert"]["depth"] <= LOOP_LAYERS
+
+    def solve(network: Pi0, context: Any, noise: torch.Tensor) -> torch.Tensor:
+        velocity = Pi0.velocity if whole else form(Pi0.velocity)
+        return integrate(lambda x, t: velocity(network, context, x, t.contiguous()), noise, grid)
+
     @torch.no_grad()
     def sample() -> torch.Tensor:
-        context = encode()
-
-        def field(point: torch.Tensor, flow_time: torch.Tensor) -> Any:
-            return form(Pi0.velocity)(network, context, point, flow_time.contiguous())
-
-        return integrate(field, x["noise"], TimeGrid(FLOW_STEPS))
+        return (form(solve) if whole else solve)(network, encode(), x["noise"])
 
     def forward() -> torch.Tensor:
         point = 0.5 * (x["noise"] + x["actions"])[:, None]  # (B, 1, H, A)
