@@ -15,6 +15,7 @@ from torch import Tensor
 from pitune.compilation import Compilation, CompileClock, check_compiler
 from pitune.policies import FlowPolicy, LikelihoodActor, ModelInput, likelihoods
 from pitune.policies.flow.delay import DelayConfig
+from pitune.policies.flow.kernels import FlowNoise, FlowSDE
 from pitune.rl.algorithms.ppo import PPOConfig, policy_loss
 from pitune.rl.experience.sub_dict import sub_dict
 from vision_policies import preprocessed, vision_policy
@@ -187,3 +188,9 @@ def test_compiled_code_gives_the_eager_numbers_and_a_ratio_of_one(
         gradients.append([p.grad for p in policy.parameters() if p.grad is not None])
     for expected, actual in zip(*gradients, strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [FlowSDE, FlowNoise])
+def test_what_is_made_inside_of_traced_code_is_not_frozen(kernel: Any) -> None:
+    """Torch 2.12, the lowest version, loses the fields of a frozen dataclass that it traces."""
+    assert not kernel.__dataclass_params__.frozen
