@@ -74,7 +74,8 @@ def observations(policy: FlowPolicy) -> TensorDict:
     rows["task_id"] = torch.zeros(NUM, dtype=torch.int64)
     if policy.reads_last_action:
         rows |= {"last_action": torch.zeros(NUM, 2), "has_acted": torch.ones(NUM).bool()}
-    td = policy.observation_preprocessor(("push the block",))(TensorDict(rows, [NUM]))
+    tasks = policy.condition_tasks[:1] or ("push the block",)
+    td = policy.observation_preprocessor(tasks)(TensorDict(rows, [NUM]))
     if policy.has_memory:
         memory = torch.randn(NUM, *policy.memory_shape, generator=generator)
         td["model_input", "memory"] = memory
